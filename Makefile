@@ -1,0 +1,46 @@
+# Two commands: `make demo` shows the whole way on simulated tissue, `make test` proves it.
+# Each makes .venv and installs what it needs there; a changed pyproject.toml installs again.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo    simulate a small cohort and run import, embed, fit, evaluate and predict"
+	@echo "make test    run the tests (PYTEST_ARGS='-k name' for some of them)"
+	@echo "make lint    linters, type check and import contract"
+	@echo "make format  format the code"
+
+demo: $(VENV)/.demo
+	$(BIN)/strank demo -o strank-demo
+
+test: $(VENV)/.dev
+	$(BIN)/pytest -n auto $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) strank-demo
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[all]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.demo

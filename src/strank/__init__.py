@@ -1,0 +1,53 @@
+"""Learn relative gene expression from pathology images.
+
+Importing this package loads nothing heavy: each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from strank.cohort.store import read_cohort
+    from strank.evaluation.protocol import cross_validate, evaluate
+    from strank.fit import fit_model
+    from strank.linear.regressor import STRankRegressor, STRankRegressorCV
+    from strank.losses import ListSTRankLoss, PairSTRankLoss
+    from strank.model import RankModel
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ListSTRankLoss": "strank.losses",
+    "PairSTRankLoss": "strank.losses",
+    "RankModel": "strank.model",
+    "STRankRegressor": "strank.linear.regressor",
+    "STRankRegressorCV": "strank.linear.regressor",
+    "cross_validate": "strank.evaluation.protocol",
+    "evaluate": "strank.evaluation.protocol",
+    "fit_model": "strank.fit",
+    "read_cohort": "strank.cohort.store",
+}
+
+__all__ = [
+    "ListSTRankLoss",
+    "PairSTRankLoss",
+    "RankModel",
+    "STRankRegressor",
+    "STRankRegressorCV",
+    "cross_validate",
+    "evaluate",
+    "fit_model",
+    "read_cohort",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'strank' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,5 @@
+"""``python -m strank``."""
+
+from strank.cli import main
+
+main()

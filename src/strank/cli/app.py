@@ -1,0 +1,60 @@
+"""The commands in the order of the workflow."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from strank import __version__
+from strank.cli import cohort, demo, model
+from strank.cli.console import ErrorGroup
+
+__all__ = ["app", "main"]
+
+_HELP = """Learn relative gene expression from pathology images.
+
+The workflow: [bold]import[/] sections, [bold]embed[/] their images, [bold]fit[/] a model,
+[bold]evaluate[/] it on held-out sections, [bold]predict[/] on new slides.
+See it all at work on simulated tissue with [bold]strank demo[/].
+"""
+
+app = typer.Typer(
+    cls=ErrorGroup,
+    help=_HELP,
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+imports = typer.Typer(
+    help="1. Read sections of a platform into a cohort.", no_args_is_help=True
+)
+imports.command("st")(cohort.import_st)
+app.add_typer(imports, name="import")
+app.command("embed")(cohort.embed)
+app.command("fit")(model.fit)
+app.command("evaluate")(model.evaluate)
+app.command("predict")(model.predict)
+app.command("demo")(demo.demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"strank {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,111 @@
+"""``strank import`` and ``strank embed``: from files to a cohort with features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from strank.cli.console import Json, finish, note, progress
+
+__all__ = ["embed", "import_st"]
+
+
+def import_st(
+    folder: Annotated[Path, typer.Argument(help="Folder with images/, counts/ and spots/.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The cohort to write.")],
+    patient_pattern: Annotated[
+        str,
+        typer.Option(help="Regular expression that finds the patient in a section's name."),
+    ] = r"^[A-Za-z]+",
+    as_json: Json = False,
+) -> None:
+    """Read legacy Spatial Transcriptomics sections into a cohort.
+
+    Nothing is written unless every section can be read.
+
+    [bold]Example:[/] strank import st her2st -o cohort
+    """
+    from strank.cohort.store import write_h5ad
+    from strank.files import output_folder
+    from strank.readers.st import find_sections, read_st_section
+
+    found = find_sections(folder)
+    with progress("Reading", len(found)) as advance:
+        sections = []
+        for files in found:
+            sections.append(read_st_section(files, patient_pattern=patient_pattern))
+            advance(1)
+    output_folder(output)
+    summary = []
+    for files, adata in zip(found, sections, strict=True):
+        write_h5ad(adata, output / f"{files.section}.h5ad")
+        info = adata.uns["strank"]
+        dropped = {k: v for k, v in info["provenance"].items() if k.startswith("spots_") and v}
+        dropped.pop("spots_file", None)
+        summary.append(
+            {
+                "section": files.section,
+                "patient": adata.obs["patient"].iloc[0],
+                "spots": adata.n_obs,
+                "genes": adata.n_vars,
+                "um_per_pixel": round(info["um_per_pixel"], 4),
+                "dropped": dropped,
+            }
+        )
+    for entry in summary:
+        if entry["dropped"]:
+            what = ", ".join(f"{n} {kind[6:].replace('_', ' ')}" for kind, n in entry["dropped"].items())
+            note(f"section {entry['section']}: dropped spots: {what}")
+    finish(
+        {"cohort": str(output), "sections": summary},
+        as_json=as_json,
+        lines=[
+            *(
+                f"{e['section']}: patient {e['patient']}, {e['spots']} spots, {e['genes']} genes, "
+                f"{e['um_per_pixel']} µm per pixel"
+                for e in summary
+            ),
+            f"Wrote {len(summary)} sections to {output}. Next: strank embed {output}",
+        ],
+    )
+
+
+def embed(
+    cohort: Annotated[Path, typer.Argument(help="A cohort from `strank import`.")],
+    encoder: Annotated[str, typer.Option(help="Which image features.")] = "morphology",
+    as_json: Json = False,
+) -> None:
+    """2. Turn the image around every spot into features, kept beside the counts.
+
+    Sections that have them are skipped, so a stopped run continues.
+
+    [bold]Example:[/] strank embed cohort --encoder morphology
+    """
+    from strank.cohort.store import read_cohort
+    from strank.encoders.base import get_encoder
+    from strank.encoders.embed import embed_cohort
+
+    chosen = get_encoder(encoder)
+    total = sum(adata.n_obs for adata in read_cohort(cohort).values())
+    with progress("Embedding spots", total) as advance:
+        done = embed_cohort(cohort, chosen, advance=advance)
+    new = [entry.section for entry in done if not entry.done_before]
+    summary = {
+        "cohort": str(cohort),
+        "encoder": chosen.name,
+        "version": chosen.version,
+        "n_features": len(chosen.feature_names),
+        "embedded": new,
+        "done_before": [entry.section for entry in done if entry.done_before],
+    }
+    finish(
+        summary,
+        as_json=as_json,
+        lines=[
+            f"{chosen.name} {chosen.version}: {summary['n_features']} features a spot; "
+            f"{len(new)} sections embedded, {len(done) - len(new)} were done before. "
+            f"Next: strank fit {cohort} -o model"
+        ],
+    )

@@ -1,0 +1,100 @@
+"""What every command shares: errors in one line, progress, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from strank.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ErrorGroup", "Json", "finish", "note", "progress", "show_table", "split_names"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
+
+
+class ErrorGroup(TyperGroup):
+    """Turns errors of the input into one line on stderr and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            message = str(error)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] not in _EXTRAS:
+                raise
+            extra = _EXTRAS[error.name.split(".")[0]]
+            message = f"this needs {error.name}: pip install 'strank[{extra}]'"
+        except OSError as error:
+            if error.filename is None:
+                raise
+            message = f"{error.filename}: {error.strerror}"
+        typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
+        typer.echo(message, err=True)
+        raise typer.Exit(2)
+
+
+_EXTRAS = {"cv2": "images", "PIL": "images", "matplotlib": "plots"}
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show a progress bar with the time left on stderr; yields what advances it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda n: bar.advance(task, n)
+
+
+def note(message: str) -> None:
+    """Say something on stderr that must not go unseen."""
+    typer.secho("Note: ", fg="yellow", bold=True, err=True, nl=False)
+    typer.echo(message, err=True)
+
+
+def finish(summary: dict[str, Any], *, as_json: bool, lines: Iterable[str]) -> None:
+    """End a command: the summary as JSON, or the lines for people."""
+    if as_json:
+        json.dump(summary, sys.stdout, indent=2, ensure_ascii=False, default=str)
+        sys.stdout.write("\n")
+    else:
+        for line in lines:
+            typer.echo(line)
+
+
+def show_table(table: pd.DataFrame, title: str) -> None:
+    """Print a table; numbers with three decimals, names as they are."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=Text(title), title_justify="left")
+    for column in table.columns:
+        number = table[column].dtype.kind in "fi"
+        shown.add_column(Text(str(column)), justify="right" if number else "left")
+    for row in table.itertuples(index=False):
+        shown.add_row(*(Text(f"{v:.3f}" if isinstance(v, float) else str(v)) for v in row))
+    Console().print(shown)
+
+
+def split_names(text: str | None) -> list[str] | None:
+    """Split a comma-separated option; an :class:`InputError` if nothing is left."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"no name in {text!r}; separate names by commas")
+    return names

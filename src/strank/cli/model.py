@@ -1,0 +1,249 @@
+"""``strank fit``, ``strank evaluate`` and ``strank predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from strank.cli.console import Json, finish, note, progress, show_table, split_names
+from strank.errors import InputError, some
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from strank.evaluation.protocol import Evaluation
+    from strank.model import RankModel
+    from strank.slides.image import Slide
+
+__all__ = ["evaluate", "fit", "predict"]
+
+_PICTURES = 6
+
+Sections = Annotated[
+    str | None, typer.Option(help="Names of sections, separated by commas; all if not given.")
+]
+Genes = Annotated[int, typer.Option(min=1, help="Size of the panel, by variance in training.")]
+EncoderName = Annotated[str, typer.Option(help="Which image features.")]
+
+
+def fit(
+    cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The model folder to write.")],
+    genes: Genes = 50,
+    sections: Sections = None,
+    encoder: EncoderName = "morphology",
+    penalty: Annotated[
+        float | None,
+        typer.Option(help="L2 penalty in counts; chosen by leaving sections out if not given."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """3. Train a linear head with the exact list objective.
+
+    [bold]Example:[/] strank fit cohort -o model --genes 50 --sections C2,C3,C4
+    """
+    from strank.cohort.store import read_cohort
+    from strank.fit import fit_model
+
+    train = read_cohort(cohort, sections=split_names(sections), encoder=encoder)
+    model = fit_model(train, encoder=encoder, n_genes=genes, penalty=penalty)
+    model.save(output)
+    facts = model.provenance
+    if len(train) == 1 and penalty is None:
+        note(f"penalty: {facts['penalty_choice']}")
+    finish(
+        {"model": str(output), "n_genes": len(model.panel), **facts},
+        as_json=as_json,
+        lines=[
+            f"{facts['solver']}; penalty: {facts['penalty_choice']} "
+            f"(median {model.panel['penalty'].median():g} counts)",
+            f"Wrote a model of {len(model.panel)} genes from {len(train)} sections to {output}.",
+        ],
+    )
+
+
+def evaluate(
+    cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the tables.")],
+    model: Annotated[
+        Path | None, typer.Option(help="A trained model; it is scored on sections of the cohort.")
+    ] = None,
+    sections: Annotated[
+        str | None,
+        typer.Option(help="Sections to score; those the model was not trained on if not given."),
+    ] = None,
+    folds: Annotated[
+        str | None, typer.Option(help="Hold out every `section` or every `patient` once.")
+    ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(help="Cohort with the model's training sections, for the baselines."),
+    ] = None,
+    genes: Genes = 50,
+    encoder: EncoderName = "morphology",
+    as_json: Json = False,
+) -> None:
+    """4. Score held-out sections, beside ridge and section-centred ridge.
+
+    Give either --model or --folds. Spearman correlation (SCC) against log1p(CP10k).
+
+    [bold]Example:[/] strank evaluate cohort --folds section -o evaluation
+    """
+    from strank.files import output_folder
+
+    if (model is None) == (folds is None):
+        raise InputError("give either --model or --folds")
+    output_folder(output)
+    if model is not None:
+        result = _evaluate_model(cohort, model, split_names(sections), train or cohort)
+    else:
+        result = _cross_validate(cohort, str(folds), split_names(sections), encoder, genes)
+    result.write(output)
+    summary = result.summary
+    for warning in result.warnings:
+        note(warning)
+    if not as_json:
+        wide = summary.pivot(index="section", columns="method", values="scc")
+        wide = wide.loc[summary["section"].unique(), summary["method"].unique()]
+        show_table(wide.reset_index(), f"Mean SCC over genes ({result.facts['protocol']})")
+    facts = {"output": str(output), "protocol": result.facts["protocol"]}
+    finish(
+        {**facts, "warnings": result.warnings, "summary": summary.to_dict("records")},
+        as_json=as_json,
+        lines=[f"Wrote scores.csv, summary.csv and evaluation.json to {output}."],
+    )
+
+
+def predict(
+    image: Annotated[
+        Path, typer.Argument(help="A slide (JPEG, PNG, TIFF), or a section's .h5ad of a cohort.")
+    ],
+    model: Annotated[Path, typer.Option(help="A trained model.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for scores and maps.")],
+    genes: Annotated[
+        str | None,
+        typer.Option(help=f"Genes to draw, separated by commas; the first {_PICTURES} if not given."),
+    ] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="µm per pixel of the image; a section's .h5ad knows it.")
+    ] = None,
+    stride: Annotated[
+        float | None, typer.Option(help="µm between tiles; a spot's diameter if not given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """5. Find the tissue of a slide, score tiles over it and draw maps.
+
+    [bold]Example:[/] strank predict slide.jpg --mpp 0.69 --model model -o out --genes ERBB2,FASN
+
+    [bold]Example:[/] strank predict cohort/C5.h5ad --model model -o out
+    (observed beside predicted)
+    """
+    from strank.cohort.store import write_h5ad
+    from strank.files import output_folder
+    from strank.model import RankModel
+    from strank.predict import predict_slide, tile_grid
+    from strank.report.maps import observed_layer, predicted_layer, write_gene_maps
+
+    trained = RankModel.load(model)
+    drawn = _genes_to_draw(trained, split_names(genes))
+    slide, section = _open(image, mpp)
+    output_folder(output)
+    tiles = tile_grid(slide, trained, stride_um=stride)
+    with progress("Scoring tiles", tiles.n_obs) as advance:
+        predictions = predict_slide(slide, trained, tiles, advance=advance)
+    write_h5ad(predictions, output / "scores.h5ad")
+    pitch = stride or float(trained.provenance["spot_diameter_um"])
+    layers = [predicted_layer(predictions, pitch)]
+    if section is not None:
+        absent = trained.panel.index.difference(section.var_names)
+        if len(absent):
+            note(f"{image} has no counts of {some(absent)}: predicted only")
+        layers.insert(0, observed_layer(section, trained.panel.index, pitch))
+    with progress("Drawing maps", len(drawn)) as advance:
+        paths = []
+        for gene in drawn:
+            paths += write_gene_maps(output, slide, layers, [gene])
+            advance(1)
+    finish(
+        {
+            "scores": str(output / "scores.h5ad"),
+            "n_tiles": predictions.n_obs,
+            "n_genes": predictions.n_vars,
+            "maps": [str(path) for path in paths],
+        },
+        as_json=as_json,
+        lines=[
+            f"Scored {predictions.n_obs} tiles for {predictions.n_vars} genes: "
+            f"{output / 'scores.h5ad'}; maps of {some(drawn, 10)}."
+        ],
+    )
+
+
+def _evaluate_model(
+    cohort: Path, folder: Path, sections: list[str] | None, train: Path
+) -> Evaluation:
+    from strank.cohort.store import read_cohort, section_names
+    from strank.evaluation.protocol import evaluate as evaluate_model
+    from strank.model import RankModel
+
+    model = RankModel.load(folder)
+    encoder, trained = model.encoder["name"], list(model.provenance["sections"])
+    if sections is None:
+        sections = [name for name in section_names(cohort) if name not in trained]
+        if not sections:
+            raise InputError(
+                f"{cohort}: the model was trained on all of its sections; name some with "
+                "--sections, or evaluate with --folds"
+            )
+    known = [name for name in section_names(train) if name in trained]
+    return evaluate_model(
+        model,
+        read_cohort(cohort, sections=sections, encoder=encoder),
+        train=read_cohort(train, sections=known, encoder=encoder),
+    )
+
+
+def _cross_validate(
+    cohort: Path, folds: str, sections: list[str] | None, encoder: str, genes: int
+) -> Evaluation:
+    from strank.cohort.splits import make_folds, patients_of
+    from strank.cohort.store import read_cohort
+    from strank.evaluation.protocol import cross_validate
+
+    data = read_cohort(cohort, sections=sections, encoder=encoder)
+    n_folds = len(make_folds(patients_of(data), folds))  # type: ignore[arg-type]
+    with progress("Folds", n_folds) as advance:
+        return cross_validate(
+            data,
+            by=folds,  # type: ignore[arg-type]
+            encoder=encoder,
+            n_genes=genes,
+            advance=advance,
+        )
+
+
+def _genes_to_draw(model: RankModel, genes: list[str] | None) -> list[str]:
+    panel = list(model.panel.index)
+    unknown = [gene for gene in genes or [] if gene not in panel]
+    if unknown:
+        raise InputError(f"--genes: the model has no {some(unknown)}; its panel is {some(panel, 60)}")
+    return genes or panel[:_PICTURES]
+
+
+def _open(image: Path, mpp: float | None) -> tuple[Slide, AnnData | None]:
+    from strank.cohort.contract import section_info
+    from strank.cohort.store import read_section
+    from strank.slides.image import open_slide
+
+    if image.suffix == ".h5ad":
+        if mpp is not None:
+            raise InputError(f"--mpp: {image} knows its µm per pixel; leave the option out")
+        section = read_section(image)
+        info = section_info(section)
+        return open_slide(Path(info.image), info.um_per_pixel), section
+    if mpp is None:
+        raise InputError(f"{image}: give its µm per pixel with --mpp")
+    return open_slide(image, mpp), None

@@ -1,0 +1,219 @@
+"""What every section must look like, and the check that refuses what does not."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from strank.errors import InputError, some
+
+__all__ = [
+    "SCHEMA",
+    "SectionInfo",
+    "check_counts",
+    "check_section",
+    "counts_checksum",
+    "make_section",
+    "section_info",
+    "spots_checksum",
+]
+
+SCHEMA = 1
+_NUMBERS = ("um_per_pixel", "spot_diameter_um", "spot_pitch_um")
+
+
+@dataclass(frozen=True)
+class SectionInfo:
+    """Facts about a section that are not per spot or gene; stored in ``uns["strank"]``.
+
+    Attributes
+    ----------
+    image
+        Path of the full-resolution image.
+    image_sha256
+        Checksum of that file.
+    um_per_pixel
+        Size of a pixel of that image, in µm.
+    spot_diameter_um, spot_pitch_um
+        Diameter of a spot, and distance between the centres of neighbours, in µm.
+    technology
+        ``"ST"``, ``"Visium"``, ...
+    provenance
+        How the section came to be: reader, source files, what was dropped.
+    """
+
+    image: str
+    image_sha256: str
+    um_per_pixel: float
+    spot_diameter_um: float
+    spot_pitch_um: float
+    technology: str
+    provenance: dict[str, Any]
+
+
+def make_section(
+    counts: sparse.csr_matrix,
+    *,
+    spots: pd.DataFrame,
+    genes: pd.Index,
+    section: str,
+    patient: str,
+    info: SectionInfo,
+) -> AnnData:
+    """Put a section into the contract.
+
+    Parameters
+    ----------
+    counts
+        Raw counts over all measured genes, ``[n_spots, n_genes]``.
+    spots
+        One row a spot, indexed by its name, with columns ``x`` and ``y`` (centre in pixels of the
+        full-resolution image); further columns are kept in ``obs``.
+    genes
+        Gene symbols, unique.
+    section, patient
+        Names.
+    info
+        Facts about the section.
+
+    Raises
+    ------
+    InputError
+        If the section breaks the contract.
+    """
+    library_size = np.asarray(counts.sum(1), dtype=np.float64).ravel()
+    obs = spots.drop(columns=["x", "y"]).assign(
+        section=pd.Categorical([section] * len(spots)),
+        patient=pd.Categorical([patient] * len(spots)),
+        library_size=library_size,
+    )
+    adata = AnnData(
+        X=sparse.csr_matrix(counts, dtype=np.float32),
+        obs=obs,
+        var=pd.DataFrame(index=genes),
+        obsm={"spatial": spots[["x", "y"]].to_numpy(np.float64)},
+        uns={"strank": {"schema": SCHEMA, **asdict(info)}},
+    )
+    check_section(adata, name=section)
+    return adata
+
+
+def section_info(adata: AnnData) -> SectionInfo:
+    """Read the facts about a section back from ``uns["strank"]``."""
+    stored = adata.uns["strank"]
+    numbers = {key: float(stored[key]) for key in _NUMBERS}
+    return SectionInfo(**{key: stored[key] for key in SectionInfo.__dataclass_fields__} | numbers)
+
+
+def counts_checksum(adata: AnnData) -> str:
+    """SHA-256 of a section's counts, spot names and gene names, in hexadecimal."""
+    counts = sparse.csr_matrix(adata.X, dtype=np.float64)
+    counts.sum_duplicates()
+    digest = hashlib.sha256()
+    for part in (counts.data, counts.indices.astype(np.int64), counts.indptr.astype(np.int64)):
+        digest.update(part.tobytes())
+    digest.update("\n".join([*adata.obs_names, "", *adata.var_names]).encode())
+    return digest.hexdigest()
+
+
+def spots_checksum(adata: AnnData) -> str:
+    """SHA-256 of what features depend on: the image, its scale, and where which spot stands."""
+    info = section_info(adata)
+    digest = hashlib.sha256(f"{info.image_sha256} {info.um_per_pixel:.12g}\n".encode())
+    digest.update("\n".join(adata.obs_names).encode())
+    digest.update(np.asarray(adata.obsm["spatial"], dtype=np.float64).tobytes())
+    return digest.hexdigest()
+
+
+def check_section(adata: AnnData, *, name: str) -> None:
+    """Refuse a section that breaks the contract, naming the slot and the offending rows.
+
+    Parameters
+    ----------
+    adata
+        A section.
+    name
+        File or section named in the message.
+
+    Raises
+    ------
+    InputError
+        For the first breach found.
+    """
+    for slot, keys in {
+        "obs": ["section", "patient", "library_size"],
+        "obsm": ["spatial"],
+        "uns": ["strank"],
+    }.items():
+        missing = [key for key in keys if key not in getattr(adata, slot)]
+        if missing:
+            raise InputError(f"{name}: {slot} lacks {some(missing)}; import the section again")
+    _check_info(adata.uns["strank"], name)
+    if adata.n_obs == 0:
+        raise InputError(f"{name}: no spots")
+    for slot, index in {"obs_names": adata.obs_names, "var_names": adata.var_names}.items():
+        if not index.is_unique:
+            raise InputError(f"{name}: {slot} has duplicates: {some(index[index.duplicated()])}")
+    if adata.obs["section"].nunique() != 1 or adata.obs["patient"].nunique() != 1:
+        raise InputError(f"{name}: obs must hold one section of one patient")
+    check_counts(adata.X, spots=adata.obs_names, genes=adata.var_names, name=name)
+    _check_numbers(adata, name)
+
+
+def check_counts(counts: Any, *, spots: pd.Index, genes: pd.Index, name: str) -> None:
+    """Refuse counts that are not finite, non-negative integers, naming spot and gene.
+
+    Examples
+    --------
+    >>> counts = sparse.csr_matrix(np.array([[1.0, 0.5]]))
+    >>> check_counts(counts, spots=pd.Index(["1x1"]), genes=pd.Index(["A", "B"]), name="C2")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: C2: spot 1x1, gene B: 0.5 is not a whole number; raw counts are needed
+    """
+    stored = sparse.coo_matrix(counts)
+    for wrong, what in [
+        (~np.isfinite(stored.data), "is not a finite number"),
+        (stored.data < 0, "is negative"),
+        (stored.data != np.round(stored.data), "is not a whole number"),
+    ]:
+        if wrong.any():
+            first = int(np.flatnonzero(wrong)[0])
+            raise InputError(
+                f"{name}: spot {spots[stored.row[first]]}, gene {genes[stored.col[first]]}: "
+                f"{stored.data[first]:g} {what}; raw counts are needed"
+            )
+
+
+def _check_info(stored: Any, name: str) -> None:
+    missing = [key for key in ("schema", *SectionInfo.__dataclass_fields__) if key not in stored]
+    if missing:
+        raise InputError(f'{name}: uns["strank"] lacks {some(missing)}; import the section again')
+    if int(stored["schema"]) != SCHEMA:
+        raise InputError(
+            f"{name}: schema version {stored['schema']}, but this strank reads {SCHEMA}; "
+            "import the section again"
+        )
+
+
+def _check_numbers(adata: AnnData, name: str) -> None:
+    for slot, values in {
+        'obsm["spatial"]': np.asarray(adata.obsm["spatial"], dtype=np.float64),
+        'obs["library_size"]': adata.obs[["library_size"]].to_numpy(np.float64),
+    }.items():
+        wrong = ~np.isfinite(values).all(1)
+        if wrong.any():
+            raise InputError(f"{name}: {slot} is not finite at spot {some(adata.obs_names[wrong])}")
+    # The library size may cover genes that the file no longer holds, never fewer.
+    short = adata.obs["library_size"].to_numpy() < np.asarray(adata.X.sum(1)).ravel() - 0.5
+    if short.any():
+        raise InputError(
+            f'{name}: obs["library_size"] is less than the counts of spot '
+            f"{some(adata.obs_names[short])}"
+        )

@@ -1,0 +1,128 @@
+"""Reading and writing cohorts: ``COHORT/<section>.h5ad`` and features beside it.
+
+Features are AnnData files of their own, ``COHORT/features/<encoder>/<section>.h5ad`` (``X`` =
+features, ``var`` = their names), joined to ``obsm[<encoder>]`` on reading. So adding features
+never touches counts, and a file is whole or absent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import anndata
+import numpy as np
+from anndata import AnnData
+
+from strank.cohort.contract import check_section, spots_checksum
+from strank.errors import InputError, some
+from strank.files import atomic_path
+
+__all__ = [
+    "features_path",
+    "join_features",
+    "read_cohort",
+    "read_h5ad",
+    "read_section",
+    "section_names",
+    "write_h5ad",
+]
+
+
+def section_names(folder: Path) -> list[str]:
+    """Name the sections of a cohort, sorted; an :class:`InputError` if there are none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; make a cohort with `strank import`")
+    names = sorted(path.stem for path in folder.glob("*.h5ad") if not path.name.startswith("."))
+    if not names:
+        raise InputError(f"{folder}: no sections (*.h5ad) there; make a cohort with `strank import`")
+    return names
+
+
+def read_cohort(
+    folder: Path | str, *, sections: Iterable[str] | None = None, encoder: str | None = None
+) -> dict[str, AnnData]:
+    """Read the sections of a cohort, checked against the data contract.
+
+    Parameters
+    ----------
+    folder
+        The cohort's folder.
+    sections
+        Which sections; all of them if ``None``.
+    encoder
+        Join the features of this encoder as ``obsm[encoder]``.
+
+    Returns
+    -------
+    dict[str, AnnData]
+        Section name to section, in sorted order; `anndata.concat` takes it as it is.
+
+    Raises
+    ------
+    InputError
+        For an absent folder, an unknown section, a file that breaks the contract, or features
+        that are absent or do not fit.
+    """
+    folder = Path(folder)
+    names = section_names(folder)
+    wanted = names if sections is None else sorted(set(sections))
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise InputError(f"{folder}: no section {some(unknown)}; there are {some(names, 20)}")
+    cohort = {name: read_section(folder / f"{name}.h5ad") for name in wanted}
+    if encoder is not None:
+        for name, adata in cohort.items():
+            join_features(adata, features_path(folder, encoder, name), encoder)
+    return cohort
+
+
+def read_section(path: Path) -> AnnData:
+    """Read one section; an :class:`InputError` if it is damaged or breaks the contract."""
+    adata = read_h5ad(path)
+    check_section(adata, name=str(path))
+    name = adata.obs["section"].iloc[0]
+    if name != path.stem:
+        raise InputError(f'{path}: obs["section"] says {name}; rename the file to {name}.h5ad')
+    return adata
+
+
+def features_path(folder: Path, encoder: str, section: str) -> Path:
+    """Where the features of a section are kept."""
+    return folder / "features" / encoder / f"{section}.h5ad"
+
+
+def join_features(adata: AnnData, path: Path, encoder: str) -> None:
+    """Add features from their file as ``obsm[encoder]``, and the encoder's facts as ``uns[encoder]``."""
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no {encoder} features; run `strank embed {path.parents[2]} "
+            f"--encoder {encoder}`"
+        )
+    features = read_h5ad(path)
+    if features.uns.get("spots_sha256") != spots_checksum(adata):
+        raise InputError(f"{path}: features of other spots or another image; run `strank embed` again")
+    values = np.asarray(features.X)
+    wrong = ~np.isfinite(values).all(1)
+    if wrong.any():
+        raise InputError(f"{path}: features of spot {some(adata.obs_names[wrong])} are not finite")
+    adata.obsm[encoder] = values
+    adata.uns[encoder] = json.loads(features.uns["encoder"])
+
+
+def read_h5ad(path: Path) -> AnnData:
+    """Read an AnnData file; an :class:`InputError` if it is absent or damaged."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        return anndata.read_h5ad(path)
+    except Exception as error:  # h5py and anndata raise many kinds for a damaged file
+        raise InputError(f"{path}: not a readable .h5ad file ({error})") from error
+
+
+def write_h5ad(adata: AnnData, path: Path) -> None:
+    """Write an AnnData file atomically, compressed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as part:
+        adata.write_h5ad(part, compression="gzip")

@@ -1,0 +1,27 @@
+"""The one exception that means: the input is at fault, and this is what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["InputError", "some"]
+
+
+class InputError(ValueError):
+    """Input that cannot be used; the message names it and says what to do.
+
+    The command line prints the message and exits with code 2, without a traceback.
+    """
+
+
+def some(names: Iterable[object], most: int = 5) -> str:
+    """List the first few names in a message, and how many more there are.
+
+    Examples
+    --------
+    >>> some(["A", "B", "C"], most=2)
+    'A, B and 1 more'
+    """
+    listed = [str(name) for name in names]
+    rest = len(listed) - most
+    return ", ".join(listed[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,196 @@
+"""Which sections train, which are scored, and what stands beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+import strank
+from strank.cohort.contract import counts_checksum
+from strank.cohort.splits import FoldUnit, make_folds, patients_of
+from strank.errors import InputError, some
+from strank.evaluation.baselines import BASELINES
+from strank.evaluation.scores import score_section, summarise
+from strank.files import atomic_path, output_folder, write_json
+from strank.fit import fit_model, training_data
+from strank.model import RankModel
+
+__all__ = ["Evaluation", "cross_validate", "evaluate"]
+
+LIST = "list (strank)"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a model and of the two baselines.
+
+    Attributes
+    ----------
+    scores
+        One row a method, section and gene; see `strank.evaluation.scores.score_section`.
+    facts
+        What produced them: version, protocol, sections, parameters.
+    warnings
+        What limits what they say, in words.
+    """
+
+    scores: pd.DataFrame
+    facts: dict[str, Any]
+    warnings: tuple[str, ...]
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """Mean over genes; see `strank.evaluation.scores.summarise`."""
+        return summarise(self.scores)
+
+    def write(self, folder: Path | str) -> None:
+        """Write ``scores.csv``, ``summary.csv`` and ``evaluation.json``."""
+        folder = output_folder(Path(folder))
+        for name, table in {"scores.csv": self.scores, "summary.csv": self.summary}.items():
+            with atomic_path(folder / name) as part:
+                table.to_csv(part, index=False, float_format="%.6g")
+        write_json(folder / "evaluation.json", {**self.facts, "warnings": list(self.warnings)})
+
+
+def evaluate(
+    model: RankModel, cohort: Mapping[str, AnnData], *, train: Mapping[str, AnnData]
+) -> Evaluation:
+    """Score a model, and baselines fitted on its own training sections, on sections of a cohort.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    cohort
+        Sections to score, with counts and the features of the model's encoder.
+    train
+        Sections that the model was trained on, for the baselines.
+
+    Returns
+    -------
+    Evaluation
+        It warns of scored sections, or patients, that the model was trained on.
+
+    Raises
+    ------
+    InputError
+        If ``train`` lacks a training section, or holds other counts under its name.
+    """
+    expected: dict[str, dict[str, Any]] = model.provenance["sections"]
+    trained = {name: _same(name, train, expected) for name in expected}
+    patients = patients_of(cohort)
+    warnings = []
+    if seen := sorted(set(cohort) & set(expected)):
+        warnings.append(f"the model was trained on {some(seen)}: the score there is no test")
+    known = {entry["patient"] for entry in expected.values()}
+    if shared := sorted(known & {patients[name] for name in cohort if name not in expected}):
+        warnings.append(_shared_patients(shared))
+    scores = _score(model, trained, cohort)
+    facts = {
+        "strank_version": strank.__version__,
+        "protocol": "a given model",
+        "sections": {name: counts_checksum(adata) for name, adata in cohort.items()},
+        "model": dict(model.provenance),
+    }
+    return Evaluation(scores, facts, (*warnings, *_unscored(scores)))
+
+
+def cross_validate(
+    cohort: Mapping[str, AnnData],
+    *,
+    by: FoldUnit = "patient",
+    encoder: str = "morphology",
+    n_genes: int = 50,
+    advance: Callable[[int], object] | None = None,
+) -> Evaluation:
+    """Hold out every section, or every patient, once; panel and penalties are of its training part.
+
+    Parameters
+    ----------
+    cohort
+        Sections with counts and features.
+    by
+        What is held out as a whole.
+    encoder
+        Whose features.
+    n_genes
+        Size of the panel.
+    advance
+        Called with 1 after every fold.
+
+    Raises
+    ------
+    InputError
+        For fewer than two sections or patients.
+    """
+    tables, facts, warnings = [], [], []
+    for fold in make_folds(patients_of(cohort), by):
+        train = {name: cohort[name] for name in fold.train}
+        model = fit_model(train, encoder=encoder, n_genes=n_genes)
+        table = _score(model, train, {name: cohort[name] for name in fold.test})
+        tables.append(table.assign(fold=fold.name))
+        facts.append({"fold": fold.name, "test": fold.test, **model.provenance})
+        if fold.shared_patients:
+            warnings.append(f"fold {fold.name}: {_shared_patients(fold.shared_patients)}")
+        if len(train) == 1:
+            warnings.append(
+                f"fold {fold.name}: trained on one section, so no penalty could be chosen there"
+            )
+        if advance is not None:
+            advance(1)
+    scores = pd.concat(tables, ignore_index=True)
+    parameters = {"encoder": encoder, "n_genes": n_genes}
+    protocol = {"strank_version": strank.__version__, "protocol": f"leave one {by} out"}
+    return Evaluation(
+        scores, {**protocol, **parameters, "folds": facts}, (*warnings, *_unscored(scores))
+    )
+
+
+def _score(
+    model: RankModel, train: Mapping[str, AnnData], test: Mapping[str, AnnData]
+) -> pd.DataFrame:
+    panel, encoder = model.panel.index, model.encoder["name"]
+    data = training_data(train, panel, encoder)
+    baselines = {name: fit(data) for name, fit in BASELINES.items()}
+    tables = []
+    for adata in test.values():
+        features = np.asarray(adata.obsm[encoder])
+        scores = {LIST: np.asarray(model.predict(adata).X)}
+        scores |= {name: predict(features) for name, predict in baselines.items()}
+        tables.append(score_section(scores, adata, panel))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _same(
+    name: str, train: Mapping[str, AnnData], expected: Mapping[str, Mapping[str, Any]]
+) -> AnnData:
+    if name not in train:
+        raise InputError(
+            f"the baselines are fitted on the model's training sections ({some(expected)}), and "
+            f"{name} is not among those given: name the cohort that has them with --train"
+        )
+    if counts_checksum(train[name]) != expected[name]["counts_sha256"]:
+        raise InputError(f"section {name} has other counts than when the model was trained on it")
+    return train[name]
+
+
+def _shared_patients(patients: Any) -> str:
+    return (
+        f"patient {some(patients)} stands on both sides of the split: the score says how well "
+        "further sections of that patient are predicted, not a new patient"
+    )
+
+
+def _unscored(scores: pd.DataFrame) -> list[str]:
+    noted = scores[(scores["note"] != "") & (scores["method"] == LIST)]
+    return [
+        f"{len(rows)} of {len(scores) // scores['method'].nunique()} gene-section pairs: {note}"
+        + (", counted as 0" if note == "constant scores" else ", not scored")
+        for note, rows in noted.groupby("note")
+    ]

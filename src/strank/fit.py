@@ -1,0 +1,156 @@
+"""From the sections of a cohort to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+import strank
+from strank.cohort.contract import counts_checksum, section_info
+from strank.cohort.panel import check_genes, choose_panel
+from strank.cohort.splits import patients_of
+from strank.errors import InputError
+from strank.linear.head import LinearHead
+from strank.linear.regressor import STRankRegressor, STRankRegressorCV
+from strank.linear.solver import Status
+from strank.model import RankModel
+
+__all__ = ["DEFAULT_PENALTY", "TrainingData", "fit_model", "training_data"]
+
+DEFAULT_PENALTY = 300.0
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Spots of several sections in one: ``[n_spots, ...]`` in each.
+
+    Attributes
+    ----------
+    features
+        Of one encoder, ``[n_spots, n_features]``.
+    counts
+        Of the panel, CSR, ``[n_spots, n_genes]``.
+    library_size
+        Totals over all measured genes; spots without counts are left out.
+    section
+        Names.
+    """
+
+    features: np.ndarray
+    counts: sparse.csr_matrix
+    library_size: np.ndarray
+    section: np.ndarray
+
+
+def training_data(cohort: Mapping[str, AnnData], panel: pd.Index, encoder: str) -> TrainingData:
+    """Stack the sections; spots without any count have no exposure and are left out."""
+    kept = {name: adata[adata.obs["library_size"] > 0] for name, adata in cohort.items()}
+    empty = [name for name, adata in kept.items() if adata.n_obs == 0]
+    if empty:
+        raise InputError(f"section {empty[0]}: no spot has any count")
+    return TrainingData(
+        features=np.concatenate([adata.obsm[encoder] for adata in kept.values()]),
+        counts=sparse.vstack([sparse.csr_matrix(a[:, panel].X) for a in kept.values()], "csr"),
+        library_size=np.concatenate([a.obs["library_size"].to_numpy() for a in kept.values()]),
+        section=np.repeat(list(kept), [adata.n_obs for adata in kept.values()]),
+    )
+
+
+def fit_model(
+    cohort: Mapping[str, AnnData],
+    *,
+    encoder: str = "morphology",
+    n_genes: int = 50,
+    genes: Sequence[str] | None = None,
+    penalty: float | None = None,
+) -> RankModel:
+    """Train the linear head with the exact list objective.
+
+    Parameters
+    ----------
+    cohort
+        Training sections with features, from `read_cohort(..., encoder=...)`.
+    encoder
+        Whose features.
+    n_genes
+        Size of the panel, chosen by variance on these sections.
+    genes
+        The panel, if it is given.
+    penalty
+        In counts; chosen for each gene by leaving sections out if ``None``. From one section
+        nothing can be left out: then it is `DEFAULT_PENALTY`, and the provenance says so.
+
+    Returns
+    -------
+    RankModel
+        Its ``panel`` has counts, penalty and status of each gene.
+
+    Raises
+    ------
+    InputError
+        For a panel that is not measured, a section without counts, or a negative penalty.
+    """
+    if penalty is not None and not penalty >= 0:
+        raise InputError(f"the penalty must not be negative; got {penalty}")
+    how = "given"
+    if penalty is None:
+        how = "leave one section out"
+        if len(cohort) < 2:
+            how = f"default of {DEFAULT_PENALTY:g} counts: one section, nothing to leave out"
+            penalty = DEFAULT_PENALTY
+    panel = choose_panel(cohort, n_genes) if genes is None else check_genes(cohort, genes)
+    data = training_data(cohort, panel, encoder)
+    regressor = STRankRegressorCV() if penalty is None else STRankRegressor(penalty)
+    regressor.fit(
+        data.features, data.counts, section=data.section, offset=np.log(data.library_size)
+    )
+    any_section = next(iter(cohort.values()))
+    return RankModel(
+        head=LinearHead.from_regressor(regressor).eval(),
+        panel=_panel_table(panel, data, regressor),
+        encoder=any_section.uns[encoder],
+        provenance={
+            "strank_version": strank.__version__,
+            "objective": "list likelihood, linear head, exact",
+            "panel_choice": "given" if genes else f"{n_genes} of highest log1p(CP10k) variance",
+            "penalty_choice": how,
+            "solver": regressor.solution_.message,
+            **_training_sections(cohort),
+        },
+    )
+
+
+def _panel_table(panel: pd.Index, data: TrainingData, regressor: STRankRegressor) -> pd.DataFrame:
+    solution = regressor.solution_
+    return pd.DataFrame(
+        {
+            "counts": np.asarray(data.counts.sum(0)).ravel(),
+            "penalty": regressor.penalty_,
+            "iterations": solution.iterations.numpy(),
+            "status": [Status(code).name.lower() for code in solution.status.tolist()],
+        },
+        index=panel,
+    )
+
+
+def _training_sections(cohort: Mapping[str, AnnData]) -> dict[str, object]:
+    patients = patients_of(cohort)
+    info = {name: section_info(adata) for name, adata in cohort.items()}
+    return {
+        "spot_pitch_um": min(i.spot_pitch_um for i in info.values()),
+        "spot_diameter_um": min(i.spot_diameter_um for i in info.values()),
+        "sections": {
+            name: {
+                "patient": patients[name],
+                "n_spots": adata.n_obs,
+                "counts_sha256": counts_checksum(adata),
+                "image_sha256": info[name].image_sha256,
+            }
+            for name, adata in cohort.items()
+        },
+    }

@@ -1,0 +1,96 @@
+"""The penalised list objective for a linear head, reduced to what an optimiser needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from strank.functional.segments import segment_logsumexp, segment_max, segment_sum
+
+__all__ = ["ListProblem"]
+
+
+@dataclass(frozen=True)
+class ListProblem:
+    r"""Sufficient statistics of :math:`-\sum_i c_i\,x_i^\top w + \sum_s T_s \log\sum_{i \in s} l_i e^{x_i^\top w}`.
+
+    Counts enter only through ``xtc`` = :math:`X^\top c` and ``totals`` = :math:`T_s`, so they are
+    read once and may stay sparse.
+
+    Attributes
+    ----------
+    features
+        ``[n_spots, n_features]``.
+    section
+        Codes ``0 .. n_sections - 1``, ``[n_spots]``.
+    offset
+        Log exposure (log library size) per spot, ``[n_spots]``.
+    xtc
+        Features summed over counts, ``[n_features, n_genes]``.
+    totals
+        Counts of a gene in a section, ``[n_sections, n_genes]``.
+    """
+
+    features: Tensor
+    section: Tensor
+    offset: Tensor
+    xtc: Tensor
+    totals: Tensor
+
+    @classmethod
+    def from_counts(
+        cls,
+        features: Tensor,
+        counts: sparse.csr_matrix | np.ndarray,
+        *,
+        section: Tensor,
+        n_sections: int,
+        offset: Tensor,
+    ) -> ListProblem:
+        """Reduce counts (CSR or dense, ``[n_spots, n_genes]``) to sums; they are not kept."""
+        codes = section.cpu().numpy()
+        member = sparse.csr_matrix(
+            (np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(n_sections, len(codes))
+        )
+        counts = sparse.csr_matrix(counts)
+        xtc = (counts.T @ features.cpu().numpy()).T
+        totals = (member @ counts).toarray()
+        like = {"dtype": features.dtype, "device": features.device}
+        return cls(
+            features, section, offset, torch.as_tensor(xtc, **like), torch.as_tensor(totals, **like)
+        )
+
+    @property
+    def n_sections(self) -> int:
+        """Number of sections."""
+        return self.totals.shape[0]
+
+    @cached_property
+    def gene_totals(self) -> Tensor:
+        """Counts of each gene over all sections, ``[n_genes]``."""
+        return self.totals.sum(0)
+
+    def shares(self, scores: Tensor) -> Tensor:
+        """Predicted share of a section's counts that falls on each spot, ``[n_spots, n_genes]``."""
+        logits = scores + self.offset[:, None]
+        lse = segment_logsumexp(logits, self.section, self.n_sections)
+        return (logits - lse[self.section]).exp()
+
+    def loss(self, weights: Tensor) -> Tensor:
+        """Negative log-likelihood per gene, in nats, ``[n_genes]``, constants dropped."""
+        logits = self.features @ weights + self.offset[:, None]
+        lse = segment_logsumexp(logits, self.section, self.n_sections)
+        # 0 * -inf: a section without spots of a gene must not contribute.
+        level = torch.where(self.totals > 0, self.totals * lse, 0.0).sum(0)
+        return level - (weights * self.xtc).sum(0)
+
+    def genes(self, index: Tensor) -> ListProblem:
+        """The same problem for some of the genes."""
+        return ListProblem(
+            self.features, self.section, self.offset, self.xtc[:, index], self.totals[:, index]
+        )

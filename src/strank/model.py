@@ -1,0 +1,176 @@
+"""A trained model: head, panel, encoder and provenance in a folder that anyone can open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import strank
+from strank.errors import InputError, some
+from strank.files import atomic_path, read_json, sha256
+from strank.linear.head import LinearHead
+
+__all__ = ["RankModel"]
+
+FORMAT = 1
+_HEADS: dict[str, type[nn.Module]] = {"linear": LinearHead}
+_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class RankModel:
+    """What turns the features of an encoder into scores for a panel of genes.
+
+    Attributes
+    ----------
+    head
+        Maps ``[n_spots, n_features]`` to ``[n_spots, n_genes]``; holds the standardisation.
+    panel
+        One row a gene (the index), with what is known of its fit.
+    encoder
+        Facts of the encoder: name, version, fields, number of features.
+    provenance
+        What the model was trained on and with.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> facts = {"name": "mine", "version": "1", "fields": [], "n_features": 3}
+    >>> model = RankModel(LinearHead(3, 1), pd.DataFrame(index=["ERBB2"]), facts, {})
+    >>> folder = Path(tempfile.mkdtemp()) / "model"
+    >>> model.save(folder)
+    >>> scores = RankModel.load(folder).predict(AnnData(obsm={"mine": np.ones((4, 3))}))
+    >>> scores.shape
+    (4, 1)
+    """
+
+    head: nn.Module
+    panel: pd.DataFrame
+    encoder: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+    def save(self, folder: Path | str) -> None:
+        """Write ``model.json`` and ``head.safetensors``; the folder is whole or absent.
+
+        Raises
+        ------
+        InputError
+            If the folder exists and is not a model, or cannot be written.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder / "model.json").is_file():
+            raise InputError(f"{folder}: exists and is not a model; choose another -o")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(folder) as part:
+                part.mkdir()
+                save_file(self.head.state_dict(), part / "head.safetensors")
+                (part / "model.json").write_text(self._json(part / "head.safetensors"))
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Read a model folder.
+
+        Raises
+        ------
+        InputError
+            If it is not a model, is damaged, or was written by a later strank.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such model folder; train one with `strank fit`")
+        stored = read_json(folder / "model.json")
+        try:
+            if stored["format"] != FORMAT:
+                raise InputError(f"{folder}: model format {stored['format']}; update strank")
+            weights = folder / "head.safetensors"
+            if sha256(weights) != stored["head"]["sha256"]:
+                raise InputError(f"{weights}: damaged (its checksum is not that in model.json)")
+            panel = pd.DataFrame(stored["panel"]).set_index("gene")
+            head = _HEADS[stored["head"]["kind"]](stored["encoder"]["n_features"], len(panel))
+            head.load_state_dict(load_file(weights))
+            return cls(head.eval(), panel, stored["encoder"], stored["provenance"])
+        except (KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"{folder}: damaged model folder ({error!r})") from error
+
+    def predict(self, adata: AnnData) -> AnnData:
+        """Score every spot.
+
+        Parameters
+        ----------
+        adata
+            Spots with features in ``obsm[encoder]``; several sections are told apart by
+            ``obs["section"]``.
+
+        Returns
+        -------
+        AnnData
+            ``X`` = scores (natural log, float32), 0 at the mean of a section and gene; ``obs`` and
+            ``obsm["spatial"]`` as given; ``var`` = the panel, with ``measured`` = whether the input
+            has counts of the gene; ``uns["strank_model"]`` = encoder and provenance as JSON.
+
+        Raises
+        ------
+        InputError
+            If the features are absent, of another width, version or encoder, or not finite.
+        """
+        features = torch.as_tensor(self._features(adata))
+        with torch.inference_mode():
+            scores = torch.cat([self.head(part) for part in features.split(_ROWS)]).numpy()
+        section = adata.obs["section"] if "section" in adata.obs else np.zeros(adata.n_obs)
+        for rows in pd.Series(range(adata.n_obs)).groupby(np.asarray(section)).indices.values():
+            scores[rows] -= scores[rows].mean(0)
+        return AnnData(
+            X=scores,
+            obs=adata.obs.copy(),
+            var=self.panel.assign(measured=self.panel.index.isin(adata.var_names)),
+            obsm={"spatial": adata.obsm["spatial"]} if "spatial" in adata.obsm else None,
+            uns={"strank_model": json.dumps({"encoder": dict(self.encoder), **self.provenance})},
+        )
+
+    def _features(self, adata: AnnData) -> np.ndarray:
+        name, width = self.encoder["name"], self.encoder["n_features"]
+        if name not in adata.obsm:
+            has = f"; there is {some(adata.obsm)}" if len(adata.obsm) else ""
+            raise InputError(f"the model needs features of {name} in obsm[{name!r}]{has}")
+        facts = adata.uns.get(name)
+        if facts is not None and facts != dict(self.encoder):
+            different = [key for key in self.encoder if facts.get(key) != self.encoder[key]]
+            raise InputError(
+                f"the features come from another {name} than the model's ({some(different)} "
+                "differ); embed again with this version, or train again"
+            )
+        features = np.asarray(adata.obsm[name], dtype=np.float32)
+        if features.shape[1] != width:
+            raise InputError(
+                f"obsm[{name!r}] has {features.shape[1]} features, but the model was trained on {width}"
+            )
+        wrong = ~np.isfinite(features).all(1)
+        if wrong.any():
+            raise InputError(f"features of spot {some(adata.obs_names[wrong])} are not finite")
+        return features
+
+    def _json(self, weights: Path) -> str:
+        kind = next(kind for kind, head in _HEADS.items() if isinstance(self.head, head))
+        content = {
+            "format": FORMAT,
+            "strank": strank.__version__,
+            "head": {"kind": kind, "sha256": sha256(weights)},
+            "encoder": dict(self.encoder),
+            "panel": self.panel.rename_axis("gene").reset_index().to_dict("records"),
+            "provenance": dict(self.provenance),
+        }
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,83 @@
+"""From a slide to scores on a grid of tiles over its tissue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from strank.encoders.base import encoder_facts, get_encoder
+from strank.encoders.embed import embed_spots
+from strank.errors import InputError
+from strank.model import RankModel
+from strank.slides.image import Slide
+from strank.slides.tissue import tile_centres
+
+__all__ = ["predict_slide", "tile_grid"]
+
+
+def tile_grid(slide: Slide, model: RankModel, *, stride_um: float | None = None) -> AnnData:
+    """Lay tiles of the model's spot size over the tissue: ``obsm["spatial"]``, no counts.
+
+    Parameters
+    ----------
+    slide
+        The image and its µm per pixel.
+    model
+        Gives the size of a spot.
+    stride_um
+        Distance between tiles; a spot's diameter if ``None``.
+
+    Raises
+    ------
+    InputError
+        If there is no tissue, or for a stride that is not positive.
+    """
+    diameter = float(model.provenance["spot_diameter_um"])
+    stride = diameter if stride_um is None else stride_um
+    if not stride > 0:
+        raise InputError(f"--stride must be positive; got {stride}")
+    centres = tile_centres(slide, stride_um=stride, tile_um=diameter)
+    return AnnData(
+        obs=pd.DataFrame(
+            {"section": pd.Categorical([slide.path.stem] * len(centres))},
+            index=pd.Index([f"tile{i}" for i in range(len(centres))]),
+        ),
+        obsm={"spatial": centres},
+    )
+
+
+def predict_slide(
+    slide: Slide, model: RankModel, tiles: AnnData, *, advance: Callable[[int], object] | None = None
+) -> AnnData:
+    """Embed tiles of a slide and score them.
+
+    Parameters
+    ----------
+    slide
+        The image and its µm per pixel.
+    model
+        A trained model whose encoder this strank has.
+    tiles
+        Positions in ``obsm["spatial"]``, from `tile_grid`.
+    advance
+        Called with the number of tiles done, for a progress bar.
+
+    Returns
+    -------
+    AnnData
+        As `RankModel.predict`, with ``obsm["spatial"]`` in pixels of the image.
+
+    Raises
+    ------
+    InputError
+        If the encoder is unknown or of another version.
+    """
+    encoder = get_encoder(model.encoder["name"])
+    features = embed_spots(slide, np.asarray(tiles.obsm["spatial"]), encoder, advance=advance)
+    spots = tiles.copy()
+    spots.obsm[encoder.name] = features
+    spots.uns[encoder.name] = encoder_facts(encoder)
+    return model.predict(spots)

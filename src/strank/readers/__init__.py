@@ -1,0 +1,1 @@
+"""Files of the platforms, read into the data contract."""

@@ -1,0 +1,184 @@
+"""Maps of scores over the tissue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import EllipseCollection
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from strank.files import atomic_path, safe_name
+from strank.functional.metrics import log1p_cp10k
+from strank.slides.image import Slide, thumbnail
+
+__all__ = ["MapLayer", "draw_maps", "observed_layer", "predicted_layer", "write_gene_maps"]
+
+_THUMBNAIL_UM = 4.0
+_MARGIN_UM = 150.0
+# Red and blue keep apart in all common colour deficiencies; the middle is light, like unstained.
+_COLOURS = "RdBu_r"
+
+
+@dataclass(frozen=True)
+class MapLayer:
+    """Values at positions of a slide.
+
+    Attributes
+    ----------
+    title, label
+        What is shown, and the label of its colour bar.
+    positions
+        Centres (x, y) in pixels of the full image, ``[n_spots, 2]``.
+    diameter_um
+        Size of a mark.
+    values
+        ``[n_spots, n_genes]``; 0 is the middle of the colours.
+    genes
+        Names of the columns.
+    """
+
+    title: str
+    label: str
+    positions: NDArray[np.float64]
+    diameter_um: float
+    values: NDArray[np.float64]
+    genes: pd.Index
+
+
+def predicted_layer(predictions: AnnData, diameter_um: float) -> MapLayer:
+    """Scores as `RankModel.predict` returns them."""
+    return MapLayer(
+        "predicted",
+        "log relative expression",
+        np.asarray(predictions.obsm["spatial"]),
+        diameter_um,
+        np.asarray(predictions.X, dtype=np.float64),
+        predictions.var_names,
+    )
+
+
+def observed_layer(section: AnnData, genes: pd.Index, diameter_um: float) -> MapLayer:
+    """Observed log1p(CP10k) of the genes that were measured, 0 at its mean over the section."""
+    genes = genes[genes.isin(section.var_names)]
+    target = log1p_cp10k(section[:, genes].X, section.obs["library_size"]).toarray()
+    return MapLayer(
+        "observed",
+        "log1p(CP10k), minus section mean",
+        np.asarray(section.obsm["spatial"]),
+        diameter_um,
+        target - target.mean(0),
+        genes,
+    )
+
+
+def write_gene_maps(
+    folder: Path, slide: Slide, layers: list[MapLayer], genes: Iterable[str]
+) -> list[Path]:
+    """Write one PNG a gene, its layers side by side over the thumbnail of the slide.
+
+    A layer that lacks a gene is left out of its picture. File names are the genes', escaped.
+    """
+    small, scale = thumbnail(slide, _THUMBNAIL_UM)
+    paths = []
+    for gene in genes:
+        path = folder / f"{safe_name(gene)}.png"
+        shown = [layer for layer in layers if gene in layer.genes]
+        figure = draw_maps(small, scale / slide.um_per_pixel, slide.um_per_pixel, shown, gene)
+        with atomic_path(path) as part:
+            figure.savefig(part, dpi=130)
+        paths.append(path)
+    return paths
+
+
+def draw_maps(
+    image: NDArray[np.uint8],
+    shrink: float,
+    um_per_pixel: float,
+    layers: list[MapLayer],
+    gene: str,
+) -> Figure:
+    """Draw the layers of a gene side by side, each with its colour bar, centred at 0.
+
+    Parameters
+    ----------
+    image
+        Thumbnail of the slide, RGB.
+    shrink
+        Pixels of the full image a pixel of the thumbnail.
+    um_per_pixel
+        Of the full image.
+    layers
+        What to draw.
+    gene
+        Which column of theirs; shown as text, whatever its characters.
+    """
+    height, width = _crop(image.shape[:2], layers, shrink, um_per_pixel)
+    aspect = (height[1] - height[0]) / (width[1] - width[0])
+    # Without pyplot no global state is touched.
+    figure = Figure(figsize=(5.4 * (len(layers) + 1), 5.0 * aspect + 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(layers) + 1, squeeze=False)[0]
+    for ax in axes:
+        ax.imshow(image)
+        ax.set(xlim=width, ylim=height[::-1], xticks=[], yticks=[])
+    axes[0].set_title("H&E")
+    _scale_bar(axes[0], shrink * um_per_pixel, width, height)
+    for ax, layer in zip(axes[1:], layers, strict=True):
+        marks = _marks(ax, layer, gene, shrink, um_per_pixel)
+        ax.set_title(layer.title)
+        figure.colorbar(marks, ax=ax, label=layer.label, shrink=0.8)
+    figure.suptitle(gene, parse_math=False, fontweight="bold")
+    return figure
+
+
+def _marks(
+    ax: Axes, layer: MapLayer, gene: str, shrink: float, um_per_pixel: float
+) -> EllipseCollection:
+    values = layer.values[:, layer.genes.get_loc(gene)]
+    # One spot far out must not wash out the rest.
+    limit = float(np.quantile(np.abs(values), 0.98)) or float(np.abs(values).max()) or 1.0
+    size = np.full(len(values), layer.diameter_um / um_per_pixel / shrink)
+    marks = EllipseCollection(
+        size,
+        size,
+        np.zeros(len(values)),
+        units="xy",
+        offsets=layer.positions / shrink,
+        offset_transform=ax.transData,
+        array=values,
+        cmap=_COLOURS,
+        clim=(-limit, limit),
+        alpha=0.85,
+    )
+    ax.add_collection(marks)
+    return marks
+
+
+def _crop(
+    shape: tuple[int, ...], layers: list[MapLayer], shrink: float, um_per_pixel: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Rows and columns of the thumbnail that hold all marks and a margin."""
+    positions = np.concatenate([layer.positions for layer in layers]) / shrink
+    margin = _MARGIN_UM / um_per_pixel / shrink
+    low = (positions.min(0) - margin).clip(min=-0.5)
+    high = np.minimum(positions.max(0) + margin, np.array(shape[::-1]) - 0.5)
+    return (float(low[1]), float(high[1])), (float(low[0]), float(high[0]))
+
+
+def _scale_bar(
+    ax: Axes, um: float, width: tuple[float, float], height: tuple[float, float]
+) -> None:
+    length_um = 1000.0 if (width[1] - width[0]) * um > 2500 else 200.0
+    length = length_um / um
+    x, y = width[0] + 0.04 * (width[1] - width[0]), height[1] - 0.04 * (height[1] - height[0])
+    ax.plot([x, x + length], [y, y], color="black", linewidth=3, solid_capstyle="butt")
+    name = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+    ax.text(x + length / 2, y - 0.012 * (height[1] - height[0]), name, ha="center", va="bottom")

@@ -1,0 +1,1 @@
+"""Simulated cohorts whose expression is known: tissue, H&E images, counts."""

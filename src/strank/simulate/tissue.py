@@ -1,0 +1,281 @@
+"""The layout of a simulated section: outline, regions, glands, adipocytes and nuclei.
+
+Regions are where the largest of several smooth Gaussian random fields decides; a patient's
+composition shifts the fields. Positions are in µm from the image's upper left corner; maps have
+pixels of `LAYOUT_UM`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import Voronoi
+
+__all__ = ["LAYOUT_UM", "REGIONS", "Nuclei", "Tissue", "TissueDesign", "grow_tissue"]
+
+Array = NDArray[np.float64]
+
+REGIONS = ("tumour", "stroma", "gland", "immune", "adipose")
+TUMOUR, STROMA, GLAND, IMMUNE, ADIPOSE = range(5)
+GLASS = -1
+LAYOUT_UM = 4.0
+
+# Immune aggregates are small islands, so they have a threshold instead of a share in the contest.
+_COMMON = {TUMOUR: 0.45, STROMA: 0.35, GLAND: 0.1, ADIPOSE: -0.25}
+_REGION_UM = 190.0
+_AGGREGATE_UM = 65.0
+_NEST_UM = 24.0
+_GLAND_PITCH_UM = 105.0
+_ADIPOCYTE_PITCH_UM = 58.0
+_CORNERS = 40
+
+
+@dataclass(frozen=True)
+class TissueDesign:
+    """Size of a simulated section.
+
+    Attributes
+    ----------
+    side_um
+        Side of the square image, in µm.
+    um_per_pixel
+        Size of an image pixel, in µm.
+    """
+
+    side_um: float = 2800.0
+    um_per_pixel: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not (self.side_um >= 600 and 0.2 <= self.um_per_pixel <= 2):
+            raise ValueError(
+                "a simulated section needs side_um >= 600 and um_per_pixel from 0.2 to 2; got "
+                f"{self.side_um:g} and {self.um_per_pixel:g}"
+            )
+
+
+class Nuclei(NamedTuple):
+    """Nuclei of a section, each array ``[n_nuclei]``.
+
+    `kind` is an index in `REGIONS` (an adipocyte's nucleus is ``ADIPOSE``), `angle` the direction
+    of the long axis in radians.
+    """
+
+    x: Array
+    y: Array
+    angle: Array
+    kind: NDArray[np.int8]
+
+
+class Tissue(NamedTuple):
+    """What there is to draw, and to express genes.
+
+    `labels` (index in `REGIONS`, -1 for glass), `nests` (above 0: tumour cells, where the label is
+    tumour) and `direction` (of the fibres, radians) are maps ``[n, n]``; `glands`
+    ``[n_glands, n_corners, 2]`` and `adipocytes` are outlines.
+    """
+
+    labels: NDArray[np.int8]
+    nests: Array
+    direction: Array
+    glands: Array
+    adipocytes: list[Array]
+    nuclei: Nuclei
+
+
+def grow_tissue(
+    design: TissueDesign, *, composition: Array, rng: np.random.Generator
+) -> Tissue:
+    """Lay out one section.
+
+    Parameters
+    ----------
+    design
+        Size.
+    composition
+        The patient's shift for each of `REGIONS`, ``[5]``; 0 is average, 1 about doubles a region.
+    rng
+        Source of randomness.
+
+    Returns
+    -------
+    Tissue
+        The layout.
+
+    Examples
+    --------
+    >>> design = TissueDesign(side_um=800)
+    >>> tissue = grow_tissue(design, composition=np.zeros(5), rng=np.random.default_rng(0))
+    >>> tissue.labels.shape
+    (200, 200)
+    """
+    n = round(design.side_um / LAYOUT_UM)
+    labels = _regions(n, composition, rng)
+    nests = smooth_field(rng, n, _NEST_UM) + 0.4 * smooth_field(rng, n, 90) + 0.35
+    direction = 1.6 * smooth_field(rng, n, 220) + rng.uniform(0, np.pi)
+    glands, adipocytes = _glands(labels, rng), _adipocytes(labels, rng)
+    nuclei = _nuclei(labels, nests, direction, glands, rng)
+    return Tissue(labels, nests, direction, glands, adipocytes, nuclei)
+
+
+def smooth_field(rng: np.random.Generator, n: int, sigma_um: float) -> Array:
+    """Gaussian random field ``[n, n]`` with mean 0, variance 1 and a blur of `sigma_um`.
+
+    Examples
+    --------
+    >>> field = smooth_field(np.random.default_rng(0), 100, 20.0)
+    >>> bool(abs(field.std() - 1) < 0.5)
+    True
+    """
+    sigma = sigma_um / LAYOUT_UM
+    # Drawn coarser than it is returned: a wide blur of fine noise is slow and looks the same.
+    step = max(1, int(sigma / 4))
+    pad = int(3 * sigma / step) + 1
+    coarse = -(-n // step) + 1
+    white = rng.standard_normal((coarse + 2 * pad, coarse + 2 * pad))
+    blurred = cv2.GaussianBlur(white, (0, 0), sigma / step)[pad:-pad, pad:-pad]
+    # A blurred white field has variance 1 / (4 pi sigma^2); exact scaling would tie it to the size.
+    field = blurred * np.sqrt(4 * np.pi) * sigma / step
+    return np.asarray(cv2.resize(field, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC))[:n, :n]
+
+
+def at(field: NDArray, x: Array, y: Array) -> NDArray:
+    """Values of a map at positions in µm; positions outside take the nearest pixel's."""
+    last = field.shape[0] - 1
+    row, column = (np.clip((v / LAYOUT_UM).astype(int), 0, last) for v in (y, x))
+    return np.asarray(field[row, column])
+
+
+def _regions(n: int, composition: Array, rng: np.random.Generator) -> NDArray[np.int8]:
+    depth = _depth_of_outline(n, rng)
+    contest = np.full((len(REGIONS), n, n), -np.inf)
+    for region, common in _COMMON.items():
+        field = smooth_field(rng, n, _REGION_UM) + 0.12 * smooth_field(rng, n, 25)
+        contest[region] = common + composition[region] + field
+    # Fat lies at the rim of a biopsy more often than inside.
+    contest[ADIPOSE] += 0.8 * np.exp(-np.maximum(depth, 0) / 0.12) - 0.3
+    labels = contest.argmax(0)
+    aggregates = smooth_field(rng, n, _AGGREGATE_UM) + 0.15 * smooth_field(rng, n, 15)
+    labels[(aggregates > 1.45 - 0.35 * composition[IMMUNE]) & (labels != ADIPOSE)] = IMMUNE
+    labels[depth < 0] = GLASS
+    return np.asarray(labels, dtype=np.int8)
+
+
+def _depth_of_outline(n: int, rng: np.random.Generator) -> Array:
+    """Signed depth below the tissue's edge as a share of the half side; one piece, no holes."""
+    y, x = np.mgrid[-1:1:n * 1j, -1:1:n * 1j]
+    turn = rng.uniform(0, np.pi)
+    u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    power = rng.uniform(2.2, 3.5)
+    radius = (np.abs(u / 0.9) ** power + np.abs(v / rng.uniform(0.8, 0.9)) ** power) ** (1 / power)
+    depth = 1 - radius + 0.07 * smooth_field(rng, n, 160) + 0.008 * smooth_field(rng, n, 14)
+    # The knife: a straight edge on one side.
+    side, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 0.8)
+    depth = np.minimum(depth, reach - x * np.cos(side) - y * np.sin(side))
+    depth = np.minimum(depth, 0.97 - np.maximum(np.abs(x), np.abs(y)))
+    _, pieces, stats, _ = cv2.connectedComponentsWithStats((depth > 0).astype(np.uint8))
+    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    return np.where(pieces == largest, depth, np.minimum(depth, -1e-9))
+
+
+def _scatter(labels: NDArray[np.int8], spacing_um: float, rng: np.random.Generator) -> Array:
+    """Jittered hexagonal lattice over the tissue, ``[n_points, 2]``: close, hardly overlapping."""
+    side = labels.shape[0] * LAYOUT_UM
+    rows = np.arange(0, side, spacing_um * np.sqrt(0.75))
+    columns = np.arange(0, side, spacing_um)
+    y, x = np.meshgrid(rows, columns, indexing="ij")
+    x = x + (np.arange(len(rows)) % 2 * spacing_um / 2)[:, None]
+    points = np.column_stack([x.ravel(), y.ravel()])
+    points += rng.uniform(-0.33, 0.33, points.shape) * spacing_um
+    inside = (points >= 0).all(1) & (points < side).all(1)
+    return points[inside & (at(labels, points[:, 0], points[:, 1]) != GLASS)]
+
+
+def _glands(labels: NDArray[np.int8], rng: np.random.Generator) -> Array:
+    """Outlines of glands: circles pressed out of shape by three harmonics."""
+    centres = _scatter(labels, _GLAND_PITCH_UM, rng)
+    # The whole gland must lie in its region, or epithelium would float in fat or on glass.
+    deep = cv2.distanceTransform((labels == GLAND).astype(np.uint8), cv2.DIST_L2, 5) * LAYOUT_UM
+    centres = centres[at(deep, centres[:, 0], centres[:, 1]) > 35]
+    angle = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
+    harmonics = np.arange(2, 5)[:, None]
+    phase = rng.uniform(0, 2 * np.pi, (len(centres), 3, 1))
+    size = rng.uniform(0, [[0.22], [0.12], [0.06]], (len(centres), 3, 1))
+    shape = 1 + (size * np.cos(harmonics * angle + phase)).sum(1)
+    radius = rng.uniform(30, 46, (len(centres), 1)) * shape
+    return centres[:, None] + radius[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)
+
+
+def _adipocytes(labels: NDArray[np.int8], rng: np.random.Generator) -> list[Array]:
+    """Outlines of fat cells: Voronoi cells, shrunk by the membrane and rounded."""
+    points = _scatter(labels, _ADIPOCYTE_PITCH_UM, rng)
+    if len(points) < 4:
+        return []
+    diagram = Voronoi(points)
+    outlines = []
+    for point in np.flatnonzero(at(labels, points[:, 0], points[:, 1]) == ADIPOSE):
+        corners = diagram.regions[diagram.point_region[point]]
+        outline = diagram.vertices[corners]
+        centre = points[point]
+        if -1 in corners or np.abs(outline - centre).max() > _ADIPOCYTE_PITCH_UM:
+            continue
+        outline = centre + (outline - centre) * (1 - 2.5 / (_ADIPOCYTE_PITCH_UM / 2))
+        for _ in range(3):
+            following = np.roll(outline, -1, axis=0)
+            pair = [0.75 * outline + 0.25 * following, 0.25 * outline + 0.75 * following]
+            outline = np.stack(pair, axis=1).reshape(-1, 2)
+        outlines.append(outline)
+    return outlines
+
+
+def _nuclei(
+    labels: NDArray[np.int8],
+    nests: Array,
+    direction: Array,
+    glands: Array,
+    rng: np.random.Generator,
+) -> Nuclei:
+    n = labels.shape[0]
+    in_gland = np.zeros((n, n), np.uint8)
+    cv2.fillPoly(in_gland, list(np.round(glands / LAYOUT_UM).astype(np.int32)), 1)
+    # Cells per area vary within a region too, so that density says more than the region does.
+    cellularity = np.exp(0.45 * smooth_field(rng, n, 130))
+    infiltrate = cv2.GaussianBlur((labels == IMMUNE).astype(np.float64), (0, 0), 50 / LAYOUT_UM)
+    nest = (labels == TUMOUR) & (nests > 0)
+    fibrous = ((labels == STROMA) | (labels == GLAND) | (labels == TUMOUR)) & ~nest
+    fibrous &= in_gland == 0
+    immune = (labels == IMMUNE) & (in_gland == 0)
+    chances = {
+        TUMOUR: (11.0, nest * 0.72 * cellularity),
+        STROMA: (17.0, fibrous * 0.62 * cellularity),
+        IMMUNE: (7.6, immune * 0.8 * np.sqrt(cellularity) + fibrous * (0.3 * infiltrate + 0.012)),
+        ADIPOSE: (45.0, (labels == ADIPOSE) * 0.5),
+    }
+    parts = [_gland_nuclei(glands, rng)]
+    for kind, (spacing, chance) in chances.items():
+        points = _scatter(labels, spacing, rng)
+        x, y = points[rng.random(len(points)) < at(chance, *points.T)].T
+        angle = rng.uniform(0, np.pi, len(x))
+        if kind == STROMA:
+            angle = at(direction, x, y) + rng.normal(0, 0.2, len(x))
+        parts.append(Nuclei(x, y, angle, np.full(len(x), kind, np.int8)))
+    return Nuclei(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _gland_nuclei(glands: Array, rng: np.random.Generator) -> Nuclei:
+    """One nucleus about every 6.5 µm along the gland's wall, upright on it."""
+    centres = glands.mean(1, keepdims=True)
+    wall = centres + (glands - centres) * 0.8
+    following = np.roll(wall, -1, axis=1)
+    length = np.hypot(*np.moveaxis(following - wall, -1, 0))
+    gland, corner = np.nonzero(rng.random(length.shape) < length / 6.5)
+    where = wall[gland, corner] + (following - wall)[gland, corner] * rng.uniform(
+        0.3, 0.7, (len(gland), 1)
+    )
+    outward = where - centres[gland, 0]
+    where = where + outward * rng.uniform(-0.06, 0.06, (len(gland), 1))
+    angle = np.arctan2(outward[:, 1], outward[:, 0]) + rng.normal(0, 0.2, len(gland))
+    return Nuclei(where[:, 0], where[:, 1], angle, np.full(len(gland), GLAND, np.int8))

@@ -1,0 +1,1 @@
+"""Images of tissue: pixels at a physical scale, tissue and tiles."""
