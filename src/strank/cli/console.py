@@ -24,6 +24,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on
 class ErrorGroup(TyperGroup):
     """Turns errors of the input into one line on stderr and exit code 2."""
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Keep the order of the workflow, which Typer breaks for groups."""
+        known = super().list_commands(ctx)
+        return sorted(known, key=lambda name: _WORKFLOW.index(name) if name in _WORKFLOW else 99)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
@@ -44,6 +49,7 @@ class ErrorGroup(TyperGroup):
         raise typer.Exit(2)
 
 
+_WORKFLOW = ("import", "embed", "fit", "evaluate", "predict", "demo")
 _EXTRAS = {"cv2": "images", "PIL": "images", "matplotlib": "plots"}
 
 

@@ -1,79 +1,287 @@
+"""Nuclei of a stained patch: found by threshold and blobs, measured by moments, summarised."""
+
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
-from .texture import blur
+from scipy.special import expit
 
-def segment(h, scale, low=0.3, high=0.6, smooth=0.8, sigma=2.0, peak=0.03):
-    s=blur(h, smooth/scale)
-    u=np.clip(s*100,0,255).astype(np.uint8)
-    t=cv2.threshold(u,0,255,cv2.THRESH_OTSU)[0]/100
-    t=min(max(t,low),high)
-    mask=(s>t).astype(np.uint8)
-    mask=cv2.morphologyEx(mask,cv2.MORPH_OPEN,np.array([[0,1,0],[1,1,1],[0,1,0]],np.uint8))
-    b=blur(h,sigma/scale)
-    dog=b-blur(h,1.6*sigma/scale)
-    w=int(2*round(1.5*sigma/scale/2)+1)
-    el=cv2.getStructuringElement(cv2.MORPH_ELLIPSE,(w,w))
-    el=el|el.T
-    pk=(cv2.dilate(dog,el)<=dog)&(dog>peak)&(mask>0)
-    if not pk.any(): return np.zeros(h.shape,np.int32),0,mask,t,0
-    _,lab=cv2.distanceTransformWithLabels(1-pk.astype(np.uint8),cv2.DIST_L2,5,labelType=cv2.DIST_LABEL_CCOMP)
-    ncomp=cv2.connectedComponents(mask)[0]-1
-    lab=lab*mask
-    return lab,int(lab.max()),mask,t,ncomp
+from strank.encoders.stain import TISSUE_DENSITY, Stains
+from strank.encoders.texture import blur
 
-def describe(stains, od, scale, tissue_mm2, low=0.3, high=0.6):
-    h=stains.hematoxylin
-    lab,n,mask,t,ncomp=segment(h,scale,low,high)
-    mm2=h.size*scale**2*1e-6
-    out={}
-    idx=np.flatnonzero(lab)
-    l=lab.ravel()[idx]; y,x=np.divmod(idx,h.shape[1])
-    a=np.bincount(l,minlength=n+1)[1:].astype(float)
-    keep=a*scale**2>=8
-    def per(v): return np.bincount(l,weights=v,minlength=n+1)[1:]
-    aa=np.maximum(a,1)
-    mx,my=per(x)/aa,per(y)/aa
-    xx=per(x*x)/aa-mx**2+1/12; yy=per(y*y)/aa-my**2+1/12; xy=per(x*y)/aa-mx*my
-    half=np.sqrt(((xx-yy)/2)**2+xy**2); mid=(xx+yy)/2
-    major,minor=np.sqrt(mid+half),np.sqrt(np.maximum(mid-half,1/12))
-    hv=h.ravel()[idx].astype(float); hm=per(hv)/aa; hs=np.sqrt(np.maximum(per(hv*hv)/aa-hm**2,0))
-    ar=aa*scale**2
-    elong=np.log(major/minor); solid=np.minimum(ar/(4*np.pi*major*minor*scale**2),1.2)
-    o=od.reshape(-1,3)[idx]; red=per(o[:,0])/aa; blue=per(o[:,2])/aa; green=per(o[:,1])/aa
-    hue_b=blue/(red+.05); hue_g=green/(red+.05)
-    K=keep
-    k=int(K.sum())
-    def shr(v,prior,c=2.0): return (float(v[K].sum())+c*prior)/(k+c)
-    props=dict(log_area=(np.log(ar),3.6,.5),elongation=(elong,.4,.2),solidity=(solid,.95,.05),intensity=(hm,.8,.1),chromatin=(hs,.15,.05),blue=(hue_b,.4,.1),green=(hue_g,.8,.1))
-    out["density"]=np.sqrt(k/mm2)
-    out["share"]=float(mask.mean())
-    out["threshold"]=t
-    out["clumping"]=np.log((k+2)/(ncomp+2))
-    for name,(v,p,sd) in props.items():
-        m=shr(v,p); out[f"{name}.mean"]=m; out[f"{name}.sd"]=np.sqrt(shr((v-m)**2,sd**2))
-    spind=1/(1+np.exp(-(elong-.6)/.1)); big=1/(1+np.exp(-(np.log(ar)-np.log(60))/.15)); small=1/(1+np.exp((np.log(ar)-np.log(30))/.15))
-    dark=1/(1+np.exp(-(hm-.9)/.08))
-    for name,v in dict(spindle=spind,large=big,small_round=small*(1-spind),dark=dark,large_pale=big*(1-dark),small_dark=small*dark).items():
-        out[f"{name}.density"]=np.sqrt(float(v[K].sum())/mm2); out[f"{name}.share"]=shr(v,.3)
-    w=(elong*K); c2=(xx-yy)/2/np.maximum(half,1e-6); s2=xy/np.maximum(half,1e-6)
-    out["aligned"]=float(np.hypot((w*c2).sum(),(w*s2).sum())/(w.sum()+1))
-    pts=np.c_[mx,my][K]*scale
-    if k>=2:
-        kk=min(k,6); d=cKDTree(pts).query(pts,k=kk)[0]
-        d1=d[:,1]; dk=d[:,-1]
-    else: d1=dk=np.array([])
-    out["nearest"]=(np.log(d1+1).sum()+2*np.log(40))/(len(d1)+2)
-    out["nearest_sd"]=np.sqrt((((np.log(d1+1)-out["nearest"])**2).sum()+2*.16)/(len(d1)+2))
-    out["fifth"]=(np.log(dk+1).sum()+2*np.log(80))/(len(dk)+2)
-    c=(h.shape[0]-1)/2; r=np.hypot(mx-c,my-c)*scale
-    if h.shape[0]*scale>=100:
-        out["density_disc"]=np.sqrt((K&(r<50)).sum()/(np.pi*.05**2))
-    # non nuclear
-    rest=(mask==0)&(stains.density>.12); kr=rest.sum(); 
-    for nme,img in (("eosin",stains.eosin),("hematoxylin",stains.hematoxylin),("density",stains.density)):
-        v=img[rest]; p={"eosin":.03,"hematoxylin":.2,"density":.2}[nme]; c0=.02*h.size
-        m=(float(v.sum())+c0*p)/(kr+c0); out[f"rest_{nme}.mean"]=m; out[f"rest_{nme}.sd"]=np.sqrt((float(((v-m)**2).sum())+c0*.0025)/(kr+c0))
-    out["rest_share"]=float(rest.mean())
-    return out
+__all__ = ["Nuclei", "describe_nuclei", "find_nuclei", "measure_nuclei"]
+
+_Floats = NDArray[np.float64]
+_Image = NDArray[np.float32]
+
+# Hematoxylin (optical density) between which the threshold may lie: Otsu's choice means nothing
+# where a patch has no nuclei, or nothing else.
+_THRESHOLD_RANGE = (0.3, 0.6)
+_SMOOTHING_UM = 0.8
+# A blob's Gaussian; a nucleus has a radius of about 1.4 times that, or more.
+_BLOB_UM = 2.0
+_BLOB_CONTRAST = 0.03
+_LEAST_AREA_UM2 = 8.0
+# Statistics over nuclei begin with this many typical ones, so that they are defined, and change
+# smoothly, down to no nucleus at all.
+_N_TYPICAL = 2.0
+
+
+class _Group(NamedTuple):
+    n: float
+    mean: float
+    sd: float
+
+
+_TYPICAL = {
+    "log_area_um2": _Group(_N_TYPICAL, 3.6, 0.5),
+    "elongation": _Group(_N_TYPICAL, 0.4, 0.2),
+    "solidity": _Group(_N_TYPICAL, 0.95, 0.05),
+    "hematoxylin": _Group(_N_TYPICAL, 0.8, 0.1),
+    "chromatin_sd": _Group(_N_TYPICAL, 0.15, 0.05),
+    "green_to_red": _Group(_N_TYPICAL, 0.8, 0.1),
+    "blue_to_red": _Group(_N_TYPICAL, 0.4, 0.1),
+    "log_nearest_um": _Group(_N_TYPICAL, 3.7, 0.4),
+}
+_PER_NUCLEUS = tuple(name for name in _TYPICAL if name != "log_nearest_um")
+_TYPICAL_BETWEEN = {
+    "hematoxylin": _Group(_N_TYPICAL, 0.2, 0.05),
+    "eosin": _Group(_N_TYPICAL, 0.03, 0.05),
+}
+
+
+@dataclass(frozen=True)
+class Nuclei:
+    """Measurements of the nuclei of a patch, each ``[n_nuclei]`` unless said otherwise.
+
+    Attributes
+    ----------
+    centre_um
+        Column and row of the centre, ``[n_nuclei, 2]``, in µm.
+    log_area_um2
+        Natural log of the area in µm².
+    elongation
+        Natural log of the ratio of the axes of the ellipse with the same second moments.
+    direction
+        Cosine and sine of twice the long axis' angle, ``[n_nuclei, 2]``.
+    solidity
+        Area over that of this ellipse, at most 1.2.
+    hematoxylin, chromatin_sd
+        Mean and standard deviation of hematoxylin inside, in optical density.
+    green_to_red, blue_to_red
+        Ratios of the mean optical densities inside.
+    """
+
+    centre_um: _Floats
+    log_area_um2: _Floats
+    elongation: _Floats
+    direction: _Floats
+    solidity: _Floats
+    hematoxylin: _Floats
+    chromatin_sd: _Floats
+    green_to_red: _Floats
+    blue_to_red: _Floats
+
+
+def find_nuclei(hematoxylin: _Image, um_per_pixel: float) -> tuple[NDArray[np.int32], int]:
+    """Label the pixels of each nucleus.
+
+    Pixels above Otsu's threshold (kept between 0.3 and 0.6) are nuclear; touching nuclei are told
+    apart by giving each pixel to the nearest blob (peak of a difference of Gaussians).
+
+    Parameters
+    ----------
+    hematoxylin
+        Optical density, float32 ``[height, width]``.
+    um_per_pixel
+        Side of a pixel, in µm.
+
+    Returns
+    -------
+    labels : NDArray[np.int32]
+        ``[height, width]``, 0 outside nuclei.
+    n_clumps : int
+        Number of connected areas of nuclear pixels.
+
+    References
+    ----------
+    Otsu (1979), IEEE Trans. SMC 9, 62-66.
+    """
+    smooth = blur(hematoxylin, _SMOOTHING_UM / um_per_pixel)
+    levels = cv2.convertScaleAbs(cv2.max(smooth, 0), alpha=100)
+    otsu = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[0] / 100
+    nuclear = (smooth > np.clip(otsu, *_THRESHOLD_RANGE)).astype(np.uint8)
+    nuclear = cv2.morphologyEx(nuclear, cv2.MORPH_OPEN, _disc(1 / um_per_pixel))
+    blobs = blur(hematoxylin, _BLOB_UM / um_per_pixel)
+    blobs = blobs - blur(hematoxylin, 1.6 * _BLOB_UM / um_per_pixel)
+    highest = cv2.dilate(blobs, _disc(0.75 * _BLOB_UM / um_per_pixel + 0.5))
+    peaks = (blobs >= highest) & (blobs > _BLOB_CONTRAST) & (nuclear > 0)
+    n_clumps = cv2.connectedComponents(nuclear)[0] - 1
+    if not peaks.any():
+        return np.zeros(hematoxylin.shape, np.int32), n_clumps
+    _, nearest = cv2.distanceTransformWithLabels(
+        1 - peaks.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP
+    )
+    return nearest * nuclear, n_clumps
+
+
+def _disc(radius: float) -> NDArray[np.uint8]:
+    """Structuring element of the pixels at most `radius` from the middle one."""
+    steps = np.arange(-int(radius), int(radius) + 1)
+    return (steps[:, None] ** 2 + steps**2 <= radius**2).astype(np.uint8)
+
+
+def measure_nuclei(
+    labels: NDArray[np.int32],
+    hematoxylin: _Image,
+    density: _Image,
+    um_per_pixel: float,
+) -> Nuclei:
+    """Size, shape, place and stain of labelled nuclei; those below 8 µm² are left out.
+
+    Parameters
+    ----------
+    labels
+        ``[height, width]``, as from `find_nuclei`.
+    hematoxylin
+        Optical density, float32 ``[height, width]``.
+    density
+        Optical density of red, green and blue, float32 ``[height, width, 3]``.
+    um_per_pixel
+        Side of a pixel, in µm.
+
+    Returns
+    -------
+    Nuclei
+        In the order of the labels.
+    """
+    found = cv2.findNonZero((labels > 0).astype(np.uint8))
+    column, row = np.empty((2, 0)) if found is None else found.reshape(-1, 2).T.astype(np.float64)
+    inside = (row * labels.shape[1] + column).astype(np.intp)
+    label = labels.ravel().take(inside)
+    pixels = np.bincount(label, minlength=1)
+    pixels[0] = 0
+    kept = np.flatnonzero(pixels * um_per_pixel**2 >= _LEAST_AREA_UM2)
+
+    def mean(values: NDArray) -> _Floats:
+        return np.asarray(np.bincount(label, values, pixels.size)[kept] / pixels[kept])
+
+    x, y = mean(column), mean(row)
+    # A twelfth: the variance of a pixel's own square.
+    xx = mean(column * column) - x**2 + 1 / 12
+    yy = mean(row * row) - y**2 + 1 / 12
+    xy = mean(column * row) - x * y
+    middle, plain = (xx + yy) / 2, (xx - yy) / 2
+    half = np.hypot(plain, xy)
+    long_axis = np.sqrt(middle + half)
+    short_axis = np.sqrt(np.maximum(middle - half, 1 / 12))
+    stain = hematoxylin.ravel().take(inside).astype(np.float64)
+    amount = mean(stain)
+    red, green, blue = (mean(colour) for colour in density.reshape(-1, 3).take(inside, axis=0).T)
+    return Nuclei(
+        centre_um=np.stack([x, y], axis=1) * um_per_pixel,
+        log_area_um2=np.log(pixels[kept] * um_per_pixel**2),
+        elongation=np.log(long_axis / short_axis),
+        direction=np.stack([plain, xy], axis=1) / np.maximum(half, 1e-6)[:, None],
+        solidity=np.minimum(pixels[kept] / (4 * np.pi * long_axis * short_axis), 1.2),
+        hematoxylin=amount,
+        chromatin_sd=np.sqrt(np.maximum(mean(stain**2) - amount**2, 0)),
+        green_to_red=green / (red + 0.05),
+        blue_to_red=blue / (red + 0.05),
+    )
+
+
+def describe_nuclei(stains: Stains, density: _Image, um_per_pixel: float) -> dict[str, float]:
+    """Density, size, shape, stain and arrangement of a patch's nuclei, and the tissue between.
+
+    Parameters
+    ----------
+    stains
+        From `strank.encoders.stain.separate`.
+    density
+        Optical density of red, green and blue, float32 ``[height, width, 3]``.
+    um_per_pixel
+        Side of a pixel, in µm.
+
+    Returns
+    -------
+    dict[str, float]
+        Roots of densities per mm², of all nuclei and of kinds of them (soft classes, so that no
+        nucleus jumps from one to another); means and standard deviations over nuclei;
+        statistics of the stains in tissue outside nuclei. Statistics over few nuclei are drawn
+        towards those of a typical nucleus.
+    """
+    labels, n_clumps = find_nuclei(stains.hematoxylin, um_per_pixel)
+    nuclei = measure_nuclei(labels, stains.hematoxylin, density, um_per_pixel)
+    n_nuclei = len(nuclei.elongation)
+    mm2 = labels.size * um_per_pixel**2 * 1e-6
+    features = {
+        "sqrt_density_per_mm2": float(np.sqrt(n_nuclei / mm2)),
+        "area_share": cv2.countNonZero(labels) / labels.size,
+        "log_per_clump": float(np.log((n_nuclei + _N_TYPICAL) / (n_clumps + _N_TYPICAL))),
+    }
+    for kind, membership in _kinds(nuclei).items():
+        features[f"{kind}.sqrt_density_per_mm2"] = float(np.sqrt(membership.sum() / mm2))
+    measured = {name: getattr(nuclei, name) for name in _PER_NUCLEUS}
+    measured["log_nearest_um"] = _log_nearest(nuclei.centre_um)
+    for name, values in measured.items():
+        features |= _drawn_to(_TYPICAL[name], name, _group(values))
+    weighted = nuclei.elongation @ nuclei.direction
+    features["alignment"] = float(np.hypot(*weighted) / (nuclei.elongation.sum() + 1))
+    return features | _between(stains, labels)
+
+
+def _between(stains: Stains, labels: NDArray[np.int32]) -> dict[str, float]:
+    """Stains of the tissue outside nuclei: cytoplasm and stroma."""
+    tissue = ((labels == 0) & (stains.density > TISSUE_DENSITY)).astype(np.uint8)
+    n_pixels = cv2.countNonZero(tissue)
+    features = {"between.share": n_pixels / labels.size}
+    for name, typical in _TYPICAL_BETWEEN.items():
+        mean, sd = cv2.meanStdDev(getattr(stains, name), mask=tissue)
+        # As many typical pixels as a fiftieth of the patch.
+        found = _Group(n_pixels, mean.item(), sd.item())
+        features |= _drawn_to(typical._replace(n=labels.size / 50), f"between.{name}", found)
+    return features
+
+
+def _kinds(nuclei: Nuclei) -> dict[str, _Floats]:
+    spindle = expit((nuclei.elongation - 0.6) / 0.1)
+    large = expit((nuclei.log_area_um2 - np.log(60)) / 0.15)
+    small = expit((np.log(30) - nuclei.log_area_um2) / 0.15)
+    dark = expit((nuclei.hematoxylin - 0.9) / 0.08)
+    return {
+        "spindle": spindle,
+        "large": large,
+        "small_round": small * (1 - spindle),
+        "dark": dark,
+        "large_pale": large * (1 - dark),
+        "small_dark": small * dark,
+    }
+
+
+def _group(values: _Floats) -> _Group:
+    if values.size == 0:
+        return _Group(0, 0.0, 0.0)
+    return _Group(values.size, float(values.mean()), float(values.std()))
+
+
+def _drawn_to(typical: _Group, name: str, found: _Group) -> dict[str, float]:
+    """Mean and standard deviation of the found and the typical taken together."""
+    n = found.n + typical.n
+    mean = (found.n * found.mean + typical.n * typical.mean) / n
+    between = found.n * typical.n * ((found.mean - typical.mean) / n) ** 2
+    variance = (found.n * found.sd**2 + typical.n * typical.sd**2) / n + between
+    return {f"{name}.mean": mean, f"{name}.sd": float(np.sqrt(variance))}
+
+
+def _log_nearest(centre_um: _Floats) -> _Floats:
+    """Log of 1 + the distance to the nearest other nucleus in µm; empty for one nucleus."""
+    if len(centre_um) < 2:
+        return np.empty(0)
+    distance, _ = cKDTree(centre_um).query(centre_um, k=2)
+    return np.asarray(np.log1p(distance[:, 1]))

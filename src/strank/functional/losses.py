@@ -75,16 +75,14 @@ def list_loss(
 
     Examples
     --------
-    Three times the counts at equal depth: the optimum is a score difference of log 3.
+    Three times the counts at equal depth: at a score difference of log 3 the gradient is 0.
 
     >>> counts, section = torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0])
-    >>> scores = torch.tensor([[0.0], [3.0]]).log1p().requires_grad_()
-    >>> list_loss(scores, counts, section=section, reduction="sum")
-    tensor(2.3308, grad_fn=<SumBackward0>)
-    >>> scores = torch.tensor([[0.0], [3.0]], requires_grad=True)
-    >>> list_loss(scores, counts, section=section, reduction="sum").backward()
-    >>> scores.grad.flatten()
-    tensor([-0.8103,  0.8103])
+    >>> scores = torch.tensor([[1.0], [3.0]]).log().requires_grad_()
+    >>> loss = list_loss(scores, counts, section=section, reduction="sum")
+    >>> loss.backward()
+    >>> loss.detach(), scores.grad.abs().max() < 1e-6
+    (tensor(2.2493), tensor(True))
     """
     logits, counts, where = _inputs(scores, counts, section, offset, where)
     codes, n_sections = section_codes(section)

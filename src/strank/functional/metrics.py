@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.stats import rankdata
 
-__all__ = ["log1p_cp10k", "spearman"]
+__all__ = ["log1p_cp10k", "rank_correlation", "spearman"]
 
 
 def log1p_cp10k(
@@ -74,11 +74,22 @@ def spearman(
     """
     target = log1p_cp10k(counts, library_size)
     rows = [np.flatnonzero(section == label) for label in np.unique(section)]
-    return np.stack([_rank_correlation(scores[r], target[r].toarray()) for r in rows])
+    return np.stack([rank_correlation(scores[r], target[r].toarray()) for r in rows])
 
 
-def _rank_correlation(first: NDArray, second: NDArray) -> NDArray[np.float64]:
-    """Pearson correlation of mid-ranks, column by column; NaN for a constant column."""
+def rank_correlation(first: NDArray, second: NDArray) -> NDArray[np.float64]:
+    """Spearman correlation, column by column; NaN for a constant column.
+
+    Parameters
+    ----------
+    first, second
+        ``[n_spots, n_genes]``; ties get their mean rank.
+
+    Examples
+    --------
+    >>> rank_correlation(np.array([[1.0], [2.0], [3.0]]), np.array([[1.0], [8.0], [9.0]]))
+    array([1.])
+    """
     a, b = (_centred_ranks(values) for values in (first, second))
     norm = np.sqrt((a * a).sum(0) * (b * b).sum(0))
     return np.divide((a * b).sum(0), norm, out=np.full(norm.shape, np.nan), where=norm > 0)

@@ -72,8 +72,8 @@ def segment_logsumexp(values: Tensor, section: Tensor, n_sections: int) -> Tenso
     Examples
     --------
     >>> segment_logsumexp(torch.zeros(4, 1), torch.tensor([0, 0, 0, 1]), 2).exp()
-    tensor([[3.0000],
-            [1.0000]])
+    tensor([[3.],
+            [1.]])
     """
     # The shift cancels in value and gradient, so it is kept out of the graph.
     shift = segment_max(values.detach(), section, n_sections)

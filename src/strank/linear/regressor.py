@@ -71,10 +71,10 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
     --------
     >>> rng = np.random.default_rng(0)
     >>> X, section = rng.normal(size=(60, 2)), np.repeat([0, 1, 2], 20)
-    >>> counts = rng.poisson(20 * np.exp(X @ [[0.5], [0.0]]))
+    >>> counts = rng.poisson(20 * np.exp(X @ [[0.5], [-0.2]]))
     >>> model = STRankRegressor(penalty=1.0).fit(X, counts, section=section)
     >>> model.coef_.round(1)
-    array([[ 0.5, -0. ]])
+    array([[ 0.5, -0.2]])
     >>> model.converged_
     array([ True])
     """
@@ -224,9 +224,9 @@ class STRankRegressorCV(STRankRegressor):
     >>> rng = np.random.default_rng(0)
     >>> X, section = rng.normal(size=(60, 2)), np.repeat([0, 1, 2], 20)
     >>> counts = rng.poisson(20 * np.exp(X @ [[0.5, 0.0], [0.0, 0.0]]))
-    >>> model = STRankRegressorCV(penalties=[1.0, 1e5]).fit(X, counts, section=section)
+    >>> model = STRankRegressorCV(penalties=[1.0, 1000.0]).fit(X, counts, section=section)
     >>> model.penalty_
-    array([1.e+00, 1.e+05])
+    array([   1., 1000.])
     """
 
     def __init__(

@@ -8,9 +8,10 @@ For each gene :math:`g`, independently,
 
 The method is nonlinear conjugate gradients (Polak-Ribière+) in the eigenbasis of the within-section
 covariance of the features, which all genes share. In that basis a diagonal preconditioner is close
-to the inverse Hessian of every gene, and directions in which no section varies drop out. An
-iteration costs two products of the features with one column a gene still active. The step along
-a direction is found by damped Newton steps that cannot overshoot (the objective is generalised
+to the inverse Hessian of most genes, and directions in which no section varies drop out. An
+iteration costs two products of the features with one column a gene still active. The few genes
+that this does not serve (their optimum lies where counts crowd on few spots) are finished by
+Newton's method, each with its own Hessian. The step along a direction is found by damped Newton steps that cannot overshoot (the objective is generalised
 self-concordant: Sun and Tran-Dinh, Math. Program. 178, 2019), so there is no backtracking.
 """
 
@@ -27,6 +28,8 @@ from strank.linear.problem import ListProblem
 
 __all__ = ["Solution", "Status", "minimise"]
 
+# Where a shared preconditioner serves, fewer iterations than this are needed.
+_NEWTON_AFTER = 60
 _LINE_STEPS = 8
 _LINE_TOLERANCE = 0.1
 _NEGLIGIBLE_VARIANCE = 1e-10
@@ -145,7 +148,7 @@ def minimise(
         problem, features=problem.features @ basis.vectors, xtc=basis.vectors.T @ problem.xtc
     )
     first = torch.zeros_like(rotated.xtc) if start is None else basis.vectors.T @ start
-    weights, iterations = _conjugate_gradients(
+    weights, iterations = _iterate(
         rotated, penalty, basis.variances, first, tolerance, max_iterations
     )
     return _solution(problem, penalty, basis.vectors @ weights, iterations, tolerance)
@@ -190,7 +193,7 @@ def _gradient(problem: ListProblem, penalty: Tensor, weights: Tensor, scores: Te
     return penalty * weights - problem.xtc + problem.features.T @ expected
 
 
-def _conjugate_gradients(
+def _iterate(
     problem: ListProblem,
     penalty: Tensor,
     variances: Tensor,
@@ -220,7 +223,10 @@ def _conjugate_gradients(
             inverse = inverse[:, going]
             if direction is not None and previous is not None:
                 direction, previous = direction[:, going], previous[:, going]
-        direction = _direction(gradient, previous, direction, inverse)
+        if iteration < _NEWTON_AFTER:
+            direction = _conjugate_direction(gradient, previous, direction, inverse)
+        else:
+            direction = _newton_direction(part, lam, scores, gradient)
         slope = part.features @ direction
         step = _line_search(part, lam, weights, scores, direction, slope)
         weights = weights + step * direction
@@ -230,7 +236,7 @@ def _conjugate_gradients(
     return result, iterations
 
 
-def _direction(
+def _conjugate_direction(
     gradient: Tensor, previous: Tensor | None, direction: Tensor | None, inverse: Tensor
 ) -> Tensor:
     """Polak-Ribière+ with a diagonal preconditioner; steepest descent where it would not descend."""
@@ -241,6 +247,28 @@ def _direction(
     beta = (change / (inverse * previous * previous).sum(0)).clamp(min=0)
     conjugate = steepest + beta * direction
     return torch.where((conjugate * gradient).sum(0) < 0, conjugate, steepest)
+
+
+def _newton_direction(
+    problem: ListProblem, penalty: Tensor, scores: Tensor, gradient: Tensor
+) -> Tensor:
+    """Solve with the Hessian of each gene; one at a time, since there are few of them."""
+    share = problem.shares(scores)
+    expected = share * problem.totals[problem.section]
+    direction = torch.empty_like(gradient)
+    for g in range(gradient.shape[1]):
+        mean = segment_sum(
+            share[:, g, None] * problem.features, problem.section, problem.n_sections
+        )
+        centred = problem.features - mean[problem.section]
+        hessian = centred.T @ (expected[:, g, None] * centred)
+        hessian.diagonal().add_(penalty[g])
+        # Without a penalty the Hessian can vanish in directions that the data have used up.
+        values, vectors = torch.linalg.eigh(hessian)
+        limits = torch.finfo(values.dtype)
+        floor = (values[-1] * limits.eps * len(values)).clamp(min=limits.tiny)
+        direction[:, g] = -vectors @ ((vectors.T @ gradient[:, g]) / values.clamp(min=floor))
+    return direction
 
 
 def _line_search(

@@ -94,6 +94,8 @@ def read_st_section(files: StFiles, *, patient_pattern: str = PATIENT_PATTERN) -
     counts, spot_names, genes = _read_counts(files.counts)
     spots = _read_spots(files.spots)
     selected = spots[spots["selected"] != 0] if "selected" in spots else spots
+    if selected.empty:
+        raise InputError(f"section {files.section}: no spot of {files.spots.name} is selected")
     common = selected.index[selected.index.isin(spot_names)]
     if common.empty:
         raise InputError(

@@ -127,8 +127,8 @@ def draw_section(
     _draw_glands(hematoxylin, eosin, tissue.glands / design.um_per_pixel, rng)
     _draw_fat(hematoxylin, eosin, [a / design.um_per_pixel for a in tissue.adipocytes])
     _stamp_nuclei(hematoxylin, tissue.nuclei, design.um_per_pixel, rng)
-    blur = 0.6 / design.um_per_pixel
-    hematoxylin, eosin = (cv2.GaussianBlur(c, (0, 0), blur) for c in (hematoxylin, eosin))
+    for canvas in (hematoxylin, eosin):
+        cv2.GaussianBlur(canvas, (0, 0), 0.6 / design.um_per_pixel, dst=canvas)
     return _to_light(hematoxylin, eosin, stain, rng)
 
 
@@ -149,24 +149,23 @@ def _ground(
     loose = grown(smooth_field(rng, labels.shape[0], 90))
     grain = cv2.GaussianBlur(rng.standard_normal((half, half), np.float32), (0, 0), 1.2) * 4
     # Bundles with clefts between them: nothing is stained where the coarse fibres are thin.
-    body = np.clip(1.0 + 1.1 * coarse - 0.3 * loose, 0.12, 1.6)
-    eosin = body * (0.24 + 0.07 * fine) + 0.02 * grain
-    hematoxylin = body * (0.07 + 0.02 * fine)
+    body = np.clip(1.05 + 0.42 * coarse - 0.22 * loose, 0.15, 1.7)
+    eosin = body * (0.19 + 0.035 * fine) + 0.015 * grain
+    hematoxylin = body * (0.055 + 0.012 * fine)
     nest = np.clip(1.5 + 3.0 * grown(tissue.nests), 0, 1) * share(labels == TUMOUR)
     for cover, eosin_there, hematoxylin_there in (
-        (nest, 0.27, 0.17),
-        (share(labels == IMMUNE, 10), 0.12, 0.16),
-        (share(labels == ADIPOSE), 0.22, 0.05),
+        (nest, 0.20, 0.16),
+        (share(labels == IMMUNE, 10), 0.11, 0.16),
+        (share(labels == ADIPOSE), 0.14, 0.04),
     ):
         eosin += cover * (eosin_there + 0.03 * grain - eosin)
         hematoxylin += cover * (hematoxylin_there + 0.02 * grain - hematoxylin)
     ragged = grown(smooth_field(rng, labels.shape[0], 5))
     inside = np.clip((share(labels != GLASS, 4) - 0.5 + 0.08 * ragged) * 6 + 0.5, 0, 1)
     thickness = inside * np.exp(0.1 * grown(smooth_field(rng, labels.shape[0], 250)))
-    canvases = (
-        cv2.resize(_hundredths(image * thickness), (size, size)) for image in (hematoxylin, eosin)
-    )
-    return next(canvases), next(canvases)
+    small = _hundredths(hematoxylin * thickness), _hundredths(eosin * thickness)
+    first, second = (np.asarray(cv2.resize(c, (size, size)), dtype=np.uint8) for c in small)
+    return first, second
 
 
 def _fibres(
@@ -177,20 +176,22 @@ def _fibres(
     Each pass averages what lies one step up and one step down the stream and doubles the step,
     so six passes smear over 64 steps.
     """
-    wavy = direction + 0.25 * smooth_field(rng, direction.shape[0], 18)
+    wavy = direction + 0.22 * smooth_field(rng, direction.shape[0], 22)
     cosine, sine = (cv2.resize(f(wavy).astype(np.float32), (size, size)) for f in (np.cos, np.sin))
     noise = rng.standard_normal((size, size), np.float32)
     both = cv2.merge([noise, cv2.GaussianBlur(noise, (0, 0), 4.5 / um_per_pixel)])
     row, column = np.indices((size, size), dtype=np.float32)
     step = 0.8
     for _ in range(6):
-        up = cv2.remap(
-            both, column + step * cosine, row + step * sine, cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REFLECT_101,
-        )
-        down = cv2.remap(
-            both, column - step * cosine, row - step * sine, cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REFLECT_101,
+        up, down = (
+            cv2.remap(
+                both,
+                column + way * cosine,
+                row + way * sine,
+                cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REFLECT_101,
+            )
+            for way in (step, -step)
         )
         both = cv2.addWeighted(up, 0.5, down, 0.5, 0)
         step *= 2
@@ -204,17 +205,17 @@ def _draw_glands(
     for outline in glands:
         centre = outline.mean(0)
         lumen = centre + (outline - centre) * rng.uniform(0.36, 0.58)
-        secretion = int(rng.uniform(0, 14) if rng.random() < 0.7 else rng.uniform(14, 40))
-        _polygon(eosin, outline, 30, edge=42)
+        secretion = int(rng.uniform(0, 6) if rng.random() < 0.7 else rng.uniform(10, 26))
+        _polygon(eosin, outline, 24, edge=32)
         _polygon(hematoxylin, outline, 14, edge=10)
-        _polygon(eosin, lumen, secretion, edge=45)
+        _polygon(eosin, lumen, secretion, edge=34)
         _polygon(hematoxylin, lumen, 1, edge=12)
 
 
 def _draw_fat(hematoxylin: Canvas, eosin: Canvas, adipocytes: list[Array]) -> None:
     for outline in adipocytes:
-        _polygon(eosin, outline, 1, edge=24)
-        _polygon(hematoxylin, outline, 1, edge=8)
+        _polygon(eosin, outline, 1, edge=16)
+        _polygon(hematoxylin, outline, 1, edge=6)
 
 
 def _polygon(canvas: Canvas, outline: Array, level: int, *, edge: int) -> None:
@@ -275,20 +276,18 @@ def _to_light(
         rng.standard_normal((4, 4)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC
     )
     levels = np.arange(256) / 100
+    first = stain.strength[0] * np.asarray(stain.hematoxylin)
+    second = stain.strength[1] * np.asarray(stain.eosin)
     image = np.empty((size, size, 3), np.uint8)
     for top in range(0, size, _STRIP):
         rows = slice(top, top + _STRIP)
         noise = rng.standard_normal(hematoxylin[rows].shape, np.float32) * 1.6
-        for colour in range(3):
-            through = [
-                cv2.LUT(canvas[rows], (10 ** -(levels * vector[colour] * strength)).astype("f4"))
-                for canvas, vector, strength in zip(
-                    (hematoxylin, eosin), (stain.hematoxylin, stain.eosin), stain.strength,
-                    strict=True,
-                )
-            ]
-            value = stain.glass[colour] * through[0] * through[1] * light[rows] + noise
-            image[rows, :, colour] = np.clip(value, 0, 255)
+        for colour, glass in enumerate(stain.glass):
+            value = glass * light[rows]
+            for canvas, per_unit in ((hematoxylin, first), (eosin, second)):
+                passed = 10 ** -(levels * per_unit[colour])
+                value *= cv2.LUT(canvas[rows], passed.astype(np.float32))
+            image[rows, :, colour] = np.clip(value + noise, 0, 255)
     return image
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import Voronoi
+from scipy.spatial import Voronoi, cKDTree
 
 __all__ = ["LAYOUT_UM", "REGIONS", "Nuclei", "Tissue", "TissueDesign", "grow_tissue"]
 
@@ -25,11 +25,11 @@ GLASS = -1
 LAYOUT_UM = 4.0
 
 # Immune aggregates are small islands, so they have a threshold instead of a share in the contest.
-_COMMON = {TUMOUR: 0.45, STROMA: 0.35, GLAND: 0.1, ADIPOSE: -0.25}
+_COMMON = {TUMOUR: 0.45, STROMA: 0.35, GLAND: 0.25, ADIPOSE: -0.65}
 _REGION_UM = 190.0
 _AGGREGATE_UM = 65.0
 _NEST_UM = 24.0
-_GLAND_PITCH_UM = 105.0
+_GLAND_PITCH_UM = 96.0
 _ADIPOCYTE_PITCH_UM = 58.0
 _CORNERS = 40
 
@@ -46,8 +46,8 @@ class TissueDesign:
         Size of an image pixel, in µm.
     """
 
-    side_um: float = 2800.0
-    um_per_pixel: float = 0.75
+    side_um: float = 3000.0
+    um_per_pixel: float = 0.8
 
     def __post_init__(self) -> None:
         if not (self.side_um >= 600 and 0.2 <= self.um_per_pixel <= 2):
@@ -86,9 +86,7 @@ class Tissue(NamedTuple):
     nuclei: Nuclei
 
 
-def grow_tissue(
-    design: TissueDesign, *, composition: Array, rng: np.random.Generator
-) -> Tissue:
+def grow_tissue(design: TissueDesign, *, composition: Array, rng: np.random.Generator) -> Tissue:
     """Lay out one section.
 
     Parameters
@@ -115,9 +113,10 @@ def grow_tissue(
     n = round(design.side_um / LAYOUT_UM)
     labels = _regions(n, composition, rng)
     nests = smooth_field(rng, n, _NEST_UM) + 0.4 * smooth_field(rng, n, 90) + 0.35
-    direction = 1.6 * smooth_field(rng, n, 220) + rng.uniform(0, np.pi)
+    turn = rng.uniform(0, np.pi)
+    direction = turn + 0.75 * smooth_field(rng, n, 320) + 0.2 * smooth_field(rng, n, 70)
     glands, adipocytes = _glands(labels, rng), _adipocytes(labels, rng)
-    nuclei = _nuclei(labels, nests, direction, glands, rng)
+    nuclei = _nuclei(labels, nests, direction, (glands, adipocytes), rng)
     return Tissue(labels, nests, direction, glands, adipocytes, nuclei)
 
 
@@ -139,7 +138,8 @@ def smooth_field(rng: np.random.Generator, n: int, sigma_um: float) -> Array:
     blurred = cv2.GaussianBlur(white, (0, 0), sigma / step)[pad:-pad, pad:-pad]
     # A blurred white field has variance 1 / (4 pi sigma^2); exact scaling would tie it to the size.
     field = blurred * np.sqrt(4 * np.pi) * sigma / step
-    return np.asarray(cv2.resize(field, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC))[:n, :n]
+    size = (coarse * step, coarse * step)
+    return np.asarray(cv2.resize(field, size, interpolation=cv2.INTER_CUBIC))[:n, :n]
 
 
 def at(field: NDArray, x: Array, y: Array) -> NDArray:
@@ -159,14 +159,14 @@ def _regions(n: int, composition: Array, rng: np.random.Generator) -> NDArray[np
     contest[ADIPOSE] += 0.8 * np.exp(-np.maximum(depth, 0) / 0.12) - 0.3
     labels = contest.argmax(0)
     aggregates = smooth_field(rng, n, _AGGREGATE_UM) + 0.15 * smooth_field(rng, n, 15)
-    labels[(aggregates > 1.45 - 0.35 * composition[IMMUNE]) & (labels != ADIPOSE)] = IMMUNE
+    labels[(aggregates > 1.35 - 0.35 * composition[IMMUNE]) & (labels != ADIPOSE)] = IMMUNE
     labels[depth < 0] = GLASS
     return np.asarray(labels, dtype=np.int8)
 
 
 def _depth_of_outline(n: int, rng: np.random.Generator) -> Array:
     """Signed depth below the tissue's edge as a share of the half side; one piece, no holes."""
-    y, x = np.mgrid[-1:1:n * 1j, -1:1:n * 1j]
+    y, x = np.mgrid[-1 : 1 : n * 1j, -1 : 1 : n * 1j]
     turn = rng.uniform(0, np.pi)
     u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
     power = rng.uniform(2.2, 3.5)
@@ -178,51 +178,54 @@ def _depth_of_outline(n: int, rng: np.random.Generator) -> Array:
     depth = np.minimum(depth, 0.97 - np.maximum(np.abs(x), np.abs(y)))
     _, pieces, stats, _ = cv2.connectedComponentsWithStats((depth > 0).astype(np.uint8))
     largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    return np.where(pieces == largest, depth, np.minimum(depth, -1e-9))
+    return np.asarray(np.where(pieces == largest, depth, np.minimum(depth, -1e-9)))
 
 
-def _scatter(labels: NDArray[np.int8], spacing_um: float, rng: np.random.Generator) -> Array:
-    """Jittered hexagonal lattice over the tissue, ``[n_points, 2]``: close, hardly overlapping."""
-    side = labels.shape[0] * LAYOUT_UM
+def _scatter(n: int, spacing_um: float, rng: np.random.Generator) -> Array:
+    """Jittered hexagonal lattice over the image, ``[n_points, 2]``: close, hardly overlapping."""
+    side = n * LAYOUT_UM
     rows = np.arange(0, side, spacing_um * np.sqrt(0.75))
     columns = np.arange(0, side, spacing_um)
     y, x = np.meshgrid(rows, columns, indexing="ij")
     x = x + (np.arange(len(rows)) % 2 * spacing_um / 2)[:, None]
     points = np.column_stack([x.ravel(), y.ravel()])
     points += rng.uniform(-0.33, 0.33, points.shape) * spacing_um
-    inside = (points >= 0).all(1) & (points < side).all(1)
-    return points[inside & (at(labels, points[:, 0], points[:, 1]) != GLASS)]
+    return points[(points >= 0).all(1) & (points < side).all(1)]
 
 
 def _glands(labels: NDArray[np.int8], rng: np.random.Generator) -> Array:
     """Outlines of glands: circles pressed out of shape by three harmonics."""
-    centres = _scatter(labels, _GLAND_PITCH_UM, rng)
+    centres = _scatter(labels.shape[0], _GLAND_PITCH_UM, rng)
     # The whole gland must lie in its region, or epithelium would float in fat or on glass.
     deep = cv2.distanceTransform((labels == GLAND).astype(np.uint8), cv2.DIST_L2, 5) * LAYOUT_UM
-    centres = centres[at(deep, centres[:, 0], centres[:, 1]) > 35]
+    centres = centres[at(deep, *centres.T) > 35]
     angle = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
     harmonics = np.arange(2, 5)[:, None]
     phase = rng.uniform(0, 2 * np.pi, (len(centres), 3, 1))
-    size = rng.uniform(0, [[0.22], [0.12], [0.06]], (len(centres), 3, 1))
+    size = rng.uniform(0, [[0.18], [0.1], [0.05]], (len(centres), 3, 1))
     shape = 1 + (size * np.cos(harmonics * angle + phase)).sum(1)
-    radius = rng.uniform(30, 46, (len(centres), 1)) * shape
-    return centres[:, None] + radius[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)
+    radius = rng.uniform(27, 45, (len(centres), 1)) * shape
+    pairs = cKDTree(centres).query_pairs(130, output_type="ndarray") if len(centres) else []
+    first, second = np.asarray(pairs, dtype=int).reshape(-1, 2).T
+    distance = np.hypot(*(centres[first] - centres[second]).T)
+    apart = np.ones(len(centres), bool)
+    apart[second[distance < radius.max(1)[first] + radius.max(1)[second]]] = False
+    outlines = centres[:, None] + radius[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)
+    return np.asarray(outlines[apart])
 
 
 def _adipocytes(labels: NDArray[np.int8], rng: np.random.Generator) -> list[Array]:
     """Outlines of fat cells: Voronoi cells, shrunk by the membrane and rounded."""
-    points = _scatter(labels, _ADIPOCYTE_PITCH_UM, rng)
-    if len(points) < 4:
-        return []
+    points = _scatter(labels.shape[0], _ADIPOCYTE_PITCH_UM, rng)
     diagram = Voronoi(points)
     outlines = []
-    for point in np.flatnonzero(at(labels, points[:, 0], points[:, 1]) == ADIPOSE):
+    for point in np.flatnonzero(at(labels, *points.T) == ADIPOSE):
         corners = diagram.regions[diagram.point_region[point]]
         outline = diagram.vertices[corners]
         centre = points[point]
         if -1 in corners or np.abs(outline - centre).max() > _ADIPOCYTE_PITCH_UM:
             continue
-        outline = centre + (outline - centre) * (1 - 2.5 / (_ADIPOCYTE_PITCH_UM / 2))
+        outline = centre + (outline - centre) * (1 - 1.5 / (_ADIPOCYTE_PITCH_UM / 2))
         for _ in range(3):
             following = np.roll(outline, -1, axis=0)
             pair = [0.75 * outline + 0.25 * following, 0.25 * outline + 0.75 * following]
@@ -235,10 +238,11 @@ def _nuclei(
     labels: NDArray[np.int8],
     nests: Array,
     direction: Array,
-    glands: Array,
+    outlines: tuple[Array, list[Array]],
     rng: np.random.Generator,
 ) -> Nuclei:
     n = labels.shape[0]
+    glands, adipocytes = outlines
     in_gland = np.zeros((n, n), np.uint8)
     cv2.fillPoly(in_gland, list(np.round(glands / LAYOUT_UM).astype(np.int32)), 1)
     # Cells per area vary within a region too, so that density says more than the region does.
@@ -252,11 +256,10 @@ def _nuclei(
         TUMOUR: (11.0, nest * 0.72 * cellularity),
         STROMA: (17.0, fibrous * 0.62 * cellularity),
         IMMUNE: (7.6, immune * 0.8 * np.sqrt(cellularity) + fibrous * (0.3 * infiltrate + 0.012)),
-        ADIPOSE: (45.0, (labels == ADIPOSE) * 0.5),
     }
-    parts = [_gland_nuclei(glands, rng)]
+    parts = [_gland_nuclei(glands, rng), _fat_nuclei(adipocytes, rng)]
     for kind, (spacing, chance) in chances.items():
-        points = _scatter(labels, spacing, rng)
+        points = _scatter(labels.shape[0], spacing, rng)
         x, y = points[rng.random(len(points)) < at(chance, *points.T)].T
         angle = rng.uniform(0, np.pi, len(x))
         if kind == STROMA:
@@ -279,3 +282,14 @@ def _gland_nuclei(glands: Array, rng: np.random.Generator) -> Nuclei:
     where = where + outward * rng.uniform(-0.06, 0.06, (len(gland), 1))
     angle = np.arctan2(outward[:, 1], outward[:, 0]) + rng.normal(0, 0.2, len(gland))
     return Nuclei(where[:, 0], where[:, 1], angle, np.full(len(gland), GLAND, np.int8))
+
+
+def _fat_nuclei(adipocytes: list[Array], rng: np.random.Generator) -> Nuclei:
+    """Put a flat nucleus on the membrane of about every other fat cell that the section hits."""
+    cut = [outline for outline in adipocytes if rng.random() < 0.5]
+    corner = rng.integers(0, [len(outline) for outline in cut])
+    where = np.array([o[c] for o, c in zip(cut, corner, strict=True)]).reshape(-1, 2)
+    before = np.array([o[c - 1] for o, c in zip(cut, corner, strict=True)]).reshape(-1, 2)
+    along = where - before
+    angle = np.arctan2(along[:, 1], along[:, 0])
+    return Nuclei(where[:, 0], where[:, 1], angle, np.full(len(cut), ADIPOSE, np.int8))

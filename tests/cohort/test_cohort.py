@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+
+import anndata
+import numpy as np
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+from strank.cohort.contract import check_section, counts_checksum, spots_checksum
+from strank.cohort.panel import check_genes, choose_panel, shared_genes
+from strank.cohort.splits import make_folds
+from strank.cohort.store import features_path, read_cohort, write_h5ad
+from strank.errors import InputError
+from strank.files import atomic_path, output_folder, read_json, safe_name
+
+
+def write(cohort, folder):
+    for name, adata in cohort.items():
+        plain = adata.copy()
+        del plain.obsm["mine"], plain.uns["mine"]
+        write_h5ad(plain, folder / f"{name}.h5ad")
+        features = AnnData(
+            X=adata.obsm["mine"],
+            obs=adata.obs[[]],
+            uns={"encoder": json.dumps(adata.uns["mine"]), "spots_sha256": spots_checksum(adata)},
+        )
+        write_h5ad(features, features_path(folder, "mine", name))
+    return folder
+
+
+def test_a_cohort_survives_the_disk(cohort, tmp_path):
+    back = read_cohort(write(cohort, tmp_path / "c"), encoder="mine")
+    assert list(back) == ["A1", "A2", "B1", "C1"]
+    for name, adata in back.items():
+        np.testing.assert_array_equal(adata.obsm["mine"], cohort[name].obsm["mine"])
+        assert adata.uns["mine"] == cohort[name].uns["mine"]
+        assert counts_checksum(adata) == counts_checksum(cohort[name])
+    assert anndata.concat(back, label="from", index_unique="-").n_obs == 120
+
+
+def test_refusals_of_a_cohort(cohort, tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        read_cohort(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no sections \(\*.h5ad\)"):
+        read_cohort(tmp_path / "empty")
+    folder = write(cohort, tmp_path / "c")
+    with pytest.raises(InputError, match="no section Z9; there are A1, A2, B1, C1"):
+        read_cohort(folder, sections=["A1", "Z9"])
+    with pytest.raises(InputError, match=r"no other features; run `strank embed .*c --encoder other`"):
+        read_cohort(folder, encoder="other")
+    features_path(folder, "mine", "A1").write_bytes(
+        features_path(folder, "mine", "A2").read_bytes()
+    )
+    with pytest.raises(InputError, match=r"A1.h5ad: features of other spots or another image"):
+        read_cohort(folder, encoder="mine")
+    (folder / "B1.h5ad").write_bytes(b"no h5")
+    with pytest.raises(InputError, match=r"B1.h5ad: not a readable .h5ad file"):
+        read_cohort(folder)
+    (folder / "B1.h5ad").write_bytes((folder / "C1.h5ad").read_bytes())
+    with pytest.raises(InputError, match=r"B1.h5ad: obs\[.section.\] says C1"):
+        read_cohort(folder)
+
+
+def drop(slot, key):
+    return lambda a: getattr(a, slot).__delitem__(key)
+
+
+def put(row, column, value):
+    def change(a):
+        dense = a.X.toarray()
+        dense[row, column] = value
+        a.X = sparse.csr_matrix(dense)
+
+    return change
+
+
+def move(a):
+    a.obsm["spatial"] = np.full((a.n_obs, 2), np.nan)
+
+
+BREACHES = {
+    "obs lacks library_size": drop("obs", "library_size"),
+    "obsm lacks spatial": drop("obsm", "spatial"),
+    "uns lacks strank": drop("uns", "strank"),
+    r'uns\["strank"\] lacks um_per_pixel': lambda a: a.uns["strank"].pop("um_per_pixel"),
+    "schema version 99": lambda a: a.uns["strank"].update(schema=99),
+    "spot 1x1, gene G2: -1 is negative": put(1, 2, -1),
+    "spot 0x0, gene G0: 0.5 is not a whole number": put(0, 0, 0.5),
+    "spot 0x0, gene G0: nan is not a finite number": put(0, 0, np.nan),
+    r'obsm\["spatial"\] is not finite at spot 0x0, .* and 25 more': move,
+    r'obs\["library_size"\] is less than the counts of spot 3x3': put(3, 3, 10_000),
+    "var_names has duplicates: G0": lambda a: setattr(a, "var_names", ["G0", "G0", *"abcd"]),
+    "one section of one patient": lambda a: setattr(a, "obs", a.obs.assign(section=a.obs_names)),
+}
+
+
+@pytest.mark.parametrize("message", BREACHES)
+@pytest.mark.filterwarnings("ignore:Variable names")
+def test_breaches_of_the_contract_are_named(section_of, message):
+    adata = section_of()
+    BREACHES[message](adata)
+    with pytest.raises(InputError, match=f"C2: .*{message}"):
+        check_section(adata, name="C2")
+
+
+def test_checksums_follow_the_content(section_of):
+    one, other = section_of(), section_of()
+    assert counts_checksum(one) == counts_checksum(other)
+    assert spots_checksum(one) == spots_checksum(other)
+    put(0, 0, 77)(other)
+    assert counts_checksum(one) != counts_checksum(other)
+    other.obsm["spatial"] = other.obsm["spatial"] + 1
+    assert spots_checksum(one) != spots_checksum(other)
+
+
+def test_panel_is_the_variance_of_log1p_cp10k(cohort):
+    stacked = np.concatenate(
+        [
+            np.log1p(a.X.toarray() / a.obs["library_size"].to_numpy()[:, None] * 1e4)
+            for a in cohort.values()
+        ]
+    )
+    expected = [f"G{i}" for i in np.argsort(-stacked.var(0))[:4]]
+    assert list(choose_panel(cohort, 4)) == expected
+
+
+def test_panel_refusals(cohort):
+    with pytest.raises(InputError, match="99 genes asked for; choose between 1 and the 6 that vary"):
+        choose_panel(cohort, 99)
+    cohort["B1"] = cohort["B1"][:, ["G1", "G4"]].copy()
+    assert list(shared_genes(cohort)) == ["G1", "G4"]
+    with pytest.raises(InputError, match="section B1 has no gene G0"):
+        check_genes(cohort, ["G0", "G1"])
+    cohort["C1"].var_names = list("abcdef")
+    with pytest.raises(InputError, match="no gene is measured in all of the sections"):
+        shared_genes(cohort)
+
+
+def test_folds():
+    patients = {"C3": "C", "B4": "B", "C2": "C"}
+    by_patient = make_folds(patients, "patient")
+    assert [(f.train, f.test, f.shared_patients) for f in by_patient] == [
+        (("C2", "C3"), ("B4",), ()),
+        (("B4",), ("C2", "C3"), ()),
+    ]
+    by_section = make_folds(patients, "section")
+    assert [(f.name, f.shared_patients) for f in by_section] == [
+        ("B4", ()),
+        ("C2", ("C",)),
+        ("C3", ("C",)),
+    ]
+    with pytest.raises(InputError, match=r"folds by patient need at least two .* has 1 \(2 sections"):
+        make_folds({"C2": "C", "C3": "C"}, "patient")
+    with pytest.raises(InputError, match=r"has 1 \(1 section\)"):
+        make_folds({"C2": "C"}, "section")
+    with pytest.raises(InputError, match="'spot' is unknown; choose one of section, patient"):
+        make_folds(patients, "spot")
+
+
+def test_files_are_whole_or_absent(tmp_path):
+    target = tmp_path / "table.csv"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+    with pytest.raises(InputError, match=r"table.csv: cannot write there"):
+        output_folder(target)
+    with pytest.raises(InputError, match="not a readable JSON"):
+        read_json(target)
+
+
+@pytest.mark.parametrize("name", ["HLA-A", "../../x", "a/b", "<img src=x>", ".", "", "AC0.1", "ß"])
+def test_file_names_of_genes_stay_in_their_folder(tmp_path, name):
+    path = tmp_path / f"{safe_name(name)}.png"
+    path.touch()
+    assert path.parent == tmp_path
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+

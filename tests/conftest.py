@@ -1,0 +1,95 @@
+"""What all tests share: where the reference data is, and small sections made from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from PIL import Image
+from scipy import sparse
+
+from strank.cohort.contract import SectionInfo, make_section
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _shared(part: str) -> Path:
+    folder = SHARED / part
+    if not folder.is_dir():
+        pytest.skip(f"needs {part}, which is not part of the project ({folder} is absent)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def her2st() -> Path:
+    return _shared("data/her2st")
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    return _shared("reference")
+
+
+@pytest.fixture
+def section_of() -> Callable[..., AnnData]:
+    """Make a section with features of an encoder called "mine" and counts that follow them."""
+
+    def make(
+        name: str = "A1", *, patient: str = "A", n_spots: int = 30, n_genes: int = 6, seed: int = 0
+    ) -> AnnData:
+        rng = np.random.default_rng([seed, *name.encode()])
+        features = rng.normal(size=(n_spots, 3))
+        slopes = np.random.default_rng(99).normal(size=(3, n_genes)) * 0.5
+        depth = rng.lognormal(0, 0.3, size=(n_spots, 1))
+        counts = rng.poisson(depth * 10 * np.exp(features @ slopes))
+        spots = pd.DataFrame(
+            rng.uniform(0, 500, size=(n_spots, 2)),
+            columns=["x", "y"],
+            index=[f"{i}x{i}" for i in range(n_spots)],
+        )
+        info = SectionInfo(f"/none/{name}.jpg", "0" * 64, 0.7, 100.0, 200.0, "ST", {"reader": "test"})
+        adata = make_section(
+            sparse.csr_matrix(counts),
+            spots=spots,
+            genes=pd.Index([f"G{i}" for i in range(n_genes)]),
+            section=name,
+            patient=patient,
+            info=info,
+        )
+        adata.obsm["mine"] = features.astype(np.float32)
+        adata.uns["mine"] = {"name": "mine", "version": "1", "fields": [], "n_features": 3}
+        return adata
+
+    return make
+
+
+@pytest.fixture
+def cohort(section_of: Callable[..., AnnData]) -> dict[str, AnnData]:
+    return {name: section_of(name, patient=name[0]) for name in ("A1", "A2", "B1", "C1")}
+
+
+@pytest.fixture
+def st_folder(tmp_path: Path) -> Path:
+    """Two tiny sections of two patients in the ST layout: 5 x 5 spots, 300 x 280 px."""
+    folder = tmp_path / "st"
+    for number, name in enumerate(["A1", "B1"]):
+        rng = np.random.default_rng(number)
+        y, x = np.mgrid[2:7, 3:8].reshape(2, -1)
+        spots = pd.DataFrame({"x": x, "y": y, "new_x": x + 0.01, "new_y": y - 0.01})
+        spots = spots.assign(pixel_x=40.0 * x - 80, pixel_y=40.0 * y - 60, selected=1)
+        counts = pd.DataFrame(
+            rng.poisson(4, size=(25, 8)),
+            index=[f"{a}x{b}" for a, b in zip(x, y, strict=True)],
+            columns=[f"GENE{i}" for i in range(8)],
+        )
+        for kind in ("images", "counts", "spots"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255, size=(280, 300, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{name}.jpg")
+        counts.to_csv(folder / "counts" / f"{name}.tsv.gz", sep="\t")
+        spots.to_csv(folder / "spots" / f"{name}_selection.tsv", sep="\t", index=False)
+    return folder

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from strank.errors import InputError
+from strank.slides.image import Slide, image_size, open_slide, read_field, thumbnail
+from strank.slides.tissue import tile_centres, tissue_mask
+
+UM = 2.0
+
+
+@pytest.fixture
+def slide() -> Slide:
+    """3 x 2.4 mm of pinkish glass with an ellipse of tissue (1.6 x 1.2 mm) and a speck of dust."""
+    rng = np.random.default_rng(0)
+    pixels = np.full((1200, 1500, 3), [240, 225, 238], np.uint8)
+    cv2.ellipse(pixels, (700, 600), (400, 300), 0, 0, 360, (150, 90, 160), -1)
+    cv2.circle(pixels, (1400, 100), 12, (60, 60, 60), -1)
+    noisy = pixels + rng.normal(0, 6, pixels.shape)
+    return Slide(noisy.clip(0, 255).astype(np.uint8), UM, Path("made.png"))
+
+
+def test_tissue_is_the_ellipse(slide):
+    mask, scale = tissue_mask(slide)
+    area = mask.sum() * (scale / 1000) ** 2
+    assert area == pytest.approx(np.pi * 0.8 * 0.6, rel=0.05)
+    y, x = np.nonzero(mask)
+    assert np.array([x.mean(), y.mean()]) * scale / UM == pytest.approx([700, 600], abs=5)
+
+
+def test_tiles_lie_on_a_grid_over_the_tissue(slide):
+    centres = tile_centres(slide, stride_um=100, tile_um=100)
+    inside = ((centres - [700, 600]) / [400, 300]) ** 2
+    assert (inside.sum(1) < 1.2).all()
+    # One tile for each 100 x 100 µm of tissue.
+    assert len(centres) == pytest.approx(np.pi * 0.8 * 0.6 * 100, rel=0.07)
+    steps = np.diff(np.unique(centres[:, 0].round(3)))
+    np.testing.assert_allclose(steps, 100 / UM, rtol=1e-3)
+
+
+def test_the_grid_does_not_depend_on_the_pixel_size(slide):
+    half = cv2.resize(slide.pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    coarse = Slide(half, 2 * UM, slide.path)
+    one = tile_centres(slide, stride_um=100, tile_um=100) * UM
+    other = tile_centres(coarse, stride_um=100, tile_um=100) * 2 * UM
+    assert len(one) == pytest.approx(len(other), rel=0.03)
+    np.testing.assert_allclose(one.mean(0), other.mean(0), atol=10)
+
+
+def test_glass_alone_has_no_tissue(slide):
+    glass = Slide(np.full((600, 600, 3), 235, np.uint8), UM, Path("glass.png"))
+    with pytest.raises(InputError, match=r"glass.png: no tissue found; is µm per pixel right \(2\)"):
+        tissue_mask(glass)
+
+
+def test_fields_have_the_physical_size_asked_for():
+    """A square of 40 µm covers the same share of a 160 µm field at any pixel size."""
+    for um in (0.5, 1.0, 2.0):
+        pixels = np.full((int(400 / um), int(400 / um), 3), 255, np.uint8)
+        low, high = int(180 / um), int(220 / um)
+        pixels[low:high, low:high] = 0
+        slide = Slide(pixels, um, Path("x.png"))
+        field = read_field(slide, np.array([[200 / um, 200 / um]]), um=160, pixels=64)
+        assert field.shape == (1, 64, 64, 3)
+        assert (255 - field.mean()) / 255 == pytest.approx(1 / 16, rel=0.02)
+        y, x = np.nonzero(field[0, ..., 0] < 128)
+        assert x.mean() == pytest.approx(31.5, abs=0.6)
+        assert y.mean() == pytest.approx(31.5, abs=0.6)
+
+
+def test_outside_the_image_is_white():
+    slide = Slide(np.zeros((50, 50, 3), np.uint8), 1.0, Path("x.png"))
+    centres = np.array([[0.0, 0.0], [50, 50], [25, 0], [-100, 20], [300, 300]])
+    fields = read_field(slide, centres, um=20, pixels=20)
+    shares = (fields == 255).all(-1).mean((1, 2))
+    np.testing.assert_allclose(shares, [0.75, 0.75, 0.5, 1, 1])
+
+
+def test_a_field_larger_than_the_image():
+    slide = Slide(np.zeros((10, 10, 3), np.uint8), 1.0, Path("x.png"))
+    field = read_field(slide, np.array([[5.0, 5.0]]), um=20, pixels=20)
+    assert (field == 0).all(-1).sum() == 100
+
+
+def test_opening(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(open_slide(tmp_path / "a.png", 1.0).pixels, pixels[..., :3])
+    np.testing.assert_array_equal(open_slide(tmp_path / "a.tif", 1.0).pixels, pixels[..., :3])
+    assert image_size(tmp_path / "a.tif") == (80, 60)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_truncated_images_are_refused(tmp_path, suffix):
+    path = tmp_path / f"slide{suffix}"
+    pixels = np.random.default_rng(0).integers(0, 255, (400, 400, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes()[:-20_000])
+    for read in (image_size, lambda p: open_slide(p, 1.0)):
+        with pytest.raises(InputError, match=f"slide{suffix}: (damaged|not an image)"):
+            read(path)
+
+
+def test_other_refusals(tmp_path):
+    with pytest.raises(InputError, match="no such image"):
+        open_slide(tmp_path / "none.jpg", 1.0)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="µm per pixel must be positive; got 0"):
+        open_slide(tmp_path / "a.png", 0)
+
+
+def test_thumbnail_says_its_scale(slide):
+    small, scale = thumbnail(slide, 7.0)
+    assert scale * small.shape[1] == pytest.approx(UM * 1500)
+    assert scale == pytest.approx(7.0, rel=0.01)

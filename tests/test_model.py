@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from strank import RankModel, STRankRegressorCV, fit_model
+from strank.errors import InputError
+from strank.fit import DEFAULT_PENALTY
+
+
+@pytest.fixture
+def model(cohort) -> RankModel:
+    return fit_model(cohort, encoder="mine", n_genes=4)
+
+
+def test_the_model_is_the_regressor(cohort, model):
+    panel = model.panel.index
+    stacked = [(a.obsm["mine"], a[:, panel].X.toarray(), a.obs) for a in cohort.values()]
+    features, counts = (np.concatenate(part) for part in list(zip(*stacked, strict=True))[:2])
+    section = np.repeat(list(cohort), 30)
+    offset = np.concatenate([np.log(obs["library_size"]) for _, _, obs in stacked])
+    regressor = STRankRegressorCV().fit(features, counts, section=section, offset=offset)
+    np.testing.assert_allclose(model.panel["penalty"], regressor.penalty_)
+    for name, adata in cohort.items():
+        expected = regressor.predict(adata.obsm["mine"])
+        got = model.predict(adata).X
+        np.testing.assert_allclose(got, expected - expected.mean(0), atol=1e-5)
+        assert section[0] == "A1"
+        assert name in model.provenance["sections"]
+
+
+def test_a_model_survives_the_disk(cohort, model, tmp_path):
+    model.save(tmp_path / "m")
+    back = RankModel.load(tmp_path / "m")
+    np.testing.assert_array_equal(back.predict(cohort["A1"]).X, model.predict(cohort["A1"]).X)
+    assert back.provenance == json.loads(json.dumps(model.provenance))
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["head.safetensors", "model.json"]
+    model.save(tmp_path / "m")  # a model may take the place of a model
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="other: exists and is not a model"):
+        model.save(tmp_path / "other")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file"):
+        model.save(tmp_path / "file" / "m")
+
+
+def test_predictions_are_anndata_with_provenance(cohort, model):
+    adata = cohort["A1"][:, [g for g in cohort["A1"].var_names if g != model.panel.index[0]]]
+    got = model.predict(adata)
+    assert list(got.var_names) == list(model.panel.index)
+    assert got.var["measured"].tolist() == [False, True, True, True]
+    np.testing.assert_allclose(got.X.mean(0), 0, atol=1e-5)
+    np.testing.assert_array_equal(got.obsm["spatial"], adata.obsm["spatial"])
+    assert json.loads(got.uns["strank_model"])["encoder"]["name"] == "mine"
+
+
+def test_features_of_another_encoder_are_refused(cohort, model):
+    adata = cohort["A1"]
+    narrow = adata.copy()
+    narrow.obsm["mine"] = narrow.obsm["mine"][:, :2]
+    with pytest.raises(InputError, match="has 2 features, but the model was trained on 3"):
+        model.predict(narrow)
+    other = adata.copy()
+    other.uns["mine"] = {**other.uns["mine"], "version": "2"}
+    with pytest.raises(InputError, match=r"come from another mine than the model's \(version differ"):
+        model.predict(other)
+    absent = adata.copy()
+    absent.obsm["theirs"] = absent.obsm.pop("mine")
+    with pytest.raises(InputError, match=r"needs features of mine in obsm\['mine'\]; there is .*theirs"):
+        model.predict(absent)
+    broken = adata.copy()
+    broken.obsm["mine"] = broken.obsm["mine"].copy()
+    broken.obsm["mine"][2, 1] = np.nan
+    with pytest.raises(InputError, match="features of spot 2x2 are not finite"):
+        model.predict(broken)
+
+
+def damage(name, change):
+    def apply(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(change(content))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda f: (f / "model.json").unlink(), "model.json: no such file"),
+        (lambda f: (f / "head.safetensors").unlink(), "damaged model folder"),
+        (damage("model.json", lambda c: c[:50]), "model.json: not a readable JSON"),
+        (damage("model.json", lambda c: b"{}"), "damaged model folder"),
+        (damage("model.json", lambda c: c.replace(b'"linear"', b'"cubist"')), "damaged model"),
+        (damage("model.json", lambda c: c.replace(b'"format": 1', b'"format": 7')), "update strank"),
+        (damage("head.safetensors", lambda c: c[:-4]), "head.safetensors: damaged"),
+    ],
+)
+def test_damaged_folders_are_refused(model, tmp_path, break_it, message):
+    model.save(tmp_path / "m")
+    break_it(tmp_path / "m")
+    with pytest.raises(InputError, match=message):
+        RankModel.load(tmp_path / "m")
+    with pytest.raises(InputError, match="no such model folder"):
+        RankModel.load(tmp_path / "absent")
+
+
+def test_the_panel_is_of_the_training_sections_only(cohort):
+    train = {name: cohort[name] for name in ("A1", "A2")}
+    before = fit_model(train, encoder="mine", n_genes=3)
+    cohort["C1"].X = cohort["C1"].X * 0
+    assert list(fit_model(train, encoder="mine", n_genes=3).panel.index) == list(before.panel.index)
+    given = fit_model(train, encoder="mine", genes=["G5", "G0"])
+    assert list(given.panel.index) == ["G5", "G0"]
+    assert given.provenance["panel_choice"] == "given"
+
+
+def test_one_section_takes_the_default_penalty_and_says_so(cohort):
+    model = fit_model({"A1": cohort["A1"]}, encoder="mine", n_genes=2)
+    assert (model.panel["penalty"] == DEFAULT_PENALTY).all()
+    assert "one section, nothing to leave out" in model.provenance["penalty_choice"]
+    with pytest.raises(InputError, match="penalty must not be negative; got -1"):
+        fit_model(cohort, encoder="mine", n_genes=2, penalty=-1)
+
+
+def test_spots_without_counts_have_no_exposure_and_are_left_out(cohort):
+    train = {name: cohort[name] for name in ("A1", "A2")}
+    plain = fit_model({n: a[3:].copy() for n, a in train.items()}, encoder="mine", n_genes=3)
+    for adata in train.values():
+        dense = adata.X.toarray()
+        dense[:3] = 0
+        adata.X = type(adata.X)(dense)
+        adata.obs["library_size"] = dense.sum(1)
+    got = fit_model(train, encoder="mine", genes=list(plain.panel.index))
+    np.testing.assert_allclose(got.head.weight.detach(), plain.head.weight.detach(), atol=1e-5)
+    for adata in train.values():
+        adata.obs["library_size"] = 0.0
+    with pytest.raises(InputError, match="section A1: no spot has any count"):
+        fit_model(train, encoder="mine", genes=["G0"])
