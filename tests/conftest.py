@@ -51,7 +51,9 @@ def section_of() -> Callable[..., AnnData]:
             columns=["x", "y"],
             index=[f"{i}x{i}" for i in range(n_spots)],
         )
-        info = SectionInfo(f"/none/{name}.jpg", "0" * 64, 0.7, 100.0, 200.0, "ST", {"reader": "test"})
+        info = SectionInfo(
+            f"/none/{name}.jpg", "0" * 64, 0.7, 100.0, 200.0, "ST", {"reader": "test"}
+        )
         adata = make_section(
             sparse.csr_matrix(counts),
             spots=spots,
@@ -88,7 +90,8 @@ def st_folder(tmp_path: Path) -> Path:
         )
         for kind in ("images", "counts", "spots"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 255, size=(280, 300, 3), dtype=np.uint8)
+        pixels = np.full((280, 300, 3), 240, np.uint8)
+        pixels[10:200, 20:240] = rng.integers(60, 220, size=(190, 220, 3))
         Image.fromarray(pixels).save(folder / "images" / f"{name}.jpg")
         counts.to_csv(folder / "counts" / f"{name}.tsv.gz", sep="\t")
         spots.to_csv(folder / "spots" / f"{name}_selection.tsv", sep="\t", index=False)

@@ -64,11 +64,15 @@ def test_features_of_another_encoder_are_refused(cohort, model):
         model.predict(narrow)
     other = adata.copy()
     other.uns["mine"] = {**other.uns["mine"], "version": "2"}
-    with pytest.raises(InputError, match=r"come from another mine than the model's \(version differ"):
+    with pytest.raises(
+        InputError, match=r"come from another mine than the model's \(version differ"
+    ):
         model.predict(other)
     absent = adata.copy()
     absent.obsm["theirs"] = absent.obsm.pop("mine")
-    with pytest.raises(InputError, match=r"needs features of mine in obsm\['mine'\]; there is .*theirs"):
+    with pytest.raises(
+        InputError, match=r"needs features of mine in obsm\['mine'\]; there is .*theirs"
+    ):
         model.predict(absent)
     broken = adata.copy()
     broken.obsm["mine"] = broken.obsm["mine"].copy()
@@ -93,7 +97,10 @@ def damage(name, change):
         (damage("model.json", lambda c: c[:50]), "model.json: not a readable JSON"),
         (damage("model.json", lambda c: b"{}"), "damaged model folder"),
         (damage("model.json", lambda c: c.replace(b'"linear"', b'"cubist"')), "damaged model"),
-        (damage("model.json", lambda c: c.replace(b'"format": 1', b'"format": 7')), "update strank"),
+        (
+            damage("model.json", lambda c: c.replace(b'"format": 1', b'"format": 7')),
+            "update strank",
+        ),
         (damage("head.safetensors", lambda c: c[:-4]), "head.safetensors: damaged"),
     ],
 )

@@ -56,7 +56,9 @@ def output_folder(path: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"{path}: cannot write there ({error.strerror}); choose another -o") from error
+        raise InputError(
+            f"{path}: cannot write there ({error.strerror}); choose another -o"
+        ) from error
     return path
 
 

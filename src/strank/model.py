@@ -141,22 +141,27 @@ class RankModel:
             uns={"strank_model": json.dumps({"encoder": dict(self.encoder), **self.provenance})},
         )
 
+    def check_encoder(self, facts: Mapping[str, Any]) -> None:
+        """Refuse features of another encoder, version, or set of fields, naming what differs."""
+        different = [key for key in self.encoder if facts.get(key) != self.encoder[key]]
+        if different:
+            raise InputError(
+                f"the features come from another {self.encoder['name']} than the model's "
+                f"({some(different)} differ); embed again with this version, or train again"
+            )
+
     def _features(self, adata: AnnData) -> np.ndarray:
         name, width = self.encoder["name"], self.encoder["n_features"]
         if name not in adata.obsm:
             has = f"; there is {some(adata.obsm)}" if len(adata.obsm) else ""
             raise InputError(f"the model needs features of {name} in obsm[{name!r}]{has}")
-        facts = adata.uns.get(name)
-        if facts is not None and facts != dict(self.encoder):
-            different = [key for key in self.encoder if facts.get(key) != self.encoder[key]]
-            raise InputError(
-                f"the features come from another {name} than the model's ({some(different)} "
-                "differ); embed again with this version, or train again"
-            )
+        if name in adata.uns:
+            self.check_encoder(adata.uns[name])
         features = np.asarray(adata.obsm[name], dtype=np.float32)
         if features.shape[1] != width:
             raise InputError(
-                f"obsm[{name!r}] has {features.shape[1]} features, but the model was trained on {width}"
+                f"obsm[{name!r}] has {features.shape[1]} features, but the model was trained on "
+                f"{width}"
             )
         wrong = ~np.isfinite(features).all(1)
         if wrong.any():

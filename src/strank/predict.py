@@ -50,7 +50,11 @@ def tile_grid(slide: Slide, model: RankModel, *, stride_um: float | None = None)
 
 
 def predict_slide(
-    slide: Slide, model: RankModel, tiles: AnnData, *, advance: Callable[[int], object] | None = None
+    slide: Slide,
+    model: RankModel,
+    tiles: AnnData,
+    *,
+    advance: Callable[[int], object] | None = None,
 ) -> AnnData:
     """Embed tiles of a slide and score them.
 
@@ -76,8 +80,10 @@ def predict_slide(
         If the encoder is unknown or of another version.
     """
     encoder = get_encoder(model.encoder["name"])
+    facts = encoder_facts(encoder)
+    model.check_encoder(facts)
     features = embed_spots(slide, np.asarray(tiles.obsm["spatial"]), encoder, advance=advance)
     spots = tiles.copy()
     spots.obsm[encoder.name] = features
-    spots.uns[encoder.name] = encoder_facts(encoder)
+    spots.uns[encoder.name] = facts
     return model.predict(spots)

@@ -79,7 +79,9 @@ def test_json_on_stdout_is_all_there_is(cohort, st_folder, tmp_path):
     assert json.loads(run("embed", cohort, "--json").stdout)["done_before"] == ["A1", "B1"]
     fitted = run("fit", cohort, "-o", tmp_path / "m", "--genes", 3, "--json").stdout
     assert json.loads(fitted)["n_genes"] == 3
-    told = run("evaluate", cohort, "--folds", "patient", "-o", tmp_path / "e", "--json", "--genes", 3)
+    told = run(
+        "evaluate", cohort, "--folds", "patient", "-o", tmp_path / "e", "--json", "--genes", 3
+    )
     assert len(json.loads(told.stdout)["summary"]) == 9
     image = st_folder / "images/A1.jpg"
     options = ["--model", tmp_path / "m", "-o", tmp_path / "p", "--mpp", 5, "--json"]
@@ -120,7 +122,9 @@ def test_other_refusals(cohort, tmp_path):
     assert "'spot' is unknown" in refuse("evaluate", cohort, "--folds", "spot", "-o", out)
     one = refuse("evaluate", cohort, "--folds", "patient", "--sections", "A1", "-o", out)
     assert "folds by patient need at least two of them; this cohort has 1" in one
-    assert "trained on all of its sections" in refuse("evaluate", cohort, "--model", model, "-o", out)
+    assert "trained on all of its sections" in refuse(
+        "evaluate", cohort, "--model", model, "-o", out
+    )
     assert "no such model folder" in refuse(
         "predict", cohort / "A1.h5ad", "--model", tmp_path / "none", "-o", out
     )

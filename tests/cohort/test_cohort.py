@@ -49,7 +49,9 @@ def test_refusals_of_a_cohort(cohort, tmp_path):
     folder = write(cohort, tmp_path / "c")
     with pytest.raises(InputError, match="no section Z9; there are A1, A2, B1, C1"):
         read_cohort(folder, sections=["A1", "Z9"])
-    with pytest.raises(InputError, match=r"no other features; run `strank embed .*c --encoder other`"):
+    with pytest.raises(
+        InputError, match=r"no other features; run `strank embed .*c --encoder other`"
+    ):
         read_cohort(folder, encoder="other")
     features_path(folder, "mine", "A1").write_bytes(
         features_path(folder, "mine", "A2").read_bytes()
@@ -128,7 +130,9 @@ def test_panel_is_the_variance_of_log1p_cp10k(cohort):
 
 
 def test_panel_refusals(cohort):
-    with pytest.raises(InputError, match="99 genes asked for; choose between 1 and the 6 that vary"):
+    with pytest.raises(
+        InputError, match="99 genes asked for; choose between 1 and the 6 that vary"
+    ):
         choose_panel(cohort, 99)
     cohort["B1"] = cohort["B1"][:, ["G1", "G4"]].copy()
     assert list(shared_genes(cohort)) == ["G1", "G4"]
@@ -152,7 +156,9 @@ def test_folds():
         ("C2", ("C",)),
         ("C3", ("C",)),
     ]
-    with pytest.raises(InputError, match=r"folds by patient need at least two .* has 1 \(2 sections"):
+    with pytest.raises(
+        InputError, match=r"folds by patient need at least two .* has 1 \(2 sections"
+    ):
         make_folds({"C2": "C", "C3": "C"}, "patient")
     with pytest.raises(InputError, match=r"has 1 \(1 section\)"):
         make_folds({"C2": "C"}, "section")
@@ -163,9 +169,14 @@ def test_folds():
 def test_files_are_whole_or_absent(tmp_path):
     target = tmp_path / "table.csv"
     target.write_text("old")
-    with pytest.raises(RuntimeError), atomic_path(target) as part:
-        part.write_text("half")
-        raise RuntimeError
+
+    def die_half_way():
+        with atomic_path(target) as part:
+            part.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        die_half_way()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
     with pytest.raises(InputError, match=r"table.csv: cannot write there"):
@@ -180,5 +191,3 @@ def test_file_names_of_genes_stay_in_their_folder(tmp_path, name):
     path.touch()
     assert path.parent == tmp_path
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
-
-

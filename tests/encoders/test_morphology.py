@@ -18,7 +18,7 @@ from strank.encoders.stain import (
 )
 from strank.encoders.texture import describe_fibres, dyadic_scales
 
-PINK, PURPLE, WHITE = (225, 180, 215), (70, 50, 120), (255, 255, 255)
+PINK, PURPLE, WHITE = (210, 150, 200), (70, 50, 120), (255, 255, 255)
 
 
 def plain(colour, pixels=224):
@@ -37,10 +37,12 @@ def tissue_with_nuclei(n_side=5, radius_um=4.0, um=150.0, pixels=224):
 
 
 def random_tissue(seed, pixels=224):
-    """Blobs and smooth noise in tissue colours."""
+    """Blobs, more and larger ones in some patches, and smooth noise in tissue colours."""
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=(pixels, pixels)).astype(np.float32)
-    nuclei = cv2.GaussianBlur(noise, (0, 0), 4)[..., None] > 0.06
+    size, share = rng.uniform(3, 6), rng.uniform(0.05, 0.5)
+    smooth = cv2.GaussianBlur(noise, (0, 0), size)[..., None]
+    nuclei = smooth > np.quantile(smooth, 1 - share)
     shade = 3 * cv2.GaussianBlur(rng.normal(size=(pixels, pixels, 3)), (0, 0), 6) / 0.05
     return np.clip(np.where(nuclei, PURPLE, PINK) + shade, 0, 255).astype(np.uint8)
 
@@ -85,8 +87,9 @@ def test_no_spots_give_no_rows(encoder):
 def test_a_row_depends_on_its_own_patches_only(encoder, patches, features):
     np.testing.assert_array_equal(encoder.encode(patches), features)
     np.testing.assert_array_equal(encoder.encode([p[::-1] for p in patches])[::-1], features)
-    np.testing.assert_array_equal(Morphology(threads=1).encode([p[3:4] for p in patches])[0],
-                                  features[3])
+    np.testing.assert_array_equal(
+        Morphology(threads=1).encode([p[3:4] for p in patches])[0], features[3]
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,10 +105,12 @@ def test_a_row_depends_on_its_own_patches_only(encoder, patches, features):
 )
 def test_turning_and_mirroring_changes_nothing(encoder, patches, features, turn):
     turned = encoder.encode([turn(array) for array in patches])
-    # A pixel as near to one nucleus as to another may change sides: compared with the spread.
     change = np.abs(turned - features) / (features.std(axis=0) + 0.01)
-    worst = encoder.feature_names[int(change.max(axis=0).argmax())]
-    assert change.max() < 0.1, worst
+    # Where nuclei touch, a pixel as near to one as to another may change sides.
+    nuclear = np.array([".nuclei." in name for name in encoder.feature_names])
+    assert change[:, ~nuclear].max() < 0.01
+    assert np.quantile(change[:, nuclear], 0.99) < 0.3
+    assert change[:, nuclear].mean() < 0.02
 
 
 def test_drawn_nuclei_are_counted_and_measured():
@@ -210,7 +215,10 @@ def test_scales_are_powers_of_two_that_the_field_can_show():
     [
         (lambda p: p[:1], r"one array of patches a field is needed \(spot, surroundings\); 1"),
         (lambda p: [p[0], p[1].astype(float)], "field 'surroundings': expected uint8 .* float64"),
-        (lambda p: [p[0][:, :200], p[1]], r"field 'spot': expected .* got uint8 \[9, 200, 224, 3\]"),
+        (
+            lambda p: [p[0][:, :200], p[1]],
+            r"field 'spot': expected .* got uint8 \[9, 200, 224, 3\]",
+        ),
         (lambda p: [p[0][0], p[1]], r"field 'spot': expected .* got uint8 \[224, 224, 3\]"),
         (lambda p: [p[0], p[1][:4]], "field 'surroundings': 4 patches; field 'spot' has 9"),
     ],

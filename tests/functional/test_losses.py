@@ -184,9 +184,7 @@ def test_single_spots_and_absent_genes_contribute_exactly_nothing(loss, plain):
 
 @each_loss
 def test_ties_split_equally(loss, plain):
-    got = loss(
-        torch.zeros(2, 1), torch.ones(2, 1), section=torch.zeros(2).long(), reduction="sum"
-    )
+    got = loss(torch.zeros(2, 1), torch.ones(2, 1), section=torch.zeros(2).long(), reduction="sum")
     assert got.item() == pytest.approx(2 * np.log(2))
 
 
@@ -225,7 +223,9 @@ def test_no_exposure_without_counts_is_legal(loss, plain, batch):
 
 @each_loss
 def test_errors_name_the_argument(loss, plain, batch):
-    with pytest.raises(ValueError, match=r"scores and counts must both be .* \[9, 4\] and \[9, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"scores and counts must both be .* \[9, 4\] and \[9, 3\]"
+    ):
         value(loss, batch, counts=batch["counts"][:, :3])
     with pytest.raises(ValueError, match="counts must not be negative"):
         value(loss, batch, counts=-batch["counts"])
@@ -269,7 +269,5 @@ def test_modules_equal_their_functions(batch):
     torch.testing.assert_close(ListSTRankLoss()(*inputs, **options), list_loss(*inputs, **options))
     torch.testing.assert_close(
         PairSTRankLoss(n_partners=3, seed=5)(*inputs, **options),
-        pair_loss(
-            *inputs, **options, n_partners=3, generator=torch.Generator().manual_seed(5)
-        ),
+        pair_loss(*inputs, **options, n_partners=3, generator=torch.Generator().manual_seed(5)),
     )

@@ -57,7 +57,9 @@ def test_spots_in_one_table_only_are_dropped_and_counted(st_folder):
 
 
 def test_patient_pattern(st_folder):
-    assert [a.obs["patient"].iloc[0] for a in read_all(st_folder, patient_pattern=r"\d+")] == ["1"] * 2
+    assert [a.obs["patient"].iloc[0] for a in read_all(st_folder, patient_pattern=r"\d+")] == [
+        "1"
+    ] * 2
     grouped = read_all(st_folder, patient_pattern=r"([A-Z])(\d)")
     assert [a.obs["patient"].iloc[0] for a in grouped] == ["A", "B"]
 
@@ -143,7 +145,9 @@ BAD = {
         r"section A1: no spot of A1_selection.tsv is selected",
     ),
     "not a number": (
-        lambda f: edit_spots(f, lambda t: t.astype({"pixel_x": object}).replace({"pixel_x": {40.0: "?"}})),
+        lambda f: edit_spots(
+            f, lambda t: t.astype({"pixel_x": object}).replace({"pixel_x": {40.0: "?"}})
+        ),
         r"A1_selection.tsv: row 2, column pixel_x: '\?' is not a number",
     ),
     "no column": (

@@ -54,8 +54,17 @@ def test_the_grid_does_not_depend_on_the_pixel_size(slide):
 
 def test_glass_alone_has_no_tissue(slide):
     glass = Slide(np.full((600, 600, 3), 235, np.uint8), UM, Path("glass.png"))
-    with pytest.raises(InputError, match=r"glass.png: no tissue found; is µm per pixel right \(2\)"):
+    with pytest.raises(
+        InputError, match=r"glass.png: no tissue found; is µm per pixel right \(2\)"
+    ):
         tissue_mask(glass)
+
+
+def test_an_image_without_glass_is_all_tissue():
+    rng = np.random.default_rng(0)
+    pixels = rng.normal([150, 90, 160], 15, (600, 600, 3)).clip(0, 255).astype(np.uint8)
+    mask, _ = tissue_mask(Slide(pixels, UM, Path("crop.png")))
+    assert mask.mean() > 0.95
 
 
 def test_fields_have_the_physical_size_asked_for():

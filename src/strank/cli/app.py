@@ -27,9 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-imports = typer.Typer(
-    help="1. Read sections of a platform into a cohort.", no_args_is_help=True
-)
+imports = typer.Typer(help="1. Read sections of a platform into a cohort.", no_args_is_help=True)
 imports.command("st")(cohort.import_st)
 app.add_typer(imports, name="import")
 app.command("embed")(cohort.embed)
@@ -49,7 +47,9 @@ def _print_version(wanted: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     pass

@@ -56,7 +56,9 @@ def import_st(
         )
     for entry in summary:
         if entry["dropped"]:
-            what = ", ".join(f"{n} {kind[6:].replace('_', ' ')}" for kind, n in entry["dropped"].items())
+            what = ", ".join(
+                f"{n} {kind[6:].replace('_', ' ')}" for kind, n in entry["dropped"].items()
+            )
             note(f"section {entry['section']}: dropped spots: {what}")
     finish(
         {"cohort": str(output), "sections": summary},

@@ -57,7 +57,13 @@ _EXTRAS = {"cv2": "images", "PIL": "images", "matplotlib": "plots"}
 def progress(description: str, total: int) -> Iterator[Callable[[int], object]]:
     """Show a progress bar with the time left on stderr; yields what advances it."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:

@@ -124,7 +124,9 @@ def predict(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for scores and maps.")],
     genes: Annotated[
         str | None,
-        typer.Option(help=f"Genes to draw, separated by commas; the first {_PICTURES} if not given."),
+        typer.Option(
+            help=f"Genes to draw, separated by commas; the first {_PICTURES} if not given."
+        ),
     ] = None,
     mpp: Annotated[
         float | None, typer.Option(help="µm per pixel of the image; a section's .h5ad knows it.")
@@ -229,7 +231,9 @@ def _genes_to_draw(model: RankModel, genes: list[str] | None) -> list[str]:
     panel = list(model.panel.index)
     unknown = [gene for gene in genes or [] if gene not in panel]
     if unknown:
-        raise InputError(f"--genes: the model has no {some(unknown)}; its panel is {some(panel, 60)}")
+        raise InputError(
+            f"--genes: the model has no {some(unknown)}; its panel is {some(panel, 60)}"
+        )
     return genes or panel[:_PICTURES]
 
 

@@ -160,7 +160,7 @@ def check_section(adata: AnnData, *, name: str) -> None:
     for slot, index in {"obs_names": adata.obs_names, "var_names": adata.var_names}.items():
         if not index.is_unique:
             raise InputError(f"{name}: {slot} has duplicates: {some(index[index.duplicated()])}")
-    if adata.obs["section"].nunique() != 1 or adata.obs["patient"].nunique() != 1:
+    if any(len(adata.obs[column].unique()) != 1 for column in ("section", "patient")):
         raise InputError(f"{name}: obs must hold one section of one patient")
     check_counts(adata.X, spots=adata.obs_names, genes=adata.var_names, name=name)
     _check_numbers(adata, name)

@@ -36,7 +36,9 @@ def section_names(folder: Path) -> list[str]:
         raise InputError(f"{folder}: no such folder; make a cohort with `strank import`")
     names = sorted(path.stem for path in folder.glob("*.h5ad") if not path.name.startswith("."))
     if not names:
-        raise InputError(f"{folder}: no sections (*.h5ad) there; make a cohort with `strank import`")
+        raise InputError(
+            f"{folder}: no sections (*.h5ad) there; make a cohort with `strank import`"
+        )
     return names
 
 
@@ -94,7 +96,7 @@ def features_path(folder: Path, encoder: str, section: str) -> Path:
 
 
 def join_features(adata: AnnData, path: Path, encoder: str) -> None:
-    """Add features from their file as ``obsm[encoder]``, and the encoder's facts as ``uns[encoder]``."""
+    """Add features as ``obsm[encoder]``, and the facts of the encoder as ``uns[encoder]``."""
     if not path.is_file():
         raise InputError(
             f"{path}: no {encoder} features; run `strank embed {path.parents[2]} "
@@ -102,7 +104,9 @@ def join_features(adata: AnnData, path: Path, encoder: str) -> None:
         )
     features = read_h5ad(path)
     if features.uns.get("spots_sha256") != spots_checksum(adata):
-        raise InputError(f"{path}: features of other spots or another image; run `strank embed` again")
+        raise InputError(
+            f"{path}: features of other spots or another image; run `strank embed` again"
+        )
     values = np.asarray(features.X)
     wrong = ~np.isfinite(values).all(1)
     if wrong.any():

@@ -65,7 +65,7 @@ def get_encoder(name: str) -> Encoder:
     >>> get_encoder("morphologie")
     Traceback (most recent call last):
     ...
-    strank.errors.InputError: no encoder 'morphologie'; did you mean 'morphology'? choose one of morphology
+    strank.errors.InputError: no encoder 'morphologie'; did you mean 'morphology'? choose one of ...
     """
     if name not in ENCODERS:
         near = difflib.get_close_matches(name, ENCODERS, n=1)
@@ -77,7 +77,7 @@ def get_encoder(name: str) -> Encoder:
 
 
 def encoder_facts(encoder: Encoder) -> dict[str, Any]:
-    """What must agree between the features a model was trained on and those it is given."""
+    """List what must agree between the features a model was trained on and those it gets."""
     return {
         "name": encoder.name,
         "version": encoder.version,

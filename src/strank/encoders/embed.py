@@ -70,9 +70,7 @@ def embed_cohort(
     return done
 
 
-def embed_section(
-    section: AnnData, encoder: Encoder, *, advance: Advance | None = None
-) -> AnnData:
+def embed_section(section: AnnData, encoder: Encoder, *, advance: Advance | None = None) -> AnnData:
     """Features of a section as an AnnData: ``X`` features, ``obs`` spots, ``var`` their names."""
     info = section_info(section)
     slide = open_slide(Path(info.image), info.um_per_pixel)

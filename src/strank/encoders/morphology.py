@@ -1,7 +1,8 @@
 """The built-in encoder: what a pathologist would name, measured, without weights or network.
 
-Every feature is in physical units (µm, mm², optical density), does not change when the patch is
-turned by a right angle or mirrored, and is finite for any patch. Heavy-tailed quantities enter as
+Every feature is in physical units (µm, mm², optical density), is finite for any patch, and stays
+the same when the patch is turned by a right angle or mirrored (the shapes of touching nuclei:
+nearly the same). Heavy-tailed quantities enter as
 logs, roots or shares, because a linear head that extrapolates to another patient follows.
 """
 

@@ -41,7 +41,6 @@ class _Group(NamedTuple):
 _TYPICAL = {
     "log_area_um2": _Group(_N_TYPICAL, 3.6, 0.5),
     "elongation": _Group(_N_TYPICAL, 0.4, 0.2),
-    "solidity": _Group(_N_TYPICAL, 0.95, 0.05),
     "hematoxylin": _Group(_N_TYPICAL, 0.8, 0.1),
     "chromatin_sd": _Group(_N_TYPICAL, 0.15, 0.05),
     "green_to_red": _Group(_N_TYPICAL, 0.8, 0.1),
@@ -67,10 +66,6 @@ class Nuclei:
         Natural log of the area in µm².
     elongation
         Natural log of the ratio of the axes of the ellipse with the same second moments.
-    direction
-        Cosine and sine of twice the long axis' angle, ``[n_nuclei, 2]``.
-    solidity
-        Area over that of this ellipse, at most 1.2.
     hematoxylin, chromatin_sd
         Mean and standard deviation of hematoxylin inside, in optical density.
     green_to_red, blue_to_red
@@ -80,8 +75,6 @@ class Nuclei:
     centre_um: _Floats
     log_area_um2: _Floats
     elongation: _Floats
-    direction: _Floats
-    solidity: _Floats
     hematoxylin: _Floats
     chromatin_sd: _Floats
     green_to_red: _Floats
@@ -92,7 +85,9 @@ def find_nuclei(hematoxylin: _Image, um_per_pixel: float) -> tuple[NDArray[np.in
     """Label the pixels of each nucleus.
 
     Pixels above Otsu's threshold (kept between 0.3 and 0.6) are nuclear; touching nuclei are told
-    apart by giving each pixel to the nearest blob (peak of a difference of Gaussians).
+    apart by giving each pixel to the nearest blob (peak of a difference of Gaussians). A pixel as
+    near to one blob as to another may go to either, so shapes are not quite the same in a turned
+    or mirrored patch.
 
     Parameters
     ----------
@@ -163,7 +158,7 @@ def measure_nuclei(
     found = cv2.findNonZero((labels > 0).astype(np.uint8))
     column, row = np.empty((2, 0)) if found is None else found.reshape(-1, 2).T.astype(np.float64)
     inside = (row * labels.shape[1] + column).astype(np.intp)
-    label = labels.ravel().take(inside)
+    label = labels.ravel().take(inside).astype(np.intp)
     pixels = np.bincount(label, minlength=1)
     pixels[0] = 0
     kept = np.flatnonzero(pixels * um_per_pixel**2 >= _LEAST_AREA_UM2)
@@ -176,8 +171,7 @@ def measure_nuclei(
     xx = mean(column * column) - x**2 + 1 / 12
     yy = mean(row * row) - y**2 + 1 / 12
     xy = mean(column * row) - x * y
-    middle, plain = (xx + yy) / 2, (xx - yy) / 2
-    half = np.hypot(plain, xy)
+    middle, half = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
     long_axis = np.sqrt(middle + half)
     short_axis = np.sqrt(np.maximum(middle - half, 1 / 12))
     stain = hematoxylin.ravel().take(inside).astype(np.float64)
@@ -187,8 +181,6 @@ def measure_nuclei(
         centre_um=np.stack([x, y], axis=1) * um_per_pixel,
         log_area_um2=np.log(pixels[kept] * um_per_pixel**2),
         elongation=np.log(long_axis / short_axis),
-        direction=np.stack([plain, xy], axis=1) / np.maximum(half, 1e-6)[:, None],
-        solidity=np.minimum(pixels[kept] / (4 * np.pi * long_axis * short_axis), 1.2),
         hematoxylin=amount,
         chromatin_sd=np.sqrt(np.maximum(mean(stain**2) - amount**2, 0)),
         green_to_red=green / (red + 0.05),
@@ -231,8 +223,6 @@ def describe_nuclei(stains: Stains, density: _Image, um_per_pixel: float) -> dic
     measured["log_nearest_um"] = _log_nearest(nuclei.centre_um)
     for name, values in measured.items():
         features |= _drawn_to(_TYPICAL[name], name, _group(values))
-    weighted = nuclei.elongation @ nuclei.direction
-    features["alignment"] = float(np.hypot(*weighted) / (nuclei.elongation.sum() + 1))
     return features | _between(stains, labels)
 
 

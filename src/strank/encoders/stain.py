@@ -35,7 +35,7 @@ _EDGES = _LOWEST + _STEP * (np.arange(257) - 0.5)
 _FAINT = 0.05
 
 _LEVELS = np.arange(256, dtype=np.float32) + 1
-_DENSITY_OF_LEVEL = np.repeat(-np.log10(_LEVELS / 256)[None, :, None], 3, axis=2)
+_DENSITY_OF_LEVEL = np.repeat(np.log10(256 / _LEVELS)[None, :, None], 3, axis=2)
 
 
 class Stains(NamedTuple):
@@ -69,8 +69,8 @@ def optical_density(patch: NDArray[np.uint8]) -> NDArray[np.float32]:
 
     Examples
     --------
-    >>> optical_density(np.array([[[255, 127, 0]]], np.uint8)).round(2).tolist()
-    [[[0.0, 0.30..., 2.41...]]]
+    >>> optical_density(np.array([[[255, 127, 0]]], np.uint8)).round(2)
+    array([[[0.  , 0.3 , 2.41]]], dtype=float32)
     """
     return np.asarray(cv2.LUT(np.ascontiguousarray(patch), _DENSITY_OF_LEVEL))
 

@@ -14,9 +14,7 @@ from strank.functional.metrics import log1p_cp10k, spearman
 __all__ = ["score_section", "summarise"]
 
 
-def score_section(
-    scores: Mapping[str, NDArray], section: AnnData, panel: pd.Index
-) -> pd.DataFrame:
+def score_section(scores: Mapping[str, NDArray], section: AnnData, panel: pd.Index) -> pd.DataFrame:
     """Score the predictions of several methods for one section.
 
     Parameters
@@ -62,7 +60,9 @@ def score_section(
             library_size=library_size,
         )[0]
         note = np.select(
-            [~measured, ~varies, constant], ["not measured", "constant counts", "constant scores"], ""
+            [~measured, ~varies, constant],
+            ["not measured", "constant counts", "constant scores"],
+            "",
         )
         scc = np.where(varies & constant, 0.0, scc)
         tables.append(rows.assign(scc=scc, note=note).assign(method=method))

@@ -212,9 +212,7 @@ def _inputs(
             f"{list(scores.shape)} and {list(counts.shape)}"
         )
     if section.shape != scores.shape[:1]:
-        raise ValueError(
-            f"section must be [n_spots] = [{len(scores)}]; got {list(section.shape)}"
-        )
+        raise ValueError(f"section must be [n_spots] = [{len(scores)}]; got {list(section.shape)}")
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
     logits, counts = scores, counts.to(scores.dtype)

@@ -13,7 +13,7 @@ __all__ = ["log1p_cp10k", "rank_correlation", "spearman"]
 def log1p_cp10k(
     counts: ArrayLike | sparse.spmatrix | sparse.sparray, library_size: ArrayLike
 ) -> sparse.csr_matrix:
-    r"""The field's usual target: :math:`\log(1 + 10^4\, c_{ig} / l_i)`, natural log.
+    r"""Compute the field's usual target, :math:`\log(1 + 10^4\, c_{ig} / l_i)`, natural log.
 
     Parameters
     ----------

@@ -26,6 +26,9 @@ class LinearHead(nn.Module):
     torch.Size([5, 2])
     """
 
+    centre: Tensor
+    scale: Tensor
+
     def __init__(self, n_features: int, n_genes: int) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(n_features))

@@ -25,8 +25,18 @@ _PATH_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Data:
-    """Spots to fit on: features ``[n_spots, n_features]``, CSR counts ``[n_spots, n_genes]``,
-    section codes and log library size ``[n_spots]``.
+    """Spots to fit on.
+
+    Attributes
+    ----------
+    features
+        ``[n_spots, n_features]``, not scaled.
+    counts
+        CSR, ``[n_spots, n_genes]``.
+    section
+        Codes ``0 .. n_sections - 1``, ``[n_spots]``.
+    offset
+        Log library size, ``[n_spots]``.
     """
 
     features: NDArray[np.float64]

@@ -10,14 +10,16 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from strank.functional.segments import segment_logsumexp, segment_max, segment_sum
+from strank.functional.segments import segment_logsumexp
 
 __all__ = ["ListProblem"]
 
 
 @dataclass(frozen=True)
 class ListProblem:
-    r"""Sufficient statistics of :math:`-\sum_i c_i\,x_i^\top w + \sum_s T_s \log\sum_{i \in s} l_i e^{x_i^\top w}`.
+    r"""What the list objective of a linear head needs to know of the counts.
+
+    .. math:: -\sum_i c_i\,x_i^\top w + \sum_s T_s \log \sum_{i \in s} l_i e^{x_i^\top w}
 
     Counts enter only through ``xtc`` = :math:`X^\top c` and ``totals`` = :math:`T_s`, so they are
     read once and may stay sparse.
@@ -60,10 +62,8 @@ class ListProblem:
         counts = sparse.csr_matrix(counts)
         xtc = (counts.T @ features.cpu().numpy()).T
         totals = (member @ counts).toarray()
-        like = {"dtype": features.dtype, "device": features.device}
-        return cls(
-            features, section, offset, torch.as_tensor(xtc, **like), torch.as_tensor(totals, **like)
-        )
+        xtc, totals = (torch.as_tensor(sums).to(features) for sums in (xtc, totals))
+        return cls(features, section, offset, xtc, totals)
 
     @property
     def n_sections(self) -> int:
@@ -90,7 +90,7 @@ class ListProblem:
         return level - (weights * self.xtc).sum(0)
 
     def genes(self, index: Tensor) -> ListProblem:
-        """The same problem for some of the genes."""
+        """Keep some of the genes."""
         return ListProblem(
             self.features, self.section, self.offset, self.xtc[:, index], self.totals[:, index]
         )

@@ -32,8 +32,8 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
     :math:`T_{sg}`, features :math:`x` standardised within sections),
 
     .. math::
-        -\sum_i c_{ig}\, x_i^\top w
-        + \sum_s T_{sg} \log \sum_{i \in s} l_i e^{x_i^\top w} + \tfrac{\lambda}{2} \lVert w \rVert^2
+        -\sum_i c_{ig}\, x_i^\top w + \sum_s T_{sg} \log \sum_{i \in s} l_i e^{x_i^\top w}
+        + \tfrac{\lambda}{2} \lVert w \rVert^2
 
     which is the multinomial likelihood of ListSTRank and, without the penalty, the conditional
     Poisson regression with a level of its own for each section and gene.
@@ -126,8 +126,8 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """Scores ``[n_spots, n_genes]`` (``[n_spots]`` if fitted so); 0 at the mean feature."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64)
-        scores = (X - self.centre_) @ self.coef_.T
+        features: NDArray[np.float64] = validate_data(self, X, reset=False, dtype=np.float64)
+        scores = (features - self.centre_) @ self.coef_.T
         return scores[:, 0] if self._one_gene else scores
 
     def score(
@@ -160,9 +160,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         model, none = (problem.loss(w).numpy() - best for w in (coef, torch.zeros_like(coef)))
         return 1 - np.divide(model, none, out=np.full_like(none, np.nan), where=none > 1e-9)
 
-    def _data(
-        self, X: Any, counts: Any, section: Any, offset: Any, *, reset: bool = True
-    ) -> Data:
+    def _data(self, X: Any, counts: Any, section: Any, offset: Any, *, reset: bool = True) -> Data:
         X = validate_data(self, X, reset=reset, dtype=np.float64)
         counts = check_array(counts, accept_sparse="csr", dtype=np.float64, ensure_2d=False)
         if reset:

@@ -34,7 +34,8 @@ class Scaling:
 
         Examples
         --------
-        >>> scaling = Scaling.fit(np.array([[0.0], [2.0], [100.0], [102.0]]), np.array([0, 0, 1, 1]))
+        >>> features, section = np.array([[0.0], [2], [100], [102]]), np.array([0, 0, 1, 1])
+        >>> scaling = Scaling.fit(features, section)
         >>> scaling.centre, scaling.scale
         (array([51.]), array([1.]))
         """

@@ -3,16 +3,17 @@ r"""Minimise the penalised list objective for all genes at once.
 For each gene :math:`g`, independently,
 
 .. math::
-    F_g(w) = -\sum_i c_{ig}\, x_i^\top w
-    + \sum_s T_{sg} \log \sum_{i \in s} l_i e^{x_i^\top w} + \tfrac{\lambda_g}{2} \lVert w \rVert^2 .
+    F_g(w) = -\sum_i c_{ig}\, x_i^\top w + \sum_s T_{sg} \log \sum_{i \in s} l_i e^{x_i^\top w}
+    + \tfrac{\lambda_g}{2} \lVert w \rVert^2 .
 
 The method is nonlinear conjugate gradients (Polak-Ribière+) in the eigenbasis of the within-section
 covariance of the features, which all genes share. In that basis a diagonal preconditioner is close
 to the inverse Hessian of most genes, and directions in which no section varies drop out. An
 iteration costs two products of the features with one column a gene still active. The few genes
 that this does not serve (their optimum lies where counts crowd on few spots) are finished by
-Newton's method, each with its own Hessian. The step along a direction is found by damped Newton steps that cannot overshoot (the objective is generalised
-self-concordant: Sun and Tran-Dinh, Math. Program. 178, 2019), so there is no backtracking.
+Newton's method, each with its own Hessian. The step along a direction is found by damped Newton
+steps that cannot overshoot (the objective is generalised self-concordant: Sun and Tran-Dinh, Math.
+Program. 178, 2019), so there is no backtracking.
 """
 
 from __future__ import annotations
@@ -210,7 +211,8 @@ def _iterate(
     inverse = 1 / (part.gene_totals * variances[:, None] + lam)
     weights = result[:, active]
     scores = part.features @ weights
-    direction = gradient = None
+    direction: Tensor | None = None
+    gradient: Tensor | None = None
     for iteration in range(max_iterations):
         previous, gradient = gradient, _gradient(part, lam, weights, scores)
         going = gradient.abs().amax(0) > tolerance * part.gene_totals
@@ -239,7 +241,7 @@ def _iterate(
 def _conjugate_direction(
     gradient: Tensor, previous: Tensor | None, direction: Tensor | None, inverse: Tensor
 ) -> Tensor:
-    """Polak-Ribière+ with a diagonal preconditioner; steepest descent where it would not descend."""
+    """Polak-Ribière+, preconditioned; steepest descent where that would not descend."""
     steepest = -inverse * gradient
     if previous is None or direction is None:
         return steepest

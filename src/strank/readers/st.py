@@ -52,7 +52,9 @@ def find_sections(folder: Path) -> list[StFiles]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     kinds = {
-        "images": {p.stem: p for p in _files(folder / "images") if p.suffix.lower() in IMAGE_SUFFIXES},
+        "images": {
+            p.stem: p for p in _files(folder / "images") if p.suffix.lower() in IMAGE_SUFFIXES
+        },
         "counts": _by_suffix(folder / "counts", r"\.tsv(\.gz)?$"),
         "spots": _by_suffix(folder / "spots", r"_selection\.tsv(\.gz)?$"),
     }
@@ -175,7 +177,9 @@ def _patient(section: str, pattern: str) -> str:
     try:
         match = re.search(pattern, section)
     except re.error as error:
-        raise InputError(f"--patient-pattern {pattern!r} is not a regular expression: {error}") from error
+        raise InputError(
+            f"--patient-pattern {pattern!r} is not a regular expression: {error}"
+        ) from error
     found = (match.group(1) if match.re.groups else match.group(0)) if match else None
     if not found:
         raise InputError(
@@ -185,7 +189,7 @@ def _patient(section: str, pattern: str) -> str:
 
 
 def _read_counts(path: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.Index]:
-    """Counts, spot names and genes, checked for duplicates and for what is not a count."""
+    """Read counts, spot names and genes; refuse duplicates and what is not a count."""
     # pandas would rename a duplicated gene silently, so the header is read by itself.
     genes = pd.Index(_header(path)[1:])
     try:
@@ -194,10 +198,14 @@ def _read_counts(path: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.Index]:
         raise InputError(f"{path}: not a readable table ({error})") from error
     spots = table.index.astype(str)
     if table.shape[1] != len(genes):
-        raise InputError(f"{path}: {len(genes)} genes in the header, {table.shape[1]} columns below")
+        raise InputError(
+            f"{path}: {len(genes)} genes in the header, {table.shape[1]} columns below"
+        )
     for what, index in {"spot": spots, "gene": genes}.items():
         if not index.is_unique:
-            raise InputError(f"{path}: {what} {some(index[index.duplicated()].unique())} stands twice")
+            raise InputError(
+                f"{path}: {what} {some(index[index.duplicated()].unique())} stands twice"
+            )
     table.columns = genes
     values = _numeric(table, path)
     check_counts(sparse.csr_matrix(values), spots=spots, genes=genes, name=str(path))
@@ -224,9 +232,7 @@ def _numeric(table: pd.DataFrame, path: Path) -> np.ndarray:
     values = table.to_numpy(np.float64)
     if np.isnan(values).any():
         row, column = np.argwhere(np.isnan(values))[0]
-        raise InputError(
-            f"{path}: spot {table.index[row]}, gene {table.columns[column]}: no value"
-        )
+        raise InputError(f"{path}: spot {table.index[row]}, gene {table.columns[column]}: no value")
     return values
 
 
@@ -245,7 +251,9 @@ def _read_spots(path: Path) -> pd.DataFrame:
                 f"{path}: row {int(np.flatnonzero(wrong)[0]) + 2}, column {column}: "
                 f"{spots[column][wrong].iloc[0]!r} is not a number"
             )
-    spots.index = pd.Index(spots["x"].astype(int).astype(str) + "x" + spots["y"].astype(int).astype(str))
+    spots.index = pd.Index(
+        spots["x"].astype(int).astype(str) + "x" + spots["y"].astype(int).astype(str)
+    )
     if not spots.index.is_unique:
         raise InputError(f"{path}: spot {some(spots.index[spots.index.duplicated()])} stands twice")
     return spots
@@ -258,5 +266,6 @@ def _check_inside(spots: pd.DataFrame, size: tuple[int, int], files: StFiles) ->
         first = spots[outside].iloc[0]
         raise InputError(
             f"section {files.section}: spot {some(spots.index[outside])} lies outside "
-            f"{files.image.name} ({first['x']:.0f}, {first['y']:.0f}; the image is {width} x {height})"
+            f"{files.image.name} ({first['x']:.0f}, {first['y']:.0f}; the image is "
+            f"{width} x {height})"
         )

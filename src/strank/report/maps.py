@@ -39,7 +39,7 @@ class MapLayer:
         Centres (x, y) in pixels of the full image, ``[n_spots, 2]``.
     diameter_um
         Size of a mark.
-    values
+    scores
         ``[n_spots, n_genes]``; 0 is the middle of the colours.
     genes
         Names of the columns.
@@ -49,7 +49,7 @@ class MapLayer:
     label: str
     positions: NDArray[np.float64]
     diameter_um: float
-    values: NDArray[np.float64]
+    scores: NDArray[np.float64]
     genes: pd.Index
 
 
@@ -142,7 +142,7 @@ def draw_maps(
 def _marks(
     ax: Axes, layer: MapLayer, gene: str, shrink: float, um_per_pixel: float
 ) -> EllipseCollection:
-    values = layer.values[:, layer.genes.get_loc(gene)]
+    values = layer.scores[:, layer.genes.get_loc(gene)]
     # One spot far out must not wash out the rest.
     limit = float(np.quantile(np.abs(values), 0.98)) or float(np.abs(values).max()) or 1.0
     size = np.full(len(values), layer.diameter_um / um_per_pixel / shrink)

@@ -10,11 +10,11 @@ of region k, and n_i the nuclei per mm². With signal a (1 by default, 0 for a n
     l_i  = L · D_s · exp(a δ z_i + σ ε_i - σ² / 2),  ε_i ~ N(0, 1)
     c_ig ~ NB(mean l_i p_ig, variance mean + φ mean²)
 
-β_kg is positive in the region that the gene's class is named after and 0 elsewhere, γ_g is positive
-for "graded" genes only. b_g is the share at average tissue. Σ_g p_ig = 1: p are shares of a library,
-a flat gene takes the same share in every spot, and what a marker gains others lose. e_sg is a
-section's own factor on a gene, D_s on its depth, u_s its additive background. L is the library size
-of an average spot.
+β_kg is positive in the region that the gene's class is named after and 0 elsewhere, γ_g is
+positive for "graded" genes only. b_g is the share at average tissue. Σ_g p_ig = 1: p are shares of
+a library, a flat gene takes the same share in every spot, and what a marker gains others lose.
+e_sg is a section's own factor on a gene, D_s on its depth, u_s its additive background. L is the
+library size of an average spot.
 
 The truth is log p_ig, centred per gene within the section: what a score should equal up to a
 constant. Ambient RNA draws it together without changing the order of the spots; neither D_s nor

@@ -25,7 +25,7 @@ GLASS = -1
 LAYOUT_UM = 4.0
 
 # Immune aggregates are small islands, so they have a threshold instead of a share in the contest.
-_COMMON = {TUMOUR: 0.45, STROMA: 0.35, GLAND: 0.25, ADIPOSE: -0.65}
+_COMMON = {TUMOUR: 0.45, STROMA: 0.35, GLAND: 0.25, ADIPOSE: -0.4}
 _REGION_UM = 190.0
 _AGGREGATE_UM = 65.0
 _NEST_UM = 24.0

@@ -98,7 +98,8 @@ def read_field(
     method = cv2.INTER_AREA if side > pixels else cv2.INTER_LINEAR
 
     def cut(i: int) -> None:
-        window = _window(slide.pixels, *corners[i], side)
+        x, y = corners[i]
+        window = _window(slide.pixels, x, y, side)
         cv2.resize(window, (pixels, pixels), dst=out[i], interpolation=method)
 
     with ThreadPoolExecutor() as pool:
@@ -116,7 +117,6 @@ def thumbnail(slide: Slide, um_per_pixel: float) -> tuple[NDArray[np.uint8], flo
 
 
 def _window(pixels: NDArray[np.uint8], x: int, y: int, side: int) -> NDArray[np.uint8]:
-    height, width = pixels.shape[:2]
     inside = pixels[max(y, 0) : max(y + side, 0), max(x, 0) : max(x + side, 0)]
     if inside.shape[:2] == (side, side):
         return inside
@@ -132,7 +132,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise InputError(f"{path}: no such image")
     try:
         with warnings.catch_warnings():
-            # Sections of 10,000 x 10,000 px are ordinary here; Pillow still refuses twice its limit.
+            # Sections of 10,000 x 10,000 px are ordinary; Pillow still refuses twice its limit.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 yield image

@@ -13,6 +13,7 @@ __all__ = ["tile_centres", "tissue_mask"]
 
 _MASK_UM = 8.0
 _SMALLEST_MM2 = 0.02
+_DARKEST_GLASS_OD = 0.15
 # Below this, the difference between the two classes is glass and dust, not stain.
 _FAINTEST_OD = 0.06
 
@@ -39,18 +40,21 @@ def tissue_mask(slide: Slide) -> tuple[NDArray[np.bool_], float]:
     small, scale = thumbnail(slide, _MASK_UM)
     density = -np.log10((small[..., 1].astype(np.float32) + 1) / 256)
     density = cv2.GaussianBlur(density, (0, 0), 15 / scale)
-    # Glass is rarely pure white: density is counted from the brightest tenth of the image.
-    density -= np.quantile(density, 0.1)
+    # Glass is rarely pure white: density is counted from the brightest tenth of the image, unless
+    # that is itself too dark for glass.
+    density -= min(float(np.quantile(density, 0.1)), _DARKEST_GLASS_OD)
     as_bytes = np.clip(density * 200, 0, 255).astype(np.uint8)
     cut, _ = cv2.threshold(as_bytes, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     mask = (density > max(cut / 200 * 0.6, _FAINTEST_OD)).astype(np.uint8)
     mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, _disc(15 / scale))
     mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, _disc(50 / scale))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
     large = stats[:, cv2.CC_STAT_AREA] * (scale / 1e3) ** 2 >= _SMALLEST_MM2
     large[0] = False
     if not large.any():
-        raise InputError(f"{slide.path}: no tissue found; is µm per pixel right ({slide.um_per_pixel:g})?")
+        raise InputError(
+            f"{slide.path}: no tissue found; is µm per pixel right ({slide.um_per_pixel:g})?"
+        )
     return large[labels], scale
 
 
