@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from strank.version import __version__
+
 if TYPE_CHECKING:
     from strank.cohort.store import read_cohort
     from strank.evaluation.protocol import cross_validate, evaluate
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from strank.linear.regressor import STRankRegressor, STRankRegressorCV
     from strank.losses import ListSTRankLoss, PairSTRankLoss
     from strank.model import RankModel
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "ListSTRankLoss": "strank.losses",
@@ -36,6 +36,7 @@ __all__ = [
     "RankModel",
     "STRankRegressor",
     "STRankRegressorCV",
+    "__version__",
     "cross_validate",
     "evaluate",
     "fit_model",

@@ -10,7 +10,6 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-import strank
 from strank.cohort.contract import counts_checksum, section_info
 from strank.cohort.panel import check_genes, choose_panel
 from strank.cohort.splits import patients_of
@@ -19,6 +18,7 @@ from strank.linear.head import LinearHead
 from strank.linear.regressor import STRankRegressor, STRankRegressorCV
 from strank.linear.solver import Status
 from strank.model import RankModel
+from strank.version import __version__
 
 __all__ = ["DEFAULT_PENALTY", "TrainingData", "fit_model", "training_data"]
 
@@ -115,7 +115,7 @@ def fit_model(
         panel=_panel_table(panel, data, regressor),
         encoder=any_section.uns[encoder],
         provenance={
-            "strank_version": strank.__version__,
+            "strank_version": __version__,
             "objective": "list likelihood, linear head, exact",
             "panel_choice": "given" if genes else f"{n_genes} of highest log1p(CP10k) variance",
             "penalty_choice": how,

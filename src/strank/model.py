@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import strank
 from strank.errors import InputError, some
 from strank.files import atomic_path, read_json, sha256
 from strank.linear.head import LinearHead
+from strank.version import __version__
 
 __all__ = ["RankModel"]
 
@@ -172,7 +172,7 @@ class RankModel:
         kind = next(kind for kind, head in _HEADS.items() if isinstance(self.head, head))
         content = {
             "format": FORMAT,
-            "strank": strank.__version__,
+            "strank": __version__,
             "head": {"kind": kind, "sha256": sha256(weights)},
             "encoder": dict(self.encoder),
             "panel": self.panel.rename_axis("gene").reset_index().to_dict("records"),

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from strank import __version__
 from strank.cli import cohort, demo, model
 from strank.cli.console import ErrorGroup
+from strank.version import __version__
 
 __all__ = ["app", "main"]
 

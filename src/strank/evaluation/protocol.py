@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-import strank
 from strank.cohort.contract import counts_checksum
 from strank.cohort.splits import FoldUnit, make_folds, patients_of
 from strank.errors import InputError, some
@@ -20,6 +19,7 @@ from strank.evaluation.scores import score_section, summarise
 from strank.files import atomic_path, output_folder, write_json
 from strank.fit import fit_model, training_data
 from strank.model import RankModel
+from strank.version import __version__
 
 __all__ = ["Evaluation", "cross_validate", "evaluate"]
 
@@ -93,7 +93,7 @@ def evaluate(
         warnings.append(_shared_patients(shared))
     scores = _score(model, trained, cohort)
     facts = {
-        "strank_version": strank.__version__,
+        "strank_version": __version__,
         "protocol": "a given model",
         "sections": {name: counts_checksum(adata) for name, adata in cohort.items()},
         "model": dict(model.provenance),
@@ -146,7 +146,7 @@ def cross_validate(
             advance(1)
     scores = pd.concat(tables, ignore_index=True)
     parameters = {"encoder": encoder, "n_genes": n_genes}
-    protocol = {"strank_version": strank.__version__, "protocol": f"leave one {by} out"}
+    protocol = {"strank_version": __version__, "protocol": f"leave one {by} out"}
     return Evaluation(
         scores, {**protocol, **parameters, "folds": facts}, (*warnings, *_unscored(scores))
     )
