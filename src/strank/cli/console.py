@@ -88,7 +88,7 @@ def finish(summary: dict[str, Any], *, as_json: bool, lines: Iterable[str]) -> N
 
 
 def show_table(table: pd.DataFrame, title: str) -> None:
-    """Print a table; numbers with three decimals, names as they are."""
+    """Print a table; numbers with three decimals, a dash for what is undefined."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -98,8 +98,14 @@ def show_table(table: pd.DataFrame, title: str) -> None:
         number = table[column].dtype.kind in "fi"
         shown.add_column(Text(str(column)), justify="right" if number else "left")
     for row in table.itertuples(index=False):
-        shown.add_row(*(Text(f"{v:.3f}" if isinstance(v, float) else str(v)) for v in row))
+        shown.add_row(*(Text(_cell(value)) for value in row))
     Console().print(shown)
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "–" if value != value else f"{value:.3f}"
 
 
 def split_names(text: str | None) -> list[str] | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
 
 from strank.cohort.contract import counts_checksum
 from strank.cohort.splits import FoldUnit, make_folds, patients_of
@@ -21,9 +22,9 @@ from strank.fit import fit_model, training_data
 from strank.model import RankModel
 from strank.version import __version__
 
-__all__ = ["Evaluation", "cross_validate", "evaluate"]
+__all__ = ["Evaluation", "cross_validate", "evaluate", "predict_all"]
 
-LIST = "list (strank)"
+LIST = "list"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def evaluate(
     known = {entry["patient"] for entry in expected.values()}
     if shared := sorted(known & {patients[name] for name in cohort if name not in expected}):
         warnings.append(_shared_patients(shared))
-    scores = _score(model, trained, cohort)
+    scores = _score(predict_all(model, cohort, train=trained), cohort, model.panel.index)
     facts = {
         "strank_version": __version__,
         "protocol": "a given model",
@@ -133,7 +134,8 @@ def cross_validate(
     for fold in make_folds(patients_of(cohort), by):
         train = {name: cohort[name] for name in fold.train}
         model = fit_model(train, encoder=encoder, n_genes=n_genes)
-        table = _score(model, train, {name: cohort[name] for name in fold.test})
+        test = {name: cohort[name] for name in fold.test}
+        table = _score(predict_all(model, test, train=train), test, model.panel.index)
         tables.append(table.assign(fold=fold.name))
         facts.append({"fold": fold.name, "test": fold.test, **model.provenance})
         if fold.shared_patients:
@@ -152,19 +154,42 @@ def cross_validate(
     )
 
 
+def predict_all(
+    model: RankModel, cohort: Mapping[str, AnnData], *, train: Mapping[str, AnnData]
+) -> dict[str, dict[str, NDArray]]:
+    """Predict every section by the model and by baselines fitted on its training sections.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    cohort, train
+        As in `evaluate`.
+
+    Returns
+    -------
+    dict
+        Section, then method, to scores ``[n_spots, n_genes]`` of the model's panel.
+    """
+    encoder = model.encoder["name"]
+    data = training_data(train, model.panel.index, encoder)
+    baselines = {method: fit(data) for method, fit in BASELINES.items()}
+    return {
+        name: {LIST: np.asarray(model.predict(adata).X)}
+        | {method: predict(adata.obsm[encoder]) for method, predict in baselines.items()}
+        for name, adata in cohort.items()
+    }
+
+
 def _score(
-    model: RankModel, train: Mapping[str, AnnData], test: Mapping[str, AnnData]
+    predictions: Mapping[str, Mapping[str, NDArray]],
+    cohort: Mapping[str, AnnData],
+    panel: pd.Index,
 ) -> pd.DataFrame:
-    panel, encoder = model.panel.index, model.encoder["name"]
-    data = training_data(train, panel, encoder)
-    baselines = {name: fit(data) for name, fit in BASELINES.items()}
-    tables = []
-    for adata in test.values():
-        features = np.asarray(adata.obsm[encoder])
-        scores = {LIST: np.asarray(model.predict(adata).X)}
-        scores |= {name: predict(features) for name, predict in baselines.items()}
-        tables.append(score_section(scores, adata, panel))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(
+        [score_section(predictions[name], adata, panel) for name, adata in cohort.items()],
+        ignore_index=True,
+    )
 
 
 def _same(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -12,17 +11,13 @@ from scipy import sparse
 from scipy.special import xlogy
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
-from threadpoolctl import threadpool_limits
 
 from strank.linear.penalty import PENALTIES, Data, choose_penalty
 from strank.linear.scaling import Scaling
 from strank.linear.solver import Solution, Status, minimise
+from strank.linear.threads import few_threads
 
 __all__ = ["STRankRegressor", "STRankRegressorCV"]
-
-# Threads cost more than they bring below about this many spots x genes, and on a busy machine they
-# wait for each other: 50 genes x 730 spots took 0.4 s with one thread and 40 s with two.
-_WORTH_THREADS = 2_000_000
 
 
 class STRankRegressor(RegressorMixin, BaseEstimator):
@@ -117,7 +112,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
             For shapes that do not fit, negative counts or values that are not finite.
         """
         data = self._data(X, counts, section, offset)
-        with _threads(data):
+        with few_threads(*data.counts.shape):
             penalty = np.broadcast_to(
                 np.asarray(self.penalty, dtype=np.float64), data.counts.shape[1:]
             )
@@ -266,12 +261,6 @@ class STRankRegressorCV(STRankRegressor):
         pairs = np.unique(np.column_stack([data.section, codes]), axis=0)
         if len(pairs) > data.section.max() + 1:
             raise ValueError("group: a section stands in two groups")
-        with _threads(data):
+        with few_threads(*data.counts.shape):
             self.choice_ = choose_penalty(data, codes, np.asarray(self.penalties))
             return self._fit(data, self.choice_.penalty)
-
-
-def _threads(data: Data) -> AbstractContextManager[object]:
-    """Limit small problems to one thread; the limit ends with the context."""
-    small = data.counts.shape[0] * data.counts.shape[1] < _WORTH_THREADS
-    return threadpool_limits(limits=1) if small else nullcontext()

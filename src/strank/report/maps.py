@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
 from strank.files import atomic_path, safe_name
@@ -123,18 +124,20 @@ def draw_maps(
     height, width = _crop(image.shape[:2], layers, shrink, um_per_pixel)
     aspect = (height[1] - height[0]) / (width[1] - width[0])
     # Without pyplot no global state is touched.
-    figure = Figure(figsize=(5.4 * (len(layers) + 1), 5.0 * aspect + 0.9), layout="constrained")
+    widths = [1.0, *[1.13] * len(layers)]
+    size = 4.6 * sum(widths), 4.6 * aspect + 0.8
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(layers) + 1, squeeze=False)[0]
+    axes = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     for ax in axes:
         ax.imshow(image)
         ax.set(xlim=width, ylim=height[::-1], xticks=[], yticks=[])
     axes[0].set_title("H&E")
-    _scale_bar(axes[0], shrink * um_per_pixel, width, height)
+    _scale_bar(axes[0], shrink * um_per_pixel, (width[1] - width[0]))
     for ax, layer in zip(axes[1:], layers, strict=True):
         marks = _marks(ax, layer, gene, shrink, um_per_pixel)
         ax.set_title(layer.title)
-        figure.colorbar(marks, ax=ax, label=layer.label, shrink=0.8)
+        figure.colorbar(marks, ax=ax, label=layer.label, fraction=0.05, pad=0.03)
     figure.suptitle(gene, parse_math=False, fontweight="bold")
     return figure
 
@@ -173,12 +176,12 @@ def _crop(
     return (float(low[1]), float(high[1])), (float(low[0]), float(high[0]))
 
 
-def _scale_bar(
-    ax: Axes, um: float, width: tuple[float, float], height: tuple[float, float]
-) -> None:
-    length_um = 1000.0 if (width[1] - width[0]) * um > 2500 else 200.0
-    length = length_um / um
-    x, y = width[0] + 0.04 * (width[1] - width[0]), height[1] - 0.04 * (height[1] - height[0])
-    ax.plot([x, x + length], [y, y], color="black", linewidth=3, solid_capstyle="butt")
+def _scale_bar(ax: Axes, um: float, width: float) -> None:
+    """Draw a bar of 1 mm or 200 µm; ``um`` is the size of a pixel of the thumbnail."""
+    length_um = 1000.0 if width * um > 2500 else 200.0
     name = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
-    ax.text(x + length / 2, y - 0.012 * (height[1] - height[0]), name, ha="center", va="bottom")
+    bar = AnchoredSizeBar(
+        ax.transData, length_um / um, name, "lower left", size_vertical=4 / um, borderpad=0.6
+    )
+    bar.patch.set(alpha=0.85, linewidth=0)
+    ax.add_artist(bar)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
 
 from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
 from strank.encoders.base import get_encoder
 from strank.encoders.embed import embed_cohort
 from strank.errors import InputError
-from strank.evaluation.protocol import Evaluation, evaluate
+from strank.evaluation.protocol import Evaluation, evaluate, predict_all
 from strank.files import atomic_path, output_folder
 from strank.fit import fit_model
 from strank.functional.metrics import rank_correlation
@@ -91,8 +92,11 @@ def run_demo(folder: Path, *, seed: int = 0, n_genes: int = 100, say: Say = prin
     say(f"evaluate: on {len(test)} sections of patient {held_out}")
     evaluation = evaluate(model, test, train=train)
     evaluation.write(folder / "evaluation")
-    truth = {name: read_h5ad(folder / "st" / "truth" / f"{name}.h5ad") for name in test}
-    table = class_table(evaluation.scores, model, test, truth)
+    truth = {
+        name: read_h5ad(folder / "st" / "truth" / f"{name}.h5ad")[adata.obs_names]
+        for name, adata in test.items()
+    }
+    table = class_table(evaluation.scores, predict_all(model, test, train=train), truth)
     with atomic_path(folder / "table.csv") as part:
         table.to_csv(part, index=False, float_format="%.4f")
     name = next(iter(test))
@@ -103,30 +107,42 @@ def run_demo(folder: Path, *, seed: int = 0, n_genes: int = 100, say: Say = prin
 
 def class_table(
     scores: pd.DataFrame,
-    model: RankModel,
-    test: dict[str, AnnData],
-    truth: dict[str, AnnData],
+    predictions: Mapping[str, Mapping[str, NDArray]],
+    truth: Mapping[str, AnnData],
 ) -> pd.DataFrame:
-    """Mean SCC by class of gene: each method against counts, and the list against the truth.
+    """Mean SCC by class of gene: each method against the noisy counts, and against the truth.
 
-    Genes without spatial variation ("flat") have no true order, so no score against it.
+    Parameters
+    ----------
+    scores
+        Against counts, from `evaluate`.
+    predictions
+        Section, then method, to scores of the panel, from `predict_all`.
+    truth
+        Section to true log relative rates of its spots, in the order of the predictions.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``gene class``, ``genes``, then a column a method and target. A gene without spatial
+        variation ("flat") has no true order, so no score against it, and is not in that mean.
     """
-    genes = next(iter(truth.values())).var["gene_class"].astype(str)
-    true = pd.concat([_against_truth(model, test[name], truth[name]) for name in test])
-    rows = pd.concat([scores[["method", "gene", "scc"]], true])
-    rows["gene class"] = rows["gene"].map(genes)
-    table = rows.pivot_table("scc", "gene class", "method", sort=False)[rows["method"].unique()]
-    table.insert(0, "genes", rows.groupby("gene class")["gene"].nunique())
-    table.loc["all"] = rows.groupby("method")["scc"].mean()
-    table.loc["all", "genes"] = rows["gene"].nunique()
-    return table.astype({"genes": int}).rename_axis("gene class").reset_index()
-
-
-def _against_truth(model: RankModel, section: AnnData, truth: AnnData) -> pd.DataFrame:
-    panel = model.panel.index
-    true = truth[section.obs_names, panel].X
-    scc = rank_correlation(model.predict(section).X, true)
-    return pd.DataFrame({"method": "list against truth", "gene": panel, "scc": scc})
+    panel = scores["gene"].unique()
+    rows = [scores[["method", "gene", "scc"]].assign(target="counts")]
+    for section, methods in predictions.items():
+        for method, predicted in methods.items():
+            scc = rank_correlation(predicted, truth[section][:, panel].X)
+            table = pd.DataFrame({"method": method, "gene": panel, "scc": scc})
+            rows.append(table.assign(target="truth"))
+    table = pd.concat(rows)
+    table["column"] = table["method"] + " / " + table["target"]
+    table["gene class"] = table["gene"].map(next(iter(truth.values())).var["gene_class"])
+    columns = table["column"].unique()
+    wide = table.pivot_table("scc", "gene class", "column", observed=True, dropna=False)[columns]
+    wide.loc["all"] = table.groupby("column")["scc"].mean()
+    genes = table.groupby("gene class", observed=True)["gene"].nunique()
+    wide.insert(0, "genes", [*genes, len(panel)])
+    return wide.rename_axis("gene class").reset_index()
 
 
 def _draw(folder: Path, model: RankModel, section: AnnData, truth: AnnData) -> list[Path]:
