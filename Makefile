@@ -1,4 +1,5 @@
 # Two commands: `make demo` shows the whole way on simulated tissue, `make test` proves it.
+# Test processes share the cores, so each has one thread.
 # Each makes .venv and installs what it needs there; a changed pyproject.toml installs again.
 
 PYTHON ?= python3.11
@@ -11,7 +12,7 @@ PYTEST_ARGS ?=
 
 help:
 	@echo "make demo    simulate a small cohort and run import, embed, fit, evaluate and predict"
-	@echo "make test    run the tests (PYTEST_ARGS='-k name' for some of them)"
+	@echo "make test    run the tests (FAST=1 without the slow ones, PYTEST_ARGS='-k name' for some)"
 	@echo "make lint    linters, type check and import contract"
 	@echo "make format  format the code"
 
@@ -19,7 +20,7 @@ demo: $(VENV)/.demo
 	$(BIN)/strank demo -o strank-demo
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -n auto $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto $(if $(FAST),-m "not slow") $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -142,7 +142,7 @@ def class_table(
     wide.loc["all"] = table.groupby("column")["scc"].mean()
     genes = table.groupby("gene class", observed=True)["gene"].nunique()
     wide.insert(0, "genes", [*genes, len(panel)])
-    return wide.rename_axis("gene class").reset_index()
+    return wide.rename_axis(index="gene class", columns=None).reset_index()
 
 
 def _draw(folder: Path, model: RankModel, section: AnnData, truth: AnnData) -> list[Path]:

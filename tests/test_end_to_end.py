@@ -1,0 +1,121 @@
+"""The whole way through the command line, on simulated tissue always and on real tissue if there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from strank import RankModel, read_cohort
+from strank.cli import app
+from strank.functional.metrics import rank_correlation
+from strank.simulate.cohort import simulate_cohort
+from strank.simulate.tissue import TissueDesign
+from strank.studies.demo import class_table, run_demo
+
+
+def run(*arguments: object) -> dict:
+    result = CliRunner().invoke(app, [*(str(a) for a in arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def five_steps(source: Path, folder: Path, train: str, test: str, n_genes: int) -> dict:
+    cohort, model = folder / "cohort", folder / "model"
+    run("import", "st", source, "-o", cohort)
+    run("embed", cohort, "--encoder", "morphology")
+    run("fit", cohort, "-o", model, "--genes", n_genes, "--sections", train)
+    scored = run("evaluate", cohort, "--model", model, "--sections", test, "-o", folder / "ev")
+    gene = RankModel.load(model).panel.index[0]
+    drawn = run(
+        "predict", cohort / f"{test}.h5ad", "--model", model, "-o", folder / "p", "--genes", gene
+    )
+    return {"evaluate": scored, "predict": drawn}
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("simulated") / "st"
+    simulate_cohort(folder, n_patients=4, n_sections=1, n_genes=63, seed=3, tissue=SMALL)
+    return folder
+
+
+SMALL = TissueDesign(side_um=2200, um_per_pixel=1.2)
+
+
+def test_simulated_tissue(simulated, tmp_path):
+    result = five_steps(simulated, tmp_path, "A1,B1,C1", "D1", 30)
+    section = read_cohort(tmp_path / "cohort", sections=["D1"], encoder="morphology")["D1"]
+    model = RankModel.load(tmp_path / "model")
+    truth = anndata.read_h5ad(simulated / "truth/D1.h5ad")[section.obs_names, model.panel.index]
+    found = rank_correlation(model.predict(section).X, truth.X)
+    varied = truth.var["gene_class"] != "flat"
+    # Scores of a model that knows nothing have mean 0; with 60 spots and genes that are far from
+    # independent the standard deviation of this mean stays below 0.1. 0.3 is three of them.
+    assert found[varied].mean() > 0.3
+    methods = {row["method"] for row in result["evaluate"]["summary"]}
+    assert methods == {"list", "ridge", "centred ridge"}
+    predictions = anndata.read_h5ad(result["predict"]["scores"])
+    width, height = Image.open(simulated / "images/D1.jpg").size
+    assert (predictions.obsm["spatial"] < [width, height]).all()
+    with Image.open(result["predict"]["maps"][0]) as picture:
+        assert picture.width > 1000
+
+
+def test_the_demo_writes_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "strank.studies.demo.simulate_cohort",
+        lambda folder, seed: simulate_cohort(folder, n_sections=1, seed=seed, tissue=SMALL),
+    )
+    said: list[str] = []
+    result = run_demo(tmp_path / "demo", seed=1, n_genes=40, say=said.append)
+    assert [line.split(":")[0] for line in said[1:]] == [
+        "import",
+        "embed",
+        "fit",
+        "evaluate",
+        "predict",
+    ]
+    table = result.table.set_index("gene class")
+    assert {"tumour", "stroma", "all"} <= set(table.index)
+    assert table.loc["all", "genes"] == 40
+    assert table.loc["all", "list / truth"] > 0.3
+    assert all(path.is_file() for path in result.maps)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "demo/table.csv"), result.table, atol=1e-4, check_dtype=False
+    )
+
+
+def test_class_table_by_hand():
+    panel = ["a", "b"]
+    scores = pd.DataFrame({"method": "list", "gene": panel, "scc": [0.2, 0.4]})
+    truth = anndata.AnnData(
+        X=np.array([[1.0, 0], [2, 0], [3, 0]]),
+        var=pd.DataFrame({"gene_class": ["tumour", "flat"]}, index=panel),
+    )
+    predicted = np.array([[3.0, 1], [2, 2], [1, 3]])
+    table = class_table(scores, {"D1": {"list": predicted}}, {"D1": truth}).set_index("gene class")
+    assert table.loc["tumour"].tolist() == [1, 0.2, -1.0]
+    assert table.loc["all", "list / counts"] == pytest.approx(0.3)
+    assert table.loc["all", "list / truth"] == -1.0
+    assert np.isnan(table.loc["flat", "list / truth"])
+
+
+@pytest.mark.slow
+def test_real_tissue(her2st, tmp_path):
+    result = five_steps(her2st, tmp_path, "C2,C3,C4", "C5", 50)
+    summary = pd.DataFrame(result["evaluate"]["summary"]).set_index(["section", "method"])["scc"]
+    assert any("patient C stands on both sides" in w for w in result["evaluate"]["warnings"])
+    assert summary["C5", "list"] > summary["C5", "centred ridge"]
+    folds = run("evaluate", tmp_path / "cohort", "--folds", "section", "-o", tmp_path / "folds")
+    scores = pd.DataFrame(folds["summary"]).pivot_table("scc", "section", "method")
+    scores = scores.loc[["C2", "C3", "C4", "C5"]].mean()
+    assert scores["list"] >= 0.44
+    assert scores["list"] - scores["centred ridge"] >= 0.04
+    assert result["predict"]["n_tiles"] > 600
