@@ -124,11 +124,10 @@ def draw_maps(
     height, width = _crop(image.shape[:2], layers, shrink, um_per_pixel)
     aspect = (height[1] - height[0]) / (width[1] - width[0])
     # Without pyplot no global state is touched.
-    widths = [1.0, *[1.13] * len(layers)]
-    size = 4.6 * sum(widths), 4.6 * aspect + 0.8
+    size = 4.6 + 5.4 * len(layers), 4.6 * aspect + 0.8
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
+    axes = figure.subplots(1, len(layers) + 1, squeeze=False)[0]
     for ax in axes:
         ax.imshow(image)
         ax.set(xlim=width, ylim=height[::-1], xticks=[], yticks=[])
