@@ -1,4 +1,4 @@
-"""The whole way through the command line, on simulated tissue always and on real tissue if there."""
+"""The whole way through the command line: on simulated tissue, and on real tissue if there."""
 
 from __future__ import annotations
 

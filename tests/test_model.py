@@ -131,6 +131,21 @@ def test_one_section_takes_the_default_penalty_and_says_so(cohort):
         fit_model(cohort, encoder="mine", n_genes=2, penalty=-1)
 
 
+def test_features_must_be_the_same_in_all_sections(cohort):
+    cohort["B1"].uns["mine"] = {**cohort["B1"].uns["mine"], "version": "2"}
+    with pytest.raises(InputError, match="section B1 has other mine features than the rest"):
+        fit_model(cohort, encoder="mine", n_genes=2)
+    with pytest.raises(InputError, match=r"section A1 has no features obsm\['theirs'\]"):
+        fit_model(cohort, encoder="theirs", n_genes=2)
+
+
+def test_features_that_a_user_brings_need_no_facts(cohort):
+    for adata in cohort.values():
+        del adata.uns["mine"]
+    model = fit_model(cohort, encoder="mine", n_genes=2)
+    assert model.predict(cohort["A1"]).shape == (30, 2)
+
+
 def test_spots_without_counts_have_no_exposure_and_are_left_out(cohort):
     train = {name: cohort[name] for name in ("A1", "A2")}
     plain = fit_model({n: a[3:].copy() for n, a in train.items()}, encoder="mine", n_genes=3)

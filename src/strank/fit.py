@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -93,7 +94,8 @@ def fit_model(
     Raises
     ------
     InputError
-        For a panel that is not measured, a section without counts, or a negative penalty.
+        For features that are absent or not the same in all sections, a panel that is not
+        measured, a section without counts, or a negative penalty.
     """
     if penalty is not None and not penalty >= 0:
         raise InputError(f"the penalty must not be negative; got {penalty}")
@@ -103,17 +105,17 @@ def fit_model(
         if len(cohort) < 2:
             how = f"default of {DEFAULT_PENALTY:g} counts: one section, nothing to leave out"
             penalty = DEFAULT_PENALTY
+    facts = _encoder_facts(cohort, encoder)
     panel = choose_panel(cohort, n_genes) if genes is None else check_genes(cohort, genes)
     data = training_data(cohort, panel, encoder)
     regressor = STRankRegressorCV() if penalty is None else STRankRegressor(penalty)
     regressor.fit(
         data.features, data.counts, section=data.section, offset=np.log(data.library_size)
     )
-    any_section = next(iter(cohort.values()))
     return RankModel(
         head=LinearHead.from_regressor(regressor).eval(),
         panel=_panel_table(panel, data, regressor),
-        encoder=any_section.uns[encoder],
+        encoder=facts,
         provenance={
             "strank_version": __version__,
             "objective": "list likelihood, linear head, exact",
@@ -123,6 +125,22 @@ def fit_model(
             **_training_sections(cohort),
         },
     )
+
+
+def _encoder_facts(cohort: Mapping[str, AnnData], encoder: str) -> dict[str, Any]:
+    """Find what the features come from, which must be the same for all sections."""
+    found: dict[str, Any] = {}
+    for name, adata in cohort.items():
+        if encoder not in adata.obsm:
+            raise InputError(f"section {name} has no features obsm[{encoder!r}]; embed it first")
+        # Features that a user brings have a name and a width, and no more is known of them.
+        width = adata.obsm[encoder].shape[1]
+        facts = adata.uns.get(encoder, {"name": encoder, "version": "", "fields": []})
+        facts = {**facts, "n_features": width}
+        if found and facts != found:
+            raise InputError(f"section {name} has other {encoder} features than the rest")
+        found = facts
+    return found
 
 
 def _panel_table(panel: pd.Index, data: TrainingData, regressor: STRankRegressor) -> pd.DataFrame:

@@ -58,6 +58,14 @@ def test_help_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_missing_extra_is_named(st_folder, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "strank.slides.image", raising=False)
+    monkeypatch.delitem(sys.modules, "strank.readers.st", raising=False)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    told = refuse("import", "st", st_folder, "-o", tmp_path / "cohort")
+    assert "this needs cv2: pip install 'strank[images]'" in told
+
+
 def test_the_five_steps(cohort, tmp_path):
     assert "0 sections embedded, 2 were done before" in run("embed", cohort).stdout
     run("fit", cohort, "-o", tmp_path / "model", "--genes", 4, "--sections", "A1")
@@ -119,6 +127,10 @@ def test_other_refusals(cohort, tmp_path):
     assert "no section Z1; there are A1, B1" in refuse("fit", cohort, "-o", out, "--sections", "Z1")
     assert "900 genes asked for" in refuse("fit", cohort, "-o", out, "--genes", 900)
     assert "give either --model or --folds" in refuse("evaluate", cohort, "-o", out)
+    options = ["-o", out, "--genes", 3]
+    assert "are the model's own" in refuse("evaluate", cohort, "--model", model, *options)
+    options = ["-o", out, "--train", cohort]
+    assert "--train goes with --model" in refuse("evaluate", cohort, "--folds", "patient", *options)
     assert "'spot' is unknown" in refuse("evaluate", cohort, "--folds", "spot", "-o", out)
     one = refuse("evaluate", cohort, "--folds", "patient", "--sections", "A1", "-o", out)
     assert "folds by patient need at least two of them; this cohort has 1" in one

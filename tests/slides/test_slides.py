@@ -120,6 +120,9 @@ def test_truncated_images_are_refused(tmp_path, suffix):
 def test_other_refusals(tmp_path):
     with pytest.raises(InputError, match="no such image"):
         open_slide(tmp_path / "none.jpg", 1.0)
+    Image.new("I;16", (4, 4)).save(tmp_path / "deep.tif")
+    with pytest.raises(InputError, match=r"deep.tif: not an image of 8 bits a colour"):
+        open_slide(tmp_path / "deep.tif", 1.0)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match="µm per pixel must be positive; got 0"):
         open_slide(tmp_path / "a.png", 0)

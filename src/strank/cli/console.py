@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +16,17 @@ from strank.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ErrorGroup", "Json", "finish", "note", "progress", "show_table", "split_names"]
+__all__ = [
+    "ErrorGroup",
+    "Json",
+    "finish",
+    "note",
+    "progress",
+    "records",
+    "show_table",
+    "split_names",
+    "working",
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
 
@@ -71,6 +81,13 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], object]]:
         yield lambda n: bar.advance(task, n)
 
 
+def working(description: str) -> AbstractContextManager[object]:
+    """Show that something is under way whose length is not known, on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(description)
+
+
 def note(message: str) -> None:
     """Say something on stderr that must not go unseen."""
     typer.secho("Note: ", fg="yellow", bold=True, err=True, nl=False)
@@ -80,11 +97,17 @@ def note(message: str) -> None:
 def finish(summary: dict[str, Any], *, as_json: bool, lines: Iterable[str]) -> None:
     """End a command: the summary as JSON, or the lines for people."""
     if as_json:
-        json.dump(summary, sys.stdout, indent=2, ensure_ascii=False, default=str)
+        json.dump(summary, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False, default=str)
         sys.stdout.write("\n")
     else:
         for line in lines:
             typer.echo(line)
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Turn a table into JSON rows; what is undefined becomes null."""
+    rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records"))
+    return rows
 
 
 def show_table(table: pd.DataFrame, title: str) -> None:

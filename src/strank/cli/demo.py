@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from strank.cli.console import Json, finish, note, show_table
+from strank.cli.console import Json, finish, note, records, show_table
 
 __all__ = ["demo"]
 
@@ -43,7 +43,7 @@ def demo(
         {
             "output": str(output),
             "seed": seed,
-            "table": result.table.to_dict("records"),
+            "table": records(result.table),
             "maps": [str(path) for path in result.maps],
         },
         as_json=as_json,

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from strank.cli.console import Json, finish, note, progress, show_table, split_names
+from strank.cli.console import (
+    Json,
+    finish,
+    note,
+    progress,
+    records,
+    show_table,
+    split_names,
+    working,
+)
 from strank.errors import InputError, some
 
 if TYPE_CHECKING:
@@ -48,7 +57,8 @@ def fit(
     from strank.fit import fit_model
 
     train = read_cohort(cohort, sections=split_names(sections), encoder=encoder)
-    model = fit_model(train, encoder=encoder, n_genes=genes, penalty=penalty)
+    with working(f"Fitting {genes} genes on {len(train)} sections"):
+        model = fit_model(train, encoder=encoder, n_genes=genes, penalty=penalty)
     model.save(output)
     facts = model.provenance
     if len(train) == 1 and penalty is None:
@@ -81,8 +91,12 @@ def evaluate(
         Path | None,
         typer.Option(help="Cohort with the model's training sections, for the baselines."),
     ] = None,
-    genes: Genes = 50,
-    encoder: EncoderName = "morphology",
+    genes: Annotated[
+        int | None, typer.Option(min=1, help="Size of the panel of every fold; 50 if not given.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Image features of the folds; morphology if not given.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """4. Score held-out sections, beside ridge and section-centred ridge.
@@ -97,9 +111,14 @@ def evaluate(
         raise InputError("give either --model or --folds")
     output_folder(output)
     if model is not None:
+        if genes is not None or encoder is not None:
+            raise InputError("--genes and --encoder are the model's own; leave them out")
         result = _evaluate_model(cohort, model, split_names(sections), train or cohort)
     else:
-        result = _cross_validate(cohort, str(folds), split_names(sections), encoder, genes)
+        if train is not None:
+            raise InputError("--train goes with --model; folds train on the cohort itself")
+        names = split_names(sections)
+        result = _cross_validate(cohort, str(folds), names, encoder or "morphology", genes or 50)
     result.write(output)
     summary = result.summary
     for warning in result.warnings:
@@ -110,7 +129,7 @@ def evaluate(
         show_table(wide.reset_index(), f"Mean SCC over genes ({result.facts['protocol']})")
     facts = {"output": str(output), "protocol": result.facts["protocol"]}
     finish(
-        {**facts, "warnings": result.warnings, "summary": summary.to_dict("records")},
+        {**facts, "warnings": result.warnings, "summary": records(summary)},
         as_json=as_json,
         lines=[f"Wrote scores.csv, summary.csv and evaluation.json to {output}."],
     )

@@ -135,6 +135,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             # Sections of 10,000 x 10,000 px are ordinary; Pillow still refuses twice its limit.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise InputError(f"{path}: not an image of 8 bits a colour; convert it")
                 yield image
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: too large to decode in memory; export it smaller") from error
