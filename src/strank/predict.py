@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from strank.encoders.base import encoder_facts, get_encoder
-from strank.encoders.embed import embed_spots
+from strank.encoders.base import Encoder, encoder_facts, get_encoder
+from strank.encoders.embed import check_scale, embed_spots
 from strank.errors import InputError
 from strank.model import RankModel
 from strank.slides.image import Slide
@@ -33,8 +33,10 @@ def tile_grid(slide: Slide, model: RankModel, *, stride_um: float | None = None)
     Raises
     ------
     InputError
-        If there is no tissue, or for a stride that is not positive.
+        If there is no tissue, for a stride that is not positive, and for a slide whose pixels are
+        far too coarse for the model's encoder.
     """
+    check_scale(slide, _encoder_of(model))
     diameter = float(model.provenance["spot_diameter_um"])
     stride = diameter if stride_um is None else stride_um
     if not stride > 0:
@@ -79,11 +81,15 @@ def predict_slide(
     InputError
         If the encoder is unknown or of another version.
     """
-    encoder = get_encoder(model.encoder["name"])
-    facts = encoder_facts(encoder)
-    model.check_encoder(facts)
+    encoder = _encoder_of(model)
     features = embed_spots(slide, np.asarray(tiles.obsm["spatial"]), encoder, advance=advance)
     spots = tiles.copy()
     spots.obsm[encoder.name] = features
-    spots.uns[encoder.name] = facts
+    spots.uns[encoder.name] = encoder_facts(encoder)
     return model.predict(spots)
+
+
+def _encoder_of(model: RankModel) -> Encoder:
+    encoder = get_encoder(model.encoder["name"])
+    model.check_encoder(encoder_facts(encoder))
+    return encoder

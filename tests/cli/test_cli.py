@@ -120,7 +120,7 @@ def test_unwritable_outputs_are_refused(cohort, st_folder, tmp_path):
         assert "file" in refuse(*command, "-o", bad)
 
 
-def test_other_refusals(cohort, tmp_path):
+def test_other_refusals(cohort, st_folder, tmp_path):
     model, out = tmp_path / "model", tmp_path / "out"
     run("fit", cohort, "-o", model, "--genes", 3)
     assert "no encoder 'uni'" in refuse("embed", cohort, "--encoder", "uni")
@@ -143,6 +143,9 @@ def test_other_refusals(cohort, tmp_path):
     assert "give its µm per pixel with --mpp" in refuse(
         "predict", tmp_path / "a.jpg", "--model", model, "-o", out
     )
+    image = st_folder / "images/A1.jpg"
+    options = ["--model", model, "-o", out, "--mpp", 500]
+    assert "window of 150 µm is 0 pixels wide" in refuse("predict", image, *options)
     assert "the model has no NOPE" in refuse(
         "predict", cohort / "A1.h5ad", "--model", model, "-o", out, "--genes", "NOPE"
     )

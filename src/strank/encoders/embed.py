@@ -19,11 +19,13 @@ from strank.errors import InputError
 from strank.files import sha256
 from strank.slides.image import Slide, open_slide, read_field
 
-__all__ = ["Embedded", "embed_cohort", "embed_section", "embed_spots"]
+__all__ = ["Embedded", "check_scale", "embed_cohort", "embed_section", "embed_spots"]
 
 Advance = Callable[[int], object]
 
 _BATCH = 64
+# Windows magnified more than this hold nothing that an encoder could see.
+_MOST_MAGNIFICATION = 10
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,18 @@ def embed_section(section: AnnData, encoder: Encoder, *, advance: Advance | None
     )
 
 
+def check_scale(slide: Slide, encoder: Encoder) -> None:
+    """Refuse a slide whose pixels are far too coarse for the encoder's windows."""
+    for field in encoder.fields:
+        pixels = field.um / slide.um_per_pixel
+        if pixels * _MOST_MAGNIFICATION < field.pixels:
+            raise InputError(
+                f"{slide.path}: at {slide.um_per_pixel:g} µm per pixel a window of {field.um:g} µm "
+                f"is {pixels:.0f} pixels wide, but {encoder.name} looks at {field.pixels}; is the "
+                "µm per pixel right?"
+            )
+
+
 def embed_spots(
     slide: Slide,
     centres: NDArray[np.float64],
@@ -112,7 +126,13 @@ def embed_spots(
     -------
     NDArray
         ``float32``, ``[n_spots, n_features]``. Besides it, memory holds the patches of 64 spots.
+
+    Raises
+    ------
+    InputError
+        If the slide's pixels are far too coarse.
     """
+    check_scale(slide, encoder)
     out = np.empty((len(centres), len(encoder.feature_names)), np.float32)
     for start in range(0, len(centres), _BATCH):
         batch = centres[start : start + _BATCH]
