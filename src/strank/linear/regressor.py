@@ -39,7 +39,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         :math:`\lambda`, in counts: it weighs as much as that many counts, whatever the gene has.
         One value, or one a gene.
     tolerance
-        A gene is converged when no entry of its gradient exceeds this share of its counts.
+        A gene is converged when the norm of its gradient is at most this share of its counts.
     max_iterations
         Most iterations a gene.
 

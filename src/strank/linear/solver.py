@@ -64,7 +64,7 @@ class Solution:
     objective
         :math:`F_g`, in nats, ``[n_genes]``.
     gradient
-        Largest absolute entry of the gradient divided by the gene's counts, ``[n_genes]``.
+        Euclidean norm of the gradient divided by the gene's counts, ``[n_genes]``.
     excess
         Bound on :math:`F_g(w) - \min F_g`, in nats: :math:`\lVert \nabla F_g \rVert^2 / 2\lambda_g`
         by strong convexity; ``inf`` without a penalty.
@@ -98,14 +98,6 @@ class Solution:
         )
 
 
-@dataclass(frozen=True)
-class _Basis:
-    """Eigenbasis of the within-section covariance, shared by all genes."""
-
-    vectors: Tensor
-    variances: Tensor
-
-
 def minimise(
     problem: ListProblem,
     penalty: Tensor | float,
@@ -126,8 +118,9 @@ def minimise(
     start
         Weights to start from, ``[n_features, n_genes]``; 0 if ``None``.
     tolerance
-        A gene is converged when no entry of its gradient exceeds this share of its counts. For
-        standardised features it is the error of a mean feature value, in standard deviations.
+        A gene is converged when the norm of its gradient is at most this share of its counts. For
+        standardised features that is how far, in standard deviations, the mean features that the
+        scores predict still are from those that the counts have.
     max_iterations
         After so many, a gene ends as `Status.MAX_ITERATIONS`.
 
@@ -144,15 +137,11 @@ def minimise(
     penalty = torch.as_tensor(penalty).to(problem.xtc).expand(problem.xtc.shape[1])
     if (penalty < 0).any():
         raise ValueError("penalty must not be negative")
-    basis = _within_section_basis(problem)
-    rotated = replace(
-        problem, features=problem.features @ basis.vectors, xtc=basis.vectors.T @ problem.xtc
-    )
-    first = torch.zeros_like(rotated.xtc) if start is None else basis.vectors.T @ start
-    weights, iterations = _iterate(
-        rotated, penalty, basis.variances, first, tolerance, max_iterations
-    )
-    return _solution(problem, penalty, basis.vectors @ weights, iterations, tolerance)
+    basis, variances = _within_section_basis(problem)
+    rotated = replace(problem, features=problem.features @ basis, xtc=basis.T @ problem.xtc)
+    first = torch.zeros_like(rotated.xtc) if start is None else basis.T @ start
+    weights, iterations = _iterate(rotated, penalty, variances, first, tolerance, max_iterations)
+    return _solution(problem, penalty, basis @ weights, iterations, tolerance)
 
 
 def _solution(
@@ -161,23 +150,27 @@ def _solution(
     """Measure the end point afresh, so that nothing is claimed on accumulated sums."""
     gradient = _gradient(problem, penalty, weights, problem.features @ weights)
     counts = problem.gene_totals
-    largest = gradient.abs().amax(0) / counts.clamp(min=1)
+    norm = gradient.norm(dim=0) / counts.clamp(min=1)
     status = torch.full_like(iterations, Status.MAX_ITERATIONS)
     # The last gradient was computed in the rotated basis, with rounding of its own.
-    status[largest <= 1.01 * tolerance] = Status.CONVERGED
+    status[norm <= 1.01 * tolerance] = Status.CONVERGED
     status[counts == 0] = Status.NO_COUNTS
     return Solution(
         weights=weights,
         objective=problem.loss(weights) + 0.5 * penalty * (weights**2).sum(0),
-        gradient=largest,
+        gradient=norm,
         excess=torch.where(penalty > 0, (gradient**2).sum(0) / (2 * penalty), torch.inf),
         iterations=iterations,
         status=status,
     )
 
 
-def _within_section_basis(problem: ListProblem) -> _Basis:
-    """Depth-weighted covariance of the features within sections, averaged over genes."""
+def _within_section_basis(problem: ListProblem) -> tuple[Tensor, Tensor]:
+    """Eigenvectors and eigenvalues of the features' covariance within sections.
+
+    Depth-weighted, and averaged over sections as an average gene's counts are; directions in
+    which no section varies are left out.
+    """
     depth = problem.offset.exp()
     share = depth / segment_sum(depth, problem.section, problem.n_sections)[problem.section]
     mean = segment_sum(share[:, None] * problem.features, problem.section, problem.n_sections)
@@ -186,7 +179,7 @@ def _within_section_basis(problem: ListProblem) -> _Basis:
     centred = weight[:, None] * (problem.features - mean[problem.section])
     variances, vectors = torch.linalg.eigh(centred.T @ centred)
     kept = variances > variances[-1].clamp(min=0) * _NEGLIGIBLE_VARIANCE
-    return _Basis(vectors[:, kept], variances[kept])
+    return vectors[:, kept], variances[kept]
 
 
 def _gradient(problem: ListProblem, penalty: Tensor, weights: Tensor, scores: Tensor) -> Tensor:
@@ -215,7 +208,7 @@ def _iterate(
     gradient: Tensor | None = None
     for iteration in range(max_iterations):
         previous, gradient = gradient, _gradient(part, lam, weights, scores)
-        going = gradient.abs().amax(0) > tolerance * part.gene_totals
+        going = gradient.norm(dim=0) > tolerance * part.gene_totals
         result[:, active], iterations[active] = weights, iteration
         if not going.any():
             break
