@@ -17,6 +17,7 @@ help:
 	@echo "make format  format the code"
 
 demo: $(VENV)/.demo
+	rm -rf strank-demo
 	$(BIN)/strank demo -o strank-demo
 
 test: $(VENV)/.dev

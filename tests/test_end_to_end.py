@@ -64,6 +64,8 @@ def test_simulated_tissue(simulated, tmp_path):
     predictions = anndata.read_h5ad(result["predict"]["scores"])
     width, height = Image.open(simulated / "images/D1.jpg").size
     assert (predictions.obsm["spatial"] < [width, height]).all()
+    assert predictions.uns["strank"]["image"] == str((simulated / "images/D1.jpg").resolve())
+    assert predictions.uns["strank"]["um_per_pixel"] == pytest.approx(1.2, rel=0.01)
     with Image.open(result["predict"]["maps"][0]) as picture:
         assert picture.width > 1000
 

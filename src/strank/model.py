@@ -120,7 +120,8 @@ class RankModel:
         AnnData
             ``X`` = scores (natural log, float32), 0 at the mean of a section and gene; ``obs`` and
             ``obsm["spatial"]`` as given; ``var`` = the panel, with ``measured`` = whether the input
-            has counts of the gene; ``uns["strank_model"]`` = encoder and provenance as JSON.
+            has counts of the gene; ``uns["strank_model"]`` = encoder and provenance as JSON,
+            ``uns["strank"]`` as given.
 
         Raises
         ------
@@ -138,7 +139,11 @@ class RankModel:
             obs=adata.obs.copy(),
             var=self.panel.assign(measured=self.panel.index.isin(adata.var_names)),
             obsm={"spatial": adata.obsm["spatial"]} if "spatial" in adata.obsm else None,
-            uns={"strank_model": json.dumps({"encoder": dict(self.encoder), **self.provenance})},
+            uns={
+                "strank_model": json.dumps({"encoder": dict(self.encoder), **self.provenance}),
+                # Which image the positions belong to.
+                **{key: adata.uns[key] for key in ("strank",) if key in adata.uns},
+            },
         )
 
     def check_encoder(self, facts: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ __all__ = ["predict_slide", "tile_grid"]
 
 
 def tile_grid(slide: Slide, model: RankModel, *, stride_um: float | None = None) -> AnnData:
-    """Lay tiles of the model's spot size over the tissue: ``obsm["spatial"]``, no counts.
+    """Lay tiles of the model's spot size over the tissue.
 
     Parameters
     ----------
@@ -29,6 +29,12 @@ def tile_grid(slide: Slide, model: RankModel, *, stride_um: float | None = None)
         Gives the size of a spot.
     stride_um
         Distance between tiles; a spot's diameter if ``None``.
+
+    Returns
+    -------
+    AnnData
+        No counts; centres in pixels of the image in ``obsm["spatial"]``, the image and its scale
+        in ``uns["strank"]``.
 
     Raises
     ------
@@ -48,6 +54,14 @@ def tile_grid(slide: Slide, model: RankModel, *, stride_um: float | None = None)
             index=pd.Index([f"tile{i}" for i in range(len(centres))]),
         ),
         obsm={"spatial": centres},
+        uns={
+            "strank": {
+                "image": str(slide.path.resolve()),
+                "um_per_pixel": slide.um_per_pixel,
+                "tile_um": diameter,
+                "stride_um": stride,
+            }
+        },
     )
 
 

@@ -128,6 +128,15 @@ def test_other_refusals(tmp_path):
         open_slide(tmp_path / "a.png", 0)
 
 
+def test_images_too_large_for_memory_are_refused(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 40)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert image_size(tmp_path / "huge.png") == (40, 40)  # up to twice Pillow's limit
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match=r"huge.png: too large to decode in memory"):
+        open_slide(tmp_path / "huge.png", 1.0)
+
+
 def test_thumbnail_says_its_scale(slide):
     small, scale = thumbnail(slide, 7.0)
     assert scale * small.shape[1] == pytest.approx(UM * 1500)
