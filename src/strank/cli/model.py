@@ -113,7 +113,8 @@ def evaluate(
     if model is not None:
         if genes is not None or encoder is not None:
             raise InputError("--genes and --encoder are the model's own; leave them out")
-        result = _evaluate_model(cohort, model, split_names(sections), train or cohort)
+        with working("Scoring, and fitting the baselines"):
+            result = _evaluate_model(cohort, model, split_names(sections), train or cohort)
     else:
         if train is not None:
             raise InputError("--train goes with --model; folds train on the cohort itself")
