@@ -26,6 +26,8 @@ _THUMBNAIL_UM = 4.0
 _MARGIN_UM = 150.0
 # Red and blue keep apart in all common colour deficiencies; the middle is light, like unstained.
 _COLOURS = "RdBu_r"
+# The full colours stand for half as much again, or more.
+_LEAST_LIMIT = float(np.log(1.5))
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,8 @@ def _marks(
     ax: Axes, layer: MapLayer, gene: str, shrink: float, um_per_pixel: float
 ) -> EllipseCollection:
     values = layer.scores[:, layer.genes.get_loc(gene)]
-    # One spot far out must not wash out the rest.
-    limit = float(np.quantile(np.abs(values), 0.98)) or float(np.abs(values).max()) or 1.0
+    # One spot far out must not wash out the rest, and a flat map must look flat.
+    limit = max(float(np.quantile(np.abs(values), 0.98)), _LEAST_LIMIT)
     size = np.full(len(values), layer.diameter_um / um_per_pixel / shrink)
     marks = EllipseCollection(
         size,

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import EllipseCollection
+
+from strank.report.maps import MapLayer, draw_maps, observed_layer, write_gene_maps
+from strank.slides.image import Slide
+
+GENES = ["CD24", "<img src=x>", "a$\\frac{$b", "../up"]
+
+
+def layer(scale: float = 1.0) -> MapLayer:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(40, len(GENES))) * scale
+    positions = rng.uniform(50, 250, (40, 2))
+    return MapLayer("predicted", "log relative expression", positions, 40, scores, pd.Index(GENES))
+
+
+def marks_of(figure) -> EllipseCollection:
+    found = [c for ax in figure.axes for c in ax.collections if isinstance(c, EllipseCollection)]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_colours_are_centred_at_zero_and_labelled():
+    figure = draw_maps(np.zeros((150, 150, 3), np.uint8), 2.0, 2.0, [layer()], "CD24")
+    marks = marks_of(figure)
+    low, high = marks.get_clim()
+    assert low == -high
+    assert high == pytest.approx(np.quantile(np.abs(layer().scores[:, 0]), 0.98))
+    np.testing.assert_allclose(marks.get_offsets(), layer().positions / 2)
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert "log relative expression" in labels
+
+
+def test_a_flat_map_looks_flat():
+    figure = draw_maps(np.zeros((150, 150, 3), np.uint8), 2.0, 2.0, [layer(0.01)], "CD24")
+    assert marks_of(figure).get_clim()[1] == pytest.approx(np.log(1.5))
+
+
+def test_any_gene_name_is_drawn_as_text_and_kept_in_the_folder(tmp_path):
+    slide = Slide(np.full((300, 300, 3), 200, np.uint8), 2.0, Path("x.png"))
+    out = tmp_path / "maps"
+    out.mkdir()
+    paths = write_gene_maps(out, slide, [layer()], GENES)
+    assert len(set(paths)) == len(GENES)
+    assert all(path.parent == out and path.is_file() for path in paths)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["maps"]
+
+
+def test_observed_is_log1p_cp10k_about_its_mean(section_of):
+    adata = section_of()
+    found = observed_layer(adata, pd.Index(["G2", "ABSENT"]), 100.0)
+    assert list(found.genes) == ["G2"]
+    expected = np.log1p(adata[:, "G2"].X.toarray()[:, 0] / adata.obs["library_size"] * 1e4)
+    np.testing.assert_allclose(found.scores[:, 0], expected - expected.mean())
