@@ -16,15 +16,13 @@ import time
 from pathlib import Path
 
 from strank import cross_validate, fit_model, read_cohort
-from strank.cohort.store import write_h5ad
 from strank.encoders.base import get_encoder
 from strank.encoders.embed import embed_cohort
-from strank.readers.st import find_sections, read_st_section
+from strank.readers.st import import_st
 
 
 def prepare(data: Path, cohort: Path) -> None:
-    for files in find_sections(data):
-        write_h5ad(read_st_section(files), cohort / f"{files.section}.h5ad")
+    import_st(data, cohort)
     start = time.perf_counter()
     done = embed_cohort(cohort, get_encoder("morphology"))
     seconds = time.perf_counter() - start

@@ -7,7 +7,7 @@ import pytest
 
 from strank import RankModel, STRankRegressorCV, fit_model
 from strank.errors import InputError
-from strank.fit import DEFAULT_PENALTY
+from strank.linear.penalty import DEFAULT_PENALTY
 
 
 @pytest.fixture
@@ -96,6 +96,7 @@ def damage(name, change):
         (lambda f: (f / "head.safetensors").unlink(), "damaged model folder"),
         (damage("model.json", lambda c: c[:50]), "model.json: not a readable JSON"),
         (damage("model.json", lambda c: b"{}"), "damaged model folder"),
+        (damage("model.json", lambda c: c.replace(b'"gene": ', b'"name": ')), "damaged model"),
         (damage("model.json", lambda c: c.replace(b'"linear"', b'"cubist"')), "damaged model"),
         (
             damage("model.json", lambda c: c.replace(b'"format": 1', b'"format": 7')),

@@ -16,14 +16,13 @@ from strank.cohort.panel import check_genes, choose_panel
 from strank.cohort.splits import patients_of
 from strank.errors import InputError
 from strank.linear.head import LinearHead
+from strank.linear.penalty import DEFAULT_PENALTY
 from strank.linear.regressor import STRankRegressor, STRankRegressorCV
 from strank.linear.solver import Status
 from strank.model import RankModel
 from strank.version import __version__
 
-__all__ = ["DEFAULT_PENALTY", "TrainingData", "fit_model", "training_data"]
-
-DEFAULT_PENALTY = 300.0
+__all__ = ["TrainingData", "fit_model", "training_data"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,11 @@ def fit_model(
             how = f"default of {DEFAULT_PENALTY:g} counts: one section, nothing to leave out"
             penalty = DEFAULT_PENALTY
     facts = _encoder_facts(cohort, encoder)
-    panel = choose_panel(cohort, n_genes) if genes is None else check_genes(cohort, genes)
+    if genes is None:
+        panel = choose_panel(cohort, n_genes)
+        panel_choice = f"{n_genes} of highest log1p(CP10k) variance"
+    else:
+        panel, panel_choice = check_genes(cohort, genes), "given"
     data = training_data(cohort, panel, encoder)
     regressor = STRankRegressorCV() if penalty is None else STRankRegressor(penalty)
     regressor.fit(
@@ -119,7 +122,7 @@ def fit_model(
         provenance={
             "strank_version": __version__,
             "objective": "list likelihood, linear head, exact",
-            "panel_choice": "given" if genes else f"{n_genes} of highest log1p(CP10k) variance",
+            "panel_choice": panel_choice,
             "penalty_choice": how,
             "solver": regressor.solution_.message,
             **_training_sections(cohort),

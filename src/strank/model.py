@@ -19,6 +19,7 @@ from torch import nn
 from strank.errors import InputError, some
 from strank.files import atomic_path, read_json, sha256
 from strank.linear.head import LinearHead
+from strank.linear.scaling import centre_within
 from strank.version import __version__
 
 __all__ = ["RankModel"]
@@ -26,6 +27,8 @@ __all__ = ["RankModel"]
 FORMAT = 1
 _HEADS: dict[str, type[nn.Module]] = {"linear": LinearHead}
 _ROWS = 8192
+# What reading a file that is not as it was written can raise.
+_DAMAGE = (LookupError, TypeError, ValueError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,9 @@ class RankModel:
             head = _HEADS[stored["head"]["kind"]](stored["encoder"]["n_features"], len(panel))
             head.load_state_dict(load_file(weights))
             return cls(head.eval(), panel, stored["encoder"], stored["provenance"])
-        except (KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
+        except InputError:
+            raise
+        except (*_DAMAGE, SafetensorError) as error:
             raise InputError(f"{folder}: damaged model folder ({error!r})") from error
 
     def predict(self, adata: AnnData) -> AnnData:
@@ -132,17 +137,15 @@ class RankModel:
         with torch.inference_mode():
             scores = torch.cat([self.head(part) for part in features.split(_ROWS)]).numpy()
         section = adata.obs["section"] if "section" in adata.obs else np.zeros(adata.n_obs)
-        for rows in pd.Series(range(adata.n_obs)).groupby(np.asarray(section)).indices.values():
-            scores[rows] -= scores[rows].mean(0)
         return AnnData(
-            X=scores,
+            X=centre_within(scores, np.asarray(section)).astype(np.float32),
             obs=adata.obs.copy(),
             var=self.panel.assign(measured=self.panel.index.isin(adata.var_names)),
             obsm={"spatial": adata.obsm["spatial"]} if "spatial" in adata.obsm else None,
             uns={
                 "strank_model": json.dumps({"encoder": dict(self.encoder), **self.provenance}),
                 # Which image the positions belong to.
-                **{key: adata.uns[key] for key in ("strank",) if key in adata.uns},
+                **({"strank": adata.uns["strank"]} if "strank" in adata.uns else {}),
             },
         )
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from strank.cohort.store import features_path, read_cohort, write_h5ad
+from strank.cohort.store import count_spots, features_path, read_cohort
 from strank.encoders.base import Field, get_encoder
 from strank.encoders.embed import embed_cohort
 from strank.errors import InputError
-from strank.readers.st import find_sections, read_st_section
+from strank.readers.st import import_st
 
 
 @dataclass
@@ -35,8 +35,7 @@ class Means:
 
 @pytest.fixture
 def folder(st_folder, tmp_path):
-    for files in find_sections(st_folder):
-        write_h5ad(read_st_section(files), tmp_path / "cohort" / f"{files.section}.h5ad")
+    import_st(st_folder, tmp_path / "cohort")
     return tmp_path / "cohort"
 
 
@@ -49,6 +48,10 @@ def test_features_are_those_of_the_image_at_the_spot(folder, st_folder):
     # 100 µm are 20 px at 5 µm per pixel.
     expected = pixels[y - 10 : y + 10, x - 10 : x + 10].mean((0, 1))
     np.testing.assert_allclose(adata.obsm["means"][i, :3], expected, atol=0.6)
+
+
+def test_spots_are_counted_without_their_counts(folder):
+    assert count_spots(folder) == 50
 
 
 def test_counts_are_not_rewritten_and_nothing_is_done_twice(folder):

@@ -50,10 +50,11 @@ def test_spots_in_one_table_only_are_dropped_and_counted(st_folder):
     edit_spots(st_folder, lambda t: t.assign(selected=((t["x"] != 6) | (t["y"] != 2)).astype(int)))
     adata = read_all(st_folder)[0]
     assert adata.n_obs == 22
-    found = section_info(adata).provenance
-    assert found["spots_in_counts_only"] == 1
-    assert found["spots_in_selection_only"] == 1
-    assert found["spots_not_selected"] == 1
+    assert section_info(adata).provenance["dropped_spots"] == {
+        "in counts only": 1,
+        "in selection only": 1,
+        "not selected": 1,
+    }
 
 
 def test_patient_pattern(st_folder):
@@ -187,6 +188,6 @@ def test_real_sections(her2st):
     adata = read_st_section(sections["C3"])
     assert (adata.n_obs, adata.obs["patient"].iloc[0]) == (180, "C")
     info = section_info(adata)
-    assert info.provenance["spots_in_selection_only"] == 2
+    assert info.provenance["dropped_spots"]["in selection only"] == 2
     # 200 µm are about 291 px on both axes; tissue area and spot count agree with it.
     assert info.um_per_pixel == pytest.approx(0.686, abs=0.003)

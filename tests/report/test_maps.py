@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from matplotlib.collections import EllipseCollection
 
-from strank.report.maps import MapLayer, draw_maps, observed_layer, write_gene_maps
+from strank.report.maps import MapLayer, draw_maps, map_layers, write_gene_maps
 from strank.slides.image import Slide
 
 GENES = ["CD24", "<img src=x>", "a$\\frac{$b", "../up"]
@@ -52,9 +53,17 @@ def test_any_gene_name_is_drawn_as_text_and_kept_in_the_folder(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["maps"]
 
 
-def test_observed_is_log1p_cp10k_about_its_mean(section_of):
+def test_layers_have_their_own_sizes_and_values(section_of):
     adata = section_of()
-    found = observed_layer(adata, pd.Index(["G2", "ABSENT"]), 100.0)
-    assert list(found.genes) == ["G2"]
+    predictions = AnnData(
+        X=np.ones((4, 2), np.float32),
+        var=pd.DataFrame(index=["G2", "ABSENT"]),
+        obsm={"spatial": np.zeros((4, 2))},
+        uns={"strank": {"stride_um": 50.0}},
+    )
+    assert [found.title for found in map_layers(predictions)] == ["predicted"]
+    observed, predicted = map_layers(predictions, adata)
+    assert (observed.diameter_um, predicted.diameter_um) == (100.0, 50.0)
+    assert list(observed.genes) == ["G2"]
     expected = np.log1p(adata[:, "G2"].X.toarray()[:, 0] / adata.obs["library_size"] * 1e4)
-    np.testing.assert_allclose(found.scores[:, 0], expected - expected.mean())
+    np.testing.assert_allclose(observed.scores[:, 0], expected - expected.mean())

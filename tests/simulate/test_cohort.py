@@ -89,8 +89,7 @@ def test_the_reader_takes_it(cohort):
     assert set(section.obs["patient"]) == {"B"}
     info = section.uns["strank"]
     assert info["um_per_pixel"] == pytest.approx(SMALL.um_per_pixel, rel=0.02)
-    assert info["provenance"]["spots_in_counts_only"] == 0
-    assert info["provenance"]["spots_in_selection_only"] == 0
+    assert set(info["provenance"]["dropped_spots"].values()) == {0}
     assert section.n_obs == len(counts_of(cohort, "B1"))
 
 

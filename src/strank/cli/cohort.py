@@ -16,9 +16,12 @@ def import_st(
     folder: Annotated[Path, typer.Argument(help="Folder with images/, counts/ and spots/.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The cohort to write.")],
     patient_pattern: Annotated[
-        str,
-        typer.Option(help="Regular expression that finds the patient in a section's name."),
-    ] = r"^[A-Za-z]+",
+        str | None,
+        typer.Option(
+            help="Regular expression that finds the patient in a section's name; "
+            "the leading letters if not given."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Read legacy Spatial Transcriptomics sections into a cohort.
@@ -27,39 +30,29 @@ def import_st(
 
     [bold]Example:[/] strank import st her2st -o cohort
     """
-    from strank.cohort.store import write_h5ad
-    from strank.files import output_folder
-    from strank.readers.st import find_sections, read_st_section
+    from strank.cohort.contract import section_info
+    from strank.readers import st
 
-    found = find_sections(folder)
-    with progress("Reading", len(found)) as advance:
-        sections = []
-        for files in found:
-            sections.append(read_st_section(files, patient_pattern=patient_pattern))
-            advance(1)
-    output_folder(output)
+    pattern = st.PATIENT_PATTERN if patient_pattern is None else patient_pattern
+    with progress("Reading", len(st.find_sections(folder))) as advance:
+        sections = st.import_st(folder, output, patient_pattern=pattern, advance=advance)
     summary = []
-    for files, adata in zip(found, sections, strict=True):
-        write_h5ad(adata, output / f"{files.section}.h5ad")
-        info = adata.uns["strank"]
-        dropped = {k: v for k, v in info["provenance"].items() if k.startswith("spots_") and v}
-        dropped.pop("spots_file", None)
+    for name, adata in sections.items():
+        info = section_info(adata)
+        dropped = {why: n for why, n in info.provenance["dropped_spots"].items() if n}
+        if dropped:
+            what = ", ".join(f"{n} {why}" for why, n in dropped.items())
+            note(f"section {name}: dropped spots: {what}")
         summary.append(
             {
-                "section": files.section,
+                "section": name,
                 "patient": adata.obs["patient"].iloc[0],
                 "spots": adata.n_obs,
                 "genes": adata.n_vars,
-                "um_per_pixel": round(info["um_per_pixel"], 4),
+                "um_per_pixel": round(info.um_per_pixel, 4),
                 "dropped": dropped,
             }
         )
-    for entry in summary:
-        if entry["dropped"]:
-            what = ", ".join(
-                f"{n} {kind[6:].replace('_', ' ')}" for kind, n in entry["dropped"].items()
-            )
-            note(f"section {entry['section']}: dropped spots: {what}")
     finish(
         {"cohort": str(output), "sections": summary},
         as_json=as_json,
@@ -85,13 +78,12 @@ def embed(
 
     [bold]Example:[/] strank embed cohort --encoder morphology
     """
-    from strank.cohort.store import read_cohort
+    from strank.cohort.store import count_spots
     from strank.encoders.base import get_encoder
     from strank.encoders.embed import embed_cohort
 
     chosen = get_encoder(encoder)
-    total = sum(adata.n_obs for adata in read_cohort(cohort).values())
-    with progress("Embedding spots", total) as advance:
+    with progress("Embedding spots", count_spots(cohort)) as advance:
         done = embed_cohort(cohort, chosen, advance=advance)
     new = [entry.section for entry in done if not entry.done_before]
     summary = {

@@ -167,7 +167,7 @@ def predict(
     from strank.files import output_folder
     from strank.model import RankModel
     from strank.predict import predict_slide, tile_grid
-    from strank.report.maps import observed_layer, predicted_layer, write_gene_maps
+    from strank.report.maps import map_layers, write_gene_maps
 
     trained = RankModel.load(model)
     drawn = _genes_to_draw(trained, split_names(genes))
@@ -177,18 +177,13 @@ def predict(
     with progress("Scoring tiles", tiles.n_obs) as advance:
         predictions = predict_slide(slide, trained, tiles, advance=advance)
     write_h5ad(predictions, output / "scores.h5ad")
-    pitch = stride or float(trained.provenance["spot_diameter_um"])
-    layers = [predicted_layer(predictions, pitch)]
     if section is not None:
         absent = trained.panel.index.difference(section.var_names)
         if len(absent):
             note(f"{image} has no counts of {some(absent)}: predicted only")
-        layers.insert(0, observed_layer(section, trained.panel.index, pitch))
+    layers = map_layers(predictions, section)
     with progress("Drawing maps", len(drawn)) as advance:
-        paths = []
-        for gene in drawn:
-            paths += write_gene_maps(output, slide, layers, [gene])
-            advance(1)
+        paths = write_gene_maps(output, slide, layers, drawn, advance=advance)
     finish(
         {
             "scores": str(output / "scores.h5ad"),
@@ -258,16 +253,14 @@ def _genes_to_draw(model: RankModel, genes: list[str] | None) -> list[str]:
 
 
 def _open(image: Path, mpp: float | None) -> tuple[Slide, AnnData | None]:
-    from strank.cohort.contract import section_info
     from strank.cohort.store import read_section
-    from strank.slides.image import open_slide
+    from strank.slides.image import open_slide, slide_of
 
     if image.suffix == ".h5ad":
         if mpp is not None:
             raise InputError(f"--mpp: {image} knows its µm per pixel; leave the option out")
         section = read_section(image)
-        info = section_info(section)
-        return open_slide(Path(info.image), info.um_per_pixel), section
+        return slide_of(section), section
     if mpp is None:
         raise InputError(f"{image}: give its µm per pixel with --mpp")
     return open_slide(image, mpp), None

@@ -11,7 +11,7 @@ from anndata import AnnData
 from strank.errors import InputError, some
 from strank.functional.metrics import log1p_cp10k
 
-__all__ = ["check_genes", "choose_panel", "panel_counts", "shared_genes"]
+__all__ = ["check_genes", "choose_panel", "shared_genes"]
 
 
 def choose_panel(cohort: Mapping[str, AnnData], n_genes: int) -> pd.Index:
@@ -66,8 +66,3 @@ def check_genes(cohort: Mapping[str, AnnData], genes: Sequence[str]) -> pd.Index
         if len(absent):
             raise InputError(f"section {name} has no gene {some(absent)}")
     return wanted
-
-
-def panel_counts(adata: AnnData, panel: pd.Index) -> np.ndarray:
-    """Dense counts of the panel, ``[n_spots, n_genes]``."""
-    return adata[:, panel].X.toarray()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import anndata
 import numpy as np
@@ -20,6 +21,7 @@ from strank.errors import InputError, some
 from strank.files import atomic_path
 
 __all__ = [
+    "count_spots",
     "features_path",
     "join_features",
     "read_cohort",
@@ -40,6 +42,16 @@ def section_names(folder: Path) -> list[str]:
             f"{folder}: no sections (*.h5ad) there; make a cohort with `strank import`"
         )
     return names
+
+
+def count_spots(folder: Path) -> int:
+    """Count the spots of all sections of a cohort, without reading their counts."""
+    n_spots = 0
+    for name in section_names(folder):
+        adata = read_h5ad(folder / f"{name}.h5ad", backed="r")
+        n_spots += adata.n_obs
+        adata.file.close()
+    return n_spots
 
 
 def read_cohort(
@@ -115,12 +127,15 @@ def join_features(adata: AnnData, path: Path, encoder: str) -> None:
     adata.uns[encoder] = json.loads(features.uns["encoder"])
 
 
-def read_h5ad(path: Path) -> AnnData:
-    """Read an AnnData file; an :class:`InputError` if it is absent or damaged."""
+def read_h5ad(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
+    """Read an AnnData file; an :class:`InputError` if it is absent or damaged.
+
+    With ``backed="r"`` the values of ``X`` stay on disk.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        return anndata.read_h5ad(path)
+        return anndata.read_h5ad(path, backed=backed)
     except Exception as error:  # h5py and anndata raise many kinds for a damaged file
         raise InputError(f"{path}: not a readable .h5ad file ({error})") from error
 

@@ -17,7 +17,7 @@ from strank.cohort.store import features_path, read_h5ad, read_section, section_
 from strank.encoders.base import Encoder, encoder_facts
 from strank.errors import InputError
 from strank.files import sha256
-from strank.slides.image import Slide, open_slide, read_field
+from strank.slides.image import Slide, read_field, slide_of
 
 __all__ = ["Embedded", "check_scale", "embed_cohort", "embed_section", "embed_spots"]
 
@@ -75,7 +75,7 @@ def embed_cohort(
 def embed_section(section: AnnData, encoder: Encoder, *, advance: Advance | None = None) -> AnnData:
     """Features of a section as an AnnData: ``X`` features, ``obs`` spots, ``var`` their names."""
     info = section_info(section)
-    slide = open_slide(Path(info.image), info.um_per_pixel)
+    slide = slide_of(section)
     if sha256(slide.path) != info.image_sha256:
         raise InputError(f"{info.image}: the image changed since the import; import again")
     features = embed_spots(slide, np.asarray(section.obsm["spatial"]), encoder, advance=advance)

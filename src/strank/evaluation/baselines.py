@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from strank.fit import TrainingData
 from strank.functional.metrics import log1p_cp10k
+from strank.linear.scaling import centre_within
 from strank.linear.threads import few_threads
 
 __all__ = ["BASELINES", "fit_ridge"]
@@ -41,7 +42,7 @@ def fit_ridge(data: TrainingData, *, centred: bool) -> Predict:
     features = data.features.astype(np.float64)
     target = log1p_cp10k(data.counts, data.library_size).toarray()
     if centred:
-        features, target = _centre(features, data.section), _centre(target, data.section)
+        features, target = (centre_within(v, data.section) for v in (features, target))
     if len(np.unique(data.section)) > 1:
         fold = {"groups": data.section}
         model = GridSearchCV(
@@ -63,13 +64,6 @@ def fit_ridge(data: TrainingData, *, centred: bool) -> Predict:
         return np.asarray(model.predict(shifted)).reshape(len(features), -1)
 
     return predict
-
-
-def _centre(values: NDArray[np.float64], section: NDArray) -> NDArray[np.float64]:
-    out = values.copy()
-    for label in np.unique(section):
-        out[section == label] -= values[section == label].mean(0)
-    return out
 
 
 BASELINES: dict[str, Callable[[TrainingData], Predict]] = {

@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from strank.functional.segments import segment_logsumexp
+from strank.functional.segments import segment_log_softmax, segment_logsumexp
 
 __all__ = ["ListProblem"]
 
@@ -78,16 +78,13 @@ class ListProblem:
     def shares(self, scores: Tensor) -> Tensor:
         """Predicted share of a section's counts that falls on each spot, ``[n_spots, n_genes]``."""
         logits = scores + self.offset[:, None]
-        lse = segment_logsumexp(logits, self.section, self.n_sections)
-        return (logits - lse[self.section]).exp()
+        return segment_log_softmax(logits, self.section, self.n_sections).exp()
 
     def loss(self, weights: Tensor) -> Tensor:
         """Negative log-likelihood per gene, in nats, ``[n_genes]``, constants dropped."""
         logits = self.features @ weights + self.offset[:, None]
         lse = segment_logsumexp(logits, self.section, self.n_sections)
-        # 0 * -inf: a section without spots of a gene must not contribute.
-        level = torch.where(self.totals > 0, self.totals * lse, 0.0).sum(0)
-        return level - (weights * self.xtc).sum(0)
+        return (self.totals * lse).sum(0) - (weights * self.xtc).sum(0)
 
     def genes(self, index: Tensor) -> ListProblem:
         """Keep some of the genes."""

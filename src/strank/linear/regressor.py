@@ -12,7 +12,7 @@ from scipy.special import xlogy
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from strank.linear.penalty import PENALTIES, Data, choose_penalty
+from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES, Data, choose_penalty
 from strank.linear.scaling import Scaling
 from strank.linear.solver import Solution, Status, minimise
 from strank.linear.threads import few_threads
@@ -76,7 +76,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
 
     def __init__(
         self,
-        penalty: float | ArrayLike = 100.0,
+        penalty: float | ArrayLike = DEFAULT_PENALTY,
         *,
         tolerance: float = 1e-6,
         max_iterations: int = 500,

@@ -7,7 +7,29 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Scaling"]
+__all__ = ["Scaling", "centre_within"]
+
+
+def centre_within(values: NDArray, section: NDArray) -> NDArray[np.float64]:
+    """Subtract the mean of its section from every row.
+
+    Parameters
+    ----------
+    values
+        ``[n_spots, ...]``.
+    section
+        Labels of any kind, ``[n_spots]``.
+
+    Examples
+    --------
+    >>> centre_within(np.array([[1.0], [3.0], [7.0]]), np.array(["a", "a", "b"])).ravel()
+    array([-1.,  1.,  0.])
+    """
+    centred = np.array(values, dtype=np.float64)
+    for label in np.unique(section):
+        rows = section == label
+        centred[rows] -= centred[rows].mean(0)
+    return centred
 
 
 @dataclass(frozen=True)
@@ -29,8 +51,8 @@ class Scaling:
     scale: NDArray[np.float64]
 
     @classmethod
-    def fit(cls, features: NDArray, section: NDArray[np.int64]) -> Scaling:
-        """Estimate from spots ``[n_spots, n_features]`` with section codes from 0.
+    def fit(cls, features: NDArray, section: NDArray) -> Scaling:
+        """Estimate from spots ``[n_spots, n_features]`` and their section labels.
 
         Examples
         --------
@@ -40,11 +62,7 @@ class Scaling:
         (array([51.]), array([1.]))
         """
         features = np.asarray(features, dtype=np.float64)
-        size = np.bincount(section).clip(min=1)
-        total = np.zeros((len(size), features.shape[1]))
-        np.add.at(total, section, features)
-        within = features - (total / size[:, None])[section]
-        scale = np.sqrt((within**2).mean(0))
+        scale = np.sqrt((centre_within(features, section) ** 2).mean(0))
         negligible = scale <= 1e-9 * np.abs(features).max(0, initial=0)
         return cls(features.mean(0), np.where(negligible, 1.0, scale))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,19 @@ from anndata import AnnData
 from scipy import sparse
 
 from strank.cohort.contract import SectionInfo, check_counts, make_section
+from strank.cohort.store import write_h5ad
 from strank.errors import InputError, some
-from strank.files import sha256
+from strank.files import output_folder, sha256
 from strank.slides.image import IMAGE_SUFFIXES, image_size
 
-__all__ = ["PATIENT_PATTERN", "StFiles", "find_sections", "pixels_per_pitch", "read_st_section"]
+__all__ = [
+    "PATIENT_PATTERN",
+    "StFiles",
+    "find_sections",
+    "import_st",
+    "pixels_per_pitch",
+    "read_st_section",
+]
 
 SPOT_DIAMETER_UM = 100.0
 SPOT_PITCH_UM = 200.0
@@ -39,6 +48,47 @@ class StFiles(NamedTuple):
     image: Path
     counts: Path
     spots: Path
+
+
+def import_st(
+    folder: Path,
+    cohort: Path,
+    *,
+    patient_pattern: str = PATIENT_PATTERN,
+    advance: Callable[[int], object] | None = None,
+) -> dict[str, AnnData]:
+    """Read an ST folder and write it as a cohort; nothing is written unless all can be read.
+
+    Parameters
+    ----------
+    folder
+        With ``images/``, ``counts/`` and ``spots/``.
+    cohort
+        The folder to write to.
+    patient_pattern
+        As in `read_st_section`.
+    advance
+        Called with 1 after every section read.
+
+    Returns
+    -------
+    dict[str, AnnData]
+        Section name to section, sorted.
+
+    Raises
+    ------
+    InputError
+        As `find_sections` and `read_st_section`, or if ``cohort`` cannot be written.
+    """
+    sections = {}
+    for files in find_sections(folder):
+        sections[files.section] = read_st_section(files, patient_pattern=patient_pattern)
+        if advance is not None:
+            advance(1)
+    output_folder(cohort)
+    for name, adata in sections.items():
+        write_h5ad(adata, cohort / f"{name}.h5ad")
+    return sections
 
 
 def find_sections(folder: Path) -> list[StFiles]:
@@ -110,9 +160,11 @@ def read_st_section(files: StFiles, *, patient_pattern: str = PATIENT_PATTERN) -
         "counts_file": str(files.counts.resolve()),
         "counts_sha256": sha256(files.counts),
         "spots_file": str(files.spots.resolve()),
-        "spots_in_counts_only": int((~spot_names.isin(spots.index)).sum()),
-        "spots_in_selection_only": int((~spots.index.isin(spot_names)).sum()),
-        "spots_not_selected": len(spots) - len(selected),
+        "dropped_spots": {
+            "in counts only": int((~spot_names.isin(spots.index)).sum()),
+            "in selection only": int((~spots.index.isin(spot_names)).sum()),
+            "not selected": len(spots) - len(selected),
+        },
     }
     kept = selected.loc[common].rename(columns={"x": "array_x", "y": "array_y"})
     kept = kept.rename(columns={"pixel_x": "x", "pixel_y": "y"})

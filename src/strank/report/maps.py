@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
+from strank.cohort.contract import section_info
 from strank.files import atomic_path, safe_name
 from strank.functional.metrics import log1p_cp10k
 from strank.slides.image import Slide, thumbnail
 
-__all__ = ["MapLayer", "draw_maps", "observed_layer", "predicted_layer", "write_gene_maps"]
+__all__ = ["MapLayer", "draw_maps", "map_layers", "write_gene_maps"]
 
 _THUMBNAIL_UM = 4.0
 _MARGIN_UM = 150.0
@@ -56,38 +57,54 @@ class MapLayer:
     genes: pd.Index
 
 
-def predicted_layer(predictions: AnnData, diameter_um: float) -> MapLayer:
-    """Scores as `RankModel.predict` returns them."""
-    return MapLayer(
+def map_layers(predictions: AnnData, section: AnnData | None = None) -> list[MapLayer]:
+    """Predictions on tiles as a layer, after the observed counts of the section if it is given.
+
+    Parameters
+    ----------
+    predictions
+        From `strank.predict.predict_slide`.
+    section
+        A section of the same slide, with counts.
+    """
+    predicted = MapLayer(
         "predicted",
         "log relative expression",
         np.asarray(predictions.obsm["spatial"]),
-        diameter_um,
+        float(predictions.uns["strank"]["stride_um"]),
         np.asarray(predictions.X, dtype=np.float64),
         predictions.var_names,
     )
+    return (
+        [predicted] if section is None else [_observed(section, predictions.var_names), predicted]
+    )
 
 
-def observed_layer(section: AnnData, genes: pd.Index, diameter_um: float) -> MapLayer:
-    """Observed log1p(CP10k) of the genes that were measured, 0 at its mean over the section."""
+def _observed(section: AnnData, genes: pd.Index) -> MapLayer:
     genes = genes[genes.isin(section.var_names)]
     target = log1p_cp10k(section[:, genes].X, section.obs["library_size"]).toarray()
     return MapLayer(
         "observed",
         "log1p(CP10k), minus section mean",
         np.asarray(section.obsm["spatial"]),
-        diameter_um,
+        section_info(section).spot_diameter_um,
         target - target.mean(0),
         genes,
     )
 
 
 def write_gene_maps(
-    folder: Path, slide: Slide, layers: list[MapLayer], genes: Iterable[str]
+    folder: Path,
+    slide: Slide,
+    layers: list[MapLayer],
+    genes: Iterable[str],
+    *,
+    advance: Callable[[int], object] | None = None,
 ) -> list[Path]:
     """Write one PNG a gene, its layers side by side over the thumbnail of the slide.
 
     A layer that lacks a gene is left out of its picture. File names are the genes', escaped.
+    ``advance`` is called with 1 after every picture.
     """
     small, scale = thumbnail(slide, _THUMBNAIL_UM)
     paths = []
@@ -98,6 +115,8 @@ def write_gene_maps(
         with atomic_path(path) as part:
             figure.savefig(part, dpi=130)
         paths.append(path)
+        if advance is not None:
+            advance(1)
     return paths
 
 

@@ -11,12 +11,22 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from anndata import AnnData
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from strank.cohort.contract import section_info
 from strank.errors import InputError
 
-__all__ = ["IMAGE_SUFFIXES", "Slide", "image_size", "open_slide", "read_field", "thumbnail"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Slide",
+    "image_size",
+    "open_slide",
+    "read_field",
+    "slide_of",
+    "thumbnail",
+]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
@@ -53,6 +63,12 @@ def open_slide(path: Path, um_per_pixel: float) -> Slide:
         raise InputError(f"{path}: µm per pixel must be positive; got {um_per_pixel}")
     with _opened(path) as image:
         return Slide(np.asarray(image.convert("RGB")), um_per_pixel, path)
+
+
+def slide_of(section: AnnData) -> Slide:
+    """Open the image that a section of a cohort belongs to; errors as `open_slide`."""
+    info = section_info(section)
+    return open_slide(Path(info.image), info.um_per_pixel)
 
 
 def image_size(path: Path) -> tuple[int, int]:

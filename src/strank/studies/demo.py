@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from strank.cohort.splits import patients_of
 from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
 from strank.encoders.base import get_encoder
 from strank.encoders.embed import embed_cohort
@@ -20,10 +21,10 @@ from strank.fit import fit_model
 from strank.functional.metrics import rank_correlation
 from strank.model import RankModel
 from strank.predict import predict_slide, tile_grid
-from strank.readers.st import find_sections, read_st_section
-from strank.report.maps import observed_layer, predicted_layer, write_gene_maps
+from strank.readers.st import import_st
+from strank.report.maps import map_layers, write_gene_maps
 from strank.simulate.cohort import simulate_cohort
-from strank.slides.image import open_slide
+from strank.slides.image import slide_of
 
 __all__ = ["DemoResult", "class_table", "run_demo"]
 
@@ -77,14 +78,14 @@ def run_demo(folder: Path, *, seed: int = 0, n_genes: int = 100, say: Say = prin
     say("Simulating four patients with two sections each")
     simulate_cohort(folder / "st", seed=seed)
     say("import: reading the sections into a cohort")
-    for files in find_sections(folder / "st"):
-        write_h5ad(read_st_section(files), folder / "cohort" / f"{files.section}.h5ad")
+    import_st(folder / "st", folder / "cohort")
     say("embed: turning the image around every spot into features")
     encoder = get_encoder("morphology")
     embed_cohort(folder / "cohort", encoder)
     cohort = read_cohort(folder / "cohort", encoder=encoder.name)
-    held_out = max(str(adata.obs["patient"].iloc[0]) for adata in cohort.values())
-    test = {n: a for n, a in cohort.items() if a.obs["patient"].iloc[0] == held_out}
+    patients = patients_of(cohort)
+    held_out = max(patients.values())
+    test = {name: adata for name, adata in cohort.items() if patients[name] == held_out}
     train = {n: a for n, a in cohort.items() if n not in test}
     say(f"fit: {n_genes} genes on {len(train)} sections, without patient {held_out}")
     model = fit_model(train, encoder=encoder.name, n_genes=n_genes)
@@ -146,8 +147,7 @@ def class_table(
 
 
 def _draw(folder: Path, model: RankModel, section: AnnData, truth: AnnData) -> list[Path]:
-    info = section.uns["strank"]
-    slide = open_slide(Path(info["image"]), info["um_per_pixel"])
+    slide = slide_of(section)
     predictions = predict_slide(slide, model, tile_grid(slide, model))
     write_h5ad(predictions, output_folder(folder) / "scores.h5ad")
     classes = truth.var["gene_class"].astype(str)
@@ -155,8 +155,4 @@ def _draw(folder: Path, model: RankModel, section: AnnData, truth: AnnData) -> l
     for wanted in _DRAWN:
         of_class = model.panel.index[model.panel.index.map(classes) == wanted]
         drawn += list(model.panel.loc[of_class, "counts"].nlargest(1).index)
-    layers = [
-        observed_layer(section, model.panel.index, info["spot_diameter_um"]),
-        predicted_layer(predictions, info["spot_diameter_um"]),
-    ]
-    return write_gene_maps(folder, slide, layers, drawn)
+    return write_gene_maps(folder, slide, map_layers(predictions, section), drawn)
