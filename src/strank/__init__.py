@@ -15,12 +15,25 @@ if TYPE_CHECKING:
     from strank.evaluation.protocol import cross_validate, evaluate
     from strank.fit import fit_model
     from strank.linear.regressor import STRankRegressor, STRankRegressorCV
-    from strank.losses import ListSTRankLoss, PairSTRankLoss
+    from strank.losses import (
+        ListSTRankLoss,
+        MarginRankingLoss,
+        MSELoss,
+        NegativeBinomialLoss,
+        PairSTRankLoss,
+        PearsonLoss,
+        PoissonLoss,
+    )
     from strank.model import RankModel
 
 _HOMES = {
     "ListSTRankLoss": "strank.losses",
     "PairSTRankLoss": "strank.losses",
+    "MSELoss": "strank.losses",
+    "MarginRankingLoss": "strank.losses",
+    "NegativeBinomialLoss": "strank.losses",
+    "PearsonLoss": "strank.losses",
+    "PoissonLoss": "strank.losses",
     "RankModel": "strank.model",
     "STRankRegressor": "strank.linear.regressor",
     "STRankRegressorCV": "strank.linear.regressor",
@@ -32,7 +45,12 @@ _HOMES = {
 
 __all__ = [
     "ListSTRankLoss",
+    "MSELoss",
+    "MarginRankingLoss",
+    "NegativeBinomialLoss",
     "PairSTRankLoss",
+    "PearsonLoss",
+    "PoissonLoss",
     "RankModel",
     "STRankRegressor",
     "STRankRegressorCV",

@@ -1,22 +1,112 @@
-"""Losses as modules, for use in any PyTorch model; each is a thin shell over its function."""
+"""Losses for anyone's PyTorch model: each a thin shell over its function."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from strank.functional.losses import Reduction, list_loss, pair_loss
+from strank.functional.batch import Reduction
+from strank.functional.listwise import list_loss, pearson_loss
+from strank.functional.pairwise import Ties, margin_ranking_loss, pair_loss
+from strank.functional.pointwise import mse_loss, negative_binomial_loss, poisson_loss
 
-__all__ = ["ListSTRankLoss", "PairSTRankLoss"]
+__all__ = [
+    "ListSTRankLoss",
+    "MSELoss",
+    "MarginRankingLoss",
+    "NegativeBinomialLoss",
+    "PairSTRankLoss",
+    "PearsonLoss",
+    "PoissonLoss",
+    "SectionLoss",
+]
 
 
-class ListSTRankLoss(nn.Module):
-    """Module of `strank.functional.losses.list_loss`: one list a section.
+class SectionLoss(nn.Module):
+    """What all losses share: the call.
 
     Parameters
     ----------
     reduction
-        ``"mean"`` over elements, ``"sum"`` or ``"none"``.
+        ``"mean"``, ``"per_count"``, ``"per_gene"``, ``"sum"`` or ``"none"``: what each divides by
+        is said in `strank.functional.listwise.list_loss`.
+    """
+
+    function: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def options(self, device: torch.device) -> dict[str, Any]:
+        """Return arguments of the function beyond the shared ones."""
+        return {}
+
+    def forward(
+        self,
+        scores: Tensor,
+        counts: Tensor,
+        *,
+        section: Tensor,
+        offset: Tensor | None = None,
+        where: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of these scores; the function says what the arguments are.
+
+        Parameters
+        ----------
+        scores, counts
+            ``[n_spots, n_genes]``.
+        section
+            Integer section labels, ``[n_spots]``.
+        offset
+            Log library size, ``[n_spots]``.
+        where
+            What takes part, broadcastable to ``scores``.
+        weight
+            Of each gene, ``[n_genes]``.
+        """
+        return type(self).function(
+            scores,
+            counts,
+            section=section,
+            offset=offset,
+            where=where,
+            weight=weight,
+            reduction=self.reduction,
+            **self.options(scores.device),
+        )
+
+
+class _Seeded(SectionLoss):
+    """A loss that draws at random, from a stream of its own if it has a seed."""
+
+    def __init__(self, reduction: Reduction = "mean", seed: int | None = None) -> None:
+        super().__init__(reduction)
+        self.seed = seed
+        self._generator: torch.Generator | None = None
+
+    def options(self, device: torch.device) -> dict[str, Any]:
+        if self.seed is not None and self._generator is None:
+            self._generator = torch.Generator(device).manual_seed(self.seed)
+        return {"generator": self._generator}
+
+
+class ListSTRankLoss(_Seeded):
+    """Module of `strank.functional.listwise.list_loss`: one list a section.
+
+    Parameters
+    ----------
+    list_size
+        N_k: random lists of at most so many spots instead, anew at each call.
+    reduction
+        As in `SectionLoss`.
+    seed
+        Seed of the lists; ``None`` follows torch's default generator.
 
     Examples
     --------
@@ -35,41 +125,31 @@ class ListSTRankLoss(nn.Module):
     ...     optimiser.step()
     """
 
-    def __init__(self, reduction: Reduction = "mean") -> None:
-        super().__init__()
-        self.reduction = reduction
+    function = staticmethod(list_loss)
 
-    def forward(
+    def __init__(
         self,
-        scores: Tensor,
-        counts: Tensor,
-        *,
-        section: Tensor,
-        offset: Tensor | None = None,
-        where: Tensor | None = None,
-        weight: Tensor | None = None,
-    ) -> Tensor:
-        """Return ``list_loss`` of these scores; see there for shapes."""
-        return list_loss(
-            scores,
-            counts,
-            section=section,
-            offset=offset,
-            where=where,
-            weight=weight,
-            reduction=self.reduction,
-        )
+        list_size: int | None = None,
+        reduction: Reduction = "mean",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(reduction, seed)
+        self.list_size = list_size
+
+    def options(self, device: torch.device) -> dict[str, Any]:
+        """Return list size and generator."""
+        return super().options(device) | {"list_size": self.list_size}
 
 
-class PairSTRankLoss(nn.Module):
-    """Module of `strank.functional.losses.pair_loss`: random partners within the section.
+class PairSTRankLoss(_Seeded):
+    """Module of `strank.functional.pairwise.pair_loss`: random partners within the section.
 
     Parameters
     ----------
     n_partners
-        Partners drawn for every spot at each call.
+        Partners drawn for every spot at each call; ``None`` for all pairs.
     reduction
-        ``"mean"`` over terms, ``"sum"`` or ``"none"``.
+        As in `SectionLoss`.
     seed
         Seed of the draw; ``None`` follows torch's default generator.
 
@@ -80,36 +160,159 @@ class PairSTRankLoss(nn.Module):
     tensor(1.3863)
     """
 
-    def __init__(
-        self, n_partners: int = 1, reduction: Reduction = "mean", seed: int | None = None
-    ) -> None:
-        super().__init__()
-        self.n_partners = n_partners
-        self.reduction = reduction
-        self.seed = seed
-        self._generator: torch.Generator | None = None
+    function = staticmethod(pair_loss)
 
-    def forward(
+    def __init__(
         self,
-        scores: Tensor,
-        counts: Tensor,
-        *,
-        section: Tensor,
-        offset: Tensor | None = None,
-        where: Tensor | None = None,
-        weight: Tensor | None = None,
-    ) -> Tensor:
-        """Return ``pair_loss`` of these scores with fresh partners; see there for shapes."""
-        if self.seed is not None and self._generator is None:
-            self._generator = torch.Generator(section.device).manual_seed(self.seed)
-        return pair_loss(
-            scores,
-            counts,
-            section=section,
-            offset=offset,
-            where=where,
-            weight=weight,
-            reduction=self.reduction,
-            n_partners=self.n_partners,
-            generator=self._generator,
-        )
+        n_partners: int | None = 1,
+        reduction: Reduction = "mean",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(reduction, seed)
+        self.n_partners = n_partners
+
+    def options(self, device: torch.device) -> dict[str, Any]:
+        """Return partners and generator."""
+        return super().options(device) | {"n_partners": self.n_partners}
+
+
+class MarginRankingLoss(PairSTRankLoss):
+    """Module of `strank.functional.pairwise.margin_ranking_loss`: order only, counts do not weigh.
+
+    Parameters
+    ----------
+    margin
+        Score difference that a right order must reach; with 0, constant scores are an optimum.
+    ties
+        What equal rates ask for: ``"none"``, or ``"second"`` as published.
+    n_partners, reduction, seed
+        As in `PairSTRankLoss`.
+
+    Examples
+    --------
+    >>> loss = MarginRankingLoss(seed=0)
+    >>> loss(torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]), section=torch.tensor([0, 0]))
+    tensor(1.)
+    """
+
+    function = staticmethod(margin_ranking_loss)
+
+    def __init__(
+        self,
+        margin: float = 1.0,
+        ties: Ties = "none",
+        n_partners: int | None = 1,
+        reduction: Reduction = "mean",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(n_partners, reduction, seed)
+        self.margin = margin
+        self.ties = ties
+
+    def options(self, device: torch.device) -> dict[str, Any]:
+        """Return partners, generator, margin and ties."""
+        return super().options(device) | {"margin": self.margin, "ties": self.ties}
+
+
+class PearsonLoss(SectionLoss):
+    """Module of `strank.functional.listwise.pearson_loss`: minus the correlation in each section.
+
+    Parameters
+    ----------
+    pooled
+        Correlate over all sections at once, as published.
+    reduction
+        As in `SectionLoss`.
+
+    Examples
+    --------
+    >>> loss = PearsonLoss()
+    >>> loss(torch.tensor([[0.0], [1]]), torch.tensor([[1.0], [3]]), section=torch.tensor([0, 0]))
+    tensor(-1.)
+    """
+
+    function = staticmethod(pearson_loss)
+
+    def __init__(self, pooled: bool = False, reduction: Reduction = "mean") -> None:
+        super().__init__(reduction)
+        self.pooled = pooled
+
+    def options(self, device: torch.device) -> dict[str, Any]:
+        """Return whether to pool."""
+        return {"pooled": self.pooled}
+
+
+class MSELoss(SectionLoss):
+    """Module of `strank.functional.pointwise.mse_loss`: squared error to log1p(CP10k).
+
+    Parameters
+    ----------
+    reduction
+        As in `SectionLoss`.
+
+    Examples
+    --------
+    >>> MSELoss()(torch.ones(2, 1), torch.zeros(2, 1), section=torch.tensor([0, 0]))
+    tensor(1.)
+    """
+
+    function = staticmethod(mse_loss)
+
+
+class PoissonLoss(SectionLoss):
+    """Module of `strank.functional.pointwise.poisson_loss`.
+
+    Parameters
+    ----------
+    free_level
+        Whether every section and gene has a level of its own.
+    reduction
+        As in `SectionLoss`.
+
+    Examples
+    --------
+    >>> PoissonLoss()(torch.zeros(2, 1), torch.zeros(2, 1), section=torch.tensor([0, 0]))
+    tensor(1.)
+    """
+
+    function = staticmethod(poisson_loss)
+
+    def __init__(self, free_level: bool = False, reduction: Reduction = "mean") -> None:
+        super().__init__(reduction)
+        self.free_level = free_level
+
+    def options(self, device: torch.device) -> dict[str, Any]:
+        """Return whether the level is free."""
+        return {"free_level": self.free_level}
+
+
+class NegativeBinomialLoss(PoissonLoss):
+    """Module of `strank.functional.pointwise.negative_binomial_loss`; learns the dispersions.
+
+    Parameters
+    ----------
+    n_genes
+        One dispersion a gene, 1 at first. Give `parameters()` to the optimiser too.
+    free_level, reduction
+        As in `PoissonLoss`.
+
+    Examples
+    --------
+    >>> loss = NegativeBinomialLoss(1)
+    >>> value = loss(torch.zeros(2, 1), torch.zeros(2, 1), section=torch.tensor([0, 0]))
+    >>> value.backward()
+    >>> value.detach(), loss.log_dispersion.grad
+    (tensor(0.6931), tensor([-0.1931]))
+    """
+
+    function = staticmethod(negative_binomial_loss)
+
+    def __init__(
+        self, n_genes: int, free_level: bool = False, reduction: Reduction = "mean"
+    ) -> None:
+        super().__init__(free_level, reduction)
+        self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
+
+    def options(self, device: torch.device) -> dict[str, Any]:
+        """Return level and dispersions."""
+        return super().options(device) | {"dispersion": self.log_dispersion.exp()}

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from strank.functional.losses import list_loss, pair_loss, sample_pairs
+from strank.functional.listwise import list_loss
+from strank.functional.pairs import sample_pairs
+from strank.functional.pairwise import pair_loss
 from strank.losses import ListSTRankLoss, PairSTRankLoss
 
 

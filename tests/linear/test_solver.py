@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.optimize import root
 
-from strank.functional.losses import list_loss
+from strank.functional.listwise import list_loss
 from strank.linear.problem import ListProblem
 from strank.linear.solver import Status, minimise
 

@@ -1,0 +1,239 @@
+"""What every loss shares: its arguments, checked, and what its mean divides by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from strank.functional.segments import section_codes
+
+__all__ = ["Batch", "Reduction", "check_batch", "masked", "reduce_loss"]
+
+Reduction = Literal["mean", "per_count", "per_gene", "sum", "none"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments of a loss after `check_batch`.
+
+    Attributes
+    ----------
+    scores
+        ``[n_spots, n_genes]``, at least float32.
+    counts
+        Same shape and dtype, dense or CSR.
+    section
+        Codes ``0 .. n_sections - 1``, ``[n_spots]``.
+    n_sections
+        How many there are.
+    offset
+        Finite, ``[n_spots, 1]`` or ``[n_spots, n_genes]``; ``None`` for 0.
+    where
+        What takes part, broadcastable to ``scores``; ``None`` for all.
+    weight
+        Broadcastable to ``scores``; ``None`` for 1.
+    """
+
+    scores: Tensor
+    counts: Tensor
+    section: Tensor
+    n_sections: int
+    offset: Tensor | None
+    where: Tensor | None
+    weight: Tensor | None
+
+    @property
+    def logits(self) -> Tensor:
+        """Scores plus offset: log rates up to a level."""
+        return self.scores if self.offset is None else self.scores + self.offset
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the counts are CSR."""
+        return self.counts.layout == torch.sparse_csr
+
+    def relabelled(self, section: Tensor) -> Batch:
+        """Return the same spots in other sections."""
+        codes, n_sections = section_codes(section)
+        return replace(self, section=codes, n_sections=n_sections)
+
+    def elements(self) -> Tensor:
+        """How many spots take part, per gene: ``[n_genes]``."""
+        n_spots, n_genes = self.scores.shape
+        if self.where is None:
+            return self.scores.new_full((n_genes,), n_spots)
+        return self.where.expand_as(self.scores).sum(0).to(self.scores.dtype)
+
+    def gene_counts(self) -> Tensor:
+        """Sum the counts of the spots that take part, per gene: ``[n_genes]``."""
+        if self.sparse:
+            values = self.counts.values()
+            if self.where is not None:
+                values = values * self.where.expand_as(self.scores)[self.nonzero()]
+            return self.scores.new_zeros(self.scores.shape[1]).index_add(
+                0, self.counts.col_indices(), values
+            )
+        return masked(self.counts, self.where).sum(0)
+
+    def nonzero(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the stored values of CSR counts."""
+        per_row = self.counts.crow_indices().diff()
+        rows = torch.arange(len(per_row), device=per_row.device).repeat_interleave(per_row)
+        return rows, self.counts.col_indices()
+
+
+def masked(values: Tensor, where: Tensor | None) -> Tensor:
+    """Return values with 0 where left out, whatever stood there."""
+    return values if where is None else torch.where(where, values, 0.0)
+
+
+def check_batch(
+    scores: Tensor,
+    counts: Tensor,
+    *,
+    section: Tensor,
+    offset: Tensor | None = None,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+    sparse: bool = False,
+) -> Batch:
+    """Check the arguments of a loss; what they mean is said in `strank.functional.list_loss`.
+
+    Parameters
+    ----------
+    scores, counts, section, offset, where, weight
+        As given by the user. Half precision becomes float32.
+    sparse
+        Whether this loss takes CSR counts.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, negative counts, and counts at a spot of offset ``-inf``.
+    """
+    if scores.dim() != 2 or scores.shape != counts.shape:
+        raise ValueError(
+            "scores and counts must both be [n_spots, n_genes]; got "
+            f"{list(scores.shape)} and {list(counts.shape)}"
+        )
+    if section.shape != scores.shape[:1]:
+        raise ValueError(f"section must be [n_spots] = [{len(scores)}]; got {list(section.shape)}")
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        scores = scores.float()
+    if counts.layout != torch.strided and not (sparse and counts.layout == torch.sparse_csr):
+        expected = "dense or CSR" if sparse else "dense for this loss: counts.to_dense()"
+        raise ValueError(f"counts must be {expected}; got layout {counts.layout}")
+    codes, n_sections = section_codes(section)
+    batch = Batch(scores, counts.to(scores.dtype), codes, n_sections, None, None, None)
+    if where is not None:
+        batch = replace(batch, where=_column("where", where.bool(), scores))
+    if weight is not None:
+        batch = replace(batch, weight=_fitting("weight", weight.to(scores), scores))
+    if offset is not None:
+        batch = _with_offset(batch, _column("offset", offset.to(scores), scores))
+    _refuse_negative(batch)
+    return batch
+
+
+def _refuse_negative(batch: Batch) -> None:
+    counts = batch.counts.values() if batch.sparse else masked(batch.counts, batch.where)
+    if counts.numel() and counts.min() < 0:
+        raise ValueError("counts must not be negative")
+
+
+def _with_offset(batch: Batch, offset: Tensor) -> Batch:
+    exposed = offset > -torch.inf
+    if exposed.all():
+        return replace(batch, offset=offset)
+    if batch.sparse:
+        rows, columns = batch.nonzero()
+        counted, exposure = batch.counts.values() > 0, exposed.expand_as(batch.scores)
+        impossible = counted & ~exposure[rows, columns]
+        if batch.where is not None:
+            impossible &= batch.where.expand_as(batch.scores)[rows, columns]
+    else:
+        impossible = ~exposed & (masked(batch.counts, batch.where) > 0)
+    if impossible.any():
+        raise ValueError("offset is -inf (no exposure) at a spot that has counts")
+    where = exposed if batch.where is None else batch.where & exposed
+    return replace(batch, offset=torch.where(exposed, offset, 0.0), where=where)
+
+
+def _column(name: str, values: Tensor, scores: Tensor) -> Tensor:
+    """Read ``[n_spots]`` as one value a spot."""
+    return _fitting(name, values[:, None] if values.shape == scores.shape[:1] else values, scores)
+
+
+def _fitting(name: str, values: Tensor, scores: Tensor) -> Tensor:
+    try:
+        fits = torch.broadcast_shapes(values.shape, scores.shape) == scores.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} must fit scores {list(scores.shape)}; got {list(values.shape)}")
+    return values
+
+
+def reduce_loss(
+    loss: Tensor,
+    reduction: Reduction,
+    *,
+    elements: Tensor,
+    counts: Callable[[], Tensor] | None = None,
+) -> Tensor:
+    """Reduce a loss; the only place that knows what a mean divides by.
+
+    Parameters
+    ----------
+    loss
+        ``[..., n_genes]``, weighted.
+    reduction
+        ``"none"``: the loss as it is. ``"sum"``: its sum. ``"mean"``: divided by the number of
+        elements that take part. ``"per_count"``: divided by their counts. ``"per_gene"``: every
+        gene divided by its own counts (by its elements, for a loss that is not made of counts),
+        then the mean over the genes that have any. Weights enter no divisor.
+    elements
+        How many elements of each gene take part, ``[n_genes]``.
+    counts
+        What returns their counts, ``[n_genes]``; ``None`` for a loss that is not made of counts.
+
+    Raises
+    ------
+    ValueError
+        For an unknown reduction, and ``"per_count"`` of a loss that is not made of counts.
+
+    Examples
+    --------
+    >>> loss, elements = torch.tensor([[4.0, 0.0], [6.0, 2.0]]), torch.tensor([2.0, 2.0])
+    >>> def counts():
+    ...     return torch.tensor([5.0, 0.0])
+    >>> reduce_loss(loss, "mean", elements=elements, counts=counts)
+    tensor(3.)
+    >>> reduce_loss(loss, "per_count", elements=elements, counts=counts)
+    tensor(2.4000)
+    >>> reduce_loss(loss, "per_gene", elements=elements, counts=counts)
+    tensor(4.)
+    """
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction must be one of {get_args(Reduction)}; got {reduction!r}")
+    if reduction == "per_count" and counts is None:
+        raise ValueError("reduction 'per_count' is for likelihoods of counts; use 'mean'")
+    if reduction == "none":
+        return loss
+    genes = loss.flatten(0, -2).sum(0) if loss.dim() > 1 else loss
+    if reduction == "sum":
+        return genes.sum()
+    if reduction == "mean":
+        return genes.sum() / elements.sum().clamp(min=1)
+    size = elements if counts is None else counts()
+    if reduction == "per_count":
+        return genes.sum() / _or_one(size.sum())
+    return (genes / _or_one(size)).sum() / (size > 0).sum().clamp(min=1)
+
+
+def _or_one(size: Tensor) -> Tensor:
+    return torch.where(size > 0, size, 1.0)

@@ -1,0 +1,309 @@
+r"""Losses that compare all the spots of a section at once.
+
+Scores :math:`r_{ig}` are log relative rates. With library sizes :math:`l_i` as exposure, a spot's
+share of its list is :math:`p_i = l_i e^{r_i} / \sum_j l_j e^{r_j}`. A constant per section and gene
+cancels.
+
+Reference: Nishimura et al., NeurIPS 2025, arXiv 2512.06612.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from strank.functional.batch import Batch, Reduction, check_batch, masked, reduce_loss
+from strank.functional.pointwise import log1p_rate
+from strank.functional.segments import (
+    gene_blocks,
+    random_lists,
+    segment_log_softmax,
+    segment_max,
+    segment_sum,
+)
+
+__all__ = ["list_loss", "pearson_loss"]
+
+
+def list_loss(
+    scores: Tensor,
+    counts: Tensor,
+    *,
+    section: Tensor,
+    offset: Tensor | None = None,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    list_size: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Multinomial negative log-likelihood of a section's counts over its spots (ListSTRank).
+
+    .. math:: L_{ig} = -c_{ig} \log \frac{l_i e^{r_{ig}}}{\sum_{j \in s(i)} l_j e^{r_{jg}}}
+
+    For fixed totals it is, up to a constant, the Poisson likelihood with a free level per section
+    and gene (`poisson_loss` with ``free_level=True``). A sum or mean is computed in blocks of
+    genes, gradient included: one array of the size of the scores is kept, and it can be
+    differentiated once.
+
+    Parameters
+    ----------
+    scores
+        Predicted log relative rates (natural log), ``[n_spots, n_genes]``. Half precision is
+        computed and returned in float32.
+    counts
+        Non-negative raw counts, ``[n_spots, n_genes]``; dense, or a CSR tensor, which is not
+        densified unless ``reduction="none"``.
+    section
+        Integer section label of each spot, ``[n_spots]``; labels need not be consecutive.
+    offset
+        Log library size, ``[n_spots]`` or ``[n_spots, n_genes]``; ``None`` stands for equal
+        depth. A spot of offset ``-inf`` takes no share, and must have no counts.
+    where
+        Elements that take part, boolean, ``[n_spots]`` or broadcastable to ``scores``; the others
+        neither take a share nor count.
+    weight
+        Weight of each gene ``[n_genes]``, or of each element, broadcastable to ``scores``.
+    reduction
+        ``"none"`` returns ``[n_spots, n_genes]``, ``"sum"`` its sum, ``"mean"`` the sum divided
+        by the number of elements that take part, ``"per_count"`` by their counts (nats a count);
+        ``"per_gene"`` divides every gene by its own counts and averages over genes. Weights enter
+        no divisor.
+    list_size
+        N_k: sections are cut at random into lists of at most so many spots, anew at each call; a
+        list of two is a pair. ``None`` takes whole sections.
+    generator
+        Source of randomness for ``list_size``; torch's default one if ``None``.
+
+    Returns
+    -------
+    Tensor
+        A scalar, or ``[n_spots, n_genes]``. A section of one spot, and a gene absent from a
+        section, contribute exactly 0.
+
+    Raises
+    ------
+    ValueError
+        For tensors whose shapes do not fit, negative counts, counts at a spot whose offset is
+        ``-inf`` (an impossible likelihood), and lists of fewer than two spots.
+
+    See Also
+    --------
+    pair_loss : the same comparison, two spots at a time.
+
+    Examples
+    --------
+    Three times the counts at equal depth: at a score difference of log 3 the gradient is 0.
+
+    >>> counts, section = torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0])
+    >>> scores = torch.tensor([[1.0], [3.0]]).log().requires_grad_()
+    >>> loss = list_loss(scores, counts, section=section, reduction="sum")
+    >>> loss.backward()
+    >>> loss.detach(), scores.grad.abs().max() < 1e-6
+    (tensor(2.2493), tensor(True))
+    """
+    batch = check_batch(
+        scores, counts, section=section, offset=offset, where=where, weight=weight, sparse=True
+    )
+    if list_size is not None:
+        lists = random_lists(batch.section, list_size, generator=generator)
+        batch = batch.relabelled(lists)
+    if reduction == "none":
+        return _each_share(batch)
+    # Only the scores get a gradient from the blocks; a learned offset is added to them before.
+    weighted = replace(batch, scores=batch.logits, offset=None, counts=_weighted_counts(batch))
+    totals = _ListTotals.apply(weighted.scores, weighted)
+    return reduce_loss(totals, reduction, elements=batch.elements(), counts=batch.gene_counts)
+
+
+def _each_share(batch: Batch) -> Tensor:
+    logits = batch.logits
+    if batch.where is not None:
+        logits = torch.where(batch.where, logits, -torch.inf)
+    log_share = segment_log_softmax(logits, batch.section, batch.n_sections)
+    counts = batch.counts.to_dense() if batch.sparse else batch.counts
+    loss = -masked(counts, batch.where) * masked(log_share, batch.where)
+    return loss if batch.weight is None else loss * batch.weight
+
+
+def _weighted_counts(batch: Batch) -> Tensor:
+    """Multiply counts by weight, 0 where left out: the loss is linear in them."""
+    if batch.weight is None and batch.where is None:
+        return batch.counts
+    if not batch.sparse:
+        counts = masked(batch.counts, batch.where)
+        return counts if batch.weight is None else counts * batch.weight
+    values = batch.counts.values()
+    for factor in (batch.weight, batch.where):
+        if factor is not None:
+            values = values * factor.expand_as(batch.scores)[batch.nonzero()]
+    return torch.sparse_csr_tensor(
+        batch.counts.crow_indices(), batch.counts.col_indices(), values, batch.counts.shape
+    )
+
+
+class _Stored(NamedTuple):
+    """CSR counts as coordinates, for what is done once and not block by block."""
+
+    rows: Tensor
+    columns: Tensor
+    section: Tensor
+    values: Tensor
+    totals: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch) -> _Stored:
+        rows, columns = batch.nonzero()
+        section, values = batch.section[rows], batch.counts.values()
+        totals = batch.scores.new_zeros(batch.n_sections, batch.scores.shape[1])
+        totals.index_put_((section, columns), values, accumulate=True)
+        return cls(rows, columns, section, values, totals)
+
+    def finish(self, scores: Tensor, shift: Tensor, loss: Tensor, gradient: Tensor | None) -> None:
+        """Subtract from loss and gradient what the counts contribute."""
+        logits = scores[self.rows, self.columns] - shift[self.section, self.columns]
+        # A count that weighs nothing may stand at a score that is not finite.
+        data = torch.where(self.values == 0, 0.0, self.values * logits)
+        loss.index_add_(0, self.columns, data, alpha=-1)
+        if gradient is not None:
+            gradient.index_put_((self.rows, self.columns), -self.values, accumulate=True)
+
+
+class _ListTotals(torch.autograd.Function):
+    """Loss of every gene, ``[n_genes]``, its gradient computed on the way, block by block."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, batch: Batch) -> Tensor:
+        codes, n = batch.section, batch.n_sections
+        stored = _Stored.of(batch) if batch.sparse else None
+        gradient = torch.empty_like(scores) if ctx.needs_input_grad[0] else None
+        loss, shift = scores.new_empty(scores.shape[1]), scores.new_empty(n, scores.shape[1])
+        for genes in gene_blocks(scores):
+            logits, shift[:, genes] = _shifted(batch, genes)
+            share = logits.exp()
+            norm = segment_sum(share, codes, n).clamp_(min=torch.finfo(share.dtype).tiny)
+            if stored is None:
+                counts = batch.counts[:, genes]
+                totals = segment_sum(counts, codes, n)
+            else:
+                totals = stored.totals[:, genes]
+            loss[genes] = (totals * norm.log()).sum(0)
+            share *= (totals / norm).index_select(0, codes)
+            if stored is None:
+                loss[genes] -= (counts * _finite(logits, batch.where, genes)).sum(0)
+                share -= counts
+            if gradient is not None:
+                gradient[:, genes] = share
+        if stored is not None:
+            stored.finish(scores, shift, loss, gradient)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_loss, None
+
+
+def _shifted(batch: Batch, genes: slice) -> tuple[Tensor, Tensor]:
+    """Logits minus their largest in the section (``-inf`` where left out), and that."""
+    logits = batch.scores[:, genes]
+    if batch.where is not None:
+        logits = torch.where(_columns(batch.where, genes), logits, -torch.inf)
+    shift = segment_max(logits, batch.section, batch.n_sections)
+    shift = torch.where(torch.isfinite(shift), shift, 0.0)
+    return logits - shift.index_select(0, batch.section), shift
+
+
+def _finite(logits: Tensor, where: Tensor | None, genes: slice) -> Tensor:
+    return logits if where is None else masked(logits, _columns(where, genes))
+
+
+def _columns(values: Tensor, genes: slice) -> Tensor:
+    return values if values.shape[-1] == 1 else values[..., genes]
+
+
+def pearson_loss(
+    scores: Tensor,
+    counts: Tensor,
+    *,
+    section: Tensor,
+    offset: Tensor | None = None,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    pooled: bool = False,
+) -> Tensor:
+    r"""Minus the Pearson correlation with log1p(counts per 10k), per section and gene.
+
+    .. math:: L_{sg} = -\operatorname{corr}_{i \in s}(r_{ig}, y_{ig}), \qquad
+        y_{ig} = \log(1 + 10^4 c_{ig} / l_i)
+
+    Noise counts in full: a gene with few counts pulls as hard as one with many.
+
+    Parameters
+    ----------
+    scores, counts, section, where
+        As in `list_loss`; counts dense.
+    offset
+        Log library size; ``None`` takes :math:`y = \log(1 + c)`.
+    weight
+        Weight of each gene ``[n_genes]``, or of each section (in sorted order) and gene.
+    reduction
+        ``"none"`` returns ``[n_sections, n_genes]``, ``"sum"`` its sum; ``"mean"`` divides by the
+        number of sections and genes with a correlation; ``"per_gene"`` takes the mean over
+        sections first.
+    pooled
+        Correlate over all spots as if they were one section: the published "PCC". It rewards
+        scores that tell sections apart.
+
+    Returns
+    -------
+    Tensor
+        A scalar, or ``[n_sections, n_genes]`` (``[1, n_genes]`` if pooled). Where scores or counts
+        do not vary there is no correlation: exactly 0, without gradient.
+
+    Raises
+    ------
+    ValueError
+        As `list_loss`, and for ``reduction="per_count"``.
+
+    Examples
+    --------
+    >>> scores, counts = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [9.0]])
+    >>> pearson_loss(scores, counts, section=torch.tensor([0, 0]))
+    tensor(-1.)
+    """
+    batch = check_batch(scores, counts, section=section, offset=offset, where=where)
+    if pooled:
+        batch = batch.relabelled(torch.zeros_like(batch.section))
+    part = masked(torch.ones_like(batch.scores), batch.where)
+    size = segment_sum(part, batch.section, batch.n_sections).clamp(min=1)
+
+    def within(values: Tensor) -> Tensor:
+        return segment_sum(values, batch.section, batch.n_sections)
+
+    def centred(values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return deviations from the section's mean, and their sum of squares if they vary."""
+        values = masked(values, batch.where)
+        mean = (within(values) / size).index_select(0, batch.section)
+        deviations = masked(values - mean, batch.where)
+        square = within(deviations * deviations)
+        # A constant's deviations are rounding errors, which would correlate at random.
+        rounding = (16 * torch.finfo(values.dtype).eps) ** 2 * within(values * values)
+        return deviations, torch.where(square > rounding, square, 0.0)
+
+    score, score_square = centred(batch.scores)
+    target, target_square = centred(log1p_rate(batch.counts, batch.offset))
+    square = score_square * target_square
+    defined = square > 0
+    norm = torch.where(defined, square, 1.0).sqrt()
+    loss = torch.where(defined, -within(score * target) / norm, 0.0)
+    if weight is not None:
+        loss = loss * weight.to(loss)
+    return reduce_loss(loss, reduction, elements=defined.sum(0).to(loss.dtype))

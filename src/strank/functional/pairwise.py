@@ -1,0 +1,284 @@
+r"""Losses that compare two spots of a section at a time.
+
+Which pairs: those given, all pairs of a section, or partners drawn at random.
+
+Reference: Nishimura et al., NeurIPS 2025, arXiv 2512.06612.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus
+
+from strank.functional.batch import Batch, Reduction, check_batch, masked, reduce_loss
+from strank.functional.pairs import choose_pairs
+from strank.functional.segments import gene_blocks
+
+__all__ = ["Ties", "margin_ranking_loss", "pair_loss"]
+
+Ties = Literal["none", "second"]
+
+# Relative difference of two rates below which they are the same: float32 offsets round.
+_SAME_RATE = 2e-6
+
+
+def pair_loss(
+    scores: Tensor,
+    counts: Tensor,
+    *,
+    section: Tensor,
+    offset: Tensor | None = None,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    pairs: Tensor | None = None,
+    n_partners: int | None = 1,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Binomial negative log-likelihood of how two spots share their counts (PairSTRank).
+
+    .. math::
+        L_{ijg} = -c_{ig} \log p_{ijg} - c_{jg} \log (1 - p_{ijg}), \qquad
+        p_{ijg} = \frac{l_i e^{r_{ig}}}{l_i e^{r_{ig}} + l_j e^{r_{jg}}}
+
+    With :math:`k` partners for each of the :math:`n_s` spots of a section, a pair is drawn from
+    both its ends, so the expected sum over a section is :math:`2k / (n_s - 1)` times the sum over
+    all its pairs. For large differences of the logits it approaches a hinge loss weighted by
+    counts. A sum or mean is computed in blocks, gradient included, and can be differentiated once.
+
+    Parameters
+    ----------
+    scores, counts, section, offset, where
+        As in `list_loss`, counts dense; a pair with an element left out by ``where`` contributes
+        0.
+    weight
+        Weight of each gene, ``[n_genes]``.
+    reduction
+        ``"none"`` returns the two terms of every pair, ``[n_pairs, 2, n_genes]``, ``"sum"``
+        their sum, ``"mean"`` the sum divided by the number of terms that take part, ``"per_count"``
+        by their counts (a spot's as often as it is compared); ``"per_gene"`` divides every gene
+        by its own counts and averages over genes.
+    pairs
+        Row indices of the pairs to compare, ``[n_pairs, 2]``; both spots of a pair must be of
+        one section. ``None`` draws them.
+    n_partners
+        How many other spots of its section each spot is compared with, at random (`sample_pairs`);
+        ``None`` for all pairs, each once. Ignored if ``pairs`` are given.
+    generator
+        Source of randomness for the draw; torch's default one if ``None``.
+
+    Returns
+    -------
+    Tensor
+        A scalar, or ``[n_pairs, 2, n_genes]``. Sections of one spot have no pair.
+
+    Raises
+    ------
+    ValueError
+        As `list_loss`, and for a pair across sections.
+
+    See Also
+    --------
+    list_loss : all spots of a section at once; less noisy for the same data.
+
+    Examples
+    --------
+    >>> counts, section = torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0])
+    >>> pair_loss(
+    ...     torch.zeros(2, 1), counts, section=section, n_partners=None, reduction="sum"
+    ... )
+    tensor(2.7726)
+    """
+    batch = check_batch(scores, counts, section=section, offset=offset, where=where)
+    pairs = choose_pairs(batch.section, pairs, n_partners, generator)
+    factor = None if weight is None else _gene_weight(weight, batch.scores)
+    if reduction == "none":
+        loss = _each_pair(batch, pairs)
+        return loss if factor is None else loss * factor
+    batch = replace(batch, scores=batch.logits, offset=None)
+    totals = _PairTotals.apply(batch.scores, batch, pairs)
+    totals = totals if factor is None else totals * factor
+    return reduce_loss(
+        totals,
+        reduction,
+        elements=2 * _compared(batch, pairs),
+        counts=lambda: _compared_counts(batch, pairs),
+    )
+
+
+def margin_ranking_loss(
+    scores: Tensor,
+    counts: Tensor,
+    *,
+    section: Tensor,
+    offset: Tensor | None = None,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    pairs: Tensor | None = None,
+    n_partners: int | None = 1,
+    generator: torch.Generator | None = None,
+    margin: float = 1.0,
+    ties: Ties = "none",
+) -> Tensor:
+    r"""Hinge loss on the order of two spots' rates :math:`c / l`, whatever their counts.
+
+    .. math:: L_{ijg} = \max(0,\; m - y_{ijg} (r_{ig} - r_{jg})), \qquad
+        y_{ijg} = \operatorname{sign}(c_{ig} / l_i - c_{jg} / l_j)
+
+    Parameters
+    ----------
+    scores, counts, section, offset, where, pairs, n_partners, generator
+        As in `pair_loss`. The offset enters the order of the rates, not the scores.
+    weight
+        Weight of each gene, ``[n_genes]``.
+    reduction
+        ``"none"`` returns ``[n_pairs, n_genes]``; ``"mean"`` divides by the number of comparisons
+        that take part, ``"per_gene"`` does so for every gene and averages over genes.
+    margin
+        m, not negative. With 0, equal scores for all spots are an optimum.
+    ties
+        Equal rates are no comparison (``"none"``), or ask that the second spot be higher
+        (``"second"``): with ``margin=0`` that is the published loss.
+
+    Returns
+    -------
+    Tensor
+        A scalar, or ``[n_pairs, n_genes]``.
+
+    Raises
+    ------
+    ValueError
+        As `pair_loss`, and for a negative margin, unknown ties, or ``reduction="per_count"``.
+
+    Examples
+    --------
+    >>> counts, section = torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0])
+    >>> scores = torch.tensor([[0.0], [0.4]])
+    >>> margin_ranking_loss(scores, counts, section=section, n_partners=None)
+    tensor(0.6000)
+    """
+    if not margin >= 0:
+        raise ValueError(f"margin must not be negative; got {margin}")
+    if ties not in get_args(Ties):
+        raise ValueError(f"ties must be one of {get_args(Ties)}; got {ties!r}")
+    batch = check_batch(scores, counts, section=section, offset=offset, where=where)
+    pairs = choose_pairs(batch.section, pairs, n_partners, generator)
+    first, second = pairs.unbind(1)
+    rates = _rates(batch)
+    above, below = rates.index_select(0, first), rates.index_select(0, second)
+    preference = torch.where((above - below).abs() > _SAME_RATE * above, above - below, 0.0).sign()
+    preference = preference.to(batch.scores.dtype)
+    if ties == "second":
+        preference = torch.where(preference == 0, -1.0, preference)
+    part = preference != 0
+    if batch.where is not None:
+        part = part & _both(batch.where.expand_as(batch.scores), pairs)
+    clean = masked(batch.scores, batch.where)
+    difference = clean.index_select(0, first) - clean.index_select(0, second)
+    loss = torch.where(part, (margin - preference * difference).clamp(min=0), 0.0)
+    if weight is not None:
+        loss = loss * _gene_weight(weight, batch.scores)
+    return reduce_loss(loss, reduction, elements=part.sum(0).to(loss.dtype))
+
+
+def _gene_weight(weight: Tensor, scores: Tensor) -> Tensor:
+    if weight.shape != scores.shape[1:]:
+        raise ValueError(
+            f"weight must be [n_genes] = [{scores.shape[1]}] here; got {list(weight.shape)}"
+        )
+    return weight.to(scores)
+
+
+def _each_pair(batch: Batch, pairs: Tensor) -> Tensor:
+    """Both terms of every pair, in plain autograd."""
+    first, second = pairs.unbind(1)
+    logits = masked(batch.logits, batch.where)
+    difference = logits.index_select(0, first) - logits.index_select(0, second)
+    # -log p is softplus of minus the difference of logits.
+    log_odds = torch.stack([-difference, difference], 1)
+    counts = masked(batch.counts, batch.where)[pairs]
+    if batch.where is not None:
+        both = _both(batch.where.expand_as(batch.scores), pairs)
+        counts = masked(counts, both[:, None])
+    return counts * softplus(log_odds)
+
+
+class _PairTotals(torch.autograd.Function):
+    """Loss of every gene, ``[n_genes]``, its gradient computed on the way, block by block."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, batch: Batch, pairs: Tensor) -> Tensor:
+        gradient = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
+        loss = logits.new_zeros(logits.shape[1])
+        for genes in gene_blocks(logits):
+            slope = torch.zeros_like(logits[:, genes])
+            # No more pairs at a time than spots, so that no temporary outgrows the block.
+            for part in pairs.split(max(len(logits), 1)):
+                loss[genes] += _pair_block(batch, genes, part, slope)
+            if gradient is not None:
+                gradient[:, genes] = slope
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_loss, None, None
+
+
+def _pair_block(batch: Batch, genes: slice, pairs: Tensor, gradient: Tensor) -> Tensor:
+    """Loss per gene of some pairs; adds to the gradient."""
+    logits, counts = batch.scores[:, genes], batch.counts[:, genes]
+    first, second = pairs.unbind(1)
+    difference = logits.index_select(0, first).sub_(logits.index_select(0, second))
+    of_first, of_second = counts.index_select(0, first), counts.index_select(0, second)
+    if batch.where is not None:
+        both = _both(batch.where.expand_as(batch.scores)[:, genes], pairs)
+        difference, of_first, of_second = (
+            masked(values, both) for values in (difference, of_first, of_second)
+        )
+    # The wrong way round costs the hinge of the other spot's counts; the rest is at most log 2.
+    ahead = difference > 0
+    tail = (-difference.abs()).exp_()
+    hinge = torch.where(ahead, of_second, -of_first).mul_(difference)
+    loss = hinge.add_((of_first + of_second).mul_(tail.log1p())).sum(0)
+    unlikely = tail.div_(1 + tail)
+    likely = 1 - unlikely
+    slope = torch.where(ahead, likely, unlikely).mul_(of_second)
+    slope.sub_(torch.where(ahead, unlikely, likely).mul_(of_first))
+    gradient.index_add_(0, first, slope).index_add_(0, second, slope, alpha=-1)
+    return loss
+
+
+def _compared(batch: Batch, pairs: Tensor) -> Tensor:
+    """How many pairs take part, per gene."""
+    if batch.where is None:
+        return batch.scores.new_full((batch.scores.shape[1],), len(pairs))
+    return _both(batch.where.expand_as(batch.scores), pairs).sum(0).to(batch.scores)
+
+
+def _compared_counts(batch: Batch, pairs: Tensor) -> Tensor:
+    """Sum the counts of the spots of these pairs, per gene."""
+    if batch.where is None:
+        times = torch.bincount(pairs.flatten(), minlength=len(batch.scores))
+        return times.to(batch.counts) @ batch.counts
+    both = _both(batch.where.expand_as(batch.scores), pairs)
+    return masked(batch.counts[pairs].sum(1), both).sum(0)
+
+
+def _both(where: Tensor, pairs: Tensor) -> Tensor:
+    first, second = pairs.unbind(1)
+    return where.index_select(0, first) & where.index_select(0, second)
+
+
+def _rates(batch: Batch) -> Tensor:
+    """Divide counts by library size; in float64, where equal rates of other depth stay equal."""
+    counts = masked(batch.counts, batch.where).double()
+    return counts if batch.offset is None else counts * (-batch.offset.double()).exp()
