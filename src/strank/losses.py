@@ -91,7 +91,9 @@ class _Seeded(SectionLoss):
         self._generator: torch.Generator | None = None
 
     def options(self, device: torch.device) -> dict[str, Any]:
-        if self.seed is not None and self._generator is None:
+        if self.seed is not None and (
+            self._generator is None or self._generator.device.type != device.type
+        ):
             self._generator = torch.Generator(device).manual_seed(self.seed)
         return {"generator": self._generator}
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from strank.cli import cohort, demo, model
+from strank.cli import cohort, demo, model, synthetic
 from strank.cli.console import ErrorGroup
 from strank.version import __version__
 
@@ -16,7 +16,8 @@ _HELP = """Learn relative gene expression from pathology images.
 
 The workflow: [bold]import[/] sections, [bold]embed[/] their images, [bold]fit[/] a model,
 [bold]evaluate[/] it on held-out sections, [bold]predict[/] on new slides.
-See it all at work on simulated tissue with [bold]strank demo[/].
+See it all at work on simulated tissue with [bold]strank demo[/], and repeat the paper's synthetic
+study with [bold]strank synthetic[/].
 """
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.command("fit")(model.fit)
 app.command("evaluate")(model.evaluate)
 app.command("predict")(model.predict)
 app.command("demo")(demo.demo)
+app.command("synthetic")(synthetic.synthetic)
 
 
 def _print_version(wanted: bool) -> None:

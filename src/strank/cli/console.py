@@ -59,8 +59,8 @@ class ErrorGroup(TyperGroup):
         raise typer.Exit(2)
 
 
-_WORKFLOW = ("import", "embed", "fit", "evaluate", "predict", "demo")
-_EXTRAS = {"cv2": "images", "PIL": "images", "matplotlib": "plots"}
+_WORKFLOW = ("import", "embed", "fit", "evaluate", "predict", "demo", "synthetic")
+_EXTRAS = {"cv2": "images", "PIL": "images", "jinja2": "plots", "matplotlib": "plots"}
 
 
 @contextmanager

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from strank.functional.segments import section_codes
 
-__all__ = ["Batch", "Reduction", "check_batch", "masked", "reduce_loss"]
+__all__ = [
+    "Batch",
+    "GeneTotals",
+    "Reduction",
+    "check_batch",
+    "check_fits",
+    "masked",
+    "reduce_loss",
+]
 
 Reduction = Literal["mean", "per_count", "per_gene", "sum", "none"]
 
@@ -56,6 +64,36 @@ class Batch:
         """Whether the counts are CSR."""
         return self.counts.layout == torch.sparse_csr
 
+    def learned_offset_added(self) -> Batch:
+        """Return the batch with an offset that needs a gradient made part of the scores.
+
+        What is computed in blocks has a gradient only for the scores.
+        """
+        if self.offset is None or not self.offset.requires_grad:
+            return self
+        return replace(self, scores=self.logits, offset=None)
+
+    def gene_weight_apart(self) -> tuple[Batch, Tensor | float]:
+        """Return the batch without a weight of whole genes, and that weight (else 1)."""
+        if self.weight is None or (self.weight.dim() == 2 and len(self.weight) > 1):
+            return self, 1.0
+        return replace(self, weight=None), self.weight.reshape(-1)
+
+    def block(self, genes: slice) -> Batch:
+        """Return some of the genes; CSR counts stay whole."""
+
+        def columns(values: Tensor) -> Tensor:
+            return values[..., genes] if values.shape[-1:] == self.scores.shape[1:] else values
+
+        return replace(
+            self,
+            scores=self.scores[:, genes],
+            counts=self.counts if self.sparse else self.counts[:, genes],
+            offset=None if self.offset is None else columns(self.offset),
+            where=None if self.where is None else columns(self.where),
+            weight=None if self.weight is None else columns(self.weight),
+        )
+
     def relabelled(self, section: Tensor) -> Batch:
         """Return the same spots in other sections."""
         codes, n_sections = section_codes(section)
@@ -71,19 +109,38 @@ class Batch:
     def gene_counts(self) -> Tensor:
         """Sum the counts of the spots that take part, per gene: ``[n_genes]``."""
         if self.sparse:
-            values = self.counts.values()
-            if self.where is not None:
-                values = values * self.where.expand_as(self.scores)[self.nonzero()]
             return self.scores.new_zeros(self.scores.shape[1]).index_add(
-                0, self.counts.col_indices(), values
+                0, self.counts.col_indices(), self.stored_counts()
             )
         return masked(self.counts, self.where).sum(0)
 
+    def stored_counts(self) -> Tensor:
+        """Return the stored values of CSR counts, 0 where left out."""
+        values = self.counts.values()
+        if self.where is None:
+            return values
+        return masked(values, self.where.expand_as(self.scores)[self.nonzero()])
+
     def nonzero(self) -> tuple[Tensor, Tensor]:
         """Rows and columns of the stored values of CSR counts."""
+        columns = self.counts.col_indices()
         per_row = self.counts.crow_indices().diff()
-        rows = torch.arange(len(per_row), device=per_row.device).repeat_interleave(per_row)
-        return rows, self.counts.col_indices()
+        return torch.repeat_interleave(per_row, output_size=len(columns)), columns
+
+
+class GeneTotals(torch.autograd.Function):
+    """A loss of every gene, ``[n_genes]``, whose gradient is saved by ``forward``."""
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the saved gradient of the scores, the first input; the others have none."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a summed or averaged list or pair loss can be differentiated only once; "
+                "take reduction='none' and sum it for second derivatives"
+            )
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_loss, *(None for _ in ctx.needs_input_grad[1:])
 
 
 def masked(values: Tensor, where: Tensor | None) -> Tensor:
@@ -132,29 +189,34 @@ def check_batch(
     if where is not None:
         batch = replace(batch, where=_column("where", where.bool(), scores))
     if weight is not None:
-        batch = replace(batch, weight=_fitting("weight", weight.to(scores), scores))
+        batch = replace(batch, weight=check_fits("weight", weight.to(scores), scores))
     if offset is not None:
+        if offset.dim() == 1 and len(offset) != len(scores):
+            raise ValueError(_unfit("offset", offset, scores))
         batch = _with_offset(batch, _column("offset", offset.to(scores), scores))
     _refuse_negative(batch)
     return batch
 
 
 def _refuse_negative(batch: Batch) -> None:
-    counts = batch.counts.values() if batch.sparse else masked(batch.counts, batch.where)
-    if counts.numel() and counts.min() < 0:
-        raise ValueError("counts must not be negative")
+    counts = batch.counts.values() if batch.sparse else batch.counts
+    # What is left out may be anything, but masking is slow and seldom needed.
+    if not counts.numel() or counts.min() >= 0:
+        return
+    counts = batch.stored_counts() if batch.sparse else masked(counts, batch.where)
+    if not counts.min() >= 0:
+        raise ValueError("counts must not be negative or NaN")
 
 
 def _with_offset(batch: Batch, offset: Tensor) -> Batch:
-    exposed = offset > -torch.inf
-    if exposed.all():
+    if offset.isfinite().all():
         return replace(batch, offset=offset)
+    if masked(offset.isnan() | (offset == torch.inf), batch.where).any():
+        raise ValueError("offset must be finite, or -inf for no exposure; got NaN or inf")
+    exposed = offset.isfinite()
     if batch.sparse:
-        rows, columns = batch.nonzero()
-        counted, exposure = batch.counts.values() > 0, exposed.expand_as(batch.scores)
-        impossible = counted & ~exposure[rows, columns]
-        if batch.where is not None:
-            impossible &= batch.where.expand_as(batch.scores)[rows, columns]
+        exposed_counts = exposed.expand_as(batch.scores)[batch.nonzero()]
+        impossible = (batch.stored_counts() > 0) & ~exposed_counts
     else:
         impossible = ~exposed & (masked(batch.counts, batch.where) > 0)
     if impossible.any():
@@ -165,17 +227,23 @@ def _with_offset(batch: Batch, offset: Tensor) -> Batch:
 
 def _column(name: str, values: Tensor, scores: Tensor) -> Tensor:
     """Read ``[n_spots]`` as one value a spot."""
-    return _fitting(name, values[:, None] if values.shape == scores.shape[:1] else values, scores)
+    column = values[:, None] if values.shape == scores.shape[:1] else values
+    return check_fits(name, column, scores)
 
 
-def _fitting(name: str, values: Tensor, scores: Tensor) -> Tensor:
+def check_fits(name: str, values: Tensor, scores: Tensor) -> Tensor:
+    """Return values that can be broadcast to scores; a :class:`ValueError` for others."""
     try:
         fits = torch.broadcast_shapes(values.shape, scores.shape) == scores.shape
     except RuntimeError:
         fits = False
     if not fits:
-        raise ValueError(f"{name} must fit scores {list(scores.shape)}; got {list(values.shape)}")
+        raise ValueError(_unfit(name, values, scores))
     return values
+
+
+def _unfit(name: str, values: Tensor, scores: Tensor) -> str:
+    return f"{name} must fit scores {list(scores.shape)}; got {list(values.shape)}"
 
 
 def reduce_loss(
@@ -216,7 +284,7 @@ def reduce_loss(
     >>> reduce_loss(loss, "per_count", elements=elements, counts=counts)
     tensor(2.4000)
     >>> reduce_loss(loss, "per_gene", elements=elements, counts=counts)
-    tensor(4.)
+    tensor(2.)
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction must be one of {get_args(Reduction)}; got {reduction!r}")
@@ -232,7 +300,8 @@ def reduce_loss(
     size = elements if counts is None else counts()
     if reduction == "per_count":
         return genes.sum() / _or_one(size.sum())
-    return (genes / _or_one(size)).sum() / (size > 0).sum().clamp(min=1)
+    own = torch.where(size > 0, genes / _or_one(size), 0.0)
+    return own.sum() / (size > 0).sum().clamp(min=1)
 
 
 def _or_one(size: Tensor) -> Tensor:

@@ -9,20 +9,26 @@ Reference: Nishimura et al., NeurIPS 2025, arXiv 2512.06612.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from strank.functional.batch import Batch, Reduction, check_batch, masked, reduce_loss
+from strank.functional.batch import (
+    Batch,
+    GeneTotals,
+    Reduction,
+    check_batch,
+    check_fits,
+    masked,
+    reduce_loss,
+)
 from strank.functional.pointwise import log1p_rate
 from strank.functional.segments import (
     gene_blocks,
     random_lists,
     segment_log_softmax,
-    segment_max,
+    segment_shift,
     segment_sum,
 )
 
@@ -114,9 +120,8 @@ def list_loss(
         batch = batch.relabelled(lists)
     if reduction == "none":
         return _each_share(batch)
-    # Only the scores get a gradient from the blocks; a learned offset is added to them before.
-    weighted = replace(batch, scores=batch.logits, offset=None, counts=_weighted_counts(batch))
-    totals = _ListTotals.apply(weighted.scores, weighted)
+    batch, of_gene = batch.learned_offset_added().gene_weight_apart()
+    totals = _ListTotals.apply(batch.scores, batch) * of_gene
     return reduce_loss(totals, reduction, elements=batch.elements(), counts=batch.gene_counts)
 
 
@@ -128,22 +133,6 @@ def _each_share(batch: Batch) -> Tensor:
     counts = batch.counts.to_dense() if batch.sparse else batch.counts
     loss = -masked(counts, batch.where) * masked(log_share, batch.where)
     return loss if batch.weight is None else loss * batch.weight
-
-
-def _weighted_counts(batch: Batch) -> Tensor:
-    """Multiply counts by weight, 0 where left out: the loss is linear in them."""
-    if batch.weight is None and batch.where is None:
-        return batch.counts
-    if not batch.sparse:
-        counts = masked(batch.counts, batch.where)
-        return counts if batch.weight is None else counts * batch.weight
-    values = batch.counts.values()
-    for factor in (batch.weight, batch.where):
-        if factor is not None:
-            values = values * factor.expand_as(batch.scores)[batch.nonzero()]
-    return torch.sparse_csr_tensor(
-        batch.counts.crow_indices(), batch.counts.col_indices(), values, batch.counts.shape
-    )
 
 
 class _Stored(NamedTuple):
@@ -158,14 +147,20 @@ class _Stored(NamedTuple):
     @classmethod
     def of(cls, batch: Batch) -> _Stored:
         rows, columns = batch.nonzero()
-        section, values = batch.section[rows], batch.counts.values()
+        section, values = batch.section[rows], batch.stored_counts()
+        if batch.weight is not None:
+            values = values * batch.weight.expand_as(batch.scores)[rows, columns]
         totals = batch.scores.new_zeros(batch.n_sections, batch.scores.shape[1])
         totals.index_put_((section, columns), values, accumulate=True)
         return cls(rows, columns, section, values, totals)
 
-    def finish(self, scores: Tensor, shift: Tensor, loss: Tensor, gradient: Tensor | None) -> None:
+    def finish(self, batch: Batch, shift: Tensor, loss: Tensor, gradient: Tensor | None) -> None:
         """Subtract from loss and gradient what the counts contribute."""
-        logits = scores[self.rows, self.columns] - shift[self.section, self.columns]
+        logits = batch.scores[self.rows, self.columns]
+        if batch.offset is not None:
+            logits += batch.offset.expand_as(batch.scores)[self.rows, self.columns]
+        # In the order of the blocks: a spot alone in its section is left with exactly 0.
+        logits -= shift[self.section, self.columns]
         # A count that weighs nothing may stand at a score that is not finite.
         data = torch.where(self.values == 0, 0.0, self.values * logits)
         loss.index_add_(0, self.columns, data, alpha=-1)
@@ -173,7 +168,7 @@ class _Stored(NamedTuple):
             gradient.index_put_((self.rows, self.columns), -self.values, accumulate=True)
 
 
-class _ListTotals(torch.autograd.Function):
+class _ListTotals(GeneTotals):
     """Loss of every gene, ``[n_genes]``, its gradient computed on the way, block by block."""
 
     @staticmethod
@@ -183,49 +178,40 @@ class _ListTotals(torch.autograd.Function):
         gradient = torch.empty_like(scores) if ctx.needs_input_grad[0] else None
         loss, shift = scores.new_empty(scores.shape[1]), scores.new_empty(n, scores.shape[1])
         for genes in gene_blocks(scores):
-            logits, shift[:, genes] = _shifted(batch, genes)
+            block = batch.block(genes)
+            logits, shift[:, genes] = _shifted(block)
             share = logits.exp()
             norm = segment_sum(share, codes, n).clamp_(min=torch.finfo(share.dtype).tiny)
             if stored is None:
-                counts = batch.counts[:, genes]
+                counts = _weighted_counts(block)
                 totals = segment_sum(counts, codes, n)
             else:
                 totals = stored.totals[:, genes]
             loss[genes] = (totals * norm.log()).sum(0)
-            share *= (totals / norm).index_select(0, codes)
             if stored is None:
-                loss[genes] -= (counts * _finite(logits, batch.where, genes)).sum(0)
-                share -= counts
+                loss[genes] -= (counts * masked(logits, block.where)).sum(0)
             if gradient is not None:
-                gradient[:, genes] = share
+                share *= (totals / norm).index_select(0, codes)
+                gradient[:, genes] = share.sub_(counts) if stored is None else share
         if stored is not None:
-            stored.finish(scores, shift, loss, gradient)
+            stored.finish(batch, shift, loss, gradient)
         ctx.save_for_backward(gradient)
         return loss
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss, None
 
-
-def _shifted(batch: Batch, genes: slice) -> tuple[Tensor, Tensor]:
+def _shifted(block: Batch) -> tuple[Tensor, Tensor]:
     """Logits minus their largest in the section (``-inf`` where left out), and that."""
-    logits = batch.scores[:, genes]
-    if batch.where is not None:
-        logits = torch.where(_columns(batch.where, genes), logits, -torch.inf)
-    shift = segment_max(logits, batch.section, batch.n_sections)
-    shift = torch.where(torch.isfinite(shift), shift, 0.0)
-    return logits - shift.index_select(0, batch.section), shift
+    logits = block.logits.contiguous()
+    if block.where is not None:
+        logits = torch.where(block.where, logits, -torch.inf)
+    shift = segment_shift(logits, block.section, block.n_sections)
+    return logits - shift.index_select(0, block.section), shift
 
 
-def _finite(logits: Tensor, where: Tensor | None, genes: slice) -> Tensor:
-    return logits if where is None else masked(logits, _columns(where, genes))
-
-
-def _columns(values: Tensor, genes: slice) -> Tensor:
-    return values if values.shape[-1] == 1 else values[..., genes]
+def _weighted_counts(block: Batch) -> Tensor:
+    """Multiply counts by weight, 0 where left out: the loss is linear in them."""
+    counts = masked(block.counts, block.where)
+    return (counts if block.weight is None else counts * block.weight).contiguous()
 
 
 def pearson_loss(
@@ -305,5 +291,5 @@ def pearson_loss(
     norm = torch.where(defined, square, 1.0).sqrt()
     loss = torch.where(defined, -within(score * target) / norm, 0.0)
     if weight is not None:
-        loss = loss * weight.to(loss)
+        loss = loss * check_fits("weight", weight.to(loss), loss)
     return reduce_loss(loss, reduction, elements=defined.sum(0).to(loss.dtype))

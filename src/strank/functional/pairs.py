@@ -39,13 +39,13 @@ def sample_pairs(
     codes, n_sections = section_codes(section)
     order, rank, size = within_section_rank(codes, n_sections)
     start = torch.cumsum(size, 0) - size
-    first = torch.arange(len(codes), device=codes.device)
-    first = first[size[codes] > 1].repeat_interleave(n_partners)
-    n, begin = size[codes[first]], start[codes[first]]
+    first = torch.repeat_interleave((size[codes] > 1) * n_partners)
+    codes = codes[first]
+    n = size[codes]
     # A step of 1 .. n-1 around the section never returns to the spot itself.
     draw = torch.rand(len(first), generator=generator, device=codes.device, dtype=torch.float64)
     step = 1 + (draw * (n - 1)).long()
-    second = order[begin + (rank[first] + step) % n]
+    second = order[start[codes] + (rank[first] + step) % n]
     return torch.stack([first, second], 1)
 
 
@@ -62,7 +62,7 @@ def all_pairs(section: Tensor) -> Tensor:
     codes, n_sections = section_codes(section)
     order, rank, size = within_section_rank(codes, n_sections)
     later = size[codes] - 1 - rank
-    first = torch.arange(len(codes), device=codes.device).repeat_interleave(later)
+    first = torch.repeat_interleave(later)
     before = torch.cumsum(later, 0) - later
     step = torch.arange(len(first), device=codes.device) - before[first]
     start = torch.cumsum(size, 0) - size

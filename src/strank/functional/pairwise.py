@@ -12,10 +12,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid, softplus
 
-from strank.functional.batch import Batch, Reduction, check_batch, masked, reduce_loss
+from strank.functional.batch import Batch, GeneTotals, Reduction, check_batch, masked, reduce_loss
 from strank.functional.pairs import choose_pairs
 from strank.functional.segments import gene_blocks
 
@@ -100,7 +99,7 @@ def pair_loss(
     if reduction == "none":
         loss = _each_pair(batch, pairs)
         return loss if factor is None else loss * factor
-    batch = replace(batch, scores=batch.logits, offset=None)
+    batch = batch.learned_offset_added()
     totals = _PairTotals.apply(batch.scores, batch, pairs)
     totals = totals if factor is None else totals * factor
     return reduce_loss(
@@ -209,52 +208,46 @@ def _each_pair(batch: Batch, pairs: Tensor) -> Tensor:
     return counts * softplus(log_odds)
 
 
-class _PairTotals(torch.autograd.Function):
+class _PairTotals(GeneTotals):
     """Loss of every gene, ``[n_genes]``, its gradient computed on the way, block by block."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, batch: Batch, pairs: Tensor) -> Tensor:
-        gradient = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
-        loss = logits.new_zeros(logits.shape[1])
-        for genes in gene_blocks(logits):
-            slope = torch.zeros_like(logits[:, genes])
+    def forward(ctx: Any, scores: Tensor, batch: Batch, pairs: Tensor) -> Tensor:
+        gradient = torch.empty_like(scores) if ctx.needs_input_grad[0] else None
+        loss = scores.new_zeros(scores.shape[1])
+        for genes in gene_blocks(scores):
+            block = batch.block(genes)
+            block = replace(block, scores=block.logits.contiguous(), offset=None)
+            slope = torch.zeros_like(block.scores)
             # No more pairs at a time than spots, so that no temporary outgrows the block.
-            for part in pairs.split(max(len(logits), 1)):
-                loss[genes] += _pair_block(batch, genes, part, slope)
+            for part in pairs.split(max(len(scores), 1)):
+                loss[genes] += _pair_block(block, part, slope)
             if gradient is not None:
                 gradient[:, genes] = slope
         ctx.save_for_backward(gradient)
         return loss
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss, None, None
 
-
-def _pair_block(batch: Batch, genes: slice, pairs: Tensor, gradient: Tensor) -> Tensor:
+def _pair_block(block: Batch, pairs: Tensor, gradient: Tensor) -> Tensor:
     """Loss per gene of some pairs; adds to the gradient."""
-    logits, counts = batch.scores[:, genes], batch.counts[:, genes]
     first, second = pairs.unbind(1)
-    difference = logits.index_select(0, first).sub_(logits.index_select(0, second))
-    of_first, of_second = counts.index_select(0, first), counts.index_select(0, second)
-    if batch.where is not None:
-        both = _both(batch.where.expand_as(batch.scores)[:, genes], pairs)
+    difference = block.scores.index_select(0, first)
+    difference -= block.scores.index_select(0, second)
+    of_first, of_second = (block.counts.index_select(0, spots) for spots in (first, second))
+    if block.where is not None:
+        both = _both(block.where.expand_as(block.scores), pairs)
         difference, of_first, of_second = (
             masked(values, both) for values in (difference, of_first, of_second)
         )
     # The wrong way round costs the hinge of the other spot's counts; the rest is at most log 2.
-    ahead = difference > 0
-    tail = (-difference.abs()).exp_()
-    hinge = torch.where(ahead, of_second, -of_first).mul_(difference)
-    loss = hinge.add_((of_first + of_second).mul_(tail.log1p())).sum(0)
-    unlikely = tail.div_(1 + tail)
-    likely = 1 - unlikely
-    slope = torch.where(ahead, likely, unlikely).mul_(of_second)
-    slope.sub_(torch.where(ahead, unlikely, likely).mul_(of_first))
-    gradient.index_add_(0, first, slope).index_add_(0, second, slope, alpha=-1)
-    return loss
+    loss = of_second * difference.clamp(min=0)
+    loss -= of_first * difference.clamp(max=0)
+    loss -= logsigmoid(difference.abs()).mul_(of_first + of_second)
+    # One minus a share would round a small one away.
+    slope = of_second.mul_(difference.sigmoid())
+    slope -= of_first.mul_(difference.neg_().sigmoid_())
+    gradient.index_add_(0, first, slope).index_add_(0, second, slope.neg_())
+    return loss.sum(0)
 
 
 def _compared(batch: Batch, pairs: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def poisson_loss(
     free_level
         Whether a section and gene have a level :math:`a_{sg}` of their own, added to the offset
         at its maximum-likelihood value: then the gradient is that of `list_loss`. Otherwise it
-        is 0.
+        is 0. With it, weights must be of genes, ``[n_genes]``.
 
     Returns
     -------
@@ -142,7 +142,8 @@ def negative_binomial_loss(
         :math:`\varphi > 0`, one value or ``[n_genes]``; the inverse of the size
         :math:`\theta = 1/\varphi`. It may need a gradient.
     free_level
-        As in `poisson_loss`.
+        As in `poisson_loss`. The level is held fixed in the gradient, which is exact for sums
+        over a section.
 
     Returns
     -------
@@ -162,18 +163,13 @@ def negative_binomial_loss(
     tensor(0.6931)
     """
     batch = _checked(scores, counts, section=section, offset=offset, where=where, weight=weight)
-    phi = torch.as_tensor(dispersion).to(batch.scores)
-    if not (phi > 0).all():
-        raise ValueError("dispersion must be positive")
+    phi = _dispersion(dispersion, batch)
     log_rate = batch.logits
     if free_level:
         log_rate, counted = _poisson_level(batch)
         level = _negative_binomial_level(batch, log_rate.detach(), phi.detach())
         log_rate = log_rate + level.index_select(0, batch.section)
-    size, logit = 1 / phi, log_rate + phi.log()
-    constant = torch.lgamma(batch.counts + size) - torch.lgamma(size)
-    constant = constant - torch.lgamma(batch.counts + 1)
-    loss = (batch.counts + size) * softplus(logit) - batch.counts * logit - constant
+    loss = _negative_binomial(log_rate, batch.counts, phi)
     if free_level:
         loss = torch.where(counted, loss, 0.0)
     return _reduce(batch, loss, reduction, likelihood=True)
@@ -204,6 +200,8 @@ def _checked(scores: Tensor, counts: Tensor, **options: Any) -> Batch:
 
 def _poisson_level(batch: Batch) -> tuple[Tensor, Tensor]:
     """Log rates that sum to the section's counts, and where there are any (else they are 0)."""
+    if batch.weight is not None and batch.weight.dim() > 1 and len(batch.weight) > 1:
+        raise ValueError("weight must be [n_genes] with free_level: a level belongs to a section")
     logits = batch.logits
     if batch.where is not None:
         logits = torch.where(batch.where, logits, -torch.inf)
@@ -216,6 +214,30 @@ def _poisson_level(batch: Batch) -> tuple[Tensor, Tensor]:
     return torch.where(counted, torch.where(counted, log_share, 0.0) + log_totals, 0.0), counted
 
 
+def _dispersion(dispersion: Tensor | float, batch: Batch) -> Tensor:
+    n_genes = batch.scores.shape[1]
+    if isinstance(dispersion, Tensor):
+        phi = dispersion.to(batch.scores)
+    else:
+        phi = batch.scores.new_tensor(dispersion)
+    if phi.shape not in ((), (1,), (n_genes,)):
+        raise ValueError(
+            f"dispersion must be one value or [n_genes] = [{n_genes}]; got {list(phi.shape)}"
+        )
+    if not (phi > 0).all():
+        raise ValueError("dispersion must be positive")
+    return phi
+
+
+def _negative_binomial(log_rate: Tensor, counts: Tensor, phi: Tensor) -> Tensor:
+    """Negative log-likelihood, in float64: in float32 differences of lgamma cancel."""
+    count, size = counts.double(), 1 / phi.double()
+    logit = log_rate.double() + phi.double().log()
+    choices = torch.lgamma(count + size) - torch.lgamma(size) - torch.lgamma(count + 1)
+    loss = (count + size) * softplus(logit) - count * logit - choices
+    return loss.to(counts.dtype)
+
+
 @torch.no_grad()
 def _negative_binomial_level(batch: Batch, log_rate: Tensor, phi: Tensor) -> Tensor:
     """Maximum-likelihood level of a section and gene, above that of the Poisson likelihood.
@@ -224,18 +246,21 @@ def _negative_binomial_level(batch: Batch, log_rate: Tensor, phi: Tensor) -> Ten
     generalised self-concordant in it: steps so damped cannot overshoot.
     """
     level = log_rate.new_zeros(batch.n_sections, log_rate.shape[1])
+    totals = segment_sum(batch.counts, batch.section, batch.n_sections)
+    rounding = 16 * torch.finfo(level.dtype).eps * totals
     trials = masked(batch.counts + 1 / phi, batch.where)
     for _ in range(_LEVEL_STEPS):
         chance = torch.sigmoid(log_rate + level.index_select(0, batch.section) + phi.log())
         expected = trials * chance
-        rise = segment_sum(batch.counts - expected, batch.section, batch.n_sections)
+        rise = totals - segment_sum(expected, batch.section, batch.n_sections)
+        rise = torch.where(rise.abs() > rounding, rise, 0.0)
+        if not rise.any():
+            break
         bend = segment_sum(expected * (1 - chance), batch.section, batch.n_sections)
-        newton = rise / bend.clamp(min=torch.finfo(bend.dtype).tiny)
+        newton = rise / bend.clamp(min=1e-20)
         reach = newton.abs()
         step = newton * torch.where(reach > 0, torch.log1p(reach) / reach, 1.0)
-        level += torch.where(bend > 0, step, 0.0)
-        if not step.abs().gt(4 * torch.finfo(step.dtype).eps).any():
-            break
+        level += torch.where(totals > 0, step, 0.0)
     return level
 
 

@@ -18,12 +18,16 @@ __all__ = [
     "segment_log_softmax",
     "segment_logsumexp",
     "segment_max",
+    "segment_shift",
     "segment_sum",
     "within_section_rank",
 ]
 
-# Scores a block: its few temporaries then stay in a core's cache. A GPU wants more work at once.
+# Scores a block, on a CPU for each thread: its few temporaries then stay in a core's cache, and
+# threads wait for each other seldom. A GPU wants more work at once.
 _BLOCK = {"cpu": 2**18, "cuda": 2**25}
+# A block for more threads would be large beside the scores.
+_MOST_THREADS = 4
 
 
 def section_codes(section: Tensor) -> tuple[Tensor, int]:
@@ -57,7 +61,7 @@ def segment_sum(values: Tensor, section: Tensor, n_sections: int) -> Tensor:
     tensor([[5.],
             [2.]])
     """
-    return values.new_zeros(n_sections, *values.shape[1:]).index_add(0, section, values)
+    return values.new_zeros(n_sections, *values.shape[1:]).index_add_(0, section, values)
 
 
 def segment_max(values: Tensor, section: Tensor, n_sections: int) -> Tensor:
@@ -71,7 +75,20 @@ def segment_max(values: Tensor, section: Tensor, n_sections: int) -> Tensor:
     """
     index = section.reshape(-1, *[1] * (values.dim() - 1)).expand_as(values)
     floor = values.new_full((n_sections, *values.shape[1:]), -torch.inf)
-    return floor.scatter_reduce(0, index, values, "amax")
+    return floor.scatter_reduce_(0, index, values, "amax")
+
+
+def segment_shift(values: Tensor, section: Tensor, n_sections: int) -> Tensor:
+    """Largest row value within sections, but finite: what is left after subtracting it is <= 0.
+
+    Examples
+    --------
+    >>> values = torch.tensor([[1.0], [-torch.inf], [4.0]])
+    >>> (values - segment_shift(values, torch.tensor([0, 1, 0]), 2)[[0, 1, 0]]).flatten()
+    tensor([-3., -inf, 0.])
+    """
+    limit = torch.finfo(values.dtype).max
+    return segment_max(values, section, n_sections).clamp_(-limit, limit)
 
 
 def segment_logsumexp(values: Tensor, section: Tensor, n_sections: int) -> Tensor:
@@ -84,8 +101,7 @@ def segment_logsumexp(values: Tensor, section: Tensor, n_sections: int) -> Tenso
             [1.]])
     """
     # The shift cancels in value and gradient, so it is kept out of the graph.
-    shift = segment_max(values.detach(), section, n_sections)
-    shift = torch.where(torch.isfinite(shift), shift, 0.0)
+    shift = segment_shift(values.detach(), section, n_sections)
     return (
         segment_sum((values - shift.index_select(0, section)).exp(), section, n_sections).log()
         + shift
@@ -171,10 +187,13 @@ def gene_blocks(scores: Tensor) -> Iterator[slice]:
 
     Examples
     --------
-    >>> list(gene_blocks(torch.empty(2**17, 3)))
+    >>> list(gene_blocks(torch.empty(2**24, 3, device="meta")))
     [slice(0, 2, None), slice(2, 3, None)]
     """
     n_spots, n_genes = scores.shape
-    width = max(1, _BLOCK.get(scores.device.type, 2**25) // max(1, n_spots))
+    size = _BLOCK.get(scores.device.type, 2**25)
+    if scores.device.type == "cpu":
+        size *= min(torch.get_num_threads(), _MOST_THREADS)
+    width = max(1, size // max(1, n_spots))
     for start in range(0, n_genes, width):
         yield slice(start, min(start + width, n_genes))
