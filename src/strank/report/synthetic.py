@@ -35,6 +35,7 @@ _COLOURS = {
 _LOG_RATES = ("poisson", "nb", "pair", "list")
 _SHOWN = ("mse", "pcc", "pair", "list")
 _FACTORS = {
+    "centre": "centre of the second tissue's window",
     "scale": "scale α of the second tissue",
     "bias": "bias β of the second tissue",
     "size": "inverse dispersion r",
@@ -220,7 +221,7 @@ def draw_list_sizes(table: pd.DataFrame) -> Figure:
 
 
 def draw_sweeps(table: pd.DataFrame) -> Figure:
-    """Draw the sweeps, a panel a factor; dashed: depth not told; dotted: exact spline.
+    """Draw the sweeps, a panel a factor; crosses: depth not told; squares: exact spline.
 
     Parameters
     ----------
@@ -228,21 +229,22 @@ def draw_sweeps(table: pd.DataFrame) -> Figure:
         From `strank.studies.synthetic.tables.sweep_table`.
     """
     factors = list(table["factor"].unique())
-    n_rows = -(-len(factors) // 3)
-    figure = _figure(14, 3.6 * n_rows)
-    axes = figure.subplots(n_rows, 3, squeeze=False, sharey=True).ravel()
+    n_columns = min(len(factors), 3)
+    n_rows = -(-len(factors) // n_columns)
+    figure = _figure(max(4.7 * n_columns, 9), 3.6 * n_rows)
+    axes = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).ravel()
     for ax, factor in zip(axes, factors, strict=False):
         of_factor = table[table["factor"] == factor]
         for (name, head), rows in of_factor.groupby(["objective", "head"], sort=False):
             exact = head == "spline"
-            colour = "black" if exact else _COLOURS[name]
+            colour = _COLOURS[name]
             label = f"{name}, exact spline" if exact else name
             told = rows[rows["corrected"]]
             style = "s:" if exact else "o-"
             ax.plot(told["value"], told["scc"], style, color=colour, label=label, markersize=4)
             untold = rows[~rows["corrected"]]
             ax.plot(untold["value"], untold["scc"], "x--", color=colour, markersize=4)
-        if (of_factor["value"] > 0).all():
+        if factor != "centre" and (of_factor["value"] > 0).all():
             ax.set_xscale("log")
         elif of_factor["value"].max() > 5:
             ax.set_xscale("symlog", linthresh=1)
@@ -250,5 +252,5 @@ def draw_sweeps(table: pd.DataFrame) -> Figure:
         ax.grid(alpha=0.3)
     for ax in axes[len(factors) :]:
         ax.set_axis_off()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

@@ -18,7 +18,7 @@ from strank.simulate.curves import CurveDesign
 from strank.studies.synthetic.cells import Cell, CellResult, run_cell
 from strank.studies.synthetic.findings import findings
 from strank.studies.synthetic.networks import Recipe
-from strank.studies.synthetic.objectives import LIST_SIZES, OBJECTIVES
+from strank.studies.synthetic.objectives import LIST_SIZES, OBJECTIVES, PUBLISHED_CENTRE
 from strank.studies.synthetic.tables import Scores, sweep_table, table1, table3
 from strank.version import __version__
 
@@ -30,6 +30,7 @@ _EXACT = ("list", "mse", "poisson")
 _SWEPT = ("mse", "poisson", "rank_margin", "pcc", "pcc_section", "pair", "list")
 # The middle of every sweep is the paper's own setting, run once.
 _SWEEPS: dict[str, tuple[float, ...]] = {
+    "centre": (0.1, PUBLISHED_CENTRE, 0.6, 0.9),
     "scale": (1, 3, 30),
     "bias": (0, 3, 30),
     "size": (1, 10, 1000),
@@ -75,7 +76,7 @@ def plan(*, quick: bool = False, n_seeds: int = 3) -> list[Cell]:
     Examples
     --------
     >>> len(plan()), len(plan(quick=True))
-    (24, 5)
+    (28, 5)
     """
     recipe = _QUICK if quick else Recipe()
     common: dict[str, Any] = {"n_seeds": n_seeds, "recipe": recipe}
@@ -96,11 +97,12 @@ def _sweep_cells(factor: str, value: float, options: dict[str, Any]) -> list[Cel
     """Cells of one value; depth with and without correction."""
     design = CurveDesign("imbalanced")
     if factor != "base":
-        kind = type(getattr(design, factor))
-        design = dataclasses.replace(design, **{factor: kind(value)})
+        changed: dict[str, Any] = {factor: int(value) if factor == "n_spots" else value}
+        design = dataclasses.replace(design, **changed)
     told = (True, False) if factor == "depth_spread" else (True,)
+    exact = _EXACT if factor == "centre" else ("list",)
     return [
-        Cell("sweep", design, _SWEPT, ("list",), factor, value, corrected, **options)
+        Cell("sweep", design, _SWEPT, exact, factor, value, corrected, **options)
         for corrected in told
     ]
 

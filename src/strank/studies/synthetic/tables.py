@@ -129,15 +129,17 @@ def sweep_table(scores: Scores) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``factor``, ``value``, ``corrected`` (whether the depth was told), ``objective``, ``head``,
-        ``scc``, ``sd``, ``seeds``; the paper's own setting stands in every sweep.
+        ``scc``, ``sd``, ``seeds``; the paper's own setting stands in every sweep that has one.
     """
     rows = scores.table[(scores.table["study"] == "sweep") & (scores.table["selection"] != "truth")]
     base = rows[rows["factor"] == "base"]
     parts = []
     for factor in rows["factor"].unique():
         if factor != "base":
-            default = float(getattr(CurveDesign(), factor))
-            parts += [rows[rows["factor"] == factor], base.assign(factor=factor, value=default)]
+            parts.append(rows[rows["factor"] == factor])
+            default = getattr(CurveDesign(), factor)
+            if default is not None:
+                parts.append(base.assign(factor=factor, value=float(default)))
     table = _summary(
         pd.concat(parts), ["factor", "value", "corrected", "sampling", "objective", "head"]
     )
