@@ -21,7 +21,7 @@ demo: $(VENV)/.demo
 	$(BIN)/strank demo -o strank-demo
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto $(if $(FAST),-m "not slow") $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup $(if $(FAST),-m "not slow") $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

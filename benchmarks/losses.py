@@ -15,7 +15,10 @@ what the inputs held, forward and backward: it sees temporaries inside torch too
 not count on a CPU. Linux only.
 
 Least of 3 (large) to 200 (small) repeats in float32; torch 2.15, AMD EPYC, 2 cores, AVX-512, 1 MB
-of L2 a core. Others used the machine: rows of two threads suffer where the second core was taken.
+of L2 a core. Others used the machine: in some rows of two threads the second core was taken, which
+costs strank, of many short operations, more than the loop. Where both cores are taken, torch waits
+time slices of 4 ms whenever it divides work between threads: one index_add of 252 x 50 took 72 ms,
+not 0.03, and the losses of 256 spots 160 ms, the loop 4. One thread is then the faster by far.
 
                                      milliseconds                                  times the loop
     spots sections genes threads loop list      list       csr loop pair      pair   list  csr pair
@@ -68,8 +71,8 @@ from strank.functional.listwise import list_loss
 from strank.functional.pairwise import pair_loss
 
 LARGEST = (4096, 64, 15_000)
-# Repeats are so many elements; between 3 and 200.
-ELEMENTS = 40_000_000
+# Repeats add up to so many elements; between 3 and 100 of them.
+ELEMENTS = 20_000_000
 
 
 class Inputs(NamedTuple):
@@ -186,7 +189,7 @@ def compare(size: tuple[int, int, int]) -> None:
         name: (contestant, stored if name == "csr" else inputs)
         for name, contestant in CONTESTANTS.items()
     }
-    repeats = min(max(ELEMENTS // inputs.scores.numel(), 3), 200)
+    repeats = min(max(ELEMENTS // inputs.scores.numel(), 3), 100)
     for threads in (1, 2):
         torch.set_num_threads(threads)
         ms = race(contestants, repeats)

@@ -21,6 +21,9 @@ from strank.studies.synthetic.networks import Recipe
 from strank.studies.synthetic.tables import Scores
 
 POINTWISE = ("mse", "poisson", "nb")
+# The quick study is run once, by one process.
+pytestmark = pytest.mark.xdist_group("synthetic")
+
 TINY = Recipe(steps=4, batch=16, checks=2)
 
 

@@ -17,17 +17,20 @@ def synthetic(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder of the study; a stopped one continues.")
     ] = Path("strank-synthetic"),
-    quick: Annotated[bool, typer.Option(help="A short look, in about a minute.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A short look, in about a minute.")
+    ] = False,
     seeds: Annotated[
         int | None, typer.Option(min=2, help="Data sets of each function (3; 2 if quick).")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of data, weights and batches.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Repeat the paper's synthetic study: every objective on curves with known truth.
+    """Repeat the paper's synthetic study: objectives on curves of known truth.
 
-    Table 1, the list sizes of table 3, and sweeps of scale, bias, dispersion, sample size, sparsity
-    and depth, beside the paper's numbers and the exact optimum (about 15 minutes on two cores).
+    Table 1, the list sizes of table 3, and sweeps of scale, bias, dispersion,
+    sample size, sparsity and depth, beside the paper's numbers and the exact
+    optimum: about 15 minutes on two cores. A stopped study continues.
 
     [bold]Example:[/] strank synthetic -o strank-synthetic --quick
     """
@@ -40,7 +43,9 @@ def synthetic(
             quick=quick,
             n_seeds=n_seeds,
             seed=seed,
-            progress=lambda total: stack.enter_context(progress("training networks", total)),
+            progress=lambda total: stack.enter_context(
+                progress("Training (thousand steps)", total)
+            ),
         )
     if not as_json:
         shown = result.table1.query("selection != 'truth'").drop(columns=["selection", "seeds"])

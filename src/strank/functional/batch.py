@@ -158,7 +158,7 @@ def check_batch(
     weight: Tensor | None = None,
     sparse: bool = False,
 ) -> Batch:
-    """Check the arguments of a loss; what they mean is said in `strank.functional.list_loss`.
+    """Check the arguments of a loss (their meaning: `strank.functional.listwise.list_loss`).
 
     Parameters
     ----------

@@ -73,7 +73,8 @@ def list_loss(
         Elements that take part, boolean, ``[n_spots]`` or broadcastable to ``scores``; the others
         neither take a share nor count.
     weight
-        Weight of each gene ``[n_genes]``, or of each element, broadcastable to ``scores``.
+        Weight of each gene ``[n_genes]``, or of each element, broadcastable to ``scores``; the
+        latter gets no gradient.
     reduction
         ``"none"`` returns ``[n_spots, n_genes]``, ``"sum"`` its sum, ``"mean"`` the sum divided
         by the number of elements that take part, ``"per_count"`` by their counts (nats a count);

@@ -79,9 +79,10 @@ class Cell:
         return "-".join(parts if self.corrected else [*parts, "uncorrected"])
 
     @property
-    def n_steps(self) -> int:
-        """Steps of single networks: how much work it is."""
-        return self.recipe.steps * len(self.objectives) * len(FUNCTIONS) * self.n_seeds
+    def work(self) -> int:
+        """Thousand steps of single networks."""
+        networks = len(self.objectives) * len(FUNCTIONS) * self.n_seeds
+        return self.recipe.steps * networks // 1000
 
 
 class CellResult(NamedTuple):

@@ -128,7 +128,7 @@ def run_study(
     seed
         Of data, first weights and batches.
     progress
-        Called with the amount of work left; returns what advances it.
+        Called with the work left, in thousand steps; returns what advances it.
 
     Raises
     ------
@@ -141,12 +141,12 @@ def run_study(
     cells = plan(quick=quick, n_seeds=n_seeds)
     _claim(folder, {"version": __version__, "seed": seed, "seeds": n_seeds, "quick": quick}, cells)
     left = [cell for cell in cells if not _path(folder, cell).exists()]
-    advance = progress(sum(cell.n_steps for cell in left))
+    advance = progress(sum(cell.work for cell in left))
     for cell, result in _run(left, seed):
         _write_csv(_path(folder, cell, "curves"), result.curves)
         # Written last: where it is, the cell is done.
         _write_csv(_path(folder, cell), result.scores)
-        advance(cell.n_steps)
+        advance(cell.work)
     return _write_results(folder, cells)
 
 
@@ -156,7 +156,7 @@ def _run(cells: list[Cell], seed: int) -> Iterator[tuple[Cell, CellResult]]:
     def work(cell: Cell) -> tuple[Cell, CellResult]:
         return cell, run_cell(cell, seed=seed)
 
-    ordered = sorted(cells, key=lambda cell: -cell.n_steps)
+    ordered = sorted(cells, key=lambda cell: -cell.work)
     # Threads inside a cell would wait for each other wherever the cores are shared.
     with parallel_config(backend="loky", inner_max_num_threads=1):
         jobs = min(cpu_count(), _MOST_JOBS, max(len(cells), 1))
