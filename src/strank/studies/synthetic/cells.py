@@ -126,7 +126,11 @@ def run_cell(cell: Cell, *, seed: int) -> CellResult:
 
 
 class _DataSet(NamedTuple):
-    """Training spots of a function, and positions with noisy counts and truth held out."""
+    """Training spots of a function, and positions held out.
+
+    `noisy` are counts of the first tissue, seen evenly, at the first half of them; `truth` is the
+    curve at all.
+    """
 
     train: CurveCounts
     held_out: NDArray[np.float64]
@@ -213,7 +217,6 @@ class _Checkpoints:
 
     def result(self, labels: pd.DataFrame) -> CellResult:
         """Give the scores and curves, labelled by seed and function."""
-        n_sets = len(labels)
         table = pd.concat([labels.assign(objective=name) for name in self.objectives])
         table = table.reset_index(drop=True)
         scores = pd.concat(
@@ -221,8 +224,7 @@ class _Checkpoints:
         )
         curves = [
             _curve_table(table.loc[row], "mlp", self.curves[row])
-            for row in range(len(table))
-            if table["seed"][row] == 0 and n_sets
+            for row in np.flatnonzero(table["seed"] == 0)
         ]
         return CellResult(scores, pd.concat(curves))
 

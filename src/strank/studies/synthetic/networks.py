@@ -85,10 +85,11 @@ class Spots:
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw half a batch from each tissue, the same rows of every set: ``[n_sets, size]``."""
         rows = torch.randint(self.x.shape[2], (2, size // 2), generator=generator)
-        return tuple(  # type: ignore[return-value]
+        x, counts, offset = (
             torch.cat([values[:, t].index_select(1, rows[t]) for t in (0, 1)], 1)
             for values in (self.x, self.counts, self.offset)
         )
+        return x, counts, offset
 
 
 @dataclass(frozen=True)
