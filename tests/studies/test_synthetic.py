@@ -58,9 +58,11 @@ def test_list_is_above_pair_above_the_pointwise_losses(quick, better, worse):
 
 @pytest.mark.slow
 def test_the_exact_list_reaches_the_goal(quick):
-    table = pd.read_csv(quick / "table1.csv").set_index(["sampling", "objective", "head"])["scc"]
-    assert table["uniform", "list", "spline"] >= 0.997
-    assert table["imbalanced", "list", "spline"] >= 0.97
+    table = pd.read_csv(quick / "table1.csv")
+    exact = table[(table["head"] == "spline") & (table["objective"] == "list")]
+    scc = exact.set_index("sampling")["scc"]
+    assert scc["uniform"] >= 0.997
+    assert scc["imbalanced"] >= 0.97
 
 
 @pytest.mark.slow
