@@ -77,14 +77,14 @@ OBJECTIVES = {
     ),
     "nb": Objective("NB", lambda n, seed: NegativeBinomialLoss(n, reduction="sum")),
     "rank": Objective(
-        "Rank, as published",
+        "Rank (published)",
         lambda n, seed: MarginRankingLoss(0.0, "second", _PARTNERS, "sum", seed),
     ),
     "rank_margin": Objective(
-        "Rank, margin 1", lambda n, seed: MarginRankingLoss(1.0, "none", _PARTNERS, "sum", seed)
+        "Rank (margin 1)", lambda n, seed: MarginRankingLoss(1.0, "none", _PARTNERS, "sum", seed)
     ),
     "pair": Objective("PairSTRank", lambda n, seed: PairSTRankLoss(1, "sum", seed)),
-    "pcc": Objective("PCC, as published", lambda n, seed: PearsonLoss(True, "sum")),
+    "pcc": Objective("PCC (published)", lambda n, seed: PearsonLoss(True, "sum")),
     "pcc_section": Objective("PCC per section", lambda n, seed: PearsonLoss(False, "sum")),
     "list": Objective("ListSTRank", lambda n, seed: ListSTRankLoss(None, "sum", seed)),
 }

@@ -151,7 +151,7 @@ def run_study(
 
 
 def _run(cells: list[Cell], seed: int) -> Iterator[tuple[Cell, CellResult]]:
-    """Run cells side by side, one core each, longest first; about 1 GB of memory each."""
+    """Run cells side by side, one core each, longest first; up to 2 GB of memory each."""
 
     def work(cell: Cell) -> tuple[Cell, CellResult]:
         return cell, run_cell(cell, seed=seed)
