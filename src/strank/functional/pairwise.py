@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import softplus
 
 from strank.functional.batch import Batch, GeneTotals, Reduction, check_batch, masked, reduce_loss
 from strank.functional.pairs import choose_pairs
@@ -242,12 +242,19 @@ def _pair_block(block: Batch, pairs: Tensor, gradient: Tensor) -> Tensor:
     # The wrong way round costs the hinge of the other spot's counts; the rest is at most log 2.
     loss = of_second * difference.clamp(min=0)
     loss -= of_first * difference.clamp(max=0)
-    loss -= logsigmoid(difference.abs()).mul_(of_first + of_second)
-    # One minus a share would round a small one away.
-    slope = of_second.mul_(difference.sigmoid())
-    slope -= of_first.mul_(difference.neg_().sigmoid_())
+    total = of_first + of_second
+    loss += _log1p(difference.abs().neg_().exp_()).mul_(total)
+    slope = difference.sigmoid_().mul_(total).sub_(of_first)
     gradient.index_add_(0, first, slope).index_add_(0, second, slope.neg_())
     return loss.sum(0)
+
+
+def _log1p(values: Tensor) -> Tensor:
+    """Compute log(1 + x) for x >= 0; torch's own is ten times as slow on a CPU."""
+    above = 1 + values
+    # What adding 1 rounded away (Kahan).
+    lost = (above - 1).sub_(values).div_(above)
+    return above.log_().sub_(lost)
 
 
 def _compared(batch: Batch, pairs: Tensor) -> Tensor:
