@@ -14,41 +14,40 @@ Memory is the peak of what the kernel had to give the process (VmHWM, reset befo
 what the inputs held, forward and backward: it sees temporaries inside torch too, which torch does
 not count on a CPU. Linux only.
 
-Least of 3 (large) to 200 (small) repeats in float32; torch 2.15, AMD EPYC, 2 cores, AVX-512, 1 MB
-of L2 a core. Others used the machine: in some rows of two threads the second core was taken, which
-costs strank, of many short operations, more than the loop. Where both cores are taken, torch waits
-time slices of 4 ms whenever it divides work between threads: one index_add of 252 x 50 took 72 ms,
-not 0.03, and the losses of 256 spots 160 ms, the loop 4. One thread is then the faster by far.
+Least of 3 (large) to 100 (small) repeats in float32; torch 2.15, AMD EPYC, 2 free cores, AVX-512,
+1 MB of L2 a core. Where other programs take both cores, torch waits time slices of 4 ms whenever it
+divides work between threads: one index_add of 252 x 50 took 72 ms, not 0.03, and the losses of 256
+spots 160 ms, the loop 4. One thread is then the faster by far.
 
                                      milliseconds                                  times the loop
     spots sections genes threads loop list      list       csr loop pair      pair   list  csr pair
-      256        8    50       1      0.59      0.41      0.49      0.73      0.61    1.4  1.2  1.2
-      256        8    50       2      0.61      0.49      0.57      0.80      0.71    1.2  1.1  1.1
-      256        8  1000       1      1.97      1.21      1.62      3.28      2.23    1.6  1.2  1.5
-      256        8  1000       2      1.77      0.90      1.25      2.95      1.55    2.0  1.4  1.9
-      256        8 15000       1     30.42     17.20     22.41     52.93     28.42    1.8  1.4  1.9
-      256        8 15000       2     24.68     11.34     14.03     43.70     18.74    2.2  1.8  2.3
-      256       64    50       1      2.99      0.46      0.52      3.61      0.68    6.5  5.7  5.3
-      256       64    50       2      2.99      0.47      0.54      3.62      0.67    6.4  5.6  5.4
-      256       64  1000       1      6.87      1.34      1.73      8.51      2.26    5.1  4.0  3.8
-      256       64  1000       2      5.91      1.08      1.36      7.50      1.61    5.5  4.3  4.6
-      256       64 15000       1    100.68     19.87     25.02    116.12     28.70    5.1  4.0  4.0
-      256       64 15000       2     58.76     21.02     23.02     86.53     22.22    2.8  2.6  3.9
-     4096        8    50       1      2.37      1.31      1.59      3.40      2.73    1.8  1.5  1.2
-     4096        8    50       2      3.48      1.96      1.99      5.30      3.04    1.8  1.7  1.7
-     4096        8  1000       1     41.39     21.29     25.60     65.90     36.58    1.9  1.6  1.8
-     4096        8  1000       2     30.59     26.14     25.87     53.14     29.28    1.2  1.2  1.8
-     4096        8 15000       1   1529.92    389.52    457.19   3071.66    635.74    3.9  3.3  4.8
-     4096        8 15000       2    976.92    507.13    293.59   1977.51    411.63    1.9  3.3  4.8
-     4096       64    50       1      8.10      1.51      1.67      8.98      2.83    5.4  4.9  3.2
-     4096       64    50       2      7.14      1.18      1.37      7.98      2.21    6.1  5.2  3.6
-     4096       64  1000       1    117.77     21.20     26.36    142.44     36.06    5.6  4.5  4.0
-     4096       64  1000       2     90.39     14.75     16.61     99.57     22.36    6.1  5.4  4.5
-     4096       64 15000       1   7278.87    338.74    381.70   9218.95    529.14   21.5 19.1 17.4
-     4096       64 15000       2   4694.13    202.07    220.86   6667.61    309.03   23.2 21.3 21.6
+      256        8    50       1      0.60      0.41      0.50      0.74      0.64    1.5  1.2  1.2
+      256        8    50       2      0.61      0.43      0.52      0.76      0.65    1.4  1.2  1.2
+      256        8  1000       1      2.12      1.21      1.62      3.35      2.64    1.8  1.3  1.3
+      256        8  1000       2      1.86      0.88      1.27      2.93      1.66    2.1  1.5  1.8
+      256        8 15000       1     29.43     16.94     21.44     52.21     30.51    1.7  1.4  1.7
+      256        8 15000       2     21.88     11.12     13.65     38.99     18.87    2.0  1.6  2.1
+      256       64    50       1      3.08      0.46      0.52      3.70      0.69    6.7  5.9  5.4
+      256       64    50       2      3.08      0.47      0.54      3.72      0.70    6.5  5.7  5.3
+      256       64  1000       1      6.97      1.28      1.71      8.43      2.29    5.4  4.1  3.7
+      256       64  1000       2      5.95      1.01      1.35      7.48      1.68    5.9  4.4  4.5
+      256       64 15000       1     95.29     20.07     24.42    140.39     29.93    4.7  3.9  4.7
+      256       64 15000       2     66.10     11.88     14.68    102.65     19.91    5.6  4.5  5.2
+     4096        8    50       1      2.25      1.21      1.57      3.21      2.48    1.9  1.4  1.3
+     4096        8    50       2      2.21      1.21      1.36      3.05      2.00    1.8  1.6  1.5
+     4096        8  1000       1     40.24     20.84     25.17     62.91     38.22    1.9  1.6  1.6
+     4096        8  1000       2     30.35     13.62     16.53     45.94     24.07    2.2  1.8  1.9
+     4096        8 15000       1   1646.92    400.01    466.93   3214.03    729.90    4.1  3.5  4.4
+     4096        8 15000       2    993.47    279.44    295.11   1806.88    536.37    3.6  3.4  3.4
+     4096       64    50       1      8.16      1.42      1.66      8.88      2.88    5.8  4.9  3.1
+     4096       64    50       2      9.27      1.70      1.91     10.66      2.98    5.4  4.8  3.6
+     4096       64  1000       1    122.08     21.31     25.78    139.43     40.96    5.7  4.7  3.4
+     4096       64  1000       2     81.12     14.28     16.59    103.40     30.44    5.7  4.9  3.4
+     4096       64 15000       1   7567.54    320.28    371.28   8769.63    626.03   23.6 20.4 14.0
+     4096       64 15000       2   5035.43    215.73    233.28   6189.85    407.52   23.3 21.6 15.2
 
 Peak memory at 4,096 spots, 64 sections and 15,000 genes, in score-sized arrays, of which one is
-the gradient that stays: list 2.04 and csr 2.22 (loop 6.31), pair 2.04 (loop 10.75).
+the gradient that stays: list 2.02 and csr 2.20 (loop 6.27), pair 2.07 (loop 10.72).
 """
 
 from __future__ import annotations
