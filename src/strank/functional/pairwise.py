@@ -178,8 +178,7 @@ def margin_ranking_loss(
     part = preference != 0
     if batch.where is not None:
         part = part & _both(batch.where.expand_as(batch.scores), pairs)
-    clean = masked(batch.scores, batch.where)
-    difference = clean.index_select(0, first) - clean.index_select(0, second)
+    difference = batch.scores.index_select(0, first) - batch.scores.index_select(0, second)
     loss = torch.where(part, (margin - preference * difference).clamp(min=0), 0.0)
     if weight is not None:
         loss = loss * _gene_weight(weight, batch.scores)
