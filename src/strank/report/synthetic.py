@@ -34,6 +34,10 @@ _COLOURS = {
 # Log rates; the others live on log1p of counts or have no unit.
 _LOG_RATES = ("poisson", "nb", "pair", "list")
 _SHOWN = ("mse", "pcc", "pair", "list")
+_SWEEPS_CAPTION = (
+    "What changes away from the paper's setting. Circles: networks; squares: exact optimum on a "
+    "spline; crosses: the objective is not told the depth."
+)
 _FACTORS = {
     "centre": "centre of the second tissue's window",
     "scale": "scale α of the second tissue",
@@ -71,7 +75,7 @@ def write_page(
         "table1": (draw_table(tables["table1"]), "Every objective beside the paper's number."),
         "curves": (draw_curves(curves), "Fitted curves (one seed) against the truth."),
         "table3": (draw_list_sizes(tables["table3"]), "ListSTRank on random lists."),
-        "sweeps": (draw_sweeps(tables["sweeps"]), "What changes away from the paper's setting."),
+        "sweeps": (draw_sweeps(tables["sweeps"]), _SWEEPS_CAPTION),
     }
     for name, (figure, _) in figures.items():
         with atomic_path(folder / f"{name}.png") as part:

@@ -143,7 +143,8 @@ def run_study(
     left = [cell for cell in cells if not _path(folder, cell).exists()]
     advance = progress(sum(cell.work for cell in left))
     for cell, result in _run(left, seed):
-        _write_csv(_path(folder, cell, "curves"), result.curves)
+        if cell.study == "table1":
+            _write_csv(_path(folder, cell, "curves"), result.curves)
         # Written last: where it is, the cell is done.
         _write_csv(_path(folder, cell), result.scores)
         advance(cell.work)
