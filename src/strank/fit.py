@@ -18,7 +18,7 @@ from strank.errors import InputError
 from strank.linear.head import LinearHead
 from strank.linear.penalty import DEFAULT_PENALTY
 from strank.linear.regressor import STRankRegressor, STRankRegressorCV
-from strank.linear.solver import Status
+from strank.linear.solution import Status
 from strank.model import RankModel
 from strank.version import __version__
 
@@ -152,7 +152,7 @@ def _panel_table(panel: pd.Index, data: TrainingData, regressor: STRankRegressor
         {
             "counts": np.asarray(data.counts.sum(0)).ravel(),
             "penalty": regressor.penalty_,
-            "iterations": solution.iterations.numpy(),
+            "iterations": solution.iterations,
             "status": [Status(code).name.lower() for code in solution.status.tolist()],
         },
         index=panel,

@@ -9,7 +9,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from strank import STRankRegressor, STRankRegressorCV
-from strank.linear.scaling import Scaling
 
 
 @pytest.fixture
@@ -125,22 +124,12 @@ def test_threads_are_given_back(spots):
 
 def test_errors_name_the_argument(spots):
     for change, message in [
-        ({"counts": spots["counts"][:9]}, "counts has 9 rows, but X has 120"),
+        ({"counts": spots["counts"][:9]}, "y has 9 rows, but X has 120"),
         ({"section": spots["section"][:9]}, "section has 9 rows"),
         ({"offset": spots["offset"][:9]}, "offset has 9 rows"),
-        ({"counts": -spots["counts"]}, "counts must not be negative"),
+        ({"counts": -spots["counts"]}, "y must not be negative"),
         ({"offset": np.full(120, -np.inf)}, "offset must be finite"),
         ({"X": spots["X"] * np.nan}, "NaN"),
     ]:
         with pytest.raises(ValueError, match=message):
             fit(STRankRegressor(), spots, **change)
-
-
-def test_scaling_ignores_what_differs_between_sections():
-    rng = np.random.default_rng(0)
-    within = rng.normal(size=(50, 2)) * [1, 3]
-    section = np.arange(50) % 5
-    shifted = within + 100 * rng.normal(size=(5, 2))[section]
-    plain = within - np.stack([within[section == s].mean(0) for s in range(5)])[section]
-    np.testing.assert_allclose(Scaling.fit(shifted, section).scale, plain.std(0))
-    assert Scaling.fit(np.full((4, 1), 0.1), np.zeros(4, int)).scale == [1.0]

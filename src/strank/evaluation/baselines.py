@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from strank.fit import TrainingData
 from strank.functional.metrics import log1p_cp10k
-from strank.linear.scaling import centre_within
+from strank.linear.geometry import centre_within
 from strank.linear.threads import few_threads
 
 __all__ = ["BASELINES", "fit_ridge"]

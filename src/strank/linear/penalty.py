@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor
 
-from strank.linear.problem import ListProblem
-from strank.linear.scaling import Scaling
-from strank.linear.solver import minimise
+from strank.linear.design import Block, Design
+from strank.linear.objective import evaluate
+from strank.linear.solver import descend
 
-__all__ = [
-    "DEFAULT_PENALTY",
-    "PENALTIES",
-    "Data",
-    "PenaltyChoice",
-    "choose_penalty",
-    "penalty_path",
-]
+__all__ = ["DEFAULT_PENALTY", "PENALTIES", "PenaltyChoice", "choose_penalty"]
 
 PENALTIES: tuple[float, ...] = tuple(float(p) for p in np.logspace(5, 0.5, 10))
 
@@ -31,43 +23,7 @@ DEFAULT_PENALTY = 300.0
 
 # Held-out likelihood is flat where the path is compared, so its points need no more.
 _PATH_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class Data:
-    """Spots to fit on.
-
-    Attributes
-    ----------
-    features
-        ``[n_spots, n_features]``, not scaled.
-    counts
-        CSR, ``[n_spots, n_genes]``.
-    section
-        Codes ``0 .. n_sections - 1``, ``[n_spots]``.
-    offset
-        Log library size, ``[n_spots]``.
-    """
-
-    features: NDArray[np.float64]
-    counts: sparse.csr_matrix
-    section: NDArray[np.int64]
-    offset: NDArray[np.float64]
-
-    def take(self, rows: NDArray[np.bool_]) -> Data:
-        """Return some of the spots, sections relabelled without gaps."""
-        _, codes = np.unique(self.section[rows], return_inverse=True)
-        return Data(self.features[rows], self.counts[rows], codes, self.offset[rows])
-
-    def problem(self, scaling: Scaling) -> ListProblem:
-        """Set up the objective on standardised features, in float64."""
-        return ListProblem.from_counts(
-            torch.as_tensor(scaling.apply(self.features)),
-            self.counts,
-            section=torch.as_tensor(self.section),
-            n_sections=int(self.section.max()) + 1,
-            offset=torch.as_tensor(self.offset),
-        )
+_PATH_ITERATIONS = 500
 
 
 @dataclass(frozen=True)
@@ -89,30 +45,28 @@ class PenaltyChoice:
     held_out: NDArray[np.float64]
 
 
-def penalty_path(problem: ListProblem, penalties: NDArray[np.float64]) -> Iterator[Tensor]:
-    """Yield the weights at each penalty, each fit started from the one before."""
-    weights: Tensor | None = None
-    for penalty in penalties:
-        weights = minimise(
-            problem, float(penalty), start=weights, tolerance=_PATH_TOLERANCE
-        ).weights
-        yield weights
-
-
 def choose_penalty(
-    data: Data, group: NDArray[np.int64], penalties: NDArray[np.float64]
+    design: Design,
+    penalties: NDArray[np.float64],
+    *,
+    shared: bool = False,
+    advance: Callable[[int], object] = lambda n_genes: None,
 ) -> PenaltyChoice:
-    """Choose for each gene the penalty of highest likelihood on groups left out in turn.
+    """Choose the penalties of highest list likelihood on groups left out in turn.
+
+    Scale and axes come from the training groups alone. Along the path every fit starts from the
+    one before.
 
     Parameters
     ----------
-    data
-        Spots, with unscaled features: each fit standardises on its own training part.
-    group
-        What is left out together (a section or a patient), ``[n_spots]``; at least two groups,
-        each made of whole sections.
+    design
+        Spots in at least two groups (sections or patients).
     penalties
         Candidates, in counts.
+    shared
+        One penalty for all genes, by the sum of their held-out likelihoods; else each its own.
+    advance
+        Called with the number of genes done since the last call.
 
     Returns
     -------
@@ -122,18 +76,33 @@ def choose_penalty(
     Raises
     ------
     ValueError
-        If there is only one group.
+        If there is only one group, or no candidate that is not negative and finite.
     """
-    groups = np.unique(group)
-    if len(groups) < 2:
+    if len(design.moments) < 2:
         raise ValueError("choosing a penalty needs at least two sections; give the penalty instead")
-    penalties = np.sort(np.asarray(penalties, dtype=np.float64))[::-1].copy()
-    held_out = torch.zeros(len(penalties), data.counts.shape[1], dtype=torch.float64)
-    for left_out in groups:
-        inner, outer = data.take(group != left_out), data.take(group == left_out)
-        scaling = Scaling.fit(inner.features, inner.section)
-        test = outer.problem(scaling)
-        for k, weights in enumerate(penalty_path(inner.problem(scaling), penalties)):
-            held_out[k] += test.loss(weights)
-    best = held_out.argmin(0).numpy()
-    return PenaltyChoice(penalties[best], penalties, held_out.numpy())
+    penalties = np.sort(np.asarray(penalties, dtype=np.float64).ravel())[::-1].copy()
+    if not (len(penalties) and np.isfinite(penalties).all() and penalties[-1] >= 0):
+        raise ValueError("penalties must not be negative, and must be finite")
+    n_genes = design.data.counts.shape[1]
+    held_out = np.zeros((len(penalties), n_genes))
+    for block in design.blocks():
+        for left_out in range(len(design.moments)):
+            held_out[:, block.genes] += _path(design, block, penalties, left_out).cpu().numpy()
+        advance(block.genes.stop - block.genes.start)
+    best = np.broadcast_to(held_out.sum(1).argmin(), n_genes) if shared else held_out.argmin(0)
+    return PenaltyChoice(penalties[best], penalties, held_out)
+
+
+def _path(design: Design, block: Block, penalties: NDArray[np.float64], left_out: int) -> Tensor:
+    """Held-out loss at each penalty, ``[n_penalties, n_genes]``."""
+    fold = design.fold(left_out, block.genes.stop - block.genes.start)
+    test = fold.held_out(block, design.offset)
+    problem = fold.training(block, penalties[0])
+    axes, losses = torch.zeros_like(test.xtc), []
+    for penalty in penalties.tolist():
+        problem = replace(problem, penalty=torch.full_like(problem.counts, penalty))
+        axes = descend(
+            problem, axes, tolerance=_PATH_TOLERANCE, max_iterations=_PATH_ITERATIONS
+        ).axes
+        losses.append(evaluate(test, axes)[0])
+    return torch.stack(losses)

@@ -5,19 +5,25 @@ from __future__ import annotations
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
-from scipy.special import xlogy
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES, Data, choose_penalty
-from strank.linear.scaling import Scaling
-from strank.linear.solver import Solution, Status, minimise
+from strank.linear.design import Design, Objective, Plan
+from strank.linear.deviance import deviance_explained
+from strank.linear.exact import fit_genes
+from strank.linear.inputs import Data, gather, is_read_by_rows
+from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES, choose_penalty
+from strank.linear.rows import Rows
 from strank.linear.threads import few_threads
 
 __all__ = ["STRankRegressor", "STRankRegressorCV"]
+
+_PRECISIONS = (np.float64, np.float32)
 
 
 class STRankRegressor(RegressorMixin, BaseEstimator):
@@ -31,17 +37,28 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         + \tfrac{\lambda}{2} \lVert w \rVert^2
 
     which is the multinomial likelihood of ListSTRank and, without the penalty, the conditional
-    Poisson regression with a level of its own for each section and gene.
+    Poisson regression with a level of its own for each section and gene. With
+    ``objective="pair"`` it is the binomial likelihood of PairSTRank, divided by the number of
+    pairs of a spot, so that a count weighs as much.
 
     Parameters
     ----------
     penalty
         :math:`\lambda`, in counts: it weighs as much as that many counts, whatever the gene has.
         One value, or one a gene.
+    objective
+        ``"list"`` or ``"pair"``. All pairs of a section cost as many times more as it has spots.
+    n_partners
+        For pairs: with how many others of its section a spot is compared; all if ``None``.
     tolerance
         A gene is converged when the norm of its gradient is at most this share of its counts.
     max_iterations
         Most iterations a gene.
+    max_memory
+        Working memory in GiB, beside the features as given, the counts and the result. Genes are
+        fitted in blocks that fit, and features that do not fit are read whenever they are needed.
+    seed
+        Of the draw of partners.
 
     Attributes
     ----------
@@ -49,10 +66,12 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         Change of the score (natural log) per unit of a feature, ``[n_genes, n_features]``.
     centre_, scale_
         Mean, and standard deviation within sections, of the features, ``[n_features]``.
+    genes_
+        Names of the genes: the columns of the counts, or their numbers.
     penalty_
         The penalty of each gene, ``[n_genes]``.
     solution_
-        Status, gradient, bound and iterations of each gene.
+        Status, gradient, bounds and iterations of each gene.
     n_iter_
         Largest number of iterations.
     converged_
@@ -61,6 +80,12 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
     See Also
     --------
     STRankRegressorCV : chooses the penalty by leaving sections out.
+
+    Notes
+    -----
+    Features may be larger than memory: a memmap, or anything two-dimensional that gives rows for
+    a slice (an HDF5 or zarr dataset, a dask array), the rows of a section together. A torch tensor
+    on a GPU is worked on there. float32 features are multiplied in float32 and summed in float64.
 
     Examples
     --------
@@ -78,17 +103,25 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         self,
         penalty: float | ArrayLike = DEFAULT_PENALTY,
         *,
-        tolerance: float = 1e-6,
+        objective: Objective = "list",
+        n_partners: int | None = None,
+        tolerance: float = 1e-5,
         max_iterations: int = 500,
+        max_memory: float = 1.0,
+        seed: int = 0,
     ) -> None:
         self.penalty = penalty
+        self.objective = objective
+        self.n_partners = n_partners
         self.tolerance = tolerance
         self.max_iterations = max_iterations
+        self.max_memory = max_memory
+        self.seed = seed
 
     def fit(
         self,
         X: ArrayLike,
-        counts: ArrayLike | sparse.spmatrix,
+        y: ArrayLike | sparse.spmatrix,
         *,
         section: ArrayLike | None = None,
         offset: ArrayLike | None = None,
@@ -99,7 +132,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         ----------
         X
             Features, ``[n_spots, n_features]``.
-        counts
+        y
             Raw counts, ``[n_spots, n_genes]`` or ``[n_spots]``; sparse stays sparse.
         section
             Section label of each spot; one section if ``None``.
@@ -111,24 +144,37 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         ValueError
             For shapes that do not fit, negative counts or values that are not finite.
         """
-        data = self._data(X, counts, section, offset)
+        data = self._data(X, y, section, offset)
         with few_threads(*data.counts.shape):
-            penalty = np.broadcast_to(
-                np.asarray(self.penalty, dtype=np.float64), data.counts.shape[1:]
-            )
-            return self._fit(data, penalty)
+            n_genes = data.counts.shape[1]
+            penalty = np.broadcast_to(np.asarray(self.penalty, dtype=np.float64), n_genes)
+            return self._fit(self._design(data), penalty)
 
-    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Scores ``[n_spots, n_genes]`` (``[n_spots]`` if fitted so); 0 at the mean feature."""
+    def predict(self, X: ArrayLike) -> NDArray[np.float64] | pd.DataFrame | pd.Series:
+        """Scores ``[n_spots, n_genes]`` (``[n_spots]`` if fitted so); 0 at the mean feature.
+
+        A DataFrame of features gives a DataFrame of scores, with the names of spots and genes.
+        """
         check_is_fitted(self)
-        features: NDArray[np.float64] = validate_data(self, X, reset=False, dtype=np.float64)
-        scores = (features - self.centre_) @ self.coef_.T
-        return scores[:, 0] if self._one_gene else scores
+        features = self._features(X, reset=False)
+        bounds = (0, features.shape[0])
+        centre = torch.as_tensor(self.centre_)
+        if isinstance(features, torch.Tensor):
+            features, centre = features, centre.to(features.device)
+        rows = Rows(features, bounds, centre=centre, block=self._rows_at_once())
+        weights = torch.as_tensor(self.coef_.T.copy()).to(rows.device)
+        scores = rows.times(0, weights).cpu().numpy()
+        scores = scores[:, 0] if self._one_gene else scores
+        if not isinstance(X, pd.DataFrame):
+            return scores
+        if self._one_gene:
+            return pd.Series(scores, index=X.index, name=self.genes_[0])
+        return pd.DataFrame(scores, index=X.index, columns=self.genes_)
 
     def score(
         self,
         X: ArrayLike,
-        counts: ArrayLike | sparse.spmatrix,
+        y: ArrayLike | sparse.spmatrix,
         *,
         section: ArrayLike | None = None,
         offset: ArrayLike | None = None,
@@ -139,54 +185,78 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         good as sharing them by library size alone; below 0 is worse than that.
         """
         check_is_fitted(self)
-        data = self._data(X, counts, section, offset, reset=False)
-        return float(np.nanmean(self._deviance_explained(data)))
+        data = self._data(X, y, section, offset, reset=False)
+        weights, centre = (torch.as_tensor(v) for v in (self.coef_.T.copy(), self.centre_))
+        rows = Rows(data.features, data.bounds, centre=centre, block=self._rows_at_once())
+        return float(np.nanmean(deviance_explained(rows, data, weights)))
 
-    def _deviance_explained(self, data: Data) -> NDArray[np.float64]:
-        problem = data.problem(Scaling(self.centre_, np.ones_like(self.centre_)))
-        coef = torch.as_tensor(self.coef_.T)
-        # The saturated model shares a section's counts as they were observed.
-        totals = problem.totals.numpy()
-        log_depth = data.counts.T @ data.offset
-        stored = data.counts.tocsc()
-        ones = stored.copy()
-        ones.data = xlogy(stored.data, stored.data)
-        best = log_depth - np.asarray(ones.sum(0)).ravel() + xlogy(totals, totals).sum(0)
-        model, none = (problem.loss(w).numpy() - best for w in (coef, torch.zeros_like(coef)))
-        return 1 - np.divide(model, none, out=np.full_like(none, np.nan), where=none > 1e-9)
+    def to_pandas(self) -> pd.DataFrame:
+        """Coefficients: a row a gene, a column a feature.
 
-    def _data(self, X: Any, counts: Any, section: Any, offset: Any, *, reset: bool = True) -> Data:
-        X = validate_data(self, X, reset=reset, dtype=np.float64)
-        counts = check_array(counts, accept_sparse="csr", dtype=np.float64, ensure_2d=False)
+        Examples
+        --------
+        >>> X = pd.DataFrame({"nuclei": [0.0, 1, 2, 3], "pink": [1.0, 0, 1, 1]})
+        >>> counts = pd.DataFrame({"ERBB2": [1, 2, 4, 8]})
+        >>> STRankRegressor(penalty=1.0).fit(X, counts).to_pandas().round(2)
+               nuclei  pink
+        gene...
+        ERBB2    0.62   0.1
+        """
+        check_is_fitted(self)
+        features = getattr(self, "feature_names_in_", range(self.coef_.shape[1]))
+        return pd.DataFrame(self.coef_, pd.Index(self.genes_, name="gene"), list(features))
+
+    def __sklearn_tags__(self) -> Tags:
+        """Tell that counts are not negative, and of one gene or of many."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.positive_only = True
+        tags.target_tags.multi_output = True
+        return tags
+
+    def _rows_at_once(self) -> int:
+        return max(1, int(self.max_memory * 2**30 / 8) // (16 * self.n_features_in_))
+
+    def _features(self, X: Any, *, reset: bool) -> Any:
+        """Validate features; of what is read by rows, the values are checked when they are."""
+        if not is_read_by_rows(X):
+            X = np.asarray(X) if isinstance(X, torch.Tensor) else X
+            return validate_data(self, X, reset=reset, dtype=_PRECISIONS)
+        if reset:
+            self.n_features_in_ = int(X.shape[1])
+        elif X.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {X.shape[1]} features, but {type(self).__name__} is expecting "
+                f"{self.n_features_in_} features as input"
+            )
+        return X
+
+    def _data(
+        self, X: Any, y: Any, section: Any, offset: Any, group: Any = None, *, reset: bool = True
+    ) -> Data:
+        features = self._features(X, reset=reset)
+        counts = check_array(
+            y, accept_sparse="csr", dtype=_PRECISIONS, ensure_2d=False, input_name="y"
+        )
         if reset:
             self._one_gene = counts.ndim == 1
-        counts = sparse.csr_matrix(counts if counts.ndim == 2 else counts[:, None])
-        n = len(X)
-        section = np.zeros(n) if section is None else np.asarray(section)
-        offset = np.zeros(n) if offset is None else np.asarray(offset, dtype=np.float64)
-        for name, values in {"counts": counts, "section": section, "offset": offset}.items():
-            if values.shape[0] != n:
-                raise ValueError(f"{name} has {values.shape[0]} rows, but X has {n}")
-        if counts.nnz and counts.data.min() < 0:
-            raise ValueError("counts must not be negative")
-        if not np.isfinite(offset).all():
-            raise ValueError("offset must be finite; leave out spots without counts")
-        return Data(X, counts, np.unique(section, return_inverse=True)[1].ravel(), offset)
+            names = y.columns if isinstance(y, pd.DataFrame) else range(counts.shape[-1])
+            self.genes_ = np.asarray([getattr(y, "name", 0)] if self._one_gene else names)
+        return gather(features, counts, section, offset, group)
 
-    def _fit(self, data: Data, penalty: NDArray[np.float64]) -> Self:
-        scaling = Scaling.fit(data.features, data.section)
-        solution: Solution = minimise(
-            data.problem(scaling),
-            torch.as_tensor(np.array(penalty)),
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
+    def _design(self, data: Data) -> Design:
+        plan = Plan(self.objective, self.n_partners, self.seed, self.max_memory)
+        return Design(data, plan)
+
+    def _fit(self, design: Design, penalty: NDArray[np.float64]) -> Self:
+        self.solution_ = fit_genes(
+            design, penalty, tolerance=self.tolerance, max_iterations=self.max_iterations
         )
-        self.centre_, self.scale_ = scaling.centre, scaling.scale
-        self.coef_ = solution.weights.T.numpy() / scaling.scale
+        geometry = design.geometry(None)
+        self.centre_, self.scale_ = geometry.centre.cpu().numpy(), geometry.scale.cpu().numpy()
+        self.coef_ = self.solution_.weights.T
         self.penalty_ = np.array(penalty)
-        self.solution_ = solution
-        self.n_iter_ = int(solution.iterations.max())
-        self.converged_ = (solution.status == Status.CONVERGED).numpy()
+        self.n_iter_ = int(self.solution_.iterations.max())
+        self.converged_ = self.solution_.converged
         return self
 
 
@@ -194,13 +264,15 @@ class STRankRegressorCV(STRankRegressor):
     """`STRankRegressor` with the penalty of each gene chosen on held-out sections.
 
     Every group of sections is left out once; along a warm-started path, the penalty of highest
-    held-out list likelihood wins, for each gene by itself.
+    held-out list likelihood wins.
 
     Parameters
     ----------
     penalties
         Candidates, in counts.
-    tolerance, max_iterations
+    shared
+        Choose one penalty for all genes, by the sum of their likelihoods; else each has its own.
+    objective, n_partners, tolerance, max_iterations, max_memory, seed
         As in `STRankRegressor`.
 
     Attributes
@@ -226,17 +298,27 @@ class STRankRegressorCV(STRankRegressor):
         self,
         penalties: ArrayLike = PENALTIES,
         *,
-        tolerance: float = 1e-6,
+        shared: bool = False,
+        objective: Objective = "list",
+        n_partners: int | None = None,
+        tolerance: float = 1e-5,
         max_iterations: int = 500,
+        max_memory: float = 1.0,
+        seed: int = 0,
     ) -> None:
         self.penalties = penalties
+        self.shared = shared
+        self.objective = objective
+        self.n_partners = n_partners
         self.tolerance = tolerance
         self.max_iterations = max_iterations
+        self.max_memory = max_memory
+        self.seed = seed
 
     def fit(
         self,
         X: ArrayLike,
-        counts: ArrayLike | sparse.spmatrix,
+        y: ArrayLike | sparse.spmatrix,
         *,
         section: ArrayLike | None = None,
         offset: ArrayLike | None = None,
@@ -246,7 +328,7 @@ class STRankRegressorCV(STRankRegressor):
 
         Parameters
         ----------
-        X, counts, section, offset
+        X, y, section, offset
             As in `STRankRegressor.fit`.
         group
             What is left out as a whole (a patient, say), one label a spot; sections if ``None``.
@@ -256,11 +338,10 @@ class STRankRegressorCV(STRankRegressor):
         ValueError
             As `STRankRegressor.fit`, and for fewer than two groups or a section in two of them.
         """
-        data = self._data(X, counts, section, offset)
-        codes = data.section if group is None else np.unique(group, return_inverse=True)[1]
-        pairs = np.unique(np.column_stack([data.section, codes]), axis=0)
-        if len(pairs) > data.section.max() + 1:
-            raise ValueError("group: a section stands in two groups")
+        data = self._data(X, y, section, offset, group)
         with few_threads(*data.counts.shape):
-            self.choice_ = choose_penalty(data, codes, np.asarray(self.penalties))
-            return self._fit(data, self.choice_.penalty)
+            design = self._design(data)
+            self.choice_ = choose_penalty(
+                design, np.asarray(self.penalties, dtype=np.float64), shared=self.shared
+            )
+            return self._fit(design, self.choice_.penalty)

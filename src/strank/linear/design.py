@@ -1,0 +1,264 @@
+"""Sections set up for the solver: features, geometry, and the genes that fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from strank.linear.geometry import Geometry, measure
+from strank.linear.inputs import Data
+from strank.linear.objective import (
+    Likelihood,
+    ListLikelihood,
+    PairLikelihood,
+    Problem,
+    Sums,
+    dense,
+)
+from strank.linear.rows import Rows
+from strank.linear.solver import HISTORY
+
+__all__ = ["Block", "Design", "Fold", "Objective", "Plan"]
+
+Objective = Literal["list", "pair"]
+
+# More genes at a time bring nothing: the products are as fast as they get.
+_MOST_GENES = {"cpu": 1024, "cuda": 8192}
+# Two copies of the features may take this part of the memory each; a block of rows, that.
+_COPY, _READ = 0.3, 0.05
+# Rotating the features pays when at least a gene is fitted for so many spots.
+_SPOTS_PER_GENE = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is minimised, and with how much memory.
+
+    Attributes
+    ----------
+    objective
+        ``"list"`` or ``"pair"``.
+    n_partners
+        For pairs: with how many others of its section a spot is compared (rounded up to an even
+        number); all if ``None``.
+    seed
+        Of the draw of partners.
+    max_memory
+        In GiB, beside the features as given, the counts and the result.
+    """
+
+    objective: Objective = "list"
+    n_partners: int | None = None
+    seed: int = 0
+    max_memory: float = 1.0
+
+    def check(self) -> None:
+        """Refuse what cannot be minimised."""
+        if self.objective not in get_args(Objective):
+            raise ValueError(
+                f"objective must be one of {get_args(Objective)}; got {self.objective!r}"
+            )
+        if self.n_partners is not None and self.n_partners < 1:
+            raise ValueError(f"n_partners must be at least 1, or None; got {self.n_partners}")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Genes that are fitted together.
+
+    Attributes
+    ----------
+    genes
+        Columns of the counts.
+    counts
+        Of these genes, CSR.
+    sums
+        Their sums over spots.
+    likelihood
+        Of all sections.
+    """
+
+    genes: slice
+    counts: sparse.csr_matrix
+    sums: Sums
+    likelihood: Likelihood
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A training set: all groups of sections but one, or all.
+
+    Attributes
+    ----------
+    rows, basis
+        Features, and what turns weights along the axes into weights of them (``None`` where the
+        features are rotated).
+    geometry
+        Of the training groups.
+    group
+        Of each section.
+    left_out
+        The group that does not take part, if any.
+    room
+        For how many genes there is memory.
+    """
+
+    rows: Rows
+    basis: Tensor | None
+    geometry: Geometry
+    group: Sequence[int]
+    left_out: int | None
+    room: int
+
+    def training(self, block: Block, penalty: Tensor | float) -> Problem:
+        """Objective of a block of genes on the training groups."""
+        groups = [g for g in range(len(block.sums.xtc)) if g != self.left_out]
+        return self._problem(block, penalty, groups, block.likelihood)
+
+    def held_out(self, block: Block, offset: Sequence[Tensor]) -> Problem:
+        """List likelihood of the group that is left out, without a penalty."""
+        groups = [g for g in range(len(block.sums.xtc)) if g == self.left_out]
+        return self._problem(block, 0.0, groups, ListLikelihood(offset, block.sums.totals))
+
+    def _problem(
+        self, block: Block, penalty: Tensor | float, groups: list[int], likelihood: Likelihood
+    ) -> Problem:
+        # A section of one spot has nothing to compare; `Sums` leaves it out as well.
+        sections = [s for s, g in enumerate(self.group) if g in groups and self.rows.size(s) > 1]
+        sums, geometry = block.sums, self.geometry
+        xtc = geometry.basis.T @ sums.xtc[groups].sum(0)
+        counts = sums.totals[sections].sum(0)
+        return Problem(
+            rows=self.rows,
+            basis=self.basis,
+            sections=sections,
+            likelihood=likelihood,
+            xtc=xtc,
+            counts=counts,
+            penalty=torch.as_tensor(penalty).to(xtc).expand(len(counts)),
+            variances=geometry.variances,
+            room=self.room,
+        )
+
+
+class Design:
+    """All that fits of the same spots share: features are measured once, whatever is left out.
+
+    Parameters
+    ----------
+    data
+        Spots.
+    plan
+        Objective and memory.
+
+    Raises
+    ------
+    ValueError
+        For an unknown objective, features that are not finite, or memory that is too little for
+        a single gene.
+    """
+
+    def __init__(self, data: Data, plan: Plan) -> None:
+        plan.check()
+        self.data, self.plan, self.group = data, plan, data.group.tolist()
+        self._geometry: dict[int | None, Geometry] = {}
+        self._by_gene = data.counts.tocsc()
+        raw = self._stored_rows()
+        offset = torch.as_tensor(data.offset).to(raw.device)
+        self.offset = [offset[raw.of(s)] for s in range(raw.n_sections)]
+        self.moments = measure(raw, offset, self.group, self._section_weight())
+        self.rows = self._centred(raw, self.geometry(None).centre)
+        self._width = self._genes_at_once()
+
+    def geometry(self, left_out: int | None) -> Geometry:
+        """Scale and axes of all groups but one."""
+        if left_out not in self._geometry:
+            kept = (m for g, m in enumerate(self.moments) if g != left_out)
+            self._geometry[left_out] = Geometry.of(kept)
+        return self._geometry[left_out]
+
+    def fold(self, left_out: int | None, n_genes: int) -> Fold:
+        """Set up the features for fitting so many genes on all groups but one."""
+        geometry, rows = self.geometry(left_out), self.rows
+        basis: Tensor | None = geometry.basis
+        if rows.centre is None and len(self.data.offset) <= _SPOTS_PER_GENE * n_genes:
+            rotated = rows.source @ geometry.basis.to(rows.dtype)
+            rows, basis = Rows(rotated, rows.bounds, dtype=rows.dtype), None
+        return Fold(rows, basis, geometry, self.group, left_out, self._width)
+
+    def blocks(self) -> Iterator[Block]:
+        """Cut the genes into blocks that fit into memory, and sum up their counts."""
+        n_genes = self.data.counts.shape[1]
+        for start in range(0, n_genes, self._width):
+            genes = slice(start, min(start + self._width, n_genes))
+            counts = self._by_gene[:, genes].tocsr()
+            sums = Sums.of(self.rows, counts, self.group)
+            yield Block(genes, counts, sums, self._likelihood(counts, sums))
+
+    def _likelihood(self, counts: sparse.csr_matrix, sums: Sums) -> Likelihood:
+        if self.plan.objective == "list":
+            return ListLikelihood(self.offset, sums.totals)
+        return PairLikelihood.of(
+            self.offset,
+            [dense(counts, self.rows, s) for s in range(self.rows.n_sections)],
+            n_partners=self.plan.n_partners,
+            generator=torch.Generator().manual_seed(self.plan.seed),
+        )
+
+    def _section_weight(self) -> list[float]:
+        """Part of the counts that a section has of the average gene."""
+        n_sections = len(self.data.bounds) - 1
+        codes = self.data.section
+        member = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
+        totals = (member @ self._by_gene).tocsc()
+        genes = np.maximum(np.asarray(totals.sum(0)).ravel(), 1.0)
+        weight = np.asarray(totals @ (1 / genes)).ravel()
+        return (weight if weight.any() else np.ones(n_sections)).tolist()
+
+    def _stored_rows(self) -> Rows:
+        source = self.data.features
+        single = str(source.dtype).removeprefix("torch.") == "float32"
+        rows = max(1, int(_READ * self._budget) // (8 * source.shape[1]))
+        dtype = torch.float32 if single else torch.float64
+        return Rows(source, self.data.bounds, block=rows, dtype=dtype)
+
+    def _centred(self, raw: Rows, centre: Tensor) -> Rows:
+        """Copy the features if they fit into memory, or centre them whenever they are read."""
+        if not self._fits(raw.n_features):
+            return Rows(raw.source, raw.bounds, centre=centre, block=raw.block, dtype=raw.dtype)
+        blocks = [b for s in range(raw.n_sections) for _, b in raw.each_block(s)]
+        return Rows(torch.cat(blocks).sub_(centre.to(raw.dtype)), raw.bounds, dtype=raw.dtype)
+
+    @property
+    def _budget(self) -> float:
+        return self.plan.max_memory * 2**30
+
+    def _fits(self, n_features: int) -> bool:
+        single = str(self.data.features.dtype).removeprefix("torch.") == "float32"
+        itemsize = 4 if single else 8
+        return len(self.data.offset) * n_features * itemsize <= _COPY * self._budget
+
+    def _genes_at_once(self) -> int:
+        """How many genes fit into the memory that copies of the features leave."""
+        rows, n_groups = self.rows, len(self.moments)
+        n, p = len(self.data.offset), rows.n_features
+        longest = max(rows.size(s) for s in range(rows.n_sections))
+        held = (n_groups + 3) * p * p * 8 + 3 * rows.dtype.itemsize * n * p * self._fits(p)
+        # Numbers of 8 bytes that a gene needs: of the solver, of its sums, and of one section.
+        each = p * (2 * HISTORY + 14) + p * (n_groups + 3) + 5 * longest
+        if self.plan.objective == "pair":
+            each += n + 8 * longest
+        width = int((self._budget - held) // (8 * each))
+        if width < 1:
+            needed = (held + 8 * each) / 2**30
+            raise ValueError(
+                f"max_memory={self.plan.max_memory:g} GiB is too little for {p} features and "
+                f"sections of {longest} spots: a single gene needs {needed:.2g} GiB"
+            )
+        return min(width, _MOST_GENES.get(rows.device.type, 8192))

@@ -1,0 +1,179 @@
+"""How features vary within sections: the units of the penalty, and the axes of the solver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from strank.linear.rows import Rows
+
+__all__ = ["Geometry", "Moments", "centre_within", "measure"]
+
+_NEGLIGIBLE_VARIANCE = 1e-10
+_NEGLIGIBLE_SCALE = 1e-9
+
+
+def centre_within(values: NDArray, section: NDArray) -> NDArray[np.float64]:
+    """Subtract the mean of its section from every row.
+
+    Parameters
+    ----------
+    values
+        ``[n_spots, ...]``.
+    section
+        Labels of any kind, ``[n_spots]``.
+
+    Examples
+    --------
+    >>> centre_within(np.array([[1.0], [3.0], [7.0]]), np.array(["a", "a", "b"])).ravel()
+    array([-1.,  1.,  0.])
+    """
+    centred = np.array(values, dtype=np.float64)
+    for label in np.unique(section):
+        rows = section == label
+        centred[rows] -= centred[rows].mean(0)
+    return centred
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over the spots of some sections; those of more sections are added.
+
+    Attributes
+    ----------
+    n_spots, weight
+        Spots, and what the sections weigh in ``covariance`` together.
+    total
+        Sum of the features, ``[n_features]``.
+    squares
+        Sum of squared deviations from the mean of the section, ``[n_features]``.
+    largest
+        Largest absolute value, ``[n_features]``.
+    covariance
+        Depth-weighted covariance within sections, ``[n_features, n_features]``, times weight.
+    """
+
+    n_spots: int
+    weight: float
+    total: Tensor
+    squares: Tensor
+    largest: Tensor
+    covariance: Tensor
+
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of both sets of sections."""
+        return Moments(
+            self.n_spots + other.n_spots,
+            self.weight + other.weight,
+            self.total + other.total,
+            self.squares + other.squares,
+            torch.maximum(self.largest, other.largest),
+            self.covariance + other.covariance,
+        )
+
+
+def measure(
+    rows: Rows, offset: Tensor, group: Sequence[int], weight: Sequence[float]
+) -> list[Moments]:
+    """Read all rows once, and sum what the geometry of any set of groups needs.
+
+    Parameters
+    ----------
+    rows
+        Features, not centred.
+    offset
+        Log library size, ``[n_spots]``.
+    group
+        ``0 .. n_groups - 1`` for each section.
+    weight
+        Of each section in the covariance.
+
+    Raises
+    ------
+    ValueError
+        For features that are not finite.
+    """
+    found: dict[int, Moments] = {}
+    for s in range(rows.n_sections):
+        moments = _of_section(rows, s, offset, weight[s])
+        g = group[s]
+        found[g] = found[g] + moments if g in found else moments
+    return [found[g] for g in sorted(found)]
+
+
+def _of_section(rows: Rows, section: int, offset: Tensor, weight: float) -> Moments:
+    share = offset[rows.of(section)].double().softmax(0)
+    p = rows.n_features
+    total, squares, largest, mean = (share.new_zeros(p) for _ in range(4))
+    covariance = share.new_zeros(p, p)
+    shift: Tensor | None = None
+    for block, features in rows.each_block(section):
+        if not torch.isfinite(features).all():
+            spot, feature = torch.nonzero(~torch.isfinite(features))[0].tolist()
+            raise ValueError(
+                f"X contains NaN or infinity (row {block.start + spot}, feature {feature})"
+            )
+        # Deviations from a mean, even a rough one, are what keeps sums of squares exact.
+        shift = features.double().mean(0) if shift is None else shift
+        part = share[block.start - rows.bounds[section] : block.stop - rows.bounds[section]]
+        deviation = features.double() - shift
+        total += deviation.sum(0)
+        squares += (deviation * deviation).sum(0)
+        mean += part @ deviation
+        deviation *= part.sqrt()[:, None]
+        covariance += deviation.T @ deviation
+        largest = torch.maximum(largest, features.abs().amax(0).double())
+    n = rows.size(section)
+    covariance -= torch.outer(mean, mean)
+    shift = mean if shift is None else shift
+    return Moments(
+        n, weight, total + n * shift, squares - total * total / n, largest, weight * covariance
+    )
+
+
+@dataclass(frozen=True)
+class Geometry:
+    r"""Standardisation by what varies within sections, and its principal axes.
+
+    The scale of a feature is its pooled standard deviation *within* sections: what differs between
+    sections (stain, scanner) cannot help to order the spots of one, and must not set the scale.
+
+    Attributes
+    ----------
+    centre, scale
+        Mean over spots, and standard deviation, ``[n_features]``; scale 1 for a feature that
+        varies in no section.
+    basis
+        ``[n_features, n_axes]``: weights :math:`w = B u` have :math:`\lVert u \rVert` equal to
+        the norm of the weights of standardised features. Axes along which no section varies are
+        left out.
+    variances
+        Of standardised features along the axes, ``[n_axes]``.
+    """
+
+    centre: Tensor
+    scale: Tensor
+    basis: Tensor
+    variances: Tensor
+
+    @classmethod
+    def of(cls, groups: Iterable[Moments]) -> Geometry:
+        """Combine the moments of some groups of sections."""
+        moments = reduce(Moments.__add__, groups)
+        scale = (moments.squares.clamp(min=0) / moments.n_spots).sqrt()
+        scale = torch.where(scale <= _NEGLIGIBLE_SCALE * moments.largest, 1.0, scale)
+        covariance = moments.covariance / moments.weight / torch.outer(scale, scale)
+        variances, vectors = torch.linalg.eigh(covariance)
+        kept = variances > variances[-1].clamp(min=0) * _NEGLIGIBLE_VARIANCE
+        return cls(
+            moments.total / moments.n_spots,
+            scale,
+            vectors[:, kept] / scale[:, None],
+            variances[kept],
+        )

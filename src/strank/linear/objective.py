@@ -1,0 +1,254 @@
+r"""The likelihoods of a section's counts, and the penalised objective of a linear head.
+
+Each likelihood is a function of the scores of one section, for a block of genes at once: the
+normaliser :math:`A(r)` in :math:`-\sum_i c_i r_i + A(r)`, and its gradient, the counts expected.
+Observed counts enter the linear part only through :math:`X^\top c`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from strank.linear.rows import Rows
+
+__all__ = ["Likelihood", "ListLikelihood", "PairLikelihood", "Problem", "Sums", "evaluate"]
+
+
+class Likelihood(Protocol):
+    """What the solver needs of the counts of a block of genes."""
+
+    @property
+    def information(self) -> float:
+        """Curvature relative to a list of the same counts."""
+
+    def section(self, section: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Normaliser ``[n_genes]`` (float64), and expected counts; ``scores`` are used up."""
+
+    def genes(self, index: Tensor) -> Self:
+        """Keep some of the genes."""
+
+
+@dataclass(frozen=True)
+class ListLikelihood:
+    r"""Multinomial: :math:`A_s = T_s \log \sum_{i \in s} l_i e^{r_i}`.
+
+    Attributes
+    ----------
+    offset
+        Log library size, by section.
+    totals
+        Counts of a gene in a section :math:`T_s`, ``[n_sections, n_genes]``.
+    """
+
+    offset: Sequence[Tensor]
+    totals: Tensor
+    information = 1.0
+
+    def section(self, section: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Normaliser and expected counts of a section."""
+        logits = scores.add_(self.offset[section].to(scores.dtype)[:, None])
+        largest = logits.amax(0)
+        rates = logits.sub_(largest).exp_()
+        total, counts = rates.sum(0, dtype=torch.float64), self.totals[section]
+        return counts * (total.log() + largest), rates.mul_((counts / total).to(rates.dtype))
+
+    def genes(self, index: Tensor) -> Self:
+        """Keep some of the genes."""
+        return replace(self, totals=self.totals[:, index])
+
+
+@dataclass(frozen=True)
+class PairLikelihood:
+    r"""Binomial of pairs of spots, every spot in the same number :math:`m_s` of pairs.
+
+    .. math:: A_s = \frac{1}{m_s} \sum_{(i,j)} (c_i + c_j) \log (l_i e^{r_i} + l_j e^{r_j})
+
+    so a count weighs as much as in a list. Pairs are the spots of a circle and those some places
+    further; with all shifts up to half of the circle these are all pairs of the section.
+
+    Attributes
+    ----------
+    offset
+        Log library size, by section.
+    counts
+        ``[n_spots of it, n_genes]``, by section.
+    circle
+        Order of the spots, by section.
+    shifts
+        Places between the spots of a pair, by section.
+    """
+
+    offset: Sequence[Tensor]
+    counts: Sequence[Tensor]
+    circle: Sequence[Tensor]
+    shifts: Sequence[Sequence[int]]
+    # Where two spots have the same rate, a pair tells half of what a list tells of a count.
+    information = 0.5
+
+    @classmethod
+    def of(
+        cls,
+        offset: Sequence[Tensor],
+        counts: Sequence[Tensor],
+        *,
+        n_partners: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Self:
+        """Take all pairs, or draw about ``n_partners`` for each spot (all where fewer are left).
+
+        Circle and shifts are drawn at random, so every pair of a section is equally likely, and
+        every spot is in the same number of pairs.
+        """
+        circle, shifts = [], []
+        for tile in counts:
+            n = len(tile)
+            every = torch.arange(1, n // 2 + 1)
+            order = torch.arange(n)
+            if n_partners is not None and n_partners < n - 1:
+                order = torch.randperm(n, generator=generator)
+                drawn = torch.randperm((n - 1) // 2, generator=generator)
+                every = 1 + drawn[: (n_partners + 1) // 2]
+            circle.append(order.to(tile.device))
+            shifts.append(every.tolist())
+        return cls(offset, counts, circle, shifts)
+
+    def section(self, section: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Normaliser and expected counts of a section."""
+        order, n = self.circle[section], len(scores)
+        logits = scores.add_(self.offset[section].to(scores.dtype)[:, None])[order]
+        counts = self.counts[section].to(scores.dtype)[order]
+        value = counts.new_zeros(counts.shape[1], dtype=torch.float64)
+        expected, compared = torch.zeros_like(logits), 0.0
+        for shift in self.shifts[section]:
+            # Half of the way around, a circle of even length has every pair twice.
+            weight = 0.5 if 2 * shift == n else 1.0
+            compared += 2 * weight
+            difference = logits - logits.roll(-shift, 0)
+            pooled = (counts + counts.roll(-shift, 0)).mul_(weight)
+            first = difference.sigmoid().mul_(pooled)
+            expected += first
+            expected += (pooled - first).roll(shift, 0)
+            # log(e^a + e^b) = b + max(a - b, 0) + log(1 + e^-|a - b|)
+            excess = difference.clamp(min=0).add_(difference.abs_().neg_().exp_().add_(1).log_())
+            value += excess.add_(logits.roll(-shift, 0)).mul_(pooled).sum(0, dtype=torch.float64)
+        result = torch.empty_like(expected)
+        result[order] = expected / compared
+        return value / compared, result
+
+    def genes(self, index: Tensor) -> Self:
+        """Keep some of the genes."""
+        return replace(self, counts=[counts[:, index] for counts in self.counts])
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What is known of the counts of a block of genes, by group and by section.
+
+    Attributes
+    ----------
+    xtc
+        Features summed over counts, ``[n_groups, n_features, n_genes]``; sections of one spot,
+        which say nothing about the order of spots, are left out.
+    totals
+        Counts of a gene in a section, ``[n_sections, n_genes]``.
+    expressed
+        Spots of a section with any count of the gene, ``[n_sections, n_genes]``.
+    """
+
+    xtc: Tensor
+    totals: Tensor
+    expressed: Tensor
+
+    @classmethod
+    def of(cls, rows: Rows, counts: sparse.csr_matrix, group: Sequence[int]) -> Sums:
+        """Read rows and counts of some genes once; counts become dense section by section."""
+        rows, n_genes = rows.in_precision(torch.float64), counts.shape[1]
+        zeros = torch.zeros(rows.n_sections, n_genes, dtype=torch.float64, device=rows.device)
+        xtc = zeros.new_zeros(max(group) + 1, rows.n_features, n_genes)
+        sums = cls(xtc, zeros, zeros.clone())
+        for s in range(rows.n_sections):
+            tile = dense(counts, rows, s)
+            sums.totals[s], sums.expressed[s] = tile.sum(0), (tile > 0).sum(0)
+            if rows.size(s) > 1:
+                xtc[group[s]] += rows.sums(s, tile)
+        return sums
+
+
+def dense(counts: sparse.csr_matrix, rows: Rows, section: int) -> Tensor:
+    """Make the counts of a section dense, on the device of the rows."""
+    return torch.as_tensor(np.asarray(counts[rows.of(section)].todense())).to(rows.device).double()
+
+
+@dataclass(frozen=True)
+class Problem:
+    r"""The penalised objective of some genes, as a function of weights along the axes.
+
+    .. math:: F_g(u) = -(X^\top c_g)^\top B u + \sum_s A_{sg}(X_s B u)
+        + \tfrac{\lambda_g}{2} \lVert u \rVert^2
+
+    Attributes
+    ----------
+    rows
+        Features.
+    basis
+        :math:`B`, ``[n_features, n_axes]``; ``None`` if the features are rotated already.
+    sections
+        Which sections take part.
+    likelihood
+        Of the counts.
+    xtc
+        :math:`B^\top X^\top c` over these sections, ``[n_axes, n_genes]``.
+    counts
+        Of each gene in these sections, ``[n_genes]``.
+    penalty
+        :math:`\lambda_g`, ``[n_genes]``.
+    variances
+        Of the features along the axes within sections, ``[n_axes]``.
+    room
+        For how many genes there is memory.
+    """
+
+    rows: Rows
+    basis: Tensor | None
+    sections: Sequence[int]
+    likelihood: Likelihood
+    xtc: Tensor
+    counts: Tensor
+    penalty: Tensor
+    variances: Tensor
+    room: int
+
+    def genes(self, index: Tensor) -> Problem:
+        """Keep some of the genes."""
+        return replace(
+            self,
+            likelihood=self.likelihood.genes(index),
+            xtc=self.xtc[:, index],
+            counts=self.counts[index],
+            penalty=self.penalty[index],
+        )
+
+
+def evaluate(problem: Problem, axes: Tensor) -> tuple[Tensor, Tensor]:
+    """Objective ``[n_genes]`` and its gradient at weights along the axes, in float64.
+
+    Two products of the features of each section with one column a gene, in the precision of the
+    rows; sums over sections are in float64.
+    """
+    rows, basis = problem.rows, problem.basis
+    weights = (axes if basis is None else basis @ axes).to(rows.dtype)
+    value = (axes * (0.5 * problem.penalty * axes - problem.xtc)).sum(0)
+    gradient = torch.zeros(weights.shape, dtype=torch.float64, device=weights.device)
+    for s in problem.sections:
+        normaliser, expected = problem.likelihood.section(s, rows.times(s, weights))
+        value += normaliser
+        gradient += rows.sums(s, expected)
+    gradient = gradient if basis is None else basis.T @ gradient
+    return value, gradient.add_(problem.penalty * axes).sub_(problem.xtc)

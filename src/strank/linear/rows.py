@@ -1,0 +1,116 @@
+"""Features by sections and blocks of rows: in memory, or read from where they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Rows"]
+
+
+class Rows:
+    """Rows of features, section after section, that are read when they are needed.
+
+    Parameters
+    ----------
+    source
+        ``[n_spots, n_features]``: a tensor (its device is where the work is done), an array, or
+        anything that gives rows for a slice (a memmap, an HDF5 or zarr dataset, a dask array).
+    bounds
+        Section ``s`` has the rows ``bounds[s]`` to ``bounds[s + 1]``.
+    centre
+        Subtracted from every row, ``[n_features]``.
+    block
+        Most rows that are read at once.
+    dtype
+        Precision of the products.
+
+    Examples
+    --------
+    >>> rows = Rows(np.arange(6.0).reshape(3, 2), (0, 2, 3), block=1)
+    >>> rows.times(0, torch.ones(2, 1, dtype=torch.float64)).flatten()
+    tensor([1., 5.], dtype=torch.float64)
+    >>> rows.sums(0, torch.ones(2, 1, dtype=torch.float64)).flatten()
+    tensor([2., 4.], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        bounds: tuple[int, ...],
+        *,
+        centre: Tensor | None = None,
+        block: int = 2**62,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        self.source, self.bounds, self.centre = source, bounds, centre
+        self.block, self.dtype = block, dtype
+        self.device = source.device if isinstance(source, Tensor) else torch.device("cpu")
+        self._last: tuple[slice, Tensor] | None = None
+
+    @property
+    def n_sections(self) -> int:
+        """Number of sections."""
+        return len(self.bounds) - 1
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return int(self.source.shape[1])
+
+    def of(self, section: int) -> slice:
+        """Rows of a section."""
+        return slice(self.bounds[section], self.bounds[section + 1])
+
+    def size(self, section: int) -> int:
+        """Count the spots of a section."""
+        return self.bounds[section + 1] - self.bounds[section]
+
+    def in_precision(self, dtype: torch.dtype) -> Rows:
+        """Return the same rows with products in another precision."""
+        return Rows(self.source, self.bounds, centre=self.centre, block=self.block, dtype=dtype)
+
+    def times(self, section: int, weights: Tensor) -> Tensor:
+        """Product of a section's rows with ``[n_features, n_genes]``."""
+        parts = [self._read(block) @ weights for block in self._blocks(section)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def sums(self, section: int, values: Tensor) -> Tensor:
+        """Features summed over a section, weighted by ``[n_spots of it, n_genes]``, in float64."""
+        start = self.bounds[section]
+        total: Tensor | None = None
+        for block in self._blocks(section):
+            part = values[block.start - start : block.stop - start]
+            product = (self._read(block).T @ part).double()
+            total = product if total is None else total.add_(product)
+        if total is None:
+            return values.new_zeros(self.n_features, values.shape[1], dtype=torch.float64)
+        return total
+
+    def each_block(self, section: int) -> Iterator[tuple[slice, Tensor]]:
+        """Rows of a section, block by block."""
+        for block in self._blocks(section):
+            yield block, self._read(block)
+
+    def _blocks(self, section: int) -> list[slice]:
+        start, stop = self.bounds[section], self.bounds[section + 1]
+        return [slice(a, min(a + self.block, stop)) for a in range(start, stop, self.block)]
+
+    def _read(self, block: slice) -> Tensor:
+        """Read a block, or take the one that was read last: most sections are a single block."""
+        if self._last is not None and self._last[0] == block:
+            return self._last[1]
+        part = self.source[block]
+        if not isinstance(part, Tensor):
+            part = np.asarray(part)
+            # torch shares the memory of an array, and warns where that cannot be written to.
+            part = torch.from_numpy(part if part.flags.writeable else part.copy())
+        part = part.to(self.dtype)
+        if self.centre is not None:
+            part = part - self.centre.to(self.dtype)
+        self._last = (block, part)
+        return part
