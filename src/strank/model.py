@@ -18,8 +18,8 @@ from torch import nn
 
 from strank.errors import InputError, some
 from strank.files import atomic_path, read_json, sha256
-from strank.linear.head import LinearHead
 from strank.linear.geometry import centre_within
+from strank.linear.head import LinearHead
 from strank.version import __version__
 
 __all__ = ["RankModel"]

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import sparse
+from sklearn import config_context
 from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.model_selection import GroupKFold, cross_validate
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from strank import STRankRegressor, STRankRegressorCV
+from strank.linear.design import Design, Plan
+from strank.linear.inputs import gather
 
 
 @pytest.fixture
@@ -107,13 +114,109 @@ def test_cv_leaves_whole_groups_out(spots):
         fit(STRankRegressorCV(), spots, section=np.zeros(120))
 
 
+class _Sectioned(STRankRegressorCV):
+    """Scikit-learn's checks know of no sections, and one has nothing to leave out."""
+
+    def fit(self, X, y, *, section=None, offset=None, group=None):
+        if section is None and np.asarray(X).ndim == 2:
+            section = np.arange(np.asarray(X).shape[0]) % 3
+        return super().fit(X, y, section=section, offset=offset, group=group)
+
+
+_EXCEPTIONS = {"check_regressor_multioutput": "gives targets below 0; counts are not"}
+
+
+def _exceptions(estimator):
+    more = {"check_fit2d_1sample": "one spot is one section: there is nothing to leave out"}
+    return _EXCEPTIONS | (more if isinstance(estimator, STRankRegressorCV) else {})
+
+
+@parametrize_with_checks(
+    [STRankRegressor(), STRankRegressor(objective="pair"), _Sectioned()],
+    expected_failed_checks=_exceptions,
+)
+def test_scikit_learns_own_checks(estimator, check):
+    check(estimator)
+
+
 def test_lives_in_scikit_learn(spots):
     model = clone(STRankRegressor(penalty=5.0))
     assert model.get_params()["penalty"] == 5.0
     assert clone(STRankRegressorCV(tolerance=1e-4)).get_params()["tolerance"] == 1e-4
-    pipeline = make_pipeline(FunctionTransformer(), model)
+    pipeline = make_pipeline(StandardScaler(), PCA(3), model)
     pipeline.fit(spots["X"], spots["counts"], strankregressor__section=spots["section"])
     assert pipeline.predict(spots["X"]).shape == (120, 2)
+
+
+def test_sections_and_offsets_are_routed_through_cross_validation(spots):
+    """Each fold is fitted and scored with the sections and offsets of its own rows."""
+    with config_context(enable_metadata_routing=True):
+        request = {"section": True, "offset": True}
+        model = STRankRegressor(10.0).set_fit_request(**request).set_score_request(**request)
+        params = {name: spots[name] for name in ("section", "offset")}
+        routed = make_pipeline(StandardScaler(), model).fit(spots["X"], spots["counts"], **params)
+        assert (
+            routed[-1].coef_ == fit(model, spots | {"X": routed[0].transform(spots["X"])}).coef_
+        ).all()
+        # Scikit-learn 1.9's Pipeline.score refuses a step that takes no sample_weight.
+        result = cross_validate(
+            model,
+            spots["X"],
+            spots["counts"],
+            cv=GroupKFold(3),
+            params=params | {"groups": spots["section"]},
+            return_indices=True,
+        )
+    for test, score in zip(result["indices"]["test"], result["test_score"], strict=True):
+        train = np.setdiff1d(np.arange(120), test)
+        by_hand = fit(STRankRegressor(10.0), {k: v[train] for k, v in spots.items()})
+        options = {name: values[test] for name, values in params.items()}
+        expected = by_hand.score(spots["X"][test], spots["counts"][test], **options)
+        assert score == pytest.approx(expected, rel=1e-4)
+
+
+def test_data_frames_come_back_as_data_frames(spots):
+    names = [f"spot{i}" for i in range(120)]
+    X = pd.DataFrame(spots["X"], index=names, columns=["nuclei", "pink", "blue", "edge"])
+    counts = pd.DataFrame(spots["counts"], index=names, columns=["ERBB2", "GAPDH"])
+    model = fit(STRankRegressor(10.0), spots, X=X, counts=counts)
+    plain = fit(STRankRegressor(10.0), spots)
+    scores = model.predict(X)
+    assert list(scores.index) == names
+    assert list(scores.columns) == ["ERBB2", "GAPDH"]
+    np.testing.assert_array_equal(scores.to_numpy(), plain.predict(spots["X"]))
+    table = model.to_pandas()
+    assert table.loc["ERBB2", "edge"] == plain.coef_[0, 3]
+    assert table.index.name == "gene"
+    alone = fit(STRankRegressor(10.0), spots, X=X, counts=counts["ERBB2"])
+    assert alone.predict(X).name == "ERBB2"
+    assert alone.to_pandas().index.tolist() == ["ERBB2"]
+    with pytest.raises(ValueError, match="feature names"):
+        model.predict(X.rename(columns={"pink": "red"}))
+
+
+def test_one_penalty_for_all_genes_if_asked(spots):
+    penalties = [1.0, 100.0, 1e5]
+    own = fit(STRankRegressorCV(penalties), spots)
+    shared = fit(STRankRegressorCV(penalties, shared=True), spots)
+    np.testing.assert_allclose(shared.choice_.held_out, own.choice_.held_out)
+    best = shared.choice_.penalties[own.choice_.held_out.sum(1).argmin()]
+    assert (shared.penalty_ == best).all()
+    assert len(set(own.penalty_)) == 2
+
+
+def test_a_fold_is_the_fit_of_its_training_sections(spots):
+    """Shared moments, minus what is left out, are the moments of what is left."""
+    data = gather(spots["X"], spots["counts"], spots["section"], spots["offset"])
+    design = Design(data, Plan())
+    for left_out in range(3):
+        rows = data.section != left_out
+        alone = STRankRegressor().fit(
+            data.features[rows], data.counts[rows], section=data.section[rows]
+        )
+        geometry = design.geometry(left_out)
+        np.testing.assert_allclose(geometry.scale, alone.scale_, rtol=1e-10)
+        np.testing.assert_allclose(geometry.centre, alone.centre_, rtol=1e-10)
 
 
 def test_threads_are_given_back(spots):
@@ -133,3 +236,33 @@ def test_errors_name_the_argument(spots):
     ]:
         with pytest.raises(ValueError, match=message):
             fit(STRankRegressor(), spots, **change)
+
+
+def test_the_scale_ignores_what_differs_between_sections():
+    rng = np.random.default_rng(0)
+    within = rng.normal(size=(50, 2)) * [1, 3]
+    section = np.arange(50) % 5
+    shifted = within + 100 * rng.normal(size=(5, 2))[section]
+    plain = within - np.stack([within[section == s].mean(0) for s in range(5)])[section]
+    model = STRankRegressor().fit(shifted, np.ones(50), section=section)
+    np.testing.assert_allclose(model.scale_, plain.std(0))
+    constant = STRankRegressor().fit(np.full((4, 1), 0.1), np.ones(4))
+    assert constant.scale_.tolist() == [1.0]
+
+
+def test_all_principal_components_change_nothing_unless_they_are_scaled(spots):
+    """A rotation keeps the norm of the weights; scaling what it gives does not."""
+    X = spots["X"] / STRankRegressor().fit(**_named(spots)).scale_
+    plain = fit(STRankRegressor(10.0, tolerance=1e-9), spots, X=X).predict(X)
+    components = PCA().fit_transform(X)
+    rotated = STRankRegressor(10.0, tolerance=1e-9, standardize=False)
+    np.testing.assert_allclose(
+        fit(rotated, spots, X=components).predict(components), plain, atol=1e-6
+    )
+    assert rotated.scale_.tolist() == [1.0] * 4
+    scaled = fit(STRankRegressor(10.0, tolerance=1e-9), spots, X=components).predict(components)
+    assert np.abs(scaled - plain).max() > 1e-3
+
+
+def _named(spots):
+    return {"y" if name == "counts" else name: values for name, values in spots.items()}

@@ -51,12 +51,15 @@ class Plan:
         Of the draw of partners.
     max_memory
         In GiB, beside the features as given, the counts and the result.
+    standardize
+        Whether the penalty is on weights of standardised features.
     """
 
     objective: Objective = "list"
     n_partners: int | None = None
     seed: int = 0
     max_memory: float = 1.0
+    standardize: bool = True
 
     def check(self) -> None:
         """Refuse what cannot be minimised."""
@@ -180,7 +183,7 @@ class Design:
         """Scale and axes of all groups but one."""
         if left_out not in self._geometry:
             kept = (m for g, m in enumerate(self.moments) if g != left_out)
-            self._geometry[left_out] = Geometry.of(kept)
+            self._geometry[left_out] = Geometry.of(kept, standardize=self.plan.standardize)
         return self._geometry[left_out]
 
     def fold(self, left_out: int | None, n_genes: int) -> Fold:

@@ -163,11 +163,12 @@ class Geometry:
     variances: Tensor
 
     @classmethod
-    def of(cls, groups: Iterable[Moments]) -> Geometry:
-        """Combine the moments of some groups of sections."""
+    def of(cls, groups: Iterable[Moments], *, standardize: bool = True) -> Geometry:
+        """Combine the moments of some groups of sections; scale 1 if not to standardise."""
         moments = reduce(Moments.__add__, groups)
         scale = (moments.squares.clamp(min=0) / moments.n_spots).sqrt()
-        scale = torch.where(scale <= _NEGLIGIBLE_SCALE * moments.largest, 1.0, scale)
+        unscaled = (scale <= _NEGLIGIBLE_SCALE * moments.largest) | (not standardize)
+        scale = torch.where(unscaled, 1.0, scale)
         covariance = moments.covariance / moments.weight / torch.outer(scale, scale)
         variances, vectors = torch.linalg.eigh(covariance)
         kept = variances > variances[-1].clamp(min=0) * _NEGLIGIBLE_VARIANCE

@@ -50,6 +50,9 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         ``"list"`` or ``"pair"``. All pairs of a section cost as many times more as it has spots.
     n_partners
         For pairs: with how many others of its section a spot is compared; all if ``None``.
+    standardize
+        Whether the penalty is on the weights of standardised features; ``False`` takes features in
+        their own units, as is right after a PCA: scaling its components would undo it.
     tolerance
         A gene is converged when the norm of its gradient is at most this share of its counts.
     max_iterations
@@ -65,7 +68,8 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
     coef_
         Change of the score (natural log) per unit of a feature, ``[n_genes, n_features]``.
     centre_, scale_
-        Mean, and standard deviation within sections, of the features, ``[n_features]``.
+        Mean, and standard deviation within sections (1 if not to standardise), of the features,
+        ``[n_features]``.
     genes_
         Names of the genes: the columns of the counts, or their numbers.
     penalty_
@@ -105,6 +109,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         *,
         objective: Objective = "list",
         n_partners: int | None = None,
+        standardize: bool = True,
         tolerance: float = 1e-5,
         max_iterations: int = 500,
         max_memory: float = 1.0,
@@ -113,6 +118,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         self.penalty = penalty
         self.objective = objective
         self.n_partners = n_partners
+        self.standardize = standardize
         self.tolerance = tolerance
         self.max_iterations = max_iterations
         self.max_memory = max_memory
@@ -233,6 +239,10 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
     def _data(
         self, X: Any, y: Any, section: Any, offset: Any, group: Any = None, *, reset: bool = True
     ) -> Data:
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None"
+            )
         features = self._features(X, reset=reset)
         counts = check_array(
             y, accept_sparse="csr", dtype=_PRECISIONS, ensure_2d=False, input_name="y"
@@ -244,7 +254,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         return gather(features, counts, section, offset, group)
 
     def _design(self, data: Data) -> Design:
-        plan = Plan(self.objective, self.n_partners, self.seed, self.max_memory)
+        plan = Plan(self.objective, self.n_partners, self.seed, self.max_memory, self.standardize)
         return Design(data, plan)
 
     def _fit(self, design: Design, penalty: NDArray[np.float64]) -> Self:
@@ -272,7 +282,7 @@ class STRankRegressorCV(STRankRegressor):
         Candidates, in counts.
     shared
         Choose one penalty for all genes, by the sum of their likelihoods; else each has its own.
-    objective, n_partners, tolerance, max_iterations, max_memory, seed
+    objective, n_partners, standardize, tolerance, max_iterations, max_memory, seed
         As in `STRankRegressor`.
 
     Attributes
@@ -301,6 +311,7 @@ class STRankRegressorCV(STRankRegressor):
         shared: bool = False,
         objective: Objective = "list",
         n_partners: int | None = None,
+        standardize: bool = True,
         tolerance: float = 1e-5,
         max_iterations: int = 500,
         max_memory: float = 1.0,
@@ -310,6 +321,7 @@ class STRankRegressorCV(STRankRegressor):
         self.shared = shared
         self.objective = objective
         self.n_partners = n_partners
+        self.standardize = standardize
         self.tolerance = tolerance
         self.max_iterations = max_iterations
         self.max_memory = max_memory
