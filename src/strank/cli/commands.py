@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from strank.cli import cohort, demo, model, synthetic
+from strank.cli import cohort, demo, model, probe, synthetic
 from strank.cli.console import ErrorGroup
 from strank.version import __version__
 
@@ -37,6 +37,7 @@ app.command("evaluate")(model.evaluate)
 app.command("predict")(model.predict)
 app.command("demo")(demo.demo)
 app.command("synthetic")(synthetic.synthetic)
+app.command("hest-probe")(probe.hest_probe)
 
 
 def _print_version(wanted: bool) -> None:

@@ -59,7 +59,7 @@ class ErrorGroup(TyperGroup):
         raise typer.Exit(2)
 
 
-_WORKFLOW = ("import", "embed", "fit", "evaluate", "predict", "demo", "synthetic")
+_WORKFLOW = ("import", "embed", "fit", "evaluate", "predict", "demo", "synthetic", "hest-probe")
 _EXTRAS = {"cv2": "images", "PIL": "images", "jinja2": "plots", "matplotlib": "plots"}
 
 
