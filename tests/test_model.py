@@ -21,7 +21,11 @@ def test_the_model_is_the_regressor(cohort, model):
     features, counts = (np.concatenate(part) for part in list(zip(*stacked, strict=True))[:2])
     section = np.repeat(list(cohort), 30)
     offset = np.concatenate([np.log(obs["library_size"]) for _, _, obs in stacked])
-    regressor = STRankRegressorCV().fit(features, counts, section=section, offset=offset)
+    patient = np.concatenate([obs["patient"] for _, _, obs in stacked])
+    assert len(set(patient)) > 2
+    regressor = STRankRegressorCV()
+    regressor.fit(features, counts, section=section, offset=offset, group=patient)
+    assert model.provenance["penalty_choice"] == "leave one patient out"
     np.testing.assert_allclose(model.panel["penalty"], regressor.penalty_)
     for name, adata in cohort.items():
         expected = regressor.predict(adata.obsm["mine"])
@@ -161,3 +165,12 @@ def test_spots_without_counts_have_no_exposure_and_are_left_out(cohort):
         adata.obs["library_size"] = 0.0
     with pytest.raises(InputError, match="section A1: no spot has any count"):
         fit_model(train, encoder="mine", genes=["G0"])
+
+
+def test_with_two_patients_sections_are_left_out_and_said(section_of):
+    names = {"A1": "A", "A2": "A", "B1": "B"}
+    cohort = {name: section_of(name, patient=patient) for name, patient in names.items()}
+    model = fit_model(cohort, encoder="mine", n_genes=None)
+    assert model.provenance["penalty_choice"] == "leave one section out"
+    assert len(model.panel) == 6
+    assert model.provenance["panel_choice"].startswith("all that vary")

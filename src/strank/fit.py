@@ -39,12 +39,16 @@ class TrainingData:
         Totals over all measured genes; spots without counts are left out.
     section
         Names.
+    group
+        What is left out together where something is chosen: patients, or sections where fewer
+        than three patients are there.
     """
 
     features: np.ndarray
     counts: sparse.csr_matrix
     library_size: np.ndarray
     section: np.ndarray
+    group: np.ndarray
 
 
 def training_data(cohort: Mapping[str, AnnData], panel: pd.Index, encoder: str) -> TrainingData:
@@ -53,21 +57,31 @@ def training_data(cohort: Mapping[str, AnnData], panel: pd.Index, encoder: str) 
     empty = [name for name, adata in kept.items() if adata.n_obs == 0]
     if empty:
         raise InputError(f"section {empty[0]}: no spot has any count")
+    n_spots = [adata.n_obs for adata in kept.values()]
     return TrainingData(
         features=np.concatenate([adata.obsm[encoder] for adata in kept.values()]),
         counts=sparse.vstack([sparse.csr_matrix(a[:, panel].X) for a in kept.values()], "csr"),
         library_size=np.concatenate([a.obs["library_size"].to_numpy() for a in kept.values()]),
-        section=np.repeat(list(kept), [adata.n_obs for adata in kept.values()]),
+        section=np.repeat(list(kept), n_spots),
+        group=np.repeat(_groups(cohort)[1], n_spots),
     )
+
+
+def _groups(cohort: Mapping[str, AnnData]) -> tuple[str, list[str]]:
+    """Choose what is left out together, and name that of each section."""
+    patients = list(patients_of(cohort).values())
+    # Two patients would leave a single one to train on.
+    return ("patient", patients) if len(set(patients)) > 2 else ("section", list(cohort))
 
 
 def fit_model(
     cohort: Mapping[str, AnnData],
     *,
     encoder: str = "morphology",
-    n_genes: int = 50,
+    n_genes: int | None = 50,
     genes: Sequence[str] | None = None,
     penalty: float | None = None,
+    verbose: bool = False,
 ) -> RankModel:
     """Train the linear head with the exact list objective.
 
@@ -78,12 +92,15 @@ def fit_model(
     encoder
         Whose features.
     n_genes
-        Size of the panel, chosen by variance on these sections.
+        Size of the panel, chosen by variance on these sections; ``None`` for all genes that vary.
     genes
         The panel, if it is given.
     penalty
-        In counts; chosen for each gene by leaving sections out if ``None``. From one section
-        nothing can be left out: then it is `DEFAULT_PENALTY`, and the provenance says so.
+        In counts; chosen for each gene if ``None``, by leaving out patients, or sections where
+        there are fewer than three patients. From one section nothing can be left out: then it is
+        `DEFAULT_PENALTY`, and the provenance says so.
+    verbose
+        Whether to show progress, on stderr.
 
     Returns
     -------
@@ -100,21 +117,26 @@ def fit_model(
         raise InputError(f"the penalty must not be negative; got {penalty}")
     how = "given"
     if penalty is None:
-        how = "leave one section out"
+        how = f"leave one {_groups(cohort)[0]} out"
         if len(cohort) < 2:
             how = f"default of {DEFAULT_PENALTY:g} counts: one section, nothing to leave out"
             penalty = DEFAULT_PENALTY
     facts = _encoder_facts(cohort, encoder)
     if genes is None:
         panel = choose_panel(cohort, n_genes)
-        panel_choice = f"{n_genes} of highest log1p(CP10k) variance"
+        many = n_genes or "all that vary, from that"
+        panel_choice = f"{many} of highest log1p(CP10k) variance"
     else:
         panel, panel_choice = check_genes(cohort, genes), "given"
     data = training_data(cohort, panel, encoder)
-    regressor = STRankRegressorCV() if penalty is None else STRankRegressor(penalty)
-    regressor.fit(
-        data.features, data.counts, section=data.section, offset=np.log(data.library_size)
-    )
+    spots = {"section": data.section, "offset": np.log(data.library_size)}
+    regressor: STRankRegressor
+    if penalty is None:
+        regressor = STRankRegressorCV(verbose=verbose)
+        regressor.fit(data.features, data.counts, **spots, group=data.group)
+    else:
+        regressor = STRankRegressor(penalty, verbose=verbose)
+        regressor.fit(data.features, data.counts, **spots)
     return RankModel(
         head=LinearHead.from_regressor(regressor).eval(),
         panel=_panel_table(panel, data, regressor),

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from strank.cli.console import Json, finish, note, progress
+from strank.cli.console import Json, finish, note
+from strank.progress import progress
 
 __all__ = ["embed", "import_st"]
 

@@ -1,11 +1,11 @@
-"""What every command shares: errors in one line, progress, tables and JSON."""
+"""What every command shares: errors in one line, tables and JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +21,6 @@ __all__ = [
     "Json",
     "finish",
     "note",
-    "progress",
     "records",
     "show_table",
     "split_names",
@@ -61,24 +60,6 @@ class ErrorGroup(TyperGroup):
 
 _WORKFLOW = ("import", "embed", "fit", "evaluate", "predict", "demo", "synthetic", "hest-probe")
 _EXTRAS = {"cv2": "images", "PIL": "images", "jinja2": "plots", "matplotlib": "plots"}
-
-
-@contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Show a progress bar with the time left on stderr; yields what advances it."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda n: bar.advance(task, n)
 
 
 def working(description: str) -> AbstractContextManager[object]:

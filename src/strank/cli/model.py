@@ -11,13 +11,13 @@ from strank.cli.console import (
     Json,
     finish,
     note,
-    progress,
     records,
     show_table,
     split_names,
     working,
 )
 from strank.errors import InputError, some
+from strank.progress import progress
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,19 +33,22 @@ _PICTURES = 6
 Sections = Annotated[
     str | None, typer.Option(help="Names of sections, separated by commas; all if not given.")
 ]
-Genes = Annotated[int, typer.Option(min=1, help="Size of the panel, by variance in training.")]
 EncoderName = Annotated[str, typer.Option(help="Which image features.")]
 
 
 def fit(
     cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The model folder to write.")],
-    genes: Genes = 50,
+    genes: Annotated[
+        str, typer.Option(help="Size of the panel, by variance in training; or `all` that vary.")
+    ] = "50",
     sections: Sections = None,
     encoder: EncoderName = "morphology",
     penalty: Annotated[
         float | None,
-        typer.Option(help="L2 penalty in counts; chosen by leaving sections out if not given."),
+        typer.Option(
+            help="L2 penalty in counts; chosen by leaving patients (or sections) out if not given."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -56,9 +59,11 @@ def fit(
     from strank.cohort.store import read_cohort
     from strank.fit import fit_model
 
+    if genes != "all" and not genes.isdecimal():
+        raise InputError(f"--genes is a number or `all`; got {genes!r}")
+    n_genes = None if genes == "all" else int(genes)
     train = read_cohort(cohort, sections=split_names(sections), encoder=encoder)
-    with working(f"Fitting {genes} genes on {len(train)} sections"):
-        model = fit_model(train, encoder=encoder, n_genes=genes, penalty=penalty)
+    model = fit_model(train, encoder=encoder, n_genes=n_genes, penalty=penalty, verbose=True)
     model.save(output)
     facts = model.provenance
     if len(train) == 1 and penalty is None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from strank.cli.console import Json, finish, note, progress, records, show_table, working
+from strank.cli.console import Json, finish, note, records, show_table, working
+from strank.progress import progress
 
 __all__ = ["hest_probe"]
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from strank.cli.console import Json, finish, progress, records, show_table
+from strank.cli.console import Json, finish, records, show_table
+from strank.progress import progress
 
 __all__ = ["synthetic"]
 

@@ -14,7 +14,7 @@ from strank.functional.metrics import log1p_cp10k
 __all__ = ["check_genes", "choose_panel", "shared_genes"]
 
 
-def choose_panel(cohort: Mapping[str, AnnData], n_genes: int) -> pd.Index:
+def choose_panel(cohort: Mapping[str, AnnData], n_genes: int | None) -> pd.Index:
     """Genes of highest variance of log1p(CP10k) over all spots of the sections given.
 
     Parameters
@@ -22,7 +22,7 @@ def choose_panel(cohort: Mapping[str, AnnData], n_genes: int) -> pd.Index:
     cohort
         Training sections; a gene must be measured in each of them.
     n_genes
-        Size of the panel, at least 1.
+        Size of the panel, at least 1; ``None`` for all that vary.
 
     Returns
     -------
@@ -43,6 +43,7 @@ def choose_panel(cohort: Mapping[str, AnnData], n_genes: int) -> pd.Index:
         squares += np.asarray(target.multiply(target).sum(0)).ravel()
     variance = squares / n_spots - (total / n_spots) ** 2
     varying = int((variance > 1e-12).sum())
+    n_genes = varying if n_genes is None else n_genes
     if not 1 <= n_genes <= varying:
         raise InputError(f"{n_genes} genes asked for; choose between 1 and the {varying} that vary")
     return genes[np.argsort(-variance, kind="stable")[:n_genes]]

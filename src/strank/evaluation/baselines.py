@@ -43,8 +43,8 @@ def fit_ridge(data: TrainingData, *, centred: bool) -> Predict:
     target = log1p_cp10k(data.counts, data.library_size).toarray()
     if centred:
         features, target = (centre_within(v, data.section) for v in (features, target))
-    if len(np.unique(data.section)) > 1:
-        fold = {"groups": data.section}
+    if len(np.unique(data.group)) > 1:
+        fold = {"groups": data.group}
         model = GridSearchCV(
             make_pipeline(StandardScaler(), Ridge()),
             {"ridge__alpha": ALPHAS},
@@ -55,7 +55,7 @@ def fit_ridge(data: TrainingData, *, centred: bool) -> Predict:
         # From one section nothing can be left out.
         fold = {}
         model = make_pipeline(StandardScaler(), Ridge(float(np.median(ALPHAS))))
-    with few_threads(*target.shape):
+    with few_threads(*features.shape, target.shape[1]):
         model.fit(features, target, **fold)
 
     def predict(features: NDArray[np.float32]) -> NDArray[np.float64]:

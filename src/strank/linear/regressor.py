@@ -20,6 +20,7 @@ from strank.linear.inputs import Data, gather, is_read_by_rows
 from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES, choose_penalty
 from strank.linear.rows import Rows
 from strank.linear.threads import few_threads
+from strank.progress import progress
 
 __all__ = ["STRankRegressor", "STRankRegressorCV"]
 
@@ -62,6 +63,8 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         fitted in blocks that fit, and features that do not fit are read whenever they are needed.
     seed
         Of the draw of partners.
+    verbose
+        Whether to show progress, on stderr.
 
     Attributes
     ----------
@@ -114,6 +117,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         max_iterations: int = 500,
         max_memory: float = 1.0,
         seed: int = 0,
+        verbose: bool = False,
     ) -> None:
         self.penalty = penalty
         self.objective = objective
@@ -123,6 +127,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         self.max_iterations = max_iterations
         self.max_memory = max_memory
         self.seed = seed
+        self.verbose = verbose
 
     def fit(
         self,
@@ -151,8 +156,8 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
             For shapes that do not fit, negative counts or values that are not finite.
         """
         data = self._data(X, y, section, offset)
-        with few_threads(*data.counts.shape):
-            n_genes = data.counts.shape[1]
+        n_genes = data.counts.shape[1]
+        with few_threads(*data.features.shape, n_genes):
             penalty = np.broadcast_to(np.asarray(self.penalty, dtype=np.float64), n_genes)
             return self._fit(self._design(data), penalty)
 
@@ -258,9 +263,14 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         return Design(data, plan)
 
     def _fit(self, design: Design, penalty: NDArray[np.float64]) -> Self:
-        self.solution_ = fit_genes(
-            design, penalty, tolerance=self.tolerance, max_iterations=self.max_iterations
-        )
+        with progress("Genes", len(penalty), hidden=not self.verbose) as advance:
+            self.solution_ = fit_genes(
+                design,
+                penalty,
+                tolerance=self.tolerance,
+                max_iterations=self.max_iterations,
+                advance=advance,
+            )
         geometry = design.geometry(None)
         self.centre_, self.scale_ = geometry.centre.cpu().numpy(), geometry.scale.cpu().numpy()
         self.coef_ = self.solution_.weights.T
@@ -282,7 +292,7 @@ class STRankRegressorCV(STRankRegressor):
         Candidates, in counts.
     shared
         Choose one penalty for all genes, by the sum of their likelihoods; else each has its own.
-    objective, n_partners, standardize, tolerance, max_iterations, max_memory, seed
+    objective, n_partners, standardize, tolerance, max_iterations, max_memory, seed, verbose
         As in `STRankRegressor`.
 
     Attributes
@@ -316,6 +326,7 @@ class STRankRegressorCV(STRankRegressor):
         max_iterations: int = 500,
         max_memory: float = 1.0,
         seed: int = 0,
+        verbose: bool = False,
     ) -> None:
         self.penalties = penalties
         self.shared = shared
@@ -326,6 +337,7 @@ class STRankRegressorCV(STRankRegressor):
         self.max_iterations = max_iterations
         self.max_memory = max_memory
         self.seed = seed
+        self.verbose = verbose
 
     def fit(
         self,
@@ -351,9 +363,11 @@ class STRankRegressorCV(STRankRegressor):
             As `STRankRegressor.fit`, and for fewer than two groups or a section in two of them.
         """
         data = self._data(X, y, section, offset, group)
-        with few_threads(*data.counts.shape):
-            design = self._design(data)
-            self.choice_ = choose_penalty(
-                design, np.asarray(self.penalties, dtype=np.float64), shared=self.shared
-            )
+        n_genes = data.counts.shape[1]
+        with few_threads(*data.features.shape, n_genes):
+            design, penalties = self._design(data), np.asarray(self.penalties, dtype=np.float64)
+            with progress("Penalties", n_genes, hidden=not self.verbose) as advance:
+                self.choice_ = choose_penalty(
+                    design, penalties, shared=self.shared, advance=advance
+                )
             return self._fit(design, self.choice_.penalty)
