@@ -55,7 +55,7 @@ def fit_ridge(data: TrainingData, *, centred: bool) -> Predict:
         # From one section nothing can be left out.
         fold = {}
         model = make_pipeline(StandardScaler(), Ridge(float(np.median(ALPHAS))))
-    with few_threads(*features.shape, target.shape[1]):
+    with few_threads(len(features), features.shape[1], target.shape[1]):
         model.fit(features, target, **fold)
 
     def predict(features: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -157,7 +157,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         """
         data = self._data(X, y, section, offset)
         n_genes = data.counts.shape[1]
-        with few_threads(*data.features.shape, n_genes):
+        with few_threads(len(data.offset), self.n_features_in_, n_genes):
             penalty = np.broadcast_to(np.asarray(self.penalty, dtype=np.float64), n_genes)
             return self._fit(self._design(data), penalty)
 
@@ -364,7 +364,7 @@ class STRankRegressorCV(STRankRegressor):
         """
         data = self._data(X, y, section, offset, group)
         n_genes = data.counts.shape[1]
-        with few_threads(*data.features.shape, n_genes):
+        with few_threads(len(data.offset), self.n_features_in_, n_genes):
             design, penalties = self._design(data), np.asarray(self.penalties, dtype=np.float64)
             with progress("Penalties", n_genes, hidden=not self.verbose) as advance:
                 self.choice_ = choose_penalty(
