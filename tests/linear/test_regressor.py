@@ -16,6 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from strank import STRankRegressor, STRankRegressorCV
 from strank.linear.design import Design, Plan
 from strank.linear.inputs import gather
+from strank.linear.solution import Status
 
 
 @pytest.fixture
@@ -248,6 +249,7 @@ def test_the_scale_ignores_what_differs_between_sections():
     np.testing.assert_allclose(model.scale_, plain.std(0))
     constant = STRankRegressor().fit(np.full((4, 1), 0.1), np.ones(4))
     assert constant.scale_.tolist() == [1.0]
+    assert constant.solution_.status.tolist() == [Status.NOTHING_VARIES]
 
 
 def test_all_principal_components_change_nothing_unless_they_are_scaled(spots):

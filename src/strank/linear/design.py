@@ -191,8 +191,7 @@ class Design:
         geometry, rows = self.geometry(left_out), self.rows
         basis: Tensor | None = geometry.basis
         if rows.centre is None and len(self.data.offset) <= _SPOTS_PER_GENE * n_genes:
-            rotated = rows.source @ geometry.basis.to(rows.dtype)
-            rows, basis = Rows(rotated, rows.bounds, dtype=rows.dtype), None
+            rows, basis = rows.of_source(rows.source @ geometry.basis.to(rows.dtype)), None
         return Fold(rows, basis, geometry, self.group, left_out, self._width)
 
     def blocks(self) -> Iterator[Block]:
@@ -226,33 +225,32 @@ class Design:
 
     def _stored_rows(self) -> Rows:
         source = self.data.features
-        single = str(source.dtype).removeprefix("torch.") == "float32"
-        rows = max(1, int(_READ * self._budget) // (8 * source.shape[1]))
+        single = str(source.dtype).removeprefix("torch.") in ("float16", "bfloat16", "float32")
+        block = max(1, int(_READ * self._budget) // (8 * source.shape[1]))
         dtype = torch.float32 if single else torch.float64
-        return Rows(source, self.data.bounds, block=rows, dtype=dtype)
+        return Rows(source, self.data.bounds, block=block, dtype=dtype)
 
     def _centred(self, raw: Rows, centre: Tensor) -> Rows:
         """Copy the features if they fit into memory, or centre them whenever they are read."""
-        if not self._fits(raw.n_features):
-            return Rows(raw.source, raw.bounds, centre=centre, block=raw.block, dtype=raw.dtype)
+        if self._bytes(raw) > _COPY * self._budget:
+            return raw.of_source(raw.source, centre=centre)
         blocks = [b for s in range(raw.n_sections) for _, b in raw.each_block(s)]
-        return Rows(torch.cat(blocks).sub_(centre.to(raw.dtype)), raw.bounds, dtype=raw.dtype)
+        return raw.of_source(torch.cat(blocks).sub_(centre.to(raw.dtype)))
 
     @property
     def _budget(self) -> float:
         return self.plan.max_memory * 2**30
 
-    def _fits(self, n_features: int) -> bool:
-        single = str(self.data.features.dtype).removeprefix("torch.") == "float32"
-        itemsize = 4 if single else 8
-        return len(self.data.offset) * n_features * itemsize <= _COPY * self._budget
+    @staticmethod
+    def _bytes(rows: Rows) -> int:
+        return rows.bounds[-1] * rows.n_features * rows.dtype.itemsize
 
     def _genes_at_once(self) -> int:
         """How many genes fit into the memory that copies of the features leave."""
         rows, n_groups = self.rows, len(self.moments)
         n, p = len(self.data.offset), rows.n_features
         longest = max(rows.size(s) for s in range(rows.n_sections))
-        held = (n_groups + 3) * p * p * 8 + 3 * rows.dtype.itemsize * n * p * self._fits(p)
+        held = (n_groups + 3) * p * p * 8 + 2 * self._bytes(rows) * (rows.centre is None)
         # Numbers of 8 bytes that a gene needs: of the solver, of its sums, and of one section.
         each = p * (2 * HISTORY + 14) + p * (n_groups + 3) + 5 * longest
         if self.plan.objective == "pair":

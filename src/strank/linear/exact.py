@@ -106,7 +106,7 @@ def _status(block: Block, problem: Problem, found: Optimum, tolerance: float) ->
     status[(expressed[problem.sections] <= 1).all(0)] = Status.ONE_SPOT
     status[_runs_away(block, problem, found)] = Status.NO_OPTIMUM
     status[found.error(problem) > tolerance] = Status.MAX_ITERATIONS
-    status[problem.counts == 0] = Status.NOTHING_VARIES
+    status[(problem.counts == 0) | (len(problem.variances) == 0)] = Status.NOTHING_VARIES
     status[totals.sum(0) == 0] = Status.NO_COUNTS
     return status
 

@@ -70,6 +70,10 @@ class Rows:
         """Count the spots of a section."""
         return self.bounds[section + 1] - self.bounds[section]
 
+    def of_source(self, source: Any, *, centre: Tensor | None = None) -> Rows:
+        """Return other features of the same spots, read alike."""
+        return Rows(source, self.bounds, centre=centre, block=self.block, dtype=self.dtype)
+
     def in_precision(self, dtype: torch.dtype) -> Rows:
         """Return the same rows with products in another precision."""
         return Rows(self.source, self.bounds, centre=self.centre, block=self.block, dtype=dtype)
