@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from strank import STRankRegressor, STRankRegressorCV
 from strank.linear.design import Design, Plan
-from strank.linear.inputs import gather
+from strank.linear.inputs import deal, gather
 from strank.linear.solution import Status
 
 
@@ -208,7 +208,8 @@ def test_one_penalty_for_all_genes_if_asked(spots):
 
 def test_a_fold_is_the_fit_of_its_training_sections(spots):
     """Shared moments, minus what is left out, are the moments of what is left."""
-    data = gather(spots["X"], spots["counts"], spots["section"], spots["offset"])
+    named = _named(spots)
+    data = gather(*(named[k] for k in ("X", "y", "section", "offset", "section")))
     design = Design(data, Plan())
     for left_out in range(3):
         rows = data.section != left_out
@@ -268,3 +269,16 @@ def test_all_principal_components_change_nothing_unless_they_are_scaled(spots):
 
 def _named(spots):
     return {"y" if name == "counts" else name: values for name, values in spots.items()}
+
+
+def test_many_groups_are_left_out_in_parts(spots):
+    section = np.arange(120) // 5
+    every = fit(STRankRegressorCV([10.0], max_folds=24), spots, section=section)
+    parts = fit(STRankRegressorCV([10.0], max_folds=4), spots, section=section)
+    fold = deal(section, 4)
+    assert np.bincount(fold).tolist() == [30] * 4
+    by_hand = fit(STRankRegressorCV([10.0]), spots, section=section, group=fold)
+    np.testing.assert_allclose(parts.choice_.held_out, by_hand.choice_.held_out)
+    assert (every.choice_.held_out != parts.choice_.held_out).all()
+    with pytest.raises(ValueError, match="max_folds must be at least 2"):
+        fit(STRankRegressorCV(max_folds=1), spots)

@@ -326,7 +326,7 @@ def test_penalties_per_gene():
     [
         (-1.0, {}, "penalty must not be negative"),
         (np.nan, {}, "must be finite"),
-        (1.0, {"max_memory": 1e-6}, "too little for 4 features and sections of 20 spots"),
+        (1.0, {"max_memory": 1e-6}, "too little for 4 features and 60 spots at once"),
         (1.0, {"objective": "lists"}, "objective must be one of"),
         (1.0, {"objective": "pair", "n_partners": 0}, "n_partners must be at least 1"),
     ],

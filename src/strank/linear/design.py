@@ -14,12 +14,14 @@ from torch import Tensor
 from strank.linear.geometry import Geometry, measure
 from strank.linear.inputs import Data
 from strank.linear.objective import (
+    TILE,
     Likelihood,
     ListLikelihood,
     PairLikelihood,
     Problem,
     Sums,
     dense,
+    tiles,
 )
 from strank.linear.rows import Rows
 from strank.linear.solver import HISTORY
@@ -33,7 +35,7 @@ _MOST_GENES = {"cpu": 1024, "cuda": 8192}
 # Two copies of the features may take this part of the memory each; a block of rows, that.
 _COPY, _READ = 0.3, 0.05
 # Rotating the features pays when at least a gene is fitted for so many spots.
-_SPOTS_PER_GENE = 10
+_SPOTS_PER_GENE = 20
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Fold:
         return Problem(
             rows=self.rows,
             basis=self.basis,
-            sections=sections,
+            tiles=tiles(self.rows, sections),
             likelihood=likelihood,
             xtc=xtc,
             counts=counts,
@@ -234,7 +236,7 @@ class Design:
         """Copy the features if they fit into memory, or centre them whenever they are read."""
         if self._bytes(raw) > _COPY * self._budget:
             return raw.of_source(raw.source, centre=centre)
-        blocks = [b for s in range(raw.n_sections) for _, b in raw.each_block(s)]
+        blocks = [block for _, block in raw.each_block(slice(0, raw.bounds[-1]))]
         return raw.of_source(torch.cat(blocks).sub_(centre.to(raw.dtype)))
 
     @property
@@ -249,7 +251,7 @@ class Design:
         """How many genes fit into the memory that copies of the features leave."""
         rows, n_groups = self.rows, len(self.moments)
         n, p = len(self.data.offset), rows.n_features
-        longest = max(rows.size(s) for s in range(rows.n_sections))
+        longest = max(min(TILE, n), *(rows.size(s) for s in range(rows.n_sections)))
         held = (n_groups + 3) * p * p * 8 + 2 * self._bytes(rows) * (rows.centre is None)
         # Numbers of 8 bytes that a gene needs: of the solver, of its sums, and of one section.
         each = p * (2 * HISTORY + 14) + p * (n_groups + 3) + 5 * longest
@@ -260,6 +262,6 @@ class Design:
             needed = (held + 8 * each) / 2**30
             raise ValueError(
                 f"max_memory={self.plan.max_memory:g} GiB is too little for {p} features and "
-                f"sections of {longest} spots: a single gene needs {needed:.2g} GiB"
+                f"{longest} spots at once: a single gene needs {needed:.2g} GiB"
             )
         return min(width, _MOST_GENES.get(rows.device.type, 8192))

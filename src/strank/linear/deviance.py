@@ -41,7 +41,7 @@ def deviance_explained(rows: Rows, data: Data, weights: Tensor) -> NDArray[np.fl
         counts = by_gene[:, genes].tocsr()
         model, none = torch.zeros(2, counts.shape[1], dtype=torch.float64, device=rows.device)
         for s in range(rows.n_sections):
-            scores = rows.times(s, weights[:, genes].to(rows.device)).double()
+            scores = rows.times(rows.of(s), weights[:, genes])
             of_model, of_none = _losses(scores, dense(counts, rows, s), offset[rows.of(s)])
             model += of_model
             none += of_none

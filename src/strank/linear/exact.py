@@ -100,10 +100,11 @@ def _solution(
 def _status(block: Block, problem: Problem, found: Optimum, tolerance: float) -> Tensor:
     """Name how each gene ended; the more serious word has the last say."""
     totals, expressed = block.sums.totals, block.sums.expressed
-    informative = totals[problem.sections] > 0
+    sections = [s for tile in problem.tiles for s in tile]
+    informative = totals[sections] > 0
     status = torch.full_like(found.iterations, Status.CONVERGED)
     status[informative.sum(0) == 1] = Status.ONE_SECTION
-    status[(expressed[problem.sections] <= 1).all(0)] = Status.ONE_SPOT
+    status[(expressed[sections] <= 1).all(0)] = Status.ONE_SPOT
     status[_runs_away(block, problem, found)] = Status.NO_OPTIMUM
     status[found.error(problem) > tolerance] = Status.MAX_ITERATIONS
     status[(problem.counts == 0) | (len(problem.variances) == 0)] = Status.NOTHING_VARIES
@@ -120,11 +121,12 @@ def _runs_away(block: Block, problem: Problem, found: Optimum) -> Tensor:
     rows, part = problem.rows, problem.genes(free)
     axes = found.axes[:, free]
     left, share = torch.zeros(2, len(free), dtype=torch.float64, device=rows.device)
-    for s in problem.sections:
+    weights = (axes if problem.basis is None else problem.basis @ axes).to(rows.dtype)
+    for s in (s for tile in problem.tiles for s in tile):
         without = dense(block.counts, rows, s)[:, free] == 0
-        weights = axes if problem.basis is None else problem.basis @ axes
-        for total, weight in ((left, weights), (share, torch.zeros_like(weights))):
-            scores = rows.times(s, weight.to(rows.dtype))
-            total += (part.likelihood.section(s, scores)[1] * without).sum(0)
+        scores = rows.times(rows.of(s), weights)
+        for total, expected in ((left, scores), (share, torch.zeros_like(scores))):
+            part.likelihood.section(s, expected)
+            total += (expected * without).sum(0)
     result[free] = (share > 0) & (left <= _VANISHING * share)
     return result

@@ -113,7 +113,7 @@ def _of_section(rows: Rows, section: int, offset: Tensor, weight: float) -> Mome
     total, squares, largest, mean = (share.new_zeros(p) for _ in range(4))
     covariance = share.new_zeros(p, p)
     shift: Tensor | None = None
-    for block, features in rows.each_block(section):
+    for block, features in rows.each_block(rows.of(section)):
         if not torch.isfinite(features).all():
             spot, feature = torch.nonzero(~torch.isfinite(features))[0].tolist()
             raise ValueError(

@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from sklearn.model_selection import GroupKFold
 
-__all__ = ["Data", "gather", "groups_of", "is_read_by_rows"]
+__all__ = ["Data", "deal", "gather", "groups_of", "is_read_by_rows"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def gather(features: Any, counts: Any, section: Any, offset: Any, group: Any = N
     features, counts
         ``[n_spots, n_features]``, and ``[n_spots, n_genes]`` or ``[n_spots]``.
     section, offset, group
-        ``[n_spots]``; one section, equal depth and sections if ``None``.
+        ``[n_spots]``; one section, equal depth and one group if ``None``.
 
     Raises
     ------
@@ -74,7 +75,7 @@ def gather(features: Any, counts: Any, section: Any, offset: Any, group: Any = N
     n = features.shape[0]
     section = np.zeros(n) if section is None else np.asarray(section)
     offset = np.zeros(n) if offset is None else np.asarray(offset, dtype=np.float64)
-    group = section if group is None else np.asarray(group)
+    group = np.zeros(n) if group is None else np.asarray(group)
     each = {"y": counts, "section": section, "offset": offset, "group": group}
     for name, values in each.items():
         if values.shape[0] != n:
@@ -108,6 +109,25 @@ def groups_of(section: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[n
     if len(pairs) > section.max() + 1:
         raise ValueError("group: a section stands in two groups")
     return pairs[:, 1]
+
+
+def deal(group: Any, max_folds: int) -> NDArray[np.int64]:
+    """Deal groups out to at most so many folds, of about the same number of spots.
+
+    Examples
+    --------
+    >>> deal(np.array(["a", "b", "b", "c", "c", "c"]), 2)
+    array([1, 1, 1, 0, 0, 0])
+    """
+    codes = _codes("group", np.asarray(group))
+    if max_folds < 2:
+        raise ValueError(f"max_folds must be at least 2; got {max_folds}")
+    if codes.max() < max_folds:
+        return codes
+    folds = np.empty_like(codes)
+    for fold, (_, test) in enumerate(GroupKFold(max_folds).split(codes, groups=codes)):
+        folds[test] = fold
+    return folds
 
 
 def _codes(name: str, labels: NDArray) -> NDArray[np.int64]:

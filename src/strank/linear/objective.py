@@ -18,7 +18,20 @@ from torch import Tensor
 
 from strank.linear.rows import Rows
 
-__all__ = ["Likelihood", "ListLikelihood", "PairLikelihood", "Problem", "Sums", "evaluate"]
+__all__ = [
+    "TILE",
+    "Likelihood",
+    "ListLikelihood",
+    "PairLikelihood",
+    "Problem",
+    "Sums",
+    "dense",
+    "evaluate",
+    "tiles",
+]
+
+# Spots of small sections that are multiplied together.
+TILE = 1024
 
 
 class Likelihood(Protocol):
@@ -28,8 +41,8 @@ class Likelihood(Protocol):
     def information(self) -> float:
         """Curvature relative to a list of the same counts."""
 
-    def section(self, section: int, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Normaliser ``[n_genes]`` (float64), and expected counts; ``scores`` are used up."""
+    def section(self, section: int, scores: Tensor) -> Tensor:
+        """Normaliser ``[n_genes]`` (float64); turns the scores into expected counts in place."""
 
     def genes(self, index: Tensor) -> Self:
         """Keep some of the genes."""
@@ -51,13 +64,14 @@ class ListLikelihood:
     totals: Tensor
     information = 1.0
 
-    def section(self, section: int, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Normaliser and expected counts of a section."""
-        logits = scores.add_(self.offset[section].to(scores.dtype)[:, None])
-        largest = logits.amax(0)
-        rates = logits.sub_(largest).exp_()
-        total, counts = rates.sum(0, dtype=torch.float64), self.totals[section]
-        return counts * (total.log() + largest), rates.mul_((counts / total).to(rates.dtype))
+    def section(self, section: int, scores: Tensor) -> Tensor:
+        """Return the normaliser of a section; its scores become expected counts."""
+        scores += self.offset[section].to(scores.dtype)[:, None]
+        largest = scores.amax(0)
+        scores.sub_(largest).exp_()
+        total, counts = scores.sum(0, dtype=torch.float64), self.totals[section]
+        scores *= (counts / total).to(scores.dtype)
+        return counts * (total.log() + largest)
 
     def genes(self, index: Tensor) -> Self:
         """Keep some of the genes."""
@@ -119,10 +133,10 @@ class PairLikelihood:
             shifts.append(every.tolist())
         return cls(offset, counts, circle, shifts)
 
-    def section(self, section: int, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Normaliser and expected counts of a section."""
+    def section(self, section: int, scores: Tensor) -> Tensor:
+        """Return the normaliser of a section; its scores become expected counts."""
         order, n = self.circle[section], len(scores)
-        logits = scores.add_(self.offset[section].to(scores.dtype)[:, None])[order]
+        logits = (scores + self.offset[section].to(scores.dtype)[:, None])[order]
         counts = self.counts[section].to(scores.dtype)[order]
         value = counts.new_zeros(counts.shape[1], dtype=torch.float64)
         expected, compared = torch.zeros_like(logits), 0.0
@@ -138,9 +152,8 @@ class PairLikelihood:
             # log(e^a + e^b) = b + max(a - b, 0) + log(1 + e^-|a - b|)
             excess = difference.clamp(min=0).add_(difference.abs_().neg_().exp_().add_(1).log_())
             value += excess.add_(logits.roll(-shift, 0)).mul_(pooled).sum(0, dtype=torch.float64)
-        result = torch.empty_like(expected)
-        result[order] = expected / compared
-        return value / compared, result
+        scores[order] = expected / compared
+        return value / compared
 
     def genes(self, index: Tensor) -> Self:
         """Keep some of the genes."""
@@ -177,7 +190,7 @@ class Sums:
             tile = dense(counts, rows, s)
             sums.totals[s], sums.expressed[s] = tile.sum(0), (tile > 0).sum(0)
             if rows.size(s) > 1:
-                xtc[group[s]] += rows.sums(s, tile)
+                xtc[group[s]] += rows.sums(rows.of(s), tile)
         return sums
 
 
@@ -199,8 +212,8 @@ class Problem:
         Features.
     basis
         :math:`B`, ``[n_features, n_axes]``; ``None`` if the features are rotated already.
-    sections
-        Which sections take part.
+    tiles
+        Sections that take part; those of a tile lie side by side, and are multiplied together.
     likelihood
         Of the counts.
     xtc
@@ -217,7 +230,7 @@ class Problem:
 
     rows: Rows
     basis: Tensor | None
-    sections: Sequence[int]
+    tiles: Sequence[range]
     likelihood: Likelihood
     xtc: Tensor
     counts: Tensor
@@ -236,19 +249,40 @@ class Problem:
         )
 
 
+def tiles(rows: Rows, sections: Sequence[int]) -> list[range]:
+    """Put sections side by side together, as long as they are small.
+
+    Examples
+    --------
+    >>> tiles(Rows(np.zeros((5000, 1)), (0, 600, 900, 1500, 5000)), [0, 1, 2, 3])
+    [range(0, 2), range(2, 3), range(3, 4)]
+    """
+    found: list[range] = []
+    for s in sections:
+        joined = range(found[-1].start, s + 1) if found and found[-1].stop == s else range(s, s + 1)
+        if found and joined.start < s and rows.bounds[s + 1] - rows.bounds[joined.start] <= TILE:
+            found[-1] = joined
+        else:
+            found.append(range(s, s + 1))
+    return found
+
+
 def evaluate(problem: Problem, axes: Tensor) -> tuple[Tensor, Tensor]:
     """Objective ``[n_genes]`` and its gradient at weights along the axes, in float64.
 
-    Two products of the features of each section with one column a gene, in the precision of the
-    rows; sums over sections are in float64.
+    Two products of the features with one column a gene, in the precision of the rows; sums over
+    tiles are in float64.
     """
     rows, basis = problem.rows, problem.basis
     weights = (axes if basis is None else basis @ axes).to(rows.dtype)
     value = (axes * (0.5 * problem.penalty * axes - problem.xtc)).sum(0)
     gradient = torch.zeros(weights.shape, dtype=torch.float64, device=weights.device)
-    for s in problem.sections:
-        normaliser, expected = problem.likelihood.section(s, rows.times(s, weights))
-        value += normaliser
-        gradient += rows.sums(s, expected)
+    for tile in problem.tiles:
+        first, spots = rows.bounds[tile.start], rows.of(tile)
+        scores = rows.times(spots, weights)
+        for s in tile:
+            part = rows.of(s)
+            value += problem.likelihood.section(s, scores[part.start - first : part.stop - first])
+        gradient += rows.sums(spots, scores)
     gradient = gradient if basis is None else basis.T @ gradient
     return value, gradient.add_(problem.penalty * axes).sub_(problem.xtc)

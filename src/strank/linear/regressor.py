@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from strank.linear.design import Design, Objective, Plan
 from strank.linear.deviance import deviance_explained
 from strank.linear.exact import fit_genes
-from strank.linear.inputs import Data, gather, is_read_by_rows
+from strank.linear.inputs import Data, deal, gather, is_read_by_rows
 from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES, choose_penalty
 from strank.linear.rows import Rows
 from strank.linear.threads import few_threads
@@ -168,13 +168,9 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         features = self._features(X, reset=False)
-        bounds = (0, features.shape[0])
-        centre = torch.as_tensor(self.centre_)
-        if isinstance(features, torch.Tensor):
-            features, centre = features, centre.to(features.device)
-        rows = Rows(features, bounds, centre=centre, block=self._rows_at_once())
+        rows = self._rows(features, (0, features.shape[0]))
         weights = torch.as_tensor(self.coef_.T.copy()).to(rows.device)
-        scores = rows.times(0, weights).cpu().numpy()
+        scores = rows.times(rows.of(0), weights).cpu().numpy()
         scores = scores[:, 0] if self._one_gene else scores
         if not isinstance(X, pd.DataFrame):
             return scores
@@ -197,8 +193,8 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         data = self._data(X, y, section, offset, reset=False)
-        weights, centre = (torch.as_tensor(v) for v in (self.coef_.T.copy(), self.centre_))
-        rows = Rows(data.features, data.bounds, centre=centre, block=self._rows_at_once())
+        rows = self._rows(data.features, data.bounds)
+        weights = torch.as_tensor(self.coef_.T.copy()).to(rows.device)
         return float(np.nanmean(deviance_explained(rows, data, weights)))
 
     def to_pandas(self) -> pd.DataFrame:
@@ -224,8 +220,12 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         tags.target_tags.multi_output = True
         return tags
 
-    def _rows_at_once(self) -> int:
-        return max(1, int(self.max_memory * 2**30 / 8) // (16 * self.n_features_in_))
+    def _rows(self, features: Any, bounds: tuple[int, ...]) -> Rows:
+        """Features for predictions, centred, read in blocks of an eighth of the memory."""
+        block = max(1, int(self.max_memory * 2**30 / 8) // (16 * self.n_features_in_))
+        device = features.device if isinstance(features, torch.Tensor) else None
+        centre = torch.as_tensor(self.centre_, device=device)
+        return Rows(features, bounds, centre=centre, block=block)
 
     def _features(self, X: Any, *, reset: bool) -> Any:
         """Validate features; of what is read by rows, the values are checked when they are."""
@@ -290,6 +290,8 @@ class STRankRegressorCV(STRankRegressor):
     ----------
     penalties
         Candidates, in counts.
+    max_folds
+        Where there are more groups to leave out, they are left out in so many parts.
     shared
         Choose one penalty for all genes, by the sum of their likelihoods; else each has its own.
     objective, n_partners, standardize, tolerance, max_iterations, max_memory, seed, verbose
@@ -318,6 +320,7 @@ class STRankRegressorCV(STRankRegressor):
         self,
         penalties: ArrayLike = PENALTIES,
         *,
+        max_folds: int = 10,
         shared: bool = False,
         objective: Objective = "list",
         n_partners: int | None = None,
@@ -329,6 +332,7 @@ class STRankRegressorCV(STRankRegressor):
         verbose: bool = False,
     ) -> None:
         self.penalties = penalties
+        self.max_folds = max_folds
         self.shared = shared
         self.objective = objective
         self.n_partners = n_partners
@@ -362,7 +366,9 @@ class STRankRegressorCV(STRankRegressor):
         ValueError
             As `STRankRegressor.fit`, and for fewer than two groups or a section in two of them.
         """
-        data = self._data(X, y, section, offset, group)
+        group = section if group is None else group
+        fold = None if group is None else deal(group, self.max_folds)
+        data = self._data(X, y, section, offset, fold)
         n_genes = data.counts.shape[1]
         with few_threads(len(data.offset), self.n_features_in_, n_genes):
             design, penalties = self._design(data), np.asarray(self.penalties, dtype=np.float64)

@@ -32,9 +32,9 @@ class Rows:
     Examples
     --------
     >>> rows = Rows(np.arange(6.0).reshape(3, 2), (0, 2, 3), block=1)
-    >>> rows.times(0, torch.ones(2, 1, dtype=torch.float64)).flatten()
+    >>> rows.times(rows.of(0), torch.ones(2, 1, dtype=torch.float64)).flatten()
     tensor([1., 5.], dtype=torch.float64)
-    >>> rows.sums(0, torch.ones(2, 1, dtype=torch.float64)).flatten()
+    >>> rows.sums(rows.of(0), torch.ones(2, 1, dtype=torch.float64)).flatten()
     tensor([2., 4.], dtype=torch.float64)
     """
 
@@ -62,9 +62,11 @@ class Rows:
         """Number of features."""
         return int(self.source.shape[1])
 
-    def of(self, section: int) -> slice:
-        """Rows of a section."""
-        return slice(self.bounds[section], self.bounds[section + 1])
+    def of(self, sections: int | range) -> slice:
+        """Rows of a section, or of sections side by side."""
+        if isinstance(sections, int):
+            sections = range(sections, sections + 1)
+        return slice(self.bounds[sections.start], self.bounds[sections.stop])
 
     def size(self, section: int) -> int:
         """Count the spots of a section."""
@@ -78,31 +80,29 @@ class Rows:
         """Return the same rows with products in another precision."""
         return Rows(self.source, self.bounds, centre=self.centre, block=self.block, dtype=dtype)
 
-    def times(self, section: int, weights: Tensor) -> Tensor:
-        """Product of a section's rows with ``[n_features, n_genes]``."""
-        parts = [self._read(block) @ weights for block in self._blocks(section)]
+    def times(self, rows: slice, weights: Tensor) -> Tensor:
+        """Product of some rows with ``[n_features, n_genes]``."""
+        parts = [self._read(block) @ weights for block in self._blocks(rows)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def sums(self, section: int, values: Tensor) -> Tensor:
-        """Features summed over a section, weighted by ``[n_spots of it, n_genes]``, in float64."""
-        start = self.bounds[section]
-        total: Tensor | None = None
-        for block in self._blocks(section):
-            part = values[block.start - start : block.stop - start]
-            product = (self._read(block).T @ part).double()
-            total = product if total is None else total.add_(product)
-        if total is None:
-            return values.new_zeros(self.n_features, values.shape[1], dtype=torch.float64)
+    def sums(self, rows: slice, values: Tensor) -> Tensor:
+        """Features summed over some rows, weighted by ``[n_rows, n_genes]``, in float64."""
+        total = torch.zeros(
+            self.n_features, values.shape[1], dtype=torch.float64, device=values.device
+        )
+        for block in self._blocks(rows):
+            part = values[block.start - rows.start : block.stop - rows.start]
+            total += self._read(block).T @ part
         return total
 
-    def each_block(self, section: int) -> Iterator[tuple[slice, Tensor]]:
-        """Rows of a section, block by block."""
-        for block in self._blocks(section):
+    def each_block(self, rows: slice) -> Iterator[tuple[slice, Tensor]]:
+        """Yield some rows, block by block."""
+        for block in self._blocks(rows):
             yield block, self._read(block)
 
-    def _blocks(self, section: int) -> list[slice]:
-        start, stop = self.bounds[section], self.bounds[section + 1]
-        return [slice(a, min(a + self.block, stop)) for a in range(start, stop, self.block)]
+    def _blocks(self, rows: slice) -> list[slice]:
+        starts = range(rows.start, rows.stop, self.block)
+        return [slice(start, min(start + self.block, rows.stop)) for start in starts]
 
     def _read(self, block: slice) -> Tensor:
         """Read a block, or take the one that was read last: most sections are a single block."""

@@ -15,6 +15,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 from strank.linear.objective import Problem, evaluate
 
@@ -148,7 +149,7 @@ class _Search:
         information = problem.likelihood.information * problem.counts
         inverse = 1 / (information * problem.variances[:, None] + problem.penalty)
         direction = -inverse * now.gradient
-        slope = (direction * now.gradient).sum(0)
+        slope = vecdot(direction, now.gradient, dim=0)
         return cls(inverse, direction, slope, torch.ones_like(slope), [], [], [])
 
     def genes(self, index: Tensor) -> Self:
@@ -162,7 +163,7 @@ class _Search:
         tried = now.axes + self.length * self.direction
         objective, gradient = evaluate(problem, tried)
         now.iterations += 1
-        slope = (self.direction * gradient).sum(0)
+        slope = vecdot(self.direction, gradient, dim=0)
         rounding = 100 * torch.finfo(problem.rows.dtype).eps * problem.counts
         taken = (slope <= -_OVERSHOOT * self.slope) & (objective <= now.objective + rounding)
         shorter = (self.slope / (self.slope - slope)).nan_to_num(0).clamp(0.1, 0.5)
@@ -173,11 +174,11 @@ class _Search:
         now.gradient = torch.where(taken, gradient, now.gradient)
         direction = self._newton(now.gradient)
         self.direction = torch.where(taken, direction, self.direction)
-        self.slope = (self.direction * now.gradient).sum(0)
+        self.slope = vecdot(self.direction, now.gradient, dim=0)
         self.length = torch.where(taken, 1.0, self.length * shorter)
 
     def _remember(self, step: Tensor, change: Tensor, room: int) -> None:
-        curvature = (step * change).sum(0)
+        curvature = vecdot(step, change, dim=0)
         self.steps.append(step)
         self.changes.append(change)
         # A step that was not taken, or that rounding has left without curvature, tells nothing.
@@ -192,11 +193,11 @@ class _Search:
         memory = list(zip(self.steps, self.changes, self.curvatures, strict=True))
         result, shares = -gradient, []
         for step, change, curvature in reversed(memory):
-            shares.append(curvature * (step * result).sum(0))
-            result -= shares[-1] * change
+            shares.append(curvature * vecdot(step, result, dim=0))
+            result.addcmul_(shares[-1], change, value=-1)
         change, curvature = self.changes[-1], self.curvatures[-1]
-        seen = curvature * (change * change * self.inverse).sum(0)
+        seen = curvature * vecdot(change * self.inverse, change, dim=0)
         result *= self.inverse * torch.where(seen > 0, 1 / seen, 1.0)
         for (step, change, curvature), share in zip(memory, reversed(shares), strict=True):
-            result += (share - curvature * (change * result).sum(0)) * step
+            result.addcmul_(share - curvature * vecdot(change, result, dim=0), step)
         return result

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 __all__ = ["few_threads"]
 
@@ -28,4 +29,10 @@ def few_threads(n_spots: int, n_features: int, n_genes: int) -> AbstractContextM
     True
     """
     small = n_spots * n_features * n_genes < _WORTH_THREADS
-    return threadpool_limits(limits=1) if small else nullcontext()
+    return _controller().limit(limits=1) if small else nullcontext()
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    """Find the libraries that have threads, which takes 5 ms."""
+    return ThreadpoolController()
