@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from strank.cohort.store import read_cohort
     from strank.evaluation.protocol import cross_validate, evaluate
     from strank.fit import fit_model
-    from strank.linear.regressor import STRankRegressor, STRankRegressorCV
+    from strank.linear.regressor import STRankRegressor
+    from strank.linear.regressor_cv import STRankRegressorCV
     from strank.losses import (
         ListSTRankLoss,
         MarginRankingLoss,
@@ -36,7 +37,7 @@ _HOMES = {
     "PoissonLoss": "strank.losses",
     "RankModel": "strank.model",
     "STRankRegressor": "strank.linear.regressor",
-    "STRankRegressorCV": "strank.linear.regressor",
+    "STRankRegressorCV": "strank.linear.regressor_cv",
     "cross_validate": "strank.evaluation.protocol",
     "evaluate": "strank.evaluation.protocol",
     "fit_model": "strank.fit",

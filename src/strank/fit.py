@@ -17,7 +17,8 @@ from strank.cohort.splits import patients_of
 from strank.errors import InputError
 from strank.linear.head import LinearHead
 from strank.linear.penalty import DEFAULT_PENALTY
-from strank.linear.regressor import STRankRegressor, STRankRegressorCV
+from strank.linear.regressor import STRankRegressor
+from strank.linear.regressor_cv import STRankRegressorCV
 from strank.linear.solution import Status
 from strank.model import RankModel
 from strank.version import __version__

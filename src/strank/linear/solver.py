@@ -21,9 +21,10 @@ from strank.linear.objective import Problem, evaluate
 
 __all__ = ["HISTORY", "Optimum", "descend", "minimise"]
 
-# Past steps that are remembered: many help genes far from the shared curvature, of which there are
-# few. They take the memory that the genes that are done have left.
+# Past steps that are remembered. More help the few genes far from the shared curvature, which are
+# those that go on after so many iterations; they take the memory that the others have left.
 HISTORY, _LONGEST_HISTORY = 6, 100
+_HARD_AFTER = 60
 _OVERSHOOT = 0.7
 _SHORTEST_STEP = 1e-8
 # Gradients relative to counts that float32 products still resolve.
@@ -143,6 +144,7 @@ class _Search:
     steps: list[Tensor]
     changes: list[Tensor]
     curvatures: list[Tensor]
+    iteration: int = 0
 
     @classmethod
     def begin(cls, problem: Problem, now: Optimum) -> Self:
@@ -153,16 +155,23 @@ class _Search:
         return cls(inverse, direction, slope, torch.ones_like(slope), [], [], [])
 
     def genes(self, index: Tensor) -> Self:
-        memory = (self.steps, self.changes, self.curvatures)
-        kept = [[past[..., index] for past in each] for each in memory]
-        inverse, direction = self.inverse[:, index], self.direction[:, index]
-        return type(self)(inverse, direction, self.slope[index], self.length[index], *kept)
+        return replace(
+            self,
+            inverse=self.inverse[:, index],
+            direction=self.direction[:, index],
+            slope=self.slope[index],
+            length=self.length[index],
+            steps=[step[:, index] for step in self.steps],
+            changes=[change[:, index] for change in self.changes],
+            curvatures=[curvature[index] for curvature in self.curvatures],
+        )
 
     def step(self, problem: Problem, now: Optimum) -> None:
         """Try the step of every gene; take it where it did not go too far."""
         tried = now.axes + self.length * self.direction
         objective, gradient = evaluate(problem, tried)
         now.iterations += 1
+        self.iteration += 1
         slope = vecdot(self.direction, gradient, dim=0)
         rounding = 100 * torch.finfo(problem.rows.dtype).eps * problem.counts
         taken = (slope <= -_OVERSHOOT * self.slope) & (objective <= now.objective + rounding)
@@ -183,7 +192,9 @@ class _Search:
         self.changes.append(change)
         # A step that was not taken, or that rounding has left without curvature, tells nothing.
         self.curvatures.append(torch.where(curvature > 0, 1 / curvature, 0.0))
-        longest = max(HISTORY, min(_LONGEST_HISTORY, HISTORY * room // len(curvature)))
+        longest = HISTORY
+        if self.iteration > _HARD_AFTER:
+            longest = max(HISTORY, min(_LONGEST_HISTORY, HISTORY * room // len(curvature)))
         if len(self.steps) > longest:
             for memory in (self.steps, self.changes, self.curvatures):
                 memory.pop(0)

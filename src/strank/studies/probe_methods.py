@@ -32,7 +32,8 @@ from sklearn.preprocessing import StandardScaler
 from strank.evaluation.baselines import ALPHAS
 from strank.functional.metrics import log1p_cp10k
 from strank.linear.geometry import centre_within
-from strank.linear.regressor import STRankRegressor, STRankRegressorCV
+from strank.linear.regressor import STRankRegressor
+from strank.linear.regressor_cv import STRankRegressorCV
 from strank.readers.hest_bench import HestTask
 
 __all__ = [
