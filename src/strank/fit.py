@@ -82,6 +82,7 @@ def fit_model(
     n_genes: int | None = 50,
     genes: Sequence[str] | None = None,
     penalty: float | None = None,
+    max_memory: float = 4.0,
     verbose: bool = False,
 ) -> RankModel:
     """Train the linear head with the exact list objective.
@@ -100,6 +101,8 @@ def fit_model(
         In counts; chosen for each gene if ``None``, by leaving out patients, or sections where
         there are fewer than three patients. From one section nothing can be left out: then it is
         `DEFAULT_PENALTY`, and the provenance says so.
+    max_memory
+        Working memory of the solver in GiB, beside features, counts and model.
     verbose
         Whether to show progress, on stderr.
 
@@ -112,7 +115,7 @@ def fit_model(
     ------
     InputError
         For features that are absent or not the same in all sections, a panel that is not
-        measured, a section without counts, or a negative penalty.
+        measured, a section without counts, a negative penalty, or memory that is too little.
     """
     if penalty is not None and not penalty >= 0:
         raise InputError(f"the penalty must not be negative; got {penalty}")
@@ -130,14 +133,17 @@ def fit_model(
     else:
         panel, panel_choice = check_genes(cohort, genes), "given"
     data = training_data(cohort, panel, encoder)
-    spots = {"section": data.section, "offset": np.log(data.library_size)}
     regressor: STRankRegressor
+    spots = {"section": data.section, "offset": np.log(data.library_size)}
     if penalty is None:
-        regressor = STRankRegressorCV(verbose=verbose)
-        regressor.fit(data.features, data.counts, **spots, group=data.group)
+        regressor, spots["group"] = STRankRegressorCV(), data.group
     else:
-        regressor = STRankRegressor(penalty, verbose=verbose)
+        regressor = STRankRegressor(penalty)
+    regressor.set_params(max_memory=max_memory, verbose=verbose)
+    try:
         regressor.fit(data.features, data.counts, **spots)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     return RankModel(
         head=LinearHead.from_regressor(regressor).eval(),
         panel=_panel_table(panel, data, regressor),

@@ -131,7 +131,7 @@ def conditional_poisson(counts, features, group, offset):
 
 
 def value_and_gradient(design, weights):
-    block = next(design.blocks())
+    block = design.block(slice(0, weights.shape[1]))
     geometry = design.geometry(None)
     problem = design.fold(None, weights.shape[1]).training(block, 0.0)
     axes = torch.linalg.lstsq(geometry.basis, torch.as_tensor(weights)).solution
@@ -343,7 +343,7 @@ def test_blocks_of_genes_change_nothing(objective):
     whole = solve(data, 3.0, objective=objective)
     little = {"objective": objective, "max_memory": 0.00012}
     design = design_of(*data, **little)
-    assert len(list(design.blocks())) > 2
+    assert len(list(design.each_block(lambda block: block.genes))) > 2
     assert design.rows.block < 75
     parts = solve(data, 3.0, **little)
     np.testing.assert_allclose(parts.weights, whole.weights, atol=1e-7)
@@ -368,3 +368,17 @@ def test_a_gpu_gives_the_same():
     data = simulate(n_spots=300, n_features=20)
     on_gpu = (torch.as_tensor(data[0], device="cuda"), *data[1:])
     np.testing.assert_allclose(solve(on_gpu, 1.0).weights, solve(data, 1.0).weights, atol=1e-6)
+
+
+def test_threads_with_blocks_of_their_own_change_nothing():
+    data = simulate(n_spots=200, n_features=8, n_genes=300)
+    expected, before = solve(data, 3.0), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        blocks = list(design_of(*data).each_block(lambda block: block.genes))
+        got = solve(data, 3.0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert blocks == [slice(0, 150), slice(150, 300)]
+    np.testing.assert_allclose(got.weights, expected.weights, atol=1e-9)

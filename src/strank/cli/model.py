@@ -50,6 +50,7 @@ def fit(
             help="L2 penalty in counts; chosen by leaving patients (or sections) out if not given."
         ),
     ] = None,
+    max_memory: Annotated[float, typer.Option(help="Working memory of the solver, GiB.")] = 4.0,
     as_json: Json = False,
 ) -> None:
     """3. Train a linear head with the exact list objective.
@@ -63,7 +64,14 @@ def fit(
         raise InputError(f"--genes is a number or `all`; got {genes!r}")
     n_genes = None if genes == "all" else int(genes)
     train = read_cohort(cohort, sections=split_names(sections), encoder=encoder)
-    model = fit_model(train, encoder=encoder, n_genes=n_genes, penalty=penalty, verbose=True)
+    model = fit_model(
+        train,
+        encoder=encoder,
+        n_genes=n_genes,
+        penalty=penalty,
+        max_memory=max_memory,
+        verbose=True,
+    )
     model.save(output)
     facts = model.provenance
     if len(train) == 1 and penalty is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from math import ceil
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -25,13 +26,17 @@ from strank.linear.objective import (
 )
 from strank.linear.rows import Rows
 from strank.linear.solver import HISTORY
+from strank.linear.threads import in_parallel
 
 __all__ = ["Block", "Design", "Fold", "Objective", "Plan"]
 
 Objective = Literal["list", "pair"]
+Result = TypeVar("Result")
 
 # More genes at a time bring nothing: the products are as fast as they get.
 _MOST_GENES = {"cpu": 1024, "cuda": 8192}
+# Fewer are not worth a thread.
+_FEWEST_GENES = 128
 # Two copies of the features may take this part of the memory each; a block of rows, that.
 _COPY, _READ = 0.3, 0.05
 # Rotating the features pays when at least a gene is fitted for so many spots.
@@ -60,7 +65,7 @@ class Plan:
     objective: Objective = "list"
     n_partners: int | None = None
     seed: int = 0
-    max_memory: float = 1.0
+    max_memory: float = 4.0
     standardize: bool = True
 
     def check(self) -> None:
@@ -179,7 +184,8 @@ class Design:
         self.offset = [offset[raw.of(s)] for s in range(raw.n_sections)]
         self.moments = measure(raw, offset, self.group, self._section_weight())
         self.rows = self._centred(raw, self.geometry(None).centre)
-        self._width = self._genes_at_once()
+        self._n_threads = self._threads()
+        self._room = self._genes_at_once()
 
     def geometry(self, left_out: int | None) -> Geometry:
         """Scale and axes of all groups but one."""
@@ -194,16 +200,22 @@ class Design:
         basis: Tensor | None = geometry.basis
         if rows.centre is None and len(self.data.offset) <= _SPOTS_PER_GENE * n_genes:
             rows, basis = rows.of_source(rows.source @ geometry.basis.to(rows.dtype)), None
-        return Fold(rows, basis, geometry, self.group, left_out, self._width)
+        return Fold(rows, basis, geometry, self.group, left_out, self._room)
 
-    def blocks(self) -> Iterator[Block]:
-        """Cut the genes into blocks that fit into memory, and sum up their counts."""
+    def each_block(self, work: Callable[[Block], Result]) -> Iterator[Result]:
+        """Do the work for all genes, in blocks that fit into memory; yields results in order."""
         n_genes = self.data.counts.shape[1]
-        for start in range(0, n_genes, self._width):
-            genes = slice(start, min(start + self._width, n_genes))
-            counts = self._by_gene[:, genes].tocsr()
-            sums = Sums.of(self.rows, counts, self.group)
-            yield Block(genes, counts, sums, self._likelihood(counts, sums))
+        # Blocks of one size, and the same number for every thread.
+        rounds = ceil(n_genes / (self._n_threads * self._room))
+        width = ceil(n_genes / (self._n_threads * rounds))
+        blocks = [slice(start, min(start + width, n_genes)) for start in range(0, n_genes, width)]
+        return in_parallel(lambda genes: work(self.block(genes)), blocks, self._n_threads)
+
+    def block(self, genes: slice) -> Block:
+        """Sum up the counts of some genes."""
+        counts = self._by_gene[:, genes].tocsr()
+        sums = Sums.of(self.rows, counts, self.group)
+        return Block(genes, counts, sums, self._likelihood(counts, sums))
 
     def _likelihood(self, counts: sparse.csr_matrix, sums: Sums) -> Likelihood:
         if self.plan.objective == "list":
@@ -247,17 +259,28 @@ class Design:
     def _bytes(rows: Rows) -> int:
         return rows.bounds[-1] * rows.n_features * rows.dtype.itemsize
 
+    def _threads(self) -> int:
+        """Give every thread a block of genes, if there are enough of both, and memory."""
+        threads, rows = torch.get_num_threads(), self.rows
+        copies = (1 + threads) * self._bytes(rows)
+        alone = rows.device.type != "cpu" or rows.centre is not None
+        if alone or copies > 2 * _COPY * self._budget:
+            return 1
+        return max(1, min(threads, self.data.counts.shape[1] // _FEWEST_GENES))
+
     def _genes_at_once(self) -> int:
         """How many genes fit into the memory that copies of the features leave."""
         rows, n_groups = self.rows, len(self.moments)
         n, p = len(self.data.offset), rows.n_features
         longest = max(min(TILE, n), *(rows.size(s) for s in range(rows.n_sections)))
-        held = (n_groups + 3) * p * p * 8 + 2 * self._bytes(rows) * (rows.centre is None)
+        held = (n_groups + 3) * p * p * 8
+        if rows.centre is None:
+            held += (1 + self._n_threads) * self._bytes(rows)
         # Numbers of 8 bytes that a gene needs: of the solver, of its sums, and of one section.
         each = p * (2 * HISTORY + 14) + p * (n_groups + 3) + 5 * longest
         if self.plan.objective == "pair":
             each += n + 8 * longest
-        width = int((self._budget - held) // (8 * each))
+        width = int((self._budget - held) // (8 * each * self._n_threads))
         if width < 1:
             needed = (held + 8 * each) / 2**30
             raise ValueError(

@@ -66,13 +66,17 @@ def fit_genes(
     """
     if not (np.isfinite(penalty).all() and (penalty >= 0).all()):
         raise ValueError("penalty must not be negative, and must be finite")
-    parts = []
-    for block in design.blocks():
+
+    def fit(block: Block) -> Solution:
         fold = design.fold(None, block.genes.stop - block.genes.start)
         problem = fold.training(block, torch.as_tensor(penalty[block.genes].copy()))
         optimum = minimise(problem, tolerance=tolerance, max_iterations=max_iterations)
-        parts.append(_solution(design, block, problem, optimum, tolerance))
-        advance(len(parts[-1].status))
+        return _solution(design, block, problem, optimum, tolerance)
+
+    parts = []
+    for part in design.each_block(fit):
+        parts.append(part)
+        advance(len(part.status))
     return Solution(
         *(
             np.concatenate([getattr(part, name) for part in parts], axis=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -84,13 +85,19 @@ def choose_penalty(
     if not (len(penalties) and np.isfinite(penalties).all() and penalties[-1] >= 0):
         raise ValueError("penalties must not be negative, and must be finite")
     n_genes = design.data.counts.shape[1]
-    held_out = np.zeros((len(penalties), n_genes))
-    for block in design.blocks():
-        for left_out in range(len(design.moments)):
-            held_out[:, block.genes] += _path(design, block, penalties, left_out).cpu().numpy()
-        advance(block.genes.stop - block.genes.start)
+    parts = []
+    for part in design.each_block(partial(_held_out, design, penalties)):
+        parts.append(part)
+        advance(part.shape[1])
+    held_out = np.concatenate(parts, axis=1)
     best = np.broadcast_to(held_out.sum(1).argmin(), n_genes) if shared else held_out.argmin(0)
     return PenaltyChoice(penalties[best], penalties, held_out)
+
+
+def _held_out(design: Design, penalties: NDArray[np.float64], block: Block) -> NDArray[np.float64]:
+    """Loss of all groups, each left out in its turn, ``[n_penalties, n_genes]``."""
+    paths = [_path(design, block, penalties, group) for group in range(len(design.moments))]
+    return torch.stack(paths).sum(0).cpu().numpy()
 
 
 def _path(design: Design, block: Block, penalties: NDArray[np.float64], left_out: int) -> Tensor:

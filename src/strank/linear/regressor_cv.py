@@ -65,7 +65,7 @@ class STRankRegressorCV(STRankRegressor):
         standardize: bool = True,
         tolerance: float = 1e-5,
         max_iterations: int = 500,
-        max_memory: float = 1.0,
+        max_memory: float = 4.0,
         seed: int = 0,
         verbose: bool = False,
     ) -> None:
