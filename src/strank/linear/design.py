@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
@@ -178,6 +180,7 @@ class Design:
         plan.check()
         self.data, self.plan, self.group = data, plan, data.group.tolist()
         self._geometry: dict[int | None, Geometry] = {}
+        self._roots: Mapping[int | None, Tensor] = {}
         self._by_gene = data.counts.tocsc()
         raw = self._stored_rows()
         offset = torch.as_tensor(data.offset).to(raw.device)
@@ -187,12 +190,31 @@ class Design:
         self._n_threads = self._threads()
         self._room = self._genes_at_once()
 
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return int(self._by_gene.shape[1])
+
     def geometry(self, left_out: int | None) -> Geometry:
         """Scale and axes of all groups but one."""
         if left_out not in self._geometry:
             kept = (m for g, m in enumerate(self.moments) if g != left_out)
-            self._geometry[left_out] = Geometry.of(kept, standardize=self.plan.standardize)
+            self._geometry[left_out] = Geometry.of(
+                kept, standardize=self.plan.standardize, root=self._roots.get(left_out)
+            )
         return self._geometry[left_out]
+
+    def with_prior(self, roots: Mapping[int | None, Tensor]) -> Design:
+        """Return the same with a prior of the weights, by what is left out."""
+        other = copy(self)
+        other._roots, other._geometry = roots, {}
+        return other
+
+    def of_genes(self, index: NDArray[np.intp]) -> Design:
+        """Return the same with some of the genes."""
+        other = copy(self)
+        other._by_gene = self._by_gene[:, index]
+        return other
 
     def fold(self, left_out: int | None, n_genes: int) -> Fold:
         """Set up the features for fitting so many genes on all groups but one."""
@@ -204,7 +226,7 @@ class Design:
 
     def each_block(self, work: Callable[[Block], Result]) -> Iterator[Result]:
         """Do the work for all genes, in blocks that fit into memory; yields results in order."""
-        n_genes = self.data.counts.shape[1]
+        n_genes = self.n_genes
         # Blocks of one size, and the same number for every thread.
         rounds = ceil(n_genes / (self._n_threads * self._room))
         width = ceil(n_genes / (self._n_threads * rounds))
@@ -266,14 +288,15 @@ class Design:
         alone = rows.device.type != "cpu" or rows.centre is not None
         if alone or copies > 2 * _COPY * self._budget:
             return 1
-        return max(1, min(threads, self.data.counts.shape[1] // _FEWEST_GENES))
+        return max(1, min(threads, self.n_genes // _FEWEST_GENES))
 
     def _genes_at_once(self) -> int:
         """How many genes fit into the memory that copies of the features leave."""
         rows, n_groups = self.rows, len(self.moments)
         n, p = len(self.data.offset), rows.n_features
         longest = max(min(TILE, n), *(rows.size(s) for s in range(rows.n_sections)))
-        held = (n_groups + 3) * p * p * 8
+        # Moments, axes and prior of each group that can be left out.
+        held = (4 * n_groups + 6) * p * p * 8
         if rows.centre is None:
             held += (1 + self._n_threads) * self._bytes(rows)
         # Numbers of 8 bytes that a gene needs: of the solver, of its sums, and of one section.

@@ -151,8 +151,8 @@ class Geometry:
         varies in no section.
     basis
         ``[n_features, n_axes]``: weights :math:`w = B u` have :math:`\lVert u \rVert` equal to
-        the norm of the weights of standardised features. Axes along which no section varies are
-        left out.
+        the norm of the weights of standardised features (in the metric of their prior, if there is
+        one). Axes along which no section varies are left out.
     variances
         Of standardised features along the axes, ``[n_axes]``.
     """
@@ -163,18 +163,21 @@ class Geometry:
     variances: Tensor
 
     @classmethod
-    def of(cls, groups: Iterable[Moments], *, standardize: bool = True) -> Geometry:
-        """Combine the moments of some groups of sections; scale 1 if not to standardise."""
+    def of(
+        cls, groups: Iterable[Moments], *, standardize: bool = True, root: Tensor | None = None
+    ) -> Geometry:
+        """Combine the moments of some groups of sections.
+
+        Scale is 1 if not to standardise. ``root`` is the symmetric root of the prior covariance of
+        weights; the identity if ``None``.
+        """
         moments = reduce(Moments.__add__, groups)
         scale = (moments.squares.clamp(min=0) / moments.n_spots).sqrt()
         unscaled = (scale <= _NEGLIGIBLE_SCALE * moments.largest) | (not standardize)
         scale = torch.where(unscaled, 1.0, scale)
         covariance = moments.covariance / moments.weight / torch.outer(scale, scale)
+        covariance = covariance if root is None else root @ covariance @ root
         variances, vectors = torch.linalg.eigh(covariance)
         kept = variances > variances[-1].clamp(min=0) * _NEGLIGIBLE_VARIANCE
-        return cls(
-            moments.total / moments.n_spots,
-            scale,
-            vectors[:, kept] / scale[:, None],
-            variances[kept],
-        )
+        axes = vectors[:, kept] if root is None else root @ vectors[:, kept]
+        return cls(moments.total / moments.n_spots, scale, axes / scale[:, None], variances[kept])

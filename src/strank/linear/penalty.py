@@ -84,13 +84,12 @@ def choose_penalty(
     penalties = np.sort(np.asarray(penalties, dtype=np.float64).ravel())[::-1].copy()
     if not (len(penalties) and np.isfinite(penalties).all() and penalties[-1] >= 0):
         raise ValueError("penalties must not be negative, and must be finite")
-    n_genes = design.data.counts.shape[1]
     parts = []
     for part in design.each_block(partial(_held_out, design, penalties)):
         parts.append(part)
         advance(part.shape[1])
     held_out = np.concatenate(parts, axis=1)
-    best = np.broadcast_to(held_out.sum(1).argmin(), n_genes) if shared else held_out.argmin(0)
+    best = np.full(design.n_genes, held_out.sum(1).argmin()) if shared else held_out.argmin(0)
     return PenaltyChoice(penalties[best], penalties, held_out)
 
 

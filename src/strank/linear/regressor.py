@@ -19,6 +19,7 @@ from strank.linear.exact import fit_genes
 from strank.linear.inputs import Data, gather, is_read_by_rows
 from strank.linear.penalty import DEFAULT_PENALTY
 from strank.linear.rows import Rows
+from strank.linear.solution import Solution
 from strank.linear.threads import few_threads
 from strank.progress import progress
 
@@ -159,7 +160,8 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         n_genes = data.counts.shape[1]
         with few_threads(len(data.offset), self.n_features_in_, n_genes):
             penalty = np.broadcast_to(np.asarray(self.penalty, dtype=np.float64), n_genes)
-            return self._fit(self._design(data), penalty)
+            design = self._design(data)
+            return self._keep(design, penalty, self._solve(design, penalty))
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64] | pd.DataFrame | pd.Series:
         """Scores ``[n_spots, n_genes]`` (``[n_spots]`` if fitted so); 0 at the mean feature.
@@ -262,19 +264,22 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         plan = Plan(self.objective, self.n_partners, self.seed, self.max_memory, self.standardize)
         return Design(data, plan)
 
-    def _fit(self, design: Design, penalty: NDArray[np.float64]) -> Self:
+    def _solve(self, design: Design, penalty: NDArray[np.float64]) -> Solution:
         with progress("Genes", len(penalty), hidden=not self.verbose) as advance:
-            self.solution_ = fit_genes(
+            return fit_genes(
                 design,
                 penalty,
                 tolerance=self.tolerance,
                 max_iterations=self.max_iterations,
                 advance=advance,
             )
+
+    def _keep(self, design: Design, penalty: NDArray[np.float64], solution: Solution) -> Self:
         geometry = design.geometry(None)
         self.centre_, self.scale_ = geometry.centre.cpu().numpy(), geometry.scale.cpu().numpy()
-        self.coef_ = self.solution_.weights.T
+        self.solution_ = solution
+        self.coef_ = solution.weights.T
         self.penalty_ = np.array(penalty)
-        self.n_iter_ = int(self.solution_.iterations.max())
-        self.converged_ = self.solution_.converged
+        self.n_iter_ = int(solution.iterations.max())
+        self.converged_ = solution.converged
         return self

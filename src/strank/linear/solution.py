@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 
 import numpy as np
@@ -81,6 +81,22 @@ class Solution:
     distance: NDArray[np.float64]
     iterations: NDArray[np.int64]
     status: NDArray[np.int64]
+
+    def where(self, mine: NDArray[np.bool_], other: Solution) -> Solution:
+        """Put together the solutions of the genes in a mask (these), and of all others.
+
+        Examples
+        --------
+        >>> one, two = (Solution(*[np.array([x])] * 7) for x in (1.0, 2.0))
+        >>> one.where(np.array([False, True]), two).objective
+        array([2., 1.])
+        """
+        values = {}
+        for field in fields(self):
+            a, b = getattr(self, field.name), getattr(other, field.name)
+            values[field.name] = np.empty((*a.shape[:-1], len(mine)), dtype=a.dtype)
+            values[field.name][..., mine], values[field.name][..., ~mine] = a, b
+        return Solution(**values)
 
     @property
     def converged(self) -> NDArray[np.bool_]:
