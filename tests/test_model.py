@@ -174,3 +174,17 @@ def test_with_two_patients_sections_are_left_out_and_said(section_of):
     assert model.provenance["penalty_choice"] == "leave one section out"
     assert len(model.panel) == 6
     assert model.provenance["panel_choice"].startswith("all that vary")
+
+
+def test_genes_borrow_if_asked(section_of):
+    cohort = {name: section_of(name, n_genes=16) for name in ("A1", "A2")}
+    model = fit_model(cohort, encoder="mine", n_genes=None, borrow=True)
+    assert model.provenance["penalty_choice"] == "leave one section out, genes borrow"
+    assert model.panel["borrows"].dtype == bool
+    for wrong in ({"penalty": 3.0}, {"cohort": {"A1": cohort["A1"]}}):
+        with pytest.raises(InputError, match="borrowing between genes needs two sections"):
+            fit_model(**{"cohort": cohort, "encoder": "mine", "borrow": True, **wrong})
+    with pytest.raises(InputError, match="needs at least 15 genes; got 3"):
+        fit_model(cohort, encoder="mine", n_genes=3, borrow=True)
+    with pytest.raises(InputError, match="max_memory=1e-05 GiB is too little"):
+        fit_model(cohort, encoder="mine", n_genes=3, max_memory=1e-5)

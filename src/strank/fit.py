@@ -82,6 +82,7 @@ def fit_model(
     n_genes: int | None = 50,
     genes: Sequence[str] | None = None,
     penalty: float | None = None,
+    borrow: bool = False,
     max_memory: float = 4.0,
     verbose: bool = False,
 ) -> RankModel:
@@ -101,6 +102,8 @@ def fit_model(
         In counts; chosen for each gene if ``None``, by leaving out patients, or sections where
         there are fewer than three patients. From one section nothing can be left out: then it is
         `DEFAULT_PENALTY`, and the provenance says so.
+    borrow
+        Let sparse genes borrow from the others, as `STRankRegressorCV` says.
     max_memory
         Working memory of the solver in GiB, beside features, counts and model.
     verbose
@@ -117,28 +120,17 @@ def fit_model(
         For features that are absent or not the same in all sections, a panel that is not
         measured, a section without counts, a negative penalty, or memory that is too little.
     """
-    if penalty is not None and not penalty >= 0:
-        raise InputError(f"the penalty must not be negative; got {penalty}")
-    how = "given"
-    if penalty is None:
-        how = f"leave one {_groups(cohort)[0]} out"
-        if len(cohort) < 2:
-            how = f"default of {DEFAULT_PENALTY:g} counts: one section, nothing to leave out"
-            penalty = DEFAULT_PENALTY
+    regressor, how = _regressor(cohort, penalty, borrow)
     facts = _encoder_facts(cohort, encoder)
     if genes is None:
         panel = choose_panel(cohort, n_genes)
-        many = n_genes or "all that vary, from that"
-        panel_choice = f"{many} of highest log1p(CP10k) variance"
+        panel_choice = f"{n_genes} of highest log1p(CP10k) variance" if n_genes else "all that vary"
     else:
         panel, panel_choice = check_genes(cohort, genes), "given"
     data = training_data(cohort, panel, encoder)
-    regressor: STRankRegressor
     spots = {"section": data.section, "offset": np.log(data.library_size)}
-    if penalty is None:
-        regressor, spots["group"] = STRankRegressorCV(), data.group
-    else:
-        regressor = STRankRegressor(penalty)
+    if isinstance(regressor, STRankRegressorCV):
+        spots["group"] = data.group
     regressor.set_params(max_memory=max_memory, verbose=verbose)
     try:
         regressor.fit(data.features, data.counts, **spots)
@@ -157,6 +149,26 @@ def fit_model(
             **_training_sections(cohort),
         },
     )
+
+
+def _regressor(
+    cohort: Mapping[str, AnnData], penalty: float | None, borrow: bool
+) -> tuple[STRankRegressor, str]:
+    """Choose the estimator, and say how its penalties are chosen."""
+    if penalty is not None and not penalty >= 0:
+        raise InputError(f"the penalty must not be negative; got {penalty}")
+    if borrow and (penalty is not None or len(cohort) < 2):
+        raise InputError(
+            "borrowing between genes needs two sections, of which one is left out, and chooses the "
+            "penalties itself"
+        )
+    if penalty is not None:
+        return STRankRegressor(penalty), "given"
+    if len(cohort) < 2:
+        how = f"default of {DEFAULT_PENALTY:g} counts: one section, nothing to leave out"
+        return STRankRegressor(), how
+    how = f"leave one {_groups(cohort)[0]} out"
+    return STRankRegressorCV(borrow=borrow), how + ", genes borrow" * borrow
 
 
 def _encoder_facts(cohort: Mapping[str, AnnData], encoder: str) -> dict[str, Any]:
@@ -181,6 +193,7 @@ def _panel_table(panel: pd.Index, data: TrainingData, regressor: STRankRegressor
         {
             "counts": np.asarray(data.counts.sum(0)).ravel(),
             "penalty": regressor.penalty_,
+            "borrows": getattr(regressor, "borrows_", False),
             "iterations": solution.iterations,
             "status": [Status(code).name.lower() for code in solution.status.tolist()],
         },

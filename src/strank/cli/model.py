@@ -50,12 +50,17 @@ def fit(
             help="L2 penalty in counts; chosen by leaving patients (or sections) out if not given."
         ),
     ] = None,
+    borrow: Annotated[
+        bool, typer.Option("--borrow", help="Let sparse genes borrow from the others.")
+    ] = False,
     max_memory: Annotated[float, typer.Option(help="Working memory of the solver, GiB.")] = 4.0,
     as_json: Json = False,
 ) -> None:
     """3. Train a linear head with the exact list objective.
 
     [bold]Example:[/] strank fit cohort -o model --genes 50 --sections C2,C3,C4
+
+    [bold]Example:[/] strank fit cohort -o model --genes all --borrow
     """
     from strank.cohort.store import read_cohort
     from strank.fit import fit_model
@@ -69,6 +74,7 @@ def fit(
         encoder=encoder,
         n_genes=n_genes,
         penalty=penalty,
+        borrow=borrow,
         max_memory=max_memory,
         verbose=True,
     )
@@ -81,7 +87,9 @@ def fit(
         as_json=as_json,
         lines=[
             f"{facts['solver']}; penalty: {facts['penalty_choice']} "
-            f"(median {model.panel['penalty'].median():g} counts)",
+            f"(median {model.panel['penalty'].median():g} counts)"
+            + f"; {model.panel['borrows'].sum()} genes borrow"
+            * borrow,
             f"Wrote a model of {len(model.panel)} genes from {len(train)} sections to {output}.",
         ],
     )
