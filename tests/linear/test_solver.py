@@ -258,7 +258,7 @@ def test_hard_genes_end_with_an_honest_status():
     assert np.isinf(free.excess).all()
     stopped = solve(data, 1.0, max_iterations=1)
     assert stopped.status[3] == Status.MAX_ITERATIONS
-    assert "raise max_iterations or penalty" in stopped.message
+    assert "raise max_iterations, penalty or tolerance" in stopped.message
 
 
 def test_without_a_penalty_many_features_separate_every_gene():

@@ -60,8 +60,9 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
     max_iterations
         Most iterations a gene.
     max_memory
-        Working memory in GiB, beside the features as given, the counts and the result. Genes are
-        fitted in blocks that fit, and features that do not fit are read whenever they are needed.
+        Working memory in GiB, beside the features as given, twice the sparse counts and the result.
+        Genes are fitted in blocks that fit, and features that do not fit are read whenever they
+        are needed.
     seed
         Of the draw of partners.
     verbose
@@ -94,6 +95,9 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
     Features may be larger than memory: a memmap, or anything two-dimensional that gives rows for
     a slice (an HDF5 or zarr dataset, a dask array), the rows of a section together. A torch tensor
     on a GPU is worked on there. float32 features are multiplied in float32 and summed in float64.
+
+    Scikit-learn's ``check_estimator`` passes, but for its ``check_regressor_multioutput``, which
+    gives targets below 0; counts are not.
 
     Examples
     --------

@@ -35,7 +35,7 @@ class Status(IntEnum):
 
 _ADVICE = {
     Status.CONVERGED: "converged to the tolerance",
-    Status.MAX_ITERATIONS: "stopped before the tolerance: raise max_iterations or penalty",
+    Status.MAX_ITERATIONS: "stopped before the tolerance: raise max_iterations, penalty or tolerance",
     Status.NO_COUNTS: "no counts in any section: scores are constant; leave the gene out",
     Status.ONE_SECTION: "converged, with counts in one section only: nothing shows that the scores "
     "hold in another",
@@ -64,7 +64,8 @@ class Solution:
     excess
         Bound on :math:`F_g(w) - \min F_g`, in nats: :math:`\lVert \nabla F_g \rVert^2 /
         2\lambda_g`, by strong convexity. It is also the duality gap at the expected counts.
-        ``inf`` without a penalty.
+        ``inf`` without a penalty. Gradient and bounds are in the metric of the penalty: that of
+        standardised features, or of the prior of the weights.
     distance
         Bound on the distance of the weights (of standardised features) from the optimum:
         :math:`\lVert \nabla F_g \rVert / \lambda_g`; ``inf`` without a penalty.
