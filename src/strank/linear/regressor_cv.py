@@ -50,8 +50,8 @@ class STRankRegressorCV(STRankRegressor):
 
     Notes
     -----
-    The other attributes are those of `STRankRegressor`. ``check_estimator`` knows of no sections, of
-    which two are needed here; where its data are given some, the same holds as for
+    The other attributes are those of `STRankRegressor`. ``check_estimator`` knows of no sections,
+    of which two are needed here; where its data are given some, the same holds as for
     `STRankRegressor`, but for a single spot, with which nothing is left out.
 
     Examples

@@ -35,7 +35,8 @@ class Status(IntEnum):
 
 _ADVICE = {
     Status.CONVERGED: "converged to the tolerance",
-    Status.MAX_ITERATIONS: "stopped before the tolerance: raise max_iterations, penalty or tolerance",
+    Status.MAX_ITERATIONS: "stopped before the tolerance: raise max_iterations, penalty or "
+    "tolerance",
     Status.NO_COUNTS: "no counts in any section: scores are constant; leave the gene out",
     Status.ONE_SECTION: "converged, with counts in one section only: nothing shows that the scores "
     "hold in another",
