@@ -62,7 +62,7 @@ def prepare(task: Task) -> Problem:
     data = gather(task.features, task.counts, task.section, np.log(task.library_size))
     design = Design(data, Plan(max_memory=16.0))
     n_genes = task.counts.shape[1]
-    block = design.block(slice(0, n_genes))
+    block = design.block(slice(0, n_genes), task.counts)
     assert block.genes == slice(0, n_genes)
     penalty = torch.full((n_genes,), task.penalty, dtype=torch.float64)
     return design.fold(None, n_genes).training(block, penalty)

@@ -131,7 +131,7 @@ def conditional_poisson(counts, features, group, offset):
 
 
 def value_and_gradient(design, weights):
-    block = design.block(slice(0, weights.shape[1]))
+    block = design.block(slice(0, weights.shape[1]), design.data.counts)
     geometry = design.geometry(None)
     problem = design.fold(None, weights.shape[1]).training(block, 0.0)
     axes = torch.linalg.lstsq(geometry.basis, torch.as_tensor(weights)).solution

@@ -181,7 +181,7 @@ class Design:
         self.data, self.plan, self.group = data, plan, data.group.tolist()
         self._geometry: dict[int | None, Geometry] = {}
         self._roots: Mapping[int | None, Tensor] = {}
-        self._by_gene = data.counts.tocsc()
+        self._counts = data.counts
         raw = self._stored_rows()
         offset = torch.as_tensor(data.offset).to(raw.device)
         self.offset = [offset[raw.of(s)] for s in range(raw.n_sections)]
@@ -193,7 +193,7 @@ class Design:
     @property
     def n_genes(self) -> int:
         """Number of genes."""
-        return int(self._by_gene.shape[1])
+        return int(self._counts.shape[1])
 
     def geometry(self, left_out: int | None) -> Geometry:
         """Scale and axes of all groups but one."""
@@ -213,7 +213,7 @@ class Design:
     def of_genes(self, index: NDArray[np.intp]) -> Design:
         """Return the same with some of the genes."""
         other = copy(self)
-        other._by_gene = self._by_gene[:, index]
+        other._counts = self._counts[:, index]
         return other
 
     def fold(self, left_out: int | None, n_genes: int) -> Fold:
@@ -231,11 +231,14 @@ class Design:
         rounds = ceil(n_genes / (self._n_threads * self._room))
         width = ceil(n_genes / (self._n_threads * rounds))
         blocks = [slice(start, min(start + width, n_genes)) for start in range(0, n_genes, width)]
-        return in_parallel(lambda genes: work(self.block(genes)), blocks, self._n_threads)
+        # Genes are cut out of columns, and spots of rows.
+        stored = self._counts.tocsc() if len(blocks) > 1 else self._counts
+        each = lambda genes: work(self.block(genes, stored))  # noqa: E731
+        return in_parallel(each, blocks, self._n_threads)
 
-    def block(self, genes: slice) -> Block:
-        """Sum up the counts of some genes."""
-        counts = self._by_gene[:, genes].tocsr()
+    def block(self, genes: slice, counts: sparse.spmatrix) -> Block:
+        """Sum up the counts of some genes, out of those of all."""
+        counts = counts[:, genes].tocsr()
         sums = Sums.of(self.rows, counts, self.group)
         return Block(genes, counts, sums, self._likelihood(counts, sums))
 
@@ -254,7 +257,7 @@ class Design:
         n_sections = len(self.data.bounds) - 1
         codes = self.data.section
         member = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-        totals = (member @ self._by_gene).tocsc()
+        totals = (member @ self._counts).tocsc()
         genes = np.maximum(np.asarray(totals.sum(0)).ravel(), 1.0)
         weight = np.asarray(totals @ (1 / genes)).ravel()
         return (weight if weight.any() else np.ones(n_sections)).tolist()
@@ -299,8 +302,9 @@ class Design:
         held = (4 * n_groups + 6) * p * p * 8
         if rows.centre is None:
             held += (1 + self._n_threads) * self._bytes(rows)
-        # Numbers of 8 bytes that a gene needs: of the solver, of its sums, and of one section.
-        each = p * (2 * HISTORY + 14) + p * (n_groups + 3) + 5 * longest
+        # Numbers of 8 bytes that a gene needs: of the solver, whose history is there twice while
+        # genes leave it, of its sums, and of one section.
+        each = p * (4 * HISTORY + 16) + p * (n_groups + 3) + 4 * longest
         if self.plan.objective == "pair":
             each += n + 8 * longest
         width = int((self._budget - held) // (8 * each * self._n_threads))

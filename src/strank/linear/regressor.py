@@ -60,9 +60,9 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
     max_iterations
         Most iterations a gene.
     max_memory
-        Working memory in GiB, beside the features as given, twice the sparse counts and the result.
-        Genes are fitted in blocks that fit, and features that do not fit are read whenever they
-        are needed.
+        Working memory in GiB, beside the features as given, copies of the sparse counts (up to
+        three) and the result. Genes are fitted in blocks that fit, and features that do not fit
+        are read whenever they are needed.
     seed
         Of the draw of partners.
     verbose

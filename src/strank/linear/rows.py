@@ -82,8 +82,12 @@ class Rows:
 
     def times(self, rows: slice, weights: Tensor) -> Tensor:
         """Product of some rows with ``[n_features, n_genes]``."""
-        parts = [self._read(block) @ weights for block in self._blocks(rows)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        shape = rows.stop - rows.start, weights.shape[1]
+        result = torch.empty(shape, dtype=weights.dtype, device=weights.device)
+        for block in self._blocks(rows):
+            part = result[block.start - rows.start : block.stop - rows.start]
+            torch.mm(self._read(block), weights, out=part)
+        return result
 
     def sums(self, rows: slice, values: Tensor) -> Tensor:
         """Features summed over some rows, weighted by ``[n_rows, n_genes]``, in float64."""
