@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strank.linear.design import Block, Design
+from strank.linear.design import Design
+from strank.linear.fold import Block
 from strank.linear.objective import Problem, dense
 from strank.linear.solution import Solution, Status
 from strank.linear.solver import Optimum, minimise
