@@ -39,7 +39,7 @@ _MOST_GENES = {"cpu": 1024, "cuda": 8192}
 # Fewer are not worth a thread.
 _FEWEST_GENES = 128
 # Two copies of the features may take this part of the memory each; a block of rows, that.
-_COPY, _READ = 0.3, 0.05
+_COPY, _READ = 0.3, 0.02
 # Rotating the features pays when at least a gene is fitted for so many spots.
 _SPOTS_PER_GENE = 20
 
@@ -224,7 +224,7 @@ class Design:
             held += (1 + self._n_threads) * self._bytes(rows)
         # Numbers of 8 bytes that a gene needs: of the solver, whose history is there twice while
         # genes leave it, of its sums, and of one section.
-        each = p * (4 * HISTORY + 16) + p * (n_groups + 3) + 4 * longest
+        each = p * (4 * HISTORY + 16) + p * (n_groups + 3) + 6 * longest
         if self.plan.objective == "pair":
             each += n + 8 * longest
         width = int((self._budget - held) // (8 * each * self._n_threads))
