@@ -61,7 +61,7 @@ def test_features_on_disk_have_the_same_optimum(spots, form, max_memory, tmp_pat
 def test_penalties_are_chosen_alike(spots, tmp_path):
     X, counts, options = spots
     expected = STRankRegressorCV().fit(X, counts, **options)
-    got = STRankRegressorCV(max_memory=1e-4).fit(stored("h5py", X, tmp_path), counts, **options)
+    got = STRankRegressorCV(max_memory=8e-5).fit(stored("h5py", X, tmp_path), counts, **options)
     np.testing.assert_array_equal(got.penalty_, expected.penalty_)
     np.testing.assert_allclose(got.choice_.held_out, expected.choice_.held_out, rtol=1e-6)
 
