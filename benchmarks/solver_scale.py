@@ -147,7 +147,7 @@ def case(
         "spots": spots,
         "features": features,
         "genes": genes,
-        "max_memory": options.get("max_memory", 1.0),
+        "max_memory": options.get("max_memory", 4.0),
         "seconds": found.seconds,
         "GiB": found.gib,
         "evaluations": evaluations,
