@@ -271,6 +271,11 @@ def _named(spots):
     return {"y" if name == "counts" else name: values for name, values in spots.items()}
 
 
+def test_penalties_for_other_genes_are_refused(spots):
+    with pytest.raises(ValueError, match=r"one for each of 2 genes; got shape \(3,\)"):
+        fit(STRankRegressor([1.0, 2.0, 3.0]), spots)
+
+
 def test_many_groups_are_left_out_in_parts(spots):
     section = np.arange(120) // 5
     every = fit(STRankRegressorCV([10.0], max_folds=24), spots, section=section)

@@ -18,8 +18,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from strank.errors import InputError
+from strank.functional.metrics import correlation
 from strank.readers.hest_bench import read_task
-from strank.studies.probe import correlation, run_probe
+from strank.studies.probe import run_probe
 from strank.studies.probe_methods import predict_methods, stack
 
 PANEL = [f"G{i}" for i in (3, 0, 5, 1, 4)]

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.stats import rankdata
 
-__all__ = ["log1p_cp10k", "rank_correlation", "spearman"]
+__all__ = ["correlation", "log1p_cp10k", "rank_correlation", "spearman"]
 
 
 def log1p_cp10k(
@@ -90,11 +90,19 @@ def rank_correlation(first: NDArray, second: NDArray) -> NDArray[np.float64]:
     >>> rank_correlation(np.array([[1.0], [2.0], [3.0]]), np.array([[1.0], [8.0], [9.0]]))
     array([1.])
     """
-    a, b = (_centred_ranks(values) for values in (first, second))
+    return correlation(rankdata(first, axis=0), rankdata(second, axis=0))
+
+
+def correlation(first: NDArray, second: NDArray) -> NDArray[np.float64]:
+    """Pearson correlation, column by column; NaN for a constant column.
+
+    Examples
+    --------
+    >>> correlation(np.array([[1.0, 5.0], [2.0, 5.0]]), np.array([[3.0, 1.0], [4.0, 2.0]]))
+    array([ 1., nan])
+    """
+    varies = (np.ptp(first, axis=0) > 0) & (np.ptp(second, axis=0) > 0)
+    a, b = (np.asarray(values, dtype=np.float64) for values in (first, second))
+    a, b = a - a.mean(0), b - b.mean(0)
     norm = np.sqrt((a * a).sum(0) * (b * b).sum(0))
-    return np.divide((a * b).sum(0), norm, out=np.full(norm.shape, np.nan), where=norm > 0)
-
-
-def _centred_ranks(values: NDArray) -> NDArray[np.float64]:
-    ranks = rankdata(values, axis=0)
-    return ranks - (len(ranks) + 1) / 2
+    return np.divide((a * b).sum(0), norm, out=np.full(norm.shape, np.nan), where=varies)

@@ -161,9 +161,14 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
             For shapes that do not fit, negative counts or values that are not finite.
         """
         data = self._data(X, y, section, offset)
-        n_genes = data.counts.shape[1]
+        n_genes, penalty = data.counts.shape[1], np.asarray(self.penalty, dtype=np.float64)
+        if penalty.shape not in ((), (n_genes,)):
+            raise ValueError(
+                f"penalty must be one value, or one for each of {n_genes} genes; got shape "
+                f"{penalty.shape}"
+            )
+        penalty = np.broadcast_to(penalty, n_genes)
         with few_threads(len(data.offset), self.n_features_in_, n_genes):
-            penalty = np.broadcast_to(np.asarray(self.penalty, dtype=np.float64), n_genes)
             design = self._design(data)
             return self._keep(design, penalty, self._solve(design, penalty))
 

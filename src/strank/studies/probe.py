@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from strank.cohort.splits import Fold
 from strank.errors import InputError
 from strank.files import atomic_path, output_folder, sha256, write_json
-from strank.functional.metrics import rank_correlation
+from strank.functional.metrics import correlation, rank_correlation
 from strank.readers.hest_bench import HestTask
 from strank.studies.probe_methods import Spots, predict_methods, stack
 from strank.version import __version__
 
-__all__ = ["CAVEATS", "ProbeResult", "correlation", "run_probe"]
+__all__ = ["CAVEATS", "ProbeResult", "run_probe"]
 
 CAVEATS = (
     "The benchmark chose its genes on all samples, those of the test included.",
@@ -132,21 +132,6 @@ def run_probe(
         {**_provenance(task), **parameters, "folds": facts, "caveats": CAVEATS},
         (*warnings, *_undefined(results)),
     )
-
-
-def correlation(first: NDArray, second: NDArray) -> NDArray[np.float64]:
-    """Pearson correlation, column by column; NaN for a constant column.
-
-    Examples
-    --------
-    >>> correlation(np.array([[1.0, 5.0], [2.0, 5.0]]), np.array([[3.0, 1.0], [4.0, 2.0]]))
-    array([ 1., nan])
-    """
-    varies = (np.ptp(first, axis=0) > 0) & (np.ptp(second, axis=0) > 0)
-    a, b = (np.asarray(values, dtype=np.float64) for values in (first, second))
-    a, b = a - a.mean(0), b - b.mean(0)
-    norm = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
-    return np.divide((a * b).sum(0), norm, out=np.full(norm.shape, np.nan), where=varies)
 
 
 def _check_fold(task: HestTask, fold: Fold, n_components: int) -> None:
