@@ -101,7 +101,7 @@ def damage(name, change):
         (damage("model.json", lambda c: c[:50]), "model.json: not a readable JSON"),
         (damage("model.json", lambda c: b"{}"), "damaged model folder"),
         (damage("model.json", lambda c: c.replace(b'"gene": ', b'"name": ')), "damaged model"),
-        (damage("model.json", lambda c: c.replace(b'"linear"', b'"cubist"')), "damaged model"),
+        (damage("model.json", lambda c: c.replace(b'"linear"', b'"cubist"')), "head 'cubist'"),
         (
             damage("model.json", lambda c: c.replace(b'"format": 1', b'"format": 7')),
             "update strank",

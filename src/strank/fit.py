@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 
-from strank.cohort.contract import counts_checksum, section_info
-from strank.cohort.panel import check_genes, choose_panel
-from strank.cohort.splits import patients_of
 from strank.errors import InputError
 from strank.linear.head import LinearHead
 from strank.linear.penalty import DEFAULT_PENALTY
@@ -21,58 +15,17 @@ from strank.linear.regressor import STRankRegressor
 from strank.linear.regressor_cv import STRankRegressorCV
 from strank.linear.solution import Status
 from strank.model import RankModel
+from strank.training_set import (
+    TrainingData,
+    encoder_facts_of,
+    groups_of,
+    panel_of,
+    training_data,
+    training_sections,
+)
 from strank.version import __version__
 
-__all__ = ["TrainingData", "fit_model", "training_data"]
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Spots of several sections in one: ``[n_spots, ...]`` in each.
-
-    Attributes
-    ----------
-    features
-        Of one encoder, ``[n_spots, n_features]``.
-    counts
-        Of the panel, CSR, ``[n_spots, n_genes]``.
-    library_size
-        Totals over all measured genes; spots without counts are left out.
-    section
-        Names.
-    group
-        What is left out together where something is chosen: patients, or sections where fewer
-        than three patients are there.
-    """
-
-    features: np.ndarray
-    counts: sparse.csr_matrix
-    library_size: np.ndarray
-    section: np.ndarray
-    group: np.ndarray
-
-
-def training_data(cohort: Mapping[str, AnnData], panel: pd.Index, encoder: str) -> TrainingData:
-    """Stack the sections; spots without any count have no exposure and are left out."""
-    kept = {name: adata[adata.obs["library_size"] > 0] for name, adata in cohort.items()}
-    empty = [name for name, adata in kept.items() if adata.n_obs == 0]
-    if empty:
-        raise InputError(f"section {empty[0]}: no spot has any count")
-    n_spots = [adata.n_obs for adata in kept.values()]
-    return TrainingData(
-        features=np.concatenate([adata.obsm[encoder] for adata in kept.values()]),
-        counts=sparse.vstack([sparse.csr_matrix(a[:, panel].X) for a in kept.values()], "csr"),
-        library_size=np.concatenate([a.obs["library_size"].to_numpy() for a in kept.values()]),
-        section=np.repeat(list(kept), n_spots),
-        group=np.repeat(_groups(cohort)[1], n_spots),
-    )
-
-
-def _groups(cohort: Mapping[str, AnnData]) -> tuple[str, list[str]]:
-    """Choose what is left out together, and name that of each section."""
-    patients = list(patients_of(cohort).values())
-    # Two patients would leave a single one to train on.
-    return ("patient", patients) if len(set(patients)) > 2 else ("section", list(cohort))
+__all__ = ["fit_model"]
 
 
 def fit_model(
@@ -121,12 +74,8 @@ def fit_model(
         measured, a section without counts, a negative penalty, or memory that is too little.
     """
     regressor, how = _regressor(cohort, penalty, borrow)
-    facts = _encoder_facts(cohort, encoder)
-    if genes is None:
-        panel = choose_panel(cohort, n_genes)
-        panel_choice = f"{n_genes} of highest log1p(CP10k) variance" if n_genes else "all that vary"
-    else:
-        panel, panel_choice = check_genes(cohort, genes), "given"
+    facts = encoder_facts_of(cohort, encoder)
+    panel, panel_choice = panel_of(cohort, n_genes, genes)
     data = training_data(cohort, panel, encoder)
     spots = {"section": data.section, "offset": np.log(data.library_size)}
     if isinstance(regressor, STRankRegressorCV):
@@ -146,7 +95,7 @@ def fit_model(
             "panel_choice": panel_choice,
             "penalty_choice": how,
             "solver": regressor.solution_.message,
-            **_training_sections(cohort),
+            **training_sections(cohort),
         },
     )
 
@@ -167,24 +116,8 @@ def _regressor(
     if len(cohort) < 2:
         how = f"default of {DEFAULT_PENALTY:g} counts: one section, nothing to leave out"
         return STRankRegressor(), how
-    how = f"leave one {_groups(cohort)[0]} out"
+    how = f"leave one {groups_of(cohort)[0]} out"
     return STRankRegressorCV(borrow=borrow), how + ", genes borrow" * borrow
-
-
-def _encoder_facts(cohort: Mapping[str, AnnData], encoder: str) -> dict[str, Any]:
-    """Find what the features come from, which must be the same for all sections."""
-    found: dict[str, Any] = {}
-    for name, adata in cohort.items():
-        if encoder not in adata.obsm:
-            raise InputError(f"section {name} has no features obsm[{encoder!r}]; embed it first")
-        # Features that a user brings have a name and a width, and no more is known of them.
-        width = adata.obsm[encoder].shape[1]
-        facts = adata.uns.get(encoder, {"name": encoder, "version": "", "fields": []})
-        facts = {**facts, "n_features": width}
-        if found and facts != found:
-            raise InputError(f"section {name} has other {encoder} features than the rest")
-        found = facts
-    return found
 
 
 def _panel_table(panel: pd.Index, data: TrainingData, regressor: STRankRegressor) -> pd.DataFrame:
@@ -199,21 +132,3 @@ def _panel_table(panel: pd.Index, data: TrainingData, regressor: STRankRegressor
         },
         index=panel,
     )
-
-
-def _training_sections(cohort: Mapping[str, AnnData]) -> dict[str, object]:
-    patients = patients_of(cohort)
-    info = {name: section_info(adata) for name, adata in cohort.items()}
-    return {
-        "spot_pitch_um": min(i.spot_pitch_um for i in info.values()),
-        "spot_diameter_um": min(i.spot_diameter_um for i in info.values()),
-        "sections": {
-            name: {
-                "patient": patients[name],
-                "n_spots": adata.n_obs,
-                "counts_sha256": counts_checksum(adata),
-                "image_sha256": info[name].image_sha256,
-            }
-            for name, adata in cohort.items()
-        },
-    }

@@ -109,6 +109,9 @@ class ListSTRankLoss(_Seeded):
         As in `SectionLoss`.
     seed
         Seed of the lists; ``None`` follows torch's default generator.
+    distributed
+        Whether a section's spots may lie on several processes, as under DDP: the loss is then that
+        of whole sections, equal to one process's with all the spots.
 
     Examples
     --------
@@ -134,13 +137,16 @@ class ListSTRankLoss(_Seeded):
         list_size: int | None = None,
         reduction: Reduction = "mean",
         seed: int | None = None,
+        distributed: bool = False,
     ) -> None:
         super().__init__(reduction, seed)
         self.list_size = list_size
+        self.distributed = distributed
 
     def options(self, device: torch.device) -> dict[str, Any]:
-        """Return list size and generator."""
-        return super().options(device) | {"list_size": self.list_size}
+        """Return list size, generator, and whether sections are spread over processes."""
+        own = {"list_size": self.list_size, "distributed": self.distributed}
+        return super().options(device) | own
 
 
 class PairSTRankLoss(_Seeded):

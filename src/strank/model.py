@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,16 +16,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from strank.cohort.contract import positions_um
 from strank.errors import InputError, some
 from strank.files import atomic_path, read_json, sha256
 from strank.linear.geometry import centre_within
 from strank.linear.head import LinearHead
+from strank.neural.heads import HEADS, MeanHead, kind_of
+from strank.neural.neighbours import find_neighbours
 from strank.version import __version__
 
 __all__ = ["RankModel"]
 
 FORMAT = 1
-_HEADS: dict[str, type[nn.Module]] = {"linear": LinearHead}
 _ROWS = 8192
 # What reading a file that is not as it was written can raise.
 _DAMAGE = (LookupError, TypeError, ValueError, OSError, RuntimeError)
@@ -69,9 +71,11 @@ class RankModel:
         Raises
         ------
         InputError
-            If the folder exists and is not a model, or cannot be written.
+            If the folder exists and is not a model, cannot be written, or for a head that is not
+            known by name.
         """
         folder = Path(folder)
+        _stored_head(self.head)
         if folder.exists() and not (folder / "model.json").is_file():
             raise InputError(f"{folder}: exists and is not a model; choose another -o")
         try:
@@ -103,7 +107,7 @@ class RankModel:
             if sha256(weights) != stored["head"]["sha256"]:
                 raise InputError(f"{weights}: damaged (its checksum is not that in model.json)")
             panel = pd.DataFrame(stored["panel"]).set_index("gene")
-            head = _HEADS[stored["head"]["kind"]](stored["encoder"]["n_features"], len(panel))
+            head = _make_head(folder, stored["head"], stored["encoder"]["n_features"], len(panel))
             head.load_state_dict(load_file(weights))
             return cls(head.eval(), panel, stored["encoder"], stored["provenance"])
         except InputError:
@@ -133,12 +137,12 @@ class RankModel:
         InputError
             If the features are absent, of another width, version or encoder, or not finite.
         """
-        features = torch.as_tensor(self._features(adata))
-        with torch.inference_mode():
-            scores = torch.cat([self.head(part) for part in features.split(_ROWS)]).numpy()
         section = adata.obs["section"] if "section" in adata.obs else np.zeros(adata.n_obs)
+        section = np.asarray(section)
+        with torch.inference_mode():
+            scores = self._scores(adata, section)
         return AnnData(
-            X=centre_within(scores, np.asarray(section)).astype(np.float32),
+            X=centre_within(scores, section).astype(np.float32),
             obs=adata.obs.copy(),
             var=self.panel.assign(measured=self.panel.index.isin(adata.var_names)),
             obsm={"spatial": adata.obsm["spatial"]} if "spatial" in adata.obsm else None,
@@ -157,6 +161,21 @@ class RankModel:
                 f"the features come from another {self.encoder['name']} than the model's "
                 f"({some(different)} differ); embed again with this version, or train again"
             )
+
+    def _scores(self, adata: AnnData, section: np.ndarray) -> np.ndarray:
+        values = self._features(adata)
+        if getattr(self.head, "centred", False):
+            values = centre_within(values, section).astype(np.float32)
+        features = torch.as_tensor(values)
+        n_neighbours = int(getattr(self.head, "n_neighbours", 0))
+        if n_neighbours == 0:
+            return torch.cat([self.head(part) for part in features.split(_ROWS)]).numpy()
+        neighbours = find_neighbours(positions_um(adata), section, n_neighbours)
+        parts = []
+        for start in range(0, len(features), _ROWS):
+            rows, around = neighbours.of(np.arange(start, min(start + _ROWS, len(features))))
+            parts.append(self.head(features[rows], *around))
+        return torch.cat(parts).numpy()
 
     def _features(self, adata: AnnData) -> np.ndarray:
         name, width = self.encoder["name"], self.encoder["n_features"]
@@ -177,13 +196,35 @@ class RankModel:
         return features
 
     def _json(self, weights: Path) -> str:
-        kind = next(kind for kind, head in _HEADS.items() if isinstance(self.head, head))
         content = {
             "format": FORMAT,
             "strank": __version__,
-            "head": {"kind": kind, "sha256": sha256(weights)},
+            "head": {**_stored_head(self.head), "sha256": sha256(weights)},
             "encoder": dict(self.encoder),
             "panel": self.panel.rename_axis("gene").reset_index().to_dict("records"),
             "provenance": dict(self.provenance),
         }
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _heads() -> dict[str, Callable[..., nn.Module]]:
+    return {"linear": LinearHead, "mean": MeanHead, **HEADS}
+
+
+def _stored_head(head: nn.Module) -> dict[str, Any]:
+    """Say how a head is made again; refuse one that cannot be."""
+    kind, options = kind_of(head, _heads()), getattr(head, "options", {})
+    if kind is None or options.get("kind", kind) is None:
+        raise InputError(
+            "a model with a head of your own class predicts, but is not saved: add the class to "
+            "strank.neural.heads.HEADS, under a name"
+        )
+    return {"kind": kind, "options": options}
+
+
+def _make_head(folder: Path, stored: Mapping[str, Any], n_features: int, n_genes: int) -> nn.Module:
+    known, options = _heads(), stored.get("options", {})
+    for kind in (stored["kind"], options.get("kind", stored["kind"])):
+        if kind not in known:
+            raise InputError(f"{folder}: the model has a head {kind!r}, which is not known here")
+    return known[stored["kind"]](n_features, n_genes, **options)

@@ -13,7 +13,7 @@ from strank import cross_validate, evaluate, fit_model
 from strank.errors import InputError
 from strank.evaluation.baselines import fit_ridge
 from strank.evaluation.scores import score_section, summarise
-from strank.fit import training_data
+from strank.training_set import training_data
 
 
 def log1p_cp10k(adata):

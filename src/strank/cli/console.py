@@ -59,7 +59,16 @@ class ErrorGroup(TyperGroup):
 
 
 _WORKFLOW = ("import", "embed", "fit", "evaluate", "predict", "demo", "synthetic", "hest-probe")
-_EXTRAS = {"cv2": "images", "PIL": "images", "jinja2": "plots", "matplotlib": "plots"}
+_EXTRAS = {
+    "cv2": "images",
+    "PIL": "images",
+    "jinja2": "plots",
+    "matplotlib": "plots",
+    "lightning": "neural",
+    "peft": "finetune",
+    "timm": "finetune",
+    "transformers": "finetune",
+}
 
 
 def working(description: str) -> AbstractContextManager[object]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from strank.errors import InputError, some
@@ -20,6 +21,7 @@ __all__ = [
     "check_section",
     "counts_checksum",
     "make_section",
+    "positions_um",
     "section_info",
     "spots_checksum",
 ]
@@ -109,6 +111,23 @@ def section_info(adata: AnnData) -> SectionInfo:
     stored = adata.uns["strank"]
     numbers = {key: float(stored[key]) for key in _NUMBERS}
     return SectionInfo(**{key: stored[key] for key in SectionInfo.__dataclass_fields__} | numbers)
+
+
+def positions_um(adata: AnnData) -> NDArray[np.float64]:
+    """Spot centres (x, y) in µm, ``[n_spots, 2]``, of a section or of tiles.
+
+    Raises
+    ------
+    InputError
+        If positions or the size of a pixel are absent.
+    """
+    if "spatial" not in adata.obsm or "um_per_pixel" not in adata.uns.get("strank", {}):
+        raise InputError(
+            'the model looks at neighbouring spots, and needs their positions: obsm["spatial"] in '
+            'pixels and uns["strank"]["um_per_pixel"]'
+        )
+    um_per_pixel = float(adata.uns["strank"]["um_per_pixel"])
+    return np.asarray(adata.obsm["spatial"], dtype=np.float64) * um_per_pixel
 
 
 def counts_checksum(adata: AnnData) -> str:

@@ -11,10 +11,10 @@ from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from strank.fit import TrainingData
 from strank.functional.metrics import log1p_cp10k
 from strank.linear.geometry import centre_within
 from strank.linear.threads import few_threads
+from strank.training_set import TrainingData
 
 __all__ = ["BASELINES", "fit_ridge"]
 

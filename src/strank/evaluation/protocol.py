@@ -18,8 +18,9 @@ from strank.errors import InputError, some
 from strank.evaluation.baselines import BASELINES
 from strank.evaluation.scores import score_section, summarise
 from strank.files import atomic_path, output_folder, write_json
-from strank.fit import fit_model, training_data
+from strank.fit import fit_model
 from strank.model import RankModel
+from strank.training_set import training_data
 from strank.version import __version__
 
 __all__ = ["Evaluation", "cross_validate", "evaluate", "predict_all"]

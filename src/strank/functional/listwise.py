@@ -24,6 +24,7 @@ from strank.functional.batch import (
     reduce_loss,
 )
 from strank.functional.pointwise import log1p_rate
+from strank.functional.processes import PartTotals, all_summed, in_common_sections, n_processes
 from strank.functional.segments import (
     gene_blocks,
     random_lists,
@@ -46,6 +47,7 @@ def list_loss(
     reduction: Reduction = "mean",
     list_size: int | None = None,
     generator: torch.Generator | None = None,
+    distributed: bool = False,
 ) -> Tensor:
     r"""Multinomial negative log-likelihood of a section's counts over its spots (ListSTRank).
 
@@ -85,6 +87,12 @@ def list_loss(
         list of two is a pair. ``None`` takes whole sections.
     generator
         Source of randomness for ``list_size``; torch's default one if ``None``.
+    distributed
+        Whether a section's spots may lie on several processes of `torch.distributed`, under the
+        same label. The loss is then of whole sections, as if one process had them all: each returns
+        its part times the number of processes, so that the average over processes, which
+        ``DistributedDataParallel`` takes of gradients, is loss and gradient of one process.
+        Every process must call it, even with no spots; CSR counts are densified.
 
     Returns
     -------
@@ -96,7 +104,8 @@ def list_loss(
     ------
     ValueError
         For tensors whose shapes do not fit, negative counts, counts at a spot whose offset is
-        ``-inf`` (an impossible likelihood), and lists of fewer than two spots.
+        ``-inf`` (an impossible likelihood), lists of fewer than two spots, and ``list_size`` or
+        ``reduction="none"`` of sections on several processes.
 
     See Also
     --------
@@ -116,6 +125,10 @@ def list_loss(
     batch = check_batch(
         scores, counts, section=section, offset=offset, where=where, weight=weight, sparse=True
     )
+    if distributed and n_processes() > 1:
+        if list_size is not None or reduction == "none":
+            raise ValueError("distributed lists are whole sections, and have no reduction 'none'")
+        return _distributed(in_common_sections(batch, section), reduction)
     if list_size is not None:
         lists = random_lists(batch.section, list_size, generator=generator)
         batch = batch.relabelled(lists)
@@ -124,6 +137,14 @@ def list_loss(
     batch, of_gene = batch.learned_offset_added().gene_weight_apart()
     totals = _ListTotals.apply(batch.scores, batch) * of_gene
     return reduce_loss(totals, reduction, elements=batch.elements(), counts=batch.gene_counts)
+
+
+def _distributed(batch: Batch, reduction: Reduction) -> Tensor:
+    batch, of_gene = batch.learned_offset_added().gene_weight_apart()
+    parts = PartTotals.apply(batch.scores, batch) * of_gene
+    sizes = all_summed(torch.stack([batch.elements(), batch.gene_counts()]))
+    part = reduce_loss(parts, reduction, elements=sizes[0], counts=lambda: sizes[1])
+    return part * n_processes()
 
 
 def _each_share(batch: Batch) -> Tensor:

@@ -1,0 +1,1 @@
+"""Training of any torch head by any objective."""

@@ -1,0 +1,56 @@
+"""Several networks on the same spots, each stopped by sections that it does not see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from strank.files import safe_name
+from strank.losses import SectionLoss
+from strank.neural.module import Names
+from strank.neural.network import Network
+from strank.neural.run import Run, Trained, train
+from strank.neural.spots import Spots
+
+__all__ = ["train_ensemble"]
+
+Make = Callable[[NDArray[np.int64]], tuple[Network, SectionLoss]]
+
+
+def train_ensemble(
+    make: Make, spots: Spots, names: Names, turns: Sequence[tuple[int, ...]], run: Run
+) -> list[tuple[Network, Trained]]:
+    """Train one network for every turn.
+
+    Parameters
+    ----------
+    make
+        Makes a network, with first weights drawn from torch's generator, and its objective, for
+        the rows that it is trained on.
+    spots, names
+        As in `strank.neural.run.train`.
+    turns
+        Codes of the sections that each network does not see.
+    run
+        How; in its folder every network has one of its own, named by those sections.
+    """
+    trained = []
+    for number, held_out in enumerate(turns):
+        without = "+".join(names.sections[code] for code in held_out)
+        seed = int(np.random.SeedSequence([run.seed, number]).generate_state(1)[0])
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network, loss = make(np.flatnonzero(~np.isin(spots.section, held_out)))
+        own = replace(
+            run,
+            seed=seed,
+            held_out=held_out,
+            folder=run.folder and run.folder / f"without-{safe_name(without)}",
+            title=run.title and f"{run.title} {number + 1} of {len(turns)}, without {without}",
+        )
+        trained.append((network, train(network, loss, spots, names, own)))
+    return trained

@@ -1,0 +1,164 @@
+"""Which weights of a backbone are trained: none, the last blocks, adapters or all."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from strank.encoders.backbone import Backbone
+from strank.errors import InputError
+
+__all__ = ["checkpoint_activations", "merge", "prepare"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def prepare(backbone: Module, mode: str, *, lora_rank: int = 8, seed: int = 0) -> Module:
+    """Choose what of a network is trained, by ``requires_grad``.
+
+    Parameters
+    ----------
+    backbone
+        Changed in place.
+    mode
+        ``frozen`` (nothing), ``full`` (everything), ``last-K`` (the last K blocks and what comes
+        after them, such as the final norm) or ``lora`` (adapters of low rank [1]_ beside the linear
+        layers of the blocks or, if there are none, beside their convolutions).
+    lora_rank
+        Rank of an adapter; its output is added unscaled.
+    seed
+        Of the adapters. They start without effect, whatever it is.
+
+    Returns
+    -------
+    nn.Module
+        The same network.
+
+    Raises
+    ------
+    InputError
+        For an unknown mode, more blocks than there are, or nowhere to put adapters.
+
+    References
+    ----------
+    .. [1] Hu et al. (2022), LoRA: low-rank adaptation of large language models, ICLR.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(3)))
+    >>> [name for name, p in prepare(net, "last-1").named_parameters() if p.requires_grad]
+    ['2.0.weight', '2.0.bias', '2.1.weight', '2.1.bias']
+    """
+    last = re.fullmatch(r"last-([1-9]\d*)", mode)
+    if last is None and mode not in ("frozen", "full", "lora"):
+        raise InputError(
+            f"no mode {mode!r}; choose one of frozen, last-K (K = 1, 2, ... blocks), lora, full"
+        )
+    backbone.requires_grad_(mode == "full")
+    if last is not None:
+        _train_last(backbone, int(last[1]))
+    elif mode == "lora":
+        _add_adapters(backbone, lora_rank, seed)
+    return backbone
+
+
+def merge(backbone: Backbone) -> Backbone:
+    """Fold adapters into the weights they stand beside.
+
+    Parameters
+    ----------
+    backbone
+        From `prepare`; stays as it is.
+
+    Returns
+    -------
+    Backbone
+        A plain copy with the same features, whose state dict fits that of
+        `strank.encoders.backbone.backbone_from_config`.
+    """
+    plain = copy.deepcopy(backbone)
+    if not hasattr(plain, "peft_config"):
+        return plain
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [(n, m) for n, m in plain.named_modules() if isinstance(m, BaseTunerLayer)]
+    for name, layer in adapted:
+        layer.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(plain.get_submodule(parent), child, layer.get_base_layer())
+    del plain.peft_config
+    return plain
+
+
+def checkpoint_activations(backbone: Backbone) -> None:
+    """Recompute activations in the backward pass: same gradients, less memory, more time.
+
+    Raises
+    ------
+    InputError
+        If the network does not support that.
+    """
+    model: Any = backbone.model
+    try:
+        if backbone.config["library"] == "timm":
+            model.set_grad_checkpointing(True)
+        else:
+            # Late releases of version 5 renamed it.
+            renamed = getattr(model, "activation_checkpointing_enable", None)
+            # Re-entrant checkpointing gives no gradients where the input of a block needs none.
+            (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    except (AttributeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"{backbone.config['name']}: cannot recompute activations; train without"
+        ) from error
+
+
+def _train_last(backbone: nn.Module, n_blocks: int) -> None:
+    blocks = _blocks(backbone)
+    if n_blocks > len(blocks):
+        raise InputError(f"last-{n_blocks}: the network has {len(blocks)} blocks")
+    # Networks define their parts in the order in which they use them.
+    started = False
+    for name, parameter in backbone.named_parameters():
+        started = started or name.startswith(f"{blocks[-n_blocks]}.")
+        parameter.requires_grad_(started)
+
+
+def _add_adapters(backbone: nn.Module, rank: int, seed: int) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = _layers(backbone, nn.Linear) or _layers(backbone, nn.Conv2d)
+    if not targets:
+        raise InputError("lora: no linear layers or convolutions in the network's blocks")
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        inject_adapter_in_model(config, backbone)
+
+
+def _layers(backbone: nn.Module, kind: type[nn.Linear | nn.Conv2d]) -> list[str]:
+    # A subclass may do something else with its weight, and adapters of grouped convolutions cannot
+    # be folded in.
+    return [
+        f"{block}.{name}"
+        for block in _blocks(backbone)
+        for name, module in backbone.get_submodule(block).named_modules()
+        if type(module) is kind and getattr(module, "groups", 1) == 1
+    ]
+
+
+def _blocks(network: nn.Module) -> list[str]:
+    """Names of the innermost modules of several layers each that stand in a row."""
+    rows = (nn.Sequential, nn.ModuleList)
+    standing = [
+        f"{name}.{child}".lstrip(".")
+        for name, row in network.named_modules()
+        if isinstance(row, rows)
+        for child, module in row.named_children()
+        if sum(any(True for _ in layer.parameters()) for layer in module.children()) > 1
+    ]
+    return [name for name in standing if not any(s.startswith(f"{name}.") for s in standing)]

@@ -1,0 +1,91 @@
+"""How a network is trained, and on what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from strank.errors import InputError
+from strank.neural.batches import BatchPlan
+
+__all__ = ["RECIPES", "Machine", "Monitor", "Recipe", "get_recipe"]
+
+Monitor = Literal["list_gain", "spearman"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "64-true"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """AdamW, and when it stops.
+
+    Attributes
+    ----------
+    learning_rate, weight_decay
+        Of AdamW.
+    batches
+        Sections and spots a batch.
+    max_epochs, patience
+        Training ends when the score of the held-out sections has not risen for so many epochs.
+    monitor
+        That score: ``"list_gain"``, nats a gene and section above library size alone, or
+        ``"spearman"`` with log1p(CP10k).
+    clip
+        Largest norm of the gradient; ``None`` for any.
+    networks
+        At most so many, each stopped by other sections that it does not see; their scores are
+        averaged.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    batches: BatchPlan = field(default_factory=BatchPlan)
+    max_epochs: int = 500
+    patience: int = 30
+    monitor: Monitor = "list_gain"
+    clip: float | None = 1.0
+    networks: int = 5
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "default": Recipe(),
+    # Nishimura et al., NeurIPS 2025; AdamW's other defaults are PyTorch's.
+    "paper": Recipe(learning_rate=5e-5, max_epochs=1000, clip=None, networks=1),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a network is trained on.
+
+    Attributes
+    ----------
+    accelerator, devices, nodes
+        As in Lightning's ``Trainer``; with several devices, batches are shared among processes.
+    precision
+        As there: ``"32-true"``, or mixed. Losses are computed in float32.
+    workers
+        Processes that read inputs; 0 reads in the training process.
+    compile
+        Whether ``torch.compile`` makes the network.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    precision: Precision = "32-true"
+    workers: int = 0
+    compile: bool = False
+
+
+def get_recipe(name: str) -> Recipe:
+    """Look a recipe up; an :class:`InputError` lists the choices for an unknown name.
+
+    Examples
+    --------
+    >>> get_recipe("paper").learning_rate
+    5e-05
+    """
+    if name not in RECIPES:
+        raise InputError(f"no recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]
