@@ -36,11 +36,12 @@ def folder(tmp_path_factory):
 
     def make(kind):
         if kind not in made:
-            made[kind] = root / kind.replace(":", "-")
+            path = root / kind.replace(":", "-")
             library, _, model = kind.partition(":")
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                (_save_timm if library == "timm" else _save_hf)(model, made[kind])
+                (_save_timm if library == "timm" else _save_hf)(model, path)
+            made[kind] = path
         return made[kind]
 
     return make

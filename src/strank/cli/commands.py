@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from strank.cli import cohort, demo, model, probe, synthetic
+from strank.cli import cohort, demo, fit, model, probe, synthetic
 from strank.cli.console import ErrorGroup
 from strank.version import __version__
 
@@ -32,7 +32,7 @@ imports = typer.Typer(help="1. Read sections of a platform into a cohort.", no_a
 imports.command("st")(cohort.import_st)
 app.add_typer(imports, name="import")
 app.command("embed")(cohort.embed)
-app.command("fit")(model.fit)
+app.command("fit")(fit.fit)
 app.command("evaluate")(model.evaluate)
 app.command("predict")(model.predict)
 app.command("demo")(demo.demo)

@@ -1,4 +1,4 @@
-"""``strank fit``, ``strank evaluate`` and ``strank predict``."""
+"""``strank evaluate`` and ``strank predict``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from strank.model import RankModel
     from strank.slides.image import Slide
 
-__all__ = ["evaluate", "fit", "predict"]
+__all__ = ["evaluate", "predict"]
 
 _PICTURES = 6
 
@@ -34,65 +34,6 @@ Sections = Annotated[
     str | None, typer.Option(help="Names of sections, separated by commas; all if not given.")
 ]
 EncoderName = Annotated[str, typer.Option(help="Which image features.")]
-
-
-def fit(
-    cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The model folder to write.")],
-    genes: Annotated[
-        str, typer.Option(help="Size of the panel, by variance in training; or `all` that vary.")
-    ] = "50",
-    sections: Sections = None,
-    encoder: EncoderName = "morphology",
-    penalty: Annotated[
-        float | None,
-        typer.Option(
-            help="L2 penalty in counts; chosen by leaving patients (or sections) out if not given."
-        ),
-    ] = None,
-    borrow: Annotated[
-        bool, typer.Option("--borrow", help="Let sparse genes borrow from the others.")
-    ] = False,
-    max_memory: Annotated[float, typer.Option(help="Working memory of the solver, GiB.")] = 4.0,
-    as_json: Json = False,
-) -> None:
-    """3. Train a linear head with the exact list objective.
-
-    [bold]Example:[/] strank fit cohort -o model --genes 50 --sections C2,C3,C4
-
-    [bold]Example:[/] strank fit cohort -o model --genes all --borrow
-    """
-    from strank.cohort.store import read_cohort
-    from strank.fit import fit_model
-
-    if genes != "all" and not genes.isdecimal():
-        raise InputError(f"--genes is a number or `all`; got {genes!r}")
-    n_genes = None if genes == "all" else int(genes)
-    train = read_cohort(cohort, sections=split_names(sections), encoder=encoder)
-    model = fit_model(
-        train,
-        encoder=encoder,
-        n_genes=n_genes,
-        penalty=penalty,
-        borrow=borrow,
-        max_memory=max_memory,
-        verbose=True,
-    )
-    model.save(output)
-    facts = model.provenance
-    if len(train) == 1 and penalty is None:
-        note(f"penalty: {facts['penalty_choice']}")
-    finish(
-        {"model": str(output), "n_genes": len(model.panel), **facts},
-        as_json=as_json,
-        lines=[
-            f"{facts['solver']}; penalty: {facts['penalty_choice']} "
-            f"(median {model.panel['penalty'].median():g} counts)"
-            + f"; {model.panel['borrows'].sum()} genes borrow"
-            * borrow,
-            f"Wrote a model of {len(model.panel)} genes from {len(train)} sections to {output}.",
-        ],
-    )
 
 
 def evaluate(

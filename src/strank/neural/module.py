@@ -78,6 +78,8 @@ class RankModule(pl.LightningModule):
 
     def validation_step(self, batch: SpotBatch, number: int) -> None:
         """Score a held-out section."""
+        if len(batch.section) == 0:
+            return
         scores = self.network(*batch.inputs).float()
         value = score_held_out(scores, batch, self.recipe.monitor)
         self._held_out += torch.tensor([value, 1.0], dtype=torch.float64)

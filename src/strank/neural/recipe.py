@@ -68,6 +68,8 @@ class Machine:
         Processes that read inputs; 0 reads in the training process.
     compile
         Whether ``torch.compile`` makes the network.
+    wandb
+        Project of Weights & Biases to log to besides; ``None`` for none.
     """
 
     accelerator: str = "auto"
@@ -76,6 +78,7 @@ class Machine:
     precision: Precision = "32-true"
     workers: int = 0
     compile: bool = False
+    wandb: str | None = None
 
 
 def get_recipe(name: str) -> Recipe:

@@ -54,8 +54,6 @@ class Run:
         Whether to go on from the folder's ``last.ckpt``, or take what was done.
     title
         Of a progress bar; ``None`` for none.
-    wandb
-        Project to log to in Weights & Biases besides.
     """
 
     recipe: Recipe
@@ -65,7 +63,6 @@ class Run:
     folder: Path | None = None
     resume: bool = False
     title: str | None = None
-    wandb: str | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +187,8 @@ class _Loaders(pl.LightningDataModule):
 
     def val_dataloader(self) -> Any:
         rank, world = self._place
-        own = self.run.held_out[rank::world]
+        # Lightning wants a batch on every process: of a section that does not exist, if need be.
+        own = self.run.held_out[rank::world] or (-1,)
         return section_loader(self.spots, own, workers=self.run.machine.workers)
 
 
@@ -222,10 +220,10 @@ def _loggers(run: Run) -> list[Logger]:
     loggers: list[Logger] = []
     if run.folder is not None and find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(run.folder, name="", version="tensorboard"))
-    if run.wandb is not None:
+    if run.machine.wandb is not None:
         from lightning.pytorch.loggers import WandbLogger
 
-        loggers.append(WandbLogger(project=run.wandb, save_dir=run.folder or "."))
+        loggers.append(WandbLogger(project=run.machine.wandb, save_dir=run.folder or "."))
     return loggers
 
 

@@ -1,0 +1,232 @@
+"""``strank fit``: the linear head exactly, or a neural head by gradient steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from strank.cli.console import Json, finish, note, split_names
+from strank.errors import InputError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from strank.model import RankModel
+
+__all__ = ["HeadName", "LossName", "RecipeName", "Seed", "fit", "is_exact", "neural_options"]
+
+_EXACT, _NETWORKS = "Exact solver", "Networks"
+
+Sections = Annotated[
+    str | None, typer.Option(help="Names of sections, separated by commas; all if not given.")
+]
+HeadName = Annotated[
+    str, typer.Option(help="`linear` (exact), or a network: `mlp`, `context` (neighbouring spots).")
+]
+LossName = Annotated[
+    str, typer.Option(help="`list`, `pair`, `rank`, `pearson`, `mse`, `poisson` or `nb`.")
+]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_NETWORKS,
+        help="How a network is trained: `default` or `paper`; makes linear a network.",
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_NETWORKS, help="Seed of a network.")]
+
+
+def fit(
+    cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The model folder to write.")],
+    genes: Annotated[
+        str, typer.Option(help="Size of the panel, by variance in training; or `all` that vary.")
+    ] = "50",
+    sections: Sections = None,
+    encoder: Annotated[str, typer.Option(help="Which image features.")] = "morphology",
+    head: HeadName = "linear",
+    loss: LossName = "list",
+    penalty: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=_EXACT,
+            help="L2 penalty in counts; chosen by leaving patients (or sections) out if not given.",
+        ),
+    ] = None,
+    borrow: Annotated[
+        bool,
+        typer.Option(
+            "--borrow", rich_help_panel=_EXACT, help="Let sparse genes borrow from the others."
+        ),
+    ] = False,
+    max_memory: Annotated[
+        float, typer.Option(rich_help_panel=_EXACT, help="Working memory, GiB.")
+    ] = 4.0,
+    recipe: RecipeName = None,
+    seed: Seed = 0,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_NETWORKS,
+            help="Sections that stop it and that it does not see; by default they take "
+            "turns, each for a network of its own.",
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(min=1, rich_help_panel=_NETWORKS, help="Epochs without a better score."),
+    ] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_NETWORKS, help="Processes, or GPUs.")
+    ] = 1,
+    nodes: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_NETWORKS, help="Machines, each with --devices.")
+    ] = 1,
+    precision: Annotated[
+        str, typer.Option(rich_help_panel=_NETWORKS, help="`32-true`, `bf16-mixed` or `16-mixed`.")
+    ] = "32-true",
+    wandb: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=_NETWORKS, help="Project of Weights & Biases to log to."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", rich_help_panel=_NETWORKS, help="Go on from the last checkpoint."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """3. Train a head: linear with the exact list objective, or a network by any objective.
+
+    [bold]Example:[/] strank fit cohort -o model --genes 50 --sections C2,C3,C4
+
+    [bold]Example:[/] strank fit cohort -o model --genes all --borrow
+
+    [bold]Example:[/] strank fit cohort -o model --head mlp --loss list
+    (checkpoints, logs and learning curves in model.training)
+    """
+    from strank.cohort.store import read_cohort
+
+    if genes != "all" and not genes.isdecimal():
+        raise InputError(f"--genes is a number or `all`; got {genes!r}")
+    exact = is_exact(head, loss, recipe)
+    network = {
+        "--held-out": held_out,
+        "--patience": patience,
+        "--resume": resume,
+        "--wandb": wandb,
+    }
+    _check_options(exact, network, {"--penalty": penalty, "--borrow": borrow})
+    train = read_cohort(cohort, sections=split_names(sections), encoder=encoder)
+    panel = {"encoder": encoder, "n_genes": None if genes == "all" else int(genes)}
+    if exact:
+        _fit_exact(
+            train,
+            output,
+            as_json,
+            penalty=penalty,
+            borrow=borrow,
+            max_memory=max_memory,
+            verbose=True,
+            **panel,
+        )
+        return
+    from strank.neural.recipe import Machine
+
+    options = neural_options(head, loss, recipe, seed)
+    if patience is not None:
+        options["recipe"] = replace(options["recipe"], patience=patience)
+    _train(
+        train,
+        output,
+        as_json,
+        **options,
+        **panel,
+        held_out=split_names(held_out),
+        machine=Machine(devices=devices, nodes=nodes, precision=precision, wandb=wandb),  # type: ignore[arg-type]
+        resume=resume,
+    )
+
+
+def is_exact(head: str, loss: str, recipe: str | None) -> bool:
+    """Whether the exact solver does it."""
+    return (head, loss, recipe) == ("linear", "list", None)
+
+
+def neural_options(head: str, loss: str, recipe: str | None, seed: int) -> dict[str, Any]:
+    """Options of `strank.train.train_model` that several commands have."""
+    from strank.neural.recipe import get_recipe
+
+    return {"head": head, "loss": loss, "recipe": get_recipe(recipe or "default"), "seed": seed}
+
+
+def _check_options(exact: bool, network: Mapping[str, Any], linear: Mapping[str, Any]) -> None:
+    given = [name for name, value in (network if exact else linear).items() if value]
+    if given and exact:
+        raise InputError(f"{given[0]} is for networks: give --head mlp or context, or a --recipe")
+    if given:
+        raise InputError(f"{given[0]} is for the exact solver: leave --head, --loss, --recipe out")
+
+
+def _fit_exact(train: Mapping[str, AnnData], output: Path, as_json: bool, **options: Any) -> None:
+    from strank.fit import fit_model
+
+    model = fit_model(train, **options)
+    model.save(output)
+    facts = model.provenance
+    if len(train) == 1 and options["penalty"] is None:
+        note(f"penalty: {facts['penalty_choice']}")
+    borrowed = f"; {model.panel['borrows'].sum()} genes borrow" * options["borrow"]
+    _finish(
+        model,
+        output,
+        as_json,
+        f"{facts['solver']}; penalty: {facts['penalty_choice']} "
+        f"(median {model.panel['penalty'].median():g} counts){borrowed}",
+    )
+
+
+def _train(train: Mapping[str, AnnData], output: Path, as_json: bool, **options: Any) -> None:
+    from strank.neural.run import is_first_process
+    from strank.train import train_model
+
+    folder = output.with_name(output.name + ".training")
+    model = train_model(train, **options, folder=folder, verbose=True)
+    if not is_first_process():
+        return
+    model.save(output)
+    _draw(folder)
+    lines = []
+    for network in model.provenance["networks"]:
+        (score,) = (value for name, value in network.items() if name.startswith("held_out/"))
+        lines.append(
+            f"stopped by {', '.join(network['held_out'])}: best of {network['epochs']} epochs "
+            f"{network['best_epoch']}, {options['recipe'].monitor} there {score:.4g}"
+        )
+    lines.append(f"checkpoints, logs and learning curves: {folder}")
+    _finish(model, output, as_json, *lines)
+
+
+def _draw(folder: Path) -> None:
+    from strank.report.learning import draw_learning_curves
+
+    try:
+        draw_learning_curves(folder)
+    except ModuleNotFoundError as error:
+        note(f"no learning curves are drawn: pip install 'strank[plots]' ({error.name} is absent)")
+
+
+def _finish(model: RankModel, output: Path, as_json: bool, *lines: str) -> None:
+    facts = model.provenance
+    finish(
+        {"model": str(output), "n_genes": len(model.panel), **facts},
+        as_json=as_json,
+        lines=[
+            *lines,
+            f"Wrote a model of {len(model.panel)} genes from {len(facts['sections'])} sections to "
+            f"{output}.",
+        ],
+    )
