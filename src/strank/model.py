@@ -13,10 +13,11 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 from strank.cohort.contract import positions_um
+from strank.encoders.backbone import Backbone, backbone_from_config
 from strank.errors import InputError, some
 from strank.files import atomic_path, read_json, sha256
 from strank.linear.geometry import centre_within
@@ -28,6 +29,7 @@ from strank.version import __version__
 __all__ = ["RankModel"]
 
 FORMAT = 1
+_HEAD, _BACKBONE = "head.safetensors", "encoder.safetensors"
 _ROWS = 8192
 # What reading a file that is not as it was written can raise.
 _DAMAGE = (LookupError, TypeError, ValueError, OSError, RuntimeError)
@@ -47,6 +49,8 @@ class RankModel:
         Facts of the encoder: name, version, fields, number of features.
     provenance
         What the model was trained on and with.
+    backbone
+        The encoder, where it was trained with the head.
 
     Examples
     --------
@@ -64,9 +68,17 @@ class RankModel:
     panel: pd.DataFrame
     encoder: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    backbone: Backbone | None = None
+
+    @property
+    def method(self) -> str:
+        """How tables name it: the objective, and of a network the head."""
+        return str(self.provenance.get("method", "list"))
 
     def save(self, folder: Path | str) -> None:
-        """Write ``model.json`` and ``head.safetensors``; the folder is whole or absent.
+        """Write ``model.json``, ``head.safetensors`` and, of a trained encoder, its weights.
+
+        The folder is whole or absent.
 
         Raises
         ------
@@ -82,8 +94,10 @@ class RankModel:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(folder) as part:
                 part.mkdir()
-                save_file(self.head.state_dict(), part / "head.safetensors")
-                (part / "model.json").write_text(self._json(part / "head.safetensors"))
+                save_file(self.head.state_dict(), part / _HEAD)
+                if self.backbone is not None:
+                    save_model(self.backbone, str(part / _BACKBONE))
+                (part / "model.json").write_text(self._json(part))
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
 
@@ -103,13 +117,16 @@ class RankModel:
         try:
             if stored["format"] != FORMAT:
                 raise InputError(f"{folder}: model format {stored['format']}; update strank")
-            weights = folder / "head.safetensors"
-            if sha256(weights) != stored["head"]["sha256"]:
-                raise InputError(f"{weights}: damaged (its checksum is not that in model.json)")
             panel = pd.DataFrame(stored["panel"]).set_index("gene")
             head = _make_head(folder, stored["head"], stored["encoder"]["n_features"], len(panel))
-            head.load_state_dict(load_file(weights))
-            return cls(head.eval(), panel, stored["encoder"], stored["provenance"])
+            head.load_state_dict(load_file(_checked(folder / _HEAD, stored["head"])))
+            backbone = None
+            if "backbone" in stored:
+                weights = _checked(folder / _BACKBONE, stored["backbone"])
+                backbone = backbone_from_config(stored["backbone"]["config"])
+                load_model(backbone, weights)
+            facts = stored["encoder"], stored["provenance"]
+            return cls(head.eval(), panel, *facts, backbone)
         except InputError:
             raise
         except (*_DAMAGE, SafetensorError) as error:
@@ -195,16 +212,25 @@ class RankModel:
             raise InputError(f"features of spot {some(adata.obs_names[wrong])} are not finite")
         return features
 
-    def _json(self, weights: Path) -> str:
+    def _json(self, folder: Path) -> str:
         content = {
             "format": FORMAT,
             "strank": __version__,
-            "head": {**_stored_head(self.head), "sha256": sha256(weights)},
+            "head": {**_stored_head(self.head), "sha256": sha256(folder / _HEAD)},
             "encoder": dict(self.encoder),
             "panel": self.panel.rename_axis("gene").reset_index().to_dict("records"),
             "provenance": dict(self.provenance),
         }
+        if self.backbone is not None:
+            checksum = sha256(folder / _BACKBONE)
+            content["backbone"] = {"config": self.backbone.config, "sha256": checksum}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _checked(weights: Path, stored: Mapping[str, Any]) -> Path:
+    if sha256(weights) != stored["sha256"]:
+        raise InputError(f"{weights}: damaged (its checksum is not that in model.json)")
+    return weights
 
 
 def _heads() -> dict[str, Callable[..., nn.Module]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from strank.encoders.backbone import BackboneEncoder
 from strank.encoders.base import Encoder, encoder_facts, get_encoder
 from strank.encoders.embed import check_scale, embed_spots
 from strank.errors import InputError
@@ -15,7 +16,7 @@ from strank.model import RankModel
 from strank.slides.image import Slide
 from strank.slides.tissue import tile_centres
 
-__all__ = ["predict_slide", "tile_grid"]
+__all__ = ["encoder_of", "predict_slide", "tile_grid"]
 
 
 def tile_grid(slide: Slide, model: RankModel, *, stride_um: float | None = None) -> AnnData:
@@ -28,7 +29,8 @@ def tile_grid(slide: Slide, model: RankModel, *, stride_um: float | None = None)
     model
         Gives the size of a spot.
     stride_um
-        Distance between tiles; a spot's diameter if ``None``.
+        Distance between tiles; if ``None`` a spot's diameter, or for a head that looks at
+        neighbours the distance of spots in training.
 
     Returns
     -------
@@ -42,9 +44,12 @@ def tile_grid(slide: Slide, model: RankModel, *, stride_um: float | None = None)
         If there is no tissue, for a stride that is not positive, and for a slide whose pixels are
         far too coarse for the model's encoder.
     """
-    check_scale(slide, _encoder_of(model))
+    check_scale(slide, encoder_of(model))
     diameter = float(model.provenance["spot_diameter_um"])
-    stride = diameter if stride_um is None else stride_um
+    # A head that looks at neighbours expects them as far away as in training.
+    around = getattr(model.head, "n_neighbours", 0) > 0
+    usual = float(model.provenance["spot_pitch_um"]) if around else diameter
+    stride = usual if stride_um is None else stride_um
     if not stride > 0:
         raise InputError(f"--stride must be positive; got {stride}")
     centres = tile_centres(slide, stride_um=stride, tile_um=diameter)
@@ -95,7 +100,7 @@ def predict_slide(
     InputError
         If the encoder is unknown or of another version.
     """
-    encoder = _encoder_of(model)
+    encoder = encoder_of(model)
     features = embed_spots(slide, np.asarray(tiles.obsm["spatial"]), encoder, advance=advance)
     spots = tiles.copy()
     spots.obsm[encoder.name] = features
@@ -103,7 +108,17 @@ def predict_slide(
     return model.predict(spots)
 
 
-def _encoder_of(model: RankModel) -> Encoder:
-    encoder = get_encoder(model.encoder["name"])
+def encoder_of(model: RankModel) -> Encoder:
+    """Make the encoder that a model's features come from: its own, or one of the catalogue.
+
+    Raises
+    ------
+    InputError
+        If it is unknown or of another version.
+    """
+    if model.backbone is not None:
+        facts = model.encoder
+        return BackboneEncoder(model.backbone, facts["name"], facts["version"])
+    encoder = get_encoder(model.encoder.get("source", model.encoder["name"]))
     model.check_encoder(encoder_facts(encoder))
     return encoder

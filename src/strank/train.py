@@ -1,46 +1,31 @@
-"""From the sections of a cohort to a model with a neural head."""
+"""From the features of a cohort to a model with a neural head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from strank.errors import InputError, some
 from strank.linear.geometry import centre_within
-from strank.linear.inputs import deal
 from strank.losses import SectionLoss
 from strank.model import RankModel
 from strank.neural.ensemble import train_ensemble
-from strank.neural.folder import claim_folder
-from strank.neural.heads import HEADS, Head, MeanHead, MLPHead
-from strank.neural.module import Names
-from strank.neural.neighbours import find_neighbours
+from strank.neural.heads import Head
 from strank.neural.network import Network
 from strank.neural.objectives import make_objective, start_level
 from strank.neural.recipe import Machine, Recipe, get_recipe
-from strank.neural.run import Run, is_first_process
+from strank.neural.run import Run
 from strank.neural.spots import Spots
-from strank.training_set import (
-    TrainingData,
-    encoder_facts_of,
-    panel_of,
-    training_data,
-    training_sections,
-)
-from strank.version import __version__
+from strank.plan import MakeHead, TrainingPlan, head_maker, method_name
+from strank.training_set import encoder_facts_of
 
-__all__ = ["train_model"]
-
-MakeHead = Callable[[int, int], nn.Module]
+__all__ = ["start_head", "train_model"]
 
 
 def train_model(
@@ -61,14 +46,14 @@ def train_model(
 ) -> RankModel:
     """Train a head on features, by any objective.
 
-    A network is stopped by sections that it does not see. By default the patients (or sections,
-    where there are fewer than three patients) take turns at that, each for a network of its own,
-    and the model gives the mean of their scores: so every section is trained on, too.
+    A network is stopped by sections that it does not see. The patients (or sections, where there
+    are fewer than three patients) take turns at that, each for a network of its own, and the model
+    gives the mean of their scores: so every section is trained on, too.
 
     Parameters
     ----------
     cohort
-        Training sections with features, from `read_cohort(..., encoder=...)`; at least two.
+        Training sections with features, at least two, from `read_cohort(..., encoder=...)`.
     head
         ``"mlp"``, ``"context"``, ``"linear"``, or what makes a module from the number of features
         and of genes, such as ``functools.partial(MLPHead, width=64)``.
@@ -106,119 +91,61 @@ def train_model(
         training, and a loss that is not finite.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    facts = encoder_facts_of(cohort, encoder)
-    panel, panel_choice = panel_of(cohort, n_genes, genes)
-    data = training_data(cohort, panel, encoder)
-    make = head if callable(head) else _known_head(head)
-    names, codes = np.unique(data.section, return_inverse=True)
-    turns = _turns(data, names, held_out, recipe, seed)
-    spots = _spots(data, codes, make(facts["n_features"], len(panel)))
-    provenance = {
-        "strank_version": __version__,
-        "objective": f"{loss}, {head if isinstance(head, str) else 'own'} head, AdamW",
-        "panel_choice": panel_choice,
-        "seed": seed,
-        "recipe": asdict(recipe),
-        **training_sections(cohort),
-    }
-    if folder is not None:
-        folder = Path(folder)
-        if is_first_process():
-            given = {"genes": list(panel), "held_out": [names[list(t)].tolist() for t in turns]}
-            claim_folder(folder, provenance | given, resume=resume)
-    trained = train_ensemble(
-        partial(_network, spots, make, partial(make_objective, loss)),
-        spots,
-        Names(tuple(names), tuple(panel)),
-        turns,
-        Run(
-            recipe,
-            machine or Machine(),
-            seed,
-            folder=folder,
-            resume=resume,
-            title="Network" if verbose else None,
-        ),
+    facts, make = encoder_facts_of(cohort, encoder), head_maker(head)
+    plan = TrainingPlan.of(
+        cohort,
+        recipe,
+        encoder=encoder,
+        n_genes=n_genes,
+        genes=genes,
+        held_out=held_out,
+        seed=seed,
+        about={"method": method_name(head, loss)},
     )
-    heads = [network.head for network, _ in trained]
-    return RankModel(
-        head=heads[0] if len(heads) == 1 else MeanHead.of(heads).eval(),
-        panel=pd.DataFrame({"counts": np.asarray(data.counts.sum(0)).ravel()}, index=panel),
-        encoder=facts,
-        provenance=provenance
-        | {
-            "networks": [
-                {"held_out": names[list(turn)].tolist(), **result.summary}
-                for turn, (_, result) in zip(turns, trained, strict=True)
-            ]
-        },
-    )
-
-
-def _known_head(name: str) -> MakeHead:
-    known: dict[str, MakeHead] = {"linear": partial(MLPHead, depth=0, centred=False), **HEADS}
-    if name not in known:
-        raise InputError(f"no head {name!r}; choose one of {', '.join(known)}")
-    return known[name]
-
-
-def _turns(
-    data: TrainingData,
-    names: NDArray,
-    held_out: Sequence[str] | None,
-    recipe: Recipe,
-    seed: int,
-) -> list[tuple[int, ...]]:
-    """Choose the sections that each network does not see."""
-    if len(names) < 2:
-        raise InputError(
-            f"there is only section {names[0]}, and a network needs another to know when to stop: "
-            "give two or more, or fit the linear head exactly"
-        )
-    if held_out is not None:
-        unknown = sorted(set(held_out) - set(names))
-        if unknown or not 0 < len(set(held_out)) < len(names):
-            raise InputError(
-                f"held out: {some(unknown or held_out)}; name some, but not all, of {some(names)}"
-            )
-        return [tuple(np.searchsorted(names, sorted(set(held_out))).tolist())]
-    fold = deal(data.group, recipe.networks if recipe.networks > 1 else len(names))
-    codes = np.searchsorted(names, data.section)
-    turns = [tuple(np.unique(codes[fold == f]).tolist()) for f in np.unique(fold)]
-    if recipe.networks > 1:
-        return turns
-    return [turns[int(np.random.default_rng(seed).integers(len(turns)))]]
-
-
-def _spots(data: TrainingData, codes: NDArray[np.int64], like: nn.Module) -> Spots:
-    """Gather what a head such as this one is trained on."""
-    features = data.features
+    features, like = plan.data.features, make(facts["n_features"], len(plan.panel))
     if getattr(like, "centred", False):
-        features = centre_within(features, codes)
-    reach = int(getattr(like, "n_neighbours", 0))
-    return Spots(
-        features.astype(np.float32),
-        data.counts.astype(np.float32),
-        codes,
-        np.log(data.library_size).astype(np.float32),
-        find_neighbours(data.positions, codes, reach) if reach else None,
-    )
+        features = centre_within(features, plan.section)
+    spots = plan.spots(features.astype(np.float32), like)
+    folder = plan.claim(folder, resume=resume)
+    title = "Network" if verbose else None
+    run = Run(recipe, machine or Machine(), seed, folder=folder, resume=resume, title=title)
+    trained = train_ensemble(partial(_start, spots, make, loss), spots, plan.names, plan.turns, run)
+    return plan.model(trained, facts)
 
 
-def _network(
-    spots: Spots,
-    make: MakeHead,
-    objective: Callable[[int], SectionLoss],
-    rows: NDArray[np.int64],
+def _start(
+    spots: Spots, make: MakeHead, loss: str, rows: NDArray[np.int64]
 ) -> tuple[Network, SectionLoss]:
-    """Make a network whose features are in units of, and scores at the level of, some spots."""
-    features, counts = torch.from_numpy(spots.inputs[rows]), spots.counts[rows]
-    head, loss = make(features.shape[1], counts.shape[1]), objective(counts.shape[1])
+    head, objective = start_head(make, torch.from_numpy(spots.inputs[rows]), loss, spots, rows)
+    return Network(head), objective
+
+
+def start_head(
+    make: MakeHead, features: Tensor, loss: str, spots: Spots, rows: NDArray[np.int64]
+) -> tuple[nn.Module, SectionLoss]:
+    """Make a head that starts in the units of some features, and at the level of some counts.
+
+    Parameters
+    ----------
+    make
+        The head.
+    features
+        Of spots that are trained on, ``[n, n_features]``.
+    loss
+        The objective.
+    spots, rows
+        Counts of the spots that are trained on.
+    """
+    counts = spots.counts[rows]
+    objective = make_objective(loss, counts.shape[1])
+    head = make(features.shape[1], counts.shape[1])
     if isinstance(head, Head):
-        head.centre.copy_(features.mean(0))
         spread = features.std(0)
+        head.centre.copy_(features.mean(0))
         head.scale.copy_(torch.where(spread > 0, spread, 1.0))
-        level = start_level(loss, counts, spots.offset[rows])
+        level = start_level(objective, counts, spots.offset[rows])
+        # Where the objective does not know a level, there is nothing to train.
+        head.level.requires_grad_(level is not None)
         if level is not None:
             head.level.data.copy_(level)
-    return Network(head), loss
+    return head, objective

@@ -55,15 +55,22 @@ class TrainingData:
     group: np.ndarray
 
 
-def training_data(cohort: Mapping[str, AnnData], panel: pd.Index, encoder: str) -> TrainingData:
-    """Stack the sections; spots without any count have no exposure and are left out."""
+def training_data(
+    cohort: Mapping[str, AnnData], panel: pd.Index, encoder: str | None
+) -> TrainingData:
+    """Stack the sections; spots without any count have no exposure and are left out.
+
+    Without an encoder there are no features.
+    """
     kept = {name: adata[adata.obs["library_size"] > 0] for name, adata in cohort.items()}
     empty = [name for name, adata in kept.items() if adata.n_obs == 0]
     if empty:
         raise InputError(f"section {empty[0]}: no spot has any count")
     n_spots = [adata.n_obs for adata in kept.values()]
     return TrainingData(
-        features=np.concatenate([adata.obsm[encoder] for adata in kept.values()]),
+        features=np.concatenate(
+            [a.obsm[encoder] if encoder else np.empty((a.n_obs, 0)) for a in kept.values()]
+        ),
         counts=sparse.vstack([sparse.csr_matrix(a[:, panel].X) for a in kept.values()], "csr"),
         library_size=np.concatenate([a.obs["library_size"].to_numpy() for a in kept.values()]),
         section=np.repeat(list(kept), n_spots),

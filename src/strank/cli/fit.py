@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +51,22 @@ def fit(
     encoder: Annotated[str, typer.Option(help="Which image features.")] = "morphology",
     head: HeadName = "linear",
     loss: LossName = "list",
+    finetune: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_NETWORKS,
+            help="Train the encoder too, an image network such as timm:resnet18: `lora`, `last-2` "
+            "(or another number of blocks) or `full`.",
+        ),
+    ] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            rich_help_panel=_NETWORKS,
+            help="Patches at a time through the encoder, to save memory; the loss stays the same.",
+        ),
+    ] = None,
     penalty: Annotated[
         float | None,
         typer.Option(
@@ -107,48 +124,38 @@ def fit(
 
     [bold]Example:[/] strank fit cohort -o model --head mlp --loss list
     (checkpoints, logs and learning curves in model.training)
+
+    [bold]Example:[/] strank fit cohort -o model --encoder timm:resnet18 --finetune last-2
     """
     from strank.cohort.store import read_cohort
 
     if genes != "all" and not genes.isdecimal():
         raise InputError(f"--genes is a number or `all`; got {genes!r}")
-    exact = is_exact(head, loss, recipe)
+    exact = is_exact(head, loss, recipe) and finetune is None
     network = {
         "--held-out": held_out,
         "--patience": patience,
         "--resume": resume,
         "--wandb": wandb,
+        "--micro-batch": micro_batch,
     }
     _check_options(exact, network, {"--penalty": penalty, "--borrow": borrow})
-    train = read_cohort(cohort, sections=split_names(sections), encoder=encoder)
-    panel = {"encoder": encoder, "n_genes": None if genes == "all" else int(genes)}
+    features = encoder if finetune is None else None
+    train = read_cohort(cohort, sections=split_names(sections), encoder=features)
+    panel = {"n_genes": None if genes == "all" else int(genes), "encoder": encoder}
     if exact:
-        _fit_exact(
-            train,
-            output,
-            as_json,
-            penalty=penalty,
-            borrow=borrow,
-            max_memory=max_memory,
-            verbose=True,
-            **panel,
-        )
+        solver = {"penalty": penalty, "borrow": borrow, "max_memory": max_memory, "verbose": True}
+        _fit_exact(train, output, as_json, **solver, **panel)
         return
     from strank.neural.recipe import Machine
 
-    options = neural_options(head, loss, recipe, seed)
+    options = neural_options(head, loss, recipe or ("finetune" if finetune else "default"), seed)
     if patience is not None:
         options["recipe"] = replace(options["recipe"], patience=patience)
-    _train(
-        train,
-        output,
-        as_json,
-        **options,
-        **panel,
-        held_out=split_names(held_out),
-        machine=Machine(devices=devices, nodes=nodes, precision=precision, wandb=wandb),  # type: ignore[arg-type]
-        resume=resume,
-    )
+    options["held_out"] = split_names(held_out)
+    machine = Machine(devices=devices, nodes=nodes, precision=precision, wandb=wandb)  # type: ignore[arg-type]
+    run = {"machine": machine, "resume": resume, "verbose": True}
+    _train(_trainer(finetune, micro_batch), train, output, as_json, **options, **panel, **run)
 
 
 def is_exact(head: str, loss: str, recipe: str | None) -> bool:
@@ -156,11 +163,22 @@ def is_exact(head: str, loss: str, recipe: str | None) -> bool:
     return (head, loss, recipe) == ("linear", "list", None)
 
 
-def neural_options(head: str, loss: str, recipe: str | None, seed: int) -> dict[str, Any]:
+def neural_options(head: str, loss: str, recipe: str, seed: int) -> dict[str, Any]:
     """Options of `strank.train.train_model` that several commands have."""
     from strank.neural.recipe import get_recipe
 
-    return {"head": head, "loss": loss, "recipe": get_recipe(recipe or "default"), "seed": seed}
+    return {"head": head, "loss": loss, "recipe": get_recipe(recipe), "seed": seed}
+
+
+def _trainer(finetune: str | None, micro_batch: int | None) -> Callable[..., RankModel]:
+    if finetune is None:
+        from strank.train import train_model
+
+        return train_model
+    from strank.finetune import finetune_model
+    from strank.neural.finetune import Finetune
+
+    return partial(finetune_model, how=Finetune(finetune, micro_batch=micro_batch))
 
 
 def _check_options(exact: bool, network: Mapping[str, Any], linear: Mapping[str, Any]) -> None:
@@ -189,12 +207,17 @@ def _fit_exact(train: Mapping[str, AnnData], output: Path, as_json: bool, **opti
     )
 
 
-def _train(train: Mapping[str, AnnData], output: Path, as_json: bool, **options: Any) -> None:
+def _train(
+    train_model: Callable[..., RankModel],
+    train: Mapping[str, AnnData],
+    output: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
     from strank.neural.run import is_first_process
-    from strank.train import train_model
 
     folder = output.with_name(output.name + ".training")
-    model = train_model(train, **options, folder=folder, verbose=True)
+    model = train_model(train, **options, folder=folder)
     if not is_first_process():
         return
     model.save(output)

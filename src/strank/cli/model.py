@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,12 +18,14 @@ from strank.cli.console import (
     split_names,
     working,
 )
+from strank.cli.fit import HeadName, LossName, RecipeName, Seed, is_exact, neural_options
 from strank.errors import InputError, some
 from strank.progress import progress
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from strank.encoders.base import Encoder
     from strank.evaluation.protocol import Evaluation
     from strank.model import RankModel
     from strank.slides.image import Slide
@@ -29,11 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "predict"]
 
 _PICTURES = 6
-
-Sections = Annotated[
-    str | None, typer.Option(help="Names of sections, separated by commas; all if not given.")
-]
-EncoderName = Annotated[str, typer.Option(help="Which image features.")]
 
 
 def evaluate(
@@ -59,6 +58,10 @@ def evaluate(
     encoder: Annotated[
         str | None, typer.Option(help="Image features of the folds; morphology if not given.")
     ] = None,
+    head: HeadName = "linear",
+    loss: LossName = "list",
+    recipe: RecipeName = None,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """4. Score held-out sections, beside ridge and section-centred ridge.
@@ -66,6 +69,8 @@ def evaluate(
     Give either --model or --folds. Spearman correlation (SCC) against log1p(CP10k).
 
     [bold]Example:[/] strank evaluate cohort --folds section -o evaluation
+
+    [bold]Example:[/] strank evaluate cohort --folds section --head mlp -o evaluation-mlp
     """
     from strank.files import output_folder
 
@@ -73,15 +78,21 @@ def evaluate(
         raise InputError("give either --model or --folds")
     output_folder(output)
     if model is not None:
-        if genes is not None or encoder is not None:
-            raise InputError("--genes and --encoder are the model's own; leave them out")
-        with working("Scoring, and fitting the baselines"):
-            result = _evaluate_model(cohort, model, split_names(sections), train or cohort)
+        if genes is not None or encoder is not None or not is_exact(head, loss, recipe):
+            raise InputError("--genes, --encoder, --head, --loss and --recipe are the model's own")
+        result = _evaluate_model(cohort, model, split_names(sections), train or cohort)
     else:
         if train is not None:
             raise InputError("--train goes with --model; folds train on the cohort itself")
         names = split_names(sections)
-        result = _cross_validate(cohort, str(folds), names, encoder or "morphology", genes or 50)
+        result = _cross_validate(
+            cohort,
+            str(folds),
+            names,
+            encoder=encoder or "morphology",
+            n_genes=genes or 50,
+            fit=_fit_of(head, loss, recipe, seed),
+        )
     result.write(output)
     summary = result.summary
     for warning in result.warnings:
@@ -167,6 +178,7 @@ def _evaluate_model(
     from strank.cohort.store import read_cohort, section_names
     from strank.evaluation.protocol import evaluate as evaluate_model
     from strank.model import RankModel
+    from strank.predict import encoder_of
 
     model = RankModel.load(folder)
     encoder, trained = model.encoder["name"], list(model.provenance["sections"])
@@ -178,15 +190,44 @@ def _evaluate_model(
                 "--sections, or evaluate with --folds"
             )
     known = [name for name in section_names(train) if name in trained]
-    return evaluate_model(
-        model,
-        read_cohort(cohort, sections=sections, encoder=encoder),
-        train=read_cohort(train, sections=known, encoder=encoder),
-    )
+    if model.backbone is not None:
+        for place in {cohort, train}:
+            _embed(place, encoder_of(model))
+    with working("Scoring, and fitting the baselines"):
+        return evaluate_model(
+            model,
+            read_cohort(cohort, sections=sections, encoder=encoder),
+            train=read_cohort(train, sections=known, encoder=encoder),
+        )
+
+
+def _embed(cohort: Path, encoder: Encoder) -> None:
+    """Embed by an encoder that was trained with its model; what was done before is kept."""
+    from strank.cohort.store import count_spots
+    from strank.encoders.embed import embed_cohort
+
+    with progress(f"Embedding by the model's encoder ({cohort})", count_spots(cohort)) as advance:
+        embed_cohort(cohort, encoder, advance=advance)
+
+
+def _fit_of(head: str, loss: str, recipe: str | None, seed: int) -> Callable[..., RankModel]:
+    if is_exact(head, loss, recipe):
+        from strank.fit import fit_model
+
+        return fit_model
+    from strank.train import train_model
+
+    return partial(train_model, **neural_options(head, loss, recipe or "default", seed))
 
 
 def _cross_validate(
-    cohort: Path, folds: str, sections: list[str] | None, encoder: str, genes: int
+    cohort: Path,
+    folds: str,
+    sections: list[str] | None,
+    *,
+    encoder: str,
+    n_genes: int,
+    fit: Callable[..., RankModel],
 ) -> Evaluation:
     from strank.cohort.splits import make_folds, patients_of
     from strank.cohort.store import read_cohort
@@ -199,7 +240,8 @@ def _cross_validate(
             data,
             by=folds,  # type: ignore[arg-type]
             encoder=encoder,
-            n_genes=genes,
+            n_genes=n_genes,
+            fit=fit,
             advance=advance,
         )
 

@@ -116,6 +116,11 @@ class BackboneEncoder:
     version: str
 
     @property
+    def source(self) -> str:
+        """Where it came from, as `load_encoder` takes it."""
+        return str(self.backbone.config["name"])
+
+    @property
     def fields(self) -> tuple[Field, ...]:
         """The one window it looks at."""
         return (Field(self.backbone.config["um"], self.backbone.pixels),)

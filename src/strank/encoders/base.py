@@ -60,6 +60,9 @@ class Encoder(Protocol):
 def get_encoder(name: str) -> Encoder:
     """Make the encoder of that name; an :class:`InputError` lists the choices for an unknown one.
 
+    Names such as ``timm:resnet18`` and ``hf:owner/name`` are those of
+    `strank.encoders.backbone.load_encoder`.
+
     Examples
     --------
     >>> get_encoder("morphologie")
@@ -67,10 +70,16 @@ def get_encoder(name: str) -> Encoder:
     ...
     strank.errors.InputError: no encoder 'morphologie'; did you mean 'morphology'? choose one of ...
     """
+    if ":" in name:
+        from strank.encoders.backbone import load_encoder
+
+        return load_encoder(name)
     if name not in ENCODERS:
         near = difflib.get_close_matches(name, ENCODERS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"no encoder {name!r}; {hint}choose one of {', '.join(ENCODERS)}")
+        raise InputError(
+            f"no encoder {name!r}; {hint}choose one of {', '.join(ENCODERS)}, timm:NAME, hf:NAME"
+        )
     module, _, attribute = ENCODERS[name].partition(":")
     encoder: Encoder = getattr(import_module(module), attribute)()
     return encoder
@@ -78,9 +87,11 @@ def get_encoder(name: str) -> Encoder:
 
 def encoder_facts(encoder: Encoder) -> dict[str, Any]:
     """List what must agree between the features a model was trained on and those it gets."""
-    return {
+    facts = {
         "name": encoder.name,
         "version": encoder.version,
         "fields": [asdict(field) for field in encoder.fields],
         "n_features": len(encoder.feature_names),
     }
+    source = getattr(encoder, "source", encoder.name)
+    return facts if source == encoder.name else {**facts, "source": source}

@@ -25,7 +25,7 @@ from strank.version import __version__
 
 __all__ = ["Evaluation", "cross_validate", "evaluate", "predict_all"]
 
-LIST = "list"
+FitModel = Callable[..., RankModel]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def evaluate(
         "sections": {name: counts_checksum(adata) for name, adata in cohort.items()},
         "model": dict(model.provenance),
     }
-    return Evaluation(scores, facts, (*warnings, *_unscored(scores)))
+    return Evaluation(scores, facts, (*warnings, *_unscored(scores, model.method)))
 
 
 def cross_validate(
@@ -109,6 +109,7 @@ def cross_validate(
     by: FoldUnit = "patient",
     encoder: str = "morphology",
     n_genes: int = 50,
+    fit: FitModel = fit_model,
     advance: Callable[[int], object] | None = None,
 ) -> Evaluation:
     """Hold out every section, or every patient, once; panel and penalties are of its training part.
@@ -123,6 +124,9 @@ def cross_validate(
         Whose features.
     n_genes
         Size of the panel.
+    fit
+        Makes a model of training sections, ``encoder`` and ``n_genes``: exactly by default, or
+        ``functools.partial(train_model, head="mlp")``.
     advance
         Called with 1 after every fold.
 
@@ -134,14 +138,14 @@ def cross_validate(
     tables, facts, warnings = [], [], []
     for fold in make_folds(patients_of(cohort), by):
         train = {name: cohort[name] for name in fold.train}
-        model = fit_model(train, encoder=encoder, n_genes=n_genes)
+        model = fit(train, encoder=encoder, n_genes=n_genes)
         test = {name: cohort[name] for name in fold.test}
         table = _score(predict_all(model, test, train=train), test, model.panel.index)
         tables.append(table.assign(fold=fold.name))
         facts.append({"fold": fold.name, "test": fold.test, **model.provenance})
         if fold.shared_patients:
             warnings.append(f"fold {fold.name}: {_shared_patients(fold.shared_patients)}")
-        if len(train) == 1:
+        if len(train) == 1 and fit is fit_model:
             warnings.append(
                 f"fold {fold.name}: trained on one section, so no penalty could be chosen there"
             )
@@ -151,7 +155,9 @@ def cross_validate(
     parameters = {"encoder": encoder, "n_genes": n_genes}
     protocol = {"strank_version": __version__, "protocol": f"leave one {by} out"}
     return Evaluation(
-        scores, {**protocol, **parameters, "folds": facts}, (*warnings, *_unscored(scores))
+        scores,
+        {**protocol, **parameters, "folds": facts},
+        (*warnings, *_unscored(scores, model.method)),
     )
 
 
@@ -176,7 +182,7 @@ def predict_all(
     data = training_data(train, model.panel.index, encoder)
     baselines = {method: fit(data) for method, fit in BASELINES.items()}
     return {
-        name: {LIST: np.asarray(model.predict(adata).X)}
+        name: {model.method: np.asarray(model.predict(adata).X)}
         | {method: predict(adata.obsm[encoder]) for method, predict in baselines.items()}
         for name, adata in cohort.items()
     }
@@ -213,8 +219,8 @@ def _shared_patients(patients: Any) -> str:
     )
 
 
-def _unscored(scores: pd.DataFrame) -> list[str]:
-    noted = scores[(scores["note"] != "") & (scores["method"] == LIST)]
+def _unscored(scores: pd.DataFrame, method: str) -> list[str]:
+    noted = scores[(scores["note"] != "") & (scores["method"] == method)]
     return [
         f"{len(rows)} of {len(scores) // scores['method'].nunique()} gene-section pairs: {note}"
         + (", counted as 0" if note == "constant scores" else ", not scored")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from strank.encoders.stain import HEMATOXYLIN_EOSIN, TISSUE_DENSITY, unmixing_matrix
 from strank.errors import InputError
 
-__all__ = ["N_DRAWS", "STAIN_SCALE", "STAIN_SHIFT", "augment", "draw"]
+__all__ = ["N_DRAWS", "STAIN_SCALE", "STAIN_SHIFT", "Augmentation", "augment", "draw"]
 
 #: Numbers a patch's augmentation is made of: symmetry; scale and shift of hematoxylin, of eosin.
 N_DRAWS = 5
@@ -88,6 +89,28 @@ def augment(patches: Tensor, draws: Tensor) -> Tensor:
     """
     _check(patches, draws)
     return _stained(_turned(patches, draws[:, 0]), draws[:, 1:])
+
+
+class Augmentation:
+    """Augments rows of a training set; a `strank.neural.spots.Augment`.
+
+    Parameters
+    ----------
+    n_spots
+        Of the whole training set.
+    seed
+        Of `draw`.
+    """
+
+    def __init__(self, n_spots: int, seed: int) -> None:
+        self.n_spots, self.seed = n_spots, seed
+        self._drawn: tuple[int, Tensor] | None = None
+
+    def __call__(self, patches: Tensor, rows: NDArray[np.int64], epoch: int) -> Tensor:
+        """Augment the patches of some rows as they are in an epoch."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, draw(self.n_spots, self.seed, epoch)
+        return augment(patches, self._drawn[1][rows])
 
 
 def _check(patches: Tensor, draws: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -12,9 +13,34 @@ from torch import nn
 from strank.encoders.backbone import Backbone
 from strank.errors import InputError
 
-__all__ = ["checkpoint_activations", "merge", "prepare"]
+__all__ = ["Finetune", "checkpoint_activations", "merge", "prepare"]
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """How an image network is trained together with the head.
+
+    Attributes
+    ----------
+    mode
+        ``"full"``, ``"last-K"``, ``"lora"`` or ``"frozen"``, as in `prepare`.
+    lora_rank
+        Of the adapters.
+    augment
+        Whether patches are turned, mirrored and stained anew at every epoch.
+    micro_batch
+        Patches at a time, as in `strank.neural.network.Network`; all of a batch if ``None``.
+    recompute
+        Whether the network's blocks compute their activations again in the backward pass.
+    """
+
+    mode: str = "lora"
+    lora_rank: int = 8
+    augment: bool = True
+    micro_batch: int | None = None
+    recompute: bool = False
 
 
 def prepare(backbone: Module, mode: str, *, lora_rank: int = 8, seed: int = 0) -> Module:

@@ -51,6 +51,7 @@ RECIPES: Mapping[str, Recipe] = {
     "default": Recipe(),
     # Nishimura et al., NeurIPS 2025; AdamW's other defaults are PyTorch's.
     "paper": Recipe(learning_rate=5e-5, max_epochs=1000, clip=None, networks=1),
+    "finetune": Recipe(learning_rate=1e-4, max_epochs=50, patience=5, networks=1),
 }
 
 

@@ -16,7 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from strank.neural.batches import SectionBatches
 from strank.neural.neighbours import Neighbours
 
-__all__ = ["SpotBatch", "Spots", "section_loader", "training_loader"]
+__all__ = ["Augment", "SpotBatch", "Spots", "section_loader", "training_loader"]
+
+
+#: Maps patches, their rows and the epoch to other patches.
+Augment = Callable[[Tensor, NDArray[np.int64], int], Tensor]
 
 
 class SpotBatch(NamedTuple):
@@ -55,7 +59,7 @@ class Spots(Dataset[SpotBatch]):
     neighbours
         Of every spot in its section, for heads that look at them.
     augment
-        Maps patches, their rows and the epoch to other patches.
+        Of training batches; ``None`` for none.
     """
 
     inputs: Any
@@ -63,7 +67,7 @@ class Spots(Dataset[SpotBatch]):
     section: NDArray[np.int64]
     offset: NDArray[np.float32]
     neighbours: Neighbours | None = None
-    augment: Callable[[Tensor, NDArray[np.int64], int], Tensor] | None = None
+    augment: Augment | None = None
 
     def __len__(self) -> int:
         return len(self.section)
