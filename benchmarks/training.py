@@ -9,12 +9,13 @@
 Set OMP_NUM_THREADS=1 where other programs use the cores. The last section is held out.
 
 recipe: the paper's (linear head, AdamW 5e-5, 256 of any spots, list loss over a section's spots in
-the batch, held-out section scored every epoch) by `strank.neural.run.train`, and by Lightning as one
-would write it without us: a dataset that gives one spot at a time, a loop over the sections of the
+the batch, held-out section scored every epoch), by `strank.neural.run.train` and by Lightning as
+one writes it without us: a dataset that gives one spot at a time, a loop over the sections of the
 batch, ``self.log``, EarlyStopping, ModelCheckpoint (best and last), CSVLogger. Both start at the
 same weights and see the same batches, so their curves must be the same: "difference" is the largest
-relative one of loss and held-out score in any epoch. The other rows leave parts of it out. Sides
-take turns; seconds are the median of the turns, all of a run, and "x" is what it takes of ours.
+of loss and held-out score in any epoch, beside the largest value. The other rows leave parts of it
+out. Sides take turns; seconds are the median of the turns, all of a run, and "x" is what it takes
+of ours. "CPU x" is that of processor time, which other programs disturb less.
 
 pipeline: "load" is what a training step (from one batch to the next) waits for its batch, within
 the run and, "alone", for the loader without a run. "disk" is a memmap in the page cache, "cold" one
@@ -23,19 +24,21 @@ that is not, in its first epoch.
 processes: one process and two that share every batch, with the same seed and no dropout. "run" is
 the training, "wall" the command. "difference" of the largest weight, and of the history.
 
-compile: milliseconds a training step, median after the second epoch; "first" is the seconds of
-everything before. "of 2" is what a step takes of an eager one in float32.
+compile: milliseconds a training step, median after the second epoch; "first s" is
+everything before. "of eager" is what a step takes of an eager one in float32.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import mmap
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -191,6 +194,10 @@ def show(name: str, table: pd.DataFrame, out: Path | None) -> None:
         table.to_csv(out / f"{name}.csv", index=False)
 
 
+def note(what: object) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
 def aim(what: str, met: bool) -> None:
     print(f"{what}: {'met' if met else 'MISSED'}")
 
@@ -337,16 +344,17 @@ def plain(
 
 
 def in_turns(sides: Mapping[str, Callable[[], Any]], turns: int) -> tuple[dict, dict]:
-    """Seconds of every turn, and what the last one gave."""
-    seconds, given = {name: [] for name in sides}, {}
+    """Wall and processor seconds, ``[n_turns, 2]``, and what the last turn gave."""
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    given = {}
     for turn in range(turns):
         for name, side in sides.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             with silent():
                 given[name] = side()
-            seconds[name].append(time.perf_counter() - start)
-            print(f"turn {turn + 1}: {name} {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
-    return seconds, given
+            spent[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+            note(f"turn {turn + 1}: {name} {spent[name][-1][0]:.2f} s")
+    return {name: np.array(values) for name, values in spent.items()}, given
 
 
 @app.command()
@@ -374,16 +382,16 @@ def recipe(
         variants = dict(list(PLAIN.items())[:1]) if quick else PLAIN
         sides = {"strank": ours} | {n: partial(theirs, kind) for n, kind in variants.items()}
         seconds, curves = in_turns(sides, turns)
-    median = {name: float(np.median(values)) for name, values in seconds.items()}
     rows = []
-    for name, value in median.items():
-        per_epoch = 1000 * value / epochs
-        ratios = np.array(seconds[name]) / np.array(seconds["strank"])
-        row = {"side": name, "seconds": value, "ms an epoch": per_epoch}
-        row |= {"x": value / median["strank"], "least x": ratios.min(), "most x": ratios.max()}
+    for name, spent in seconds.items():
+        wall, cpu = np.median(spent, axis=0)
+        ratios = spent / seconds["strank"]
+        row = {"side": name, "seconds": wall, "CPU s": cpu, "ms an epoch": 1000 * wall / epochs}
+        row |= {"x": np.median(ratios[:, 0]), "CPU x": np.median(ratios[:, 1])}
+        row |= {"least x": ratios[:, 0].min(), "most x": ratios[:, 0].max()}
         for column, label in ((LOSS, "loss"), (SCORE, "score")):
-            a, b = (c[column].to_numpy() for c in (curves[name], curves["strank"]))
-            row[f"difference, {label}"] = float(np.abs(a / b - 1).max())
+            a, b = (curves[n][column].to_numpy() for n in (name, "strank"))
+            row[f"difference, {label}"] = largest_difference(a, b)
         rows.append(row)
     table = pd.DataFrame(rows)
     print(f"{len(tissue.rows)} training spots, {epochs} epochs, {turns} turns")
@@ -486,7 +494,7 @@ def pipeline(
                     row = {"cohort": size, "spots": len(spots), "head": name, "features": place}
                     row |= share_of_loading(tissue, name, where, n, place == "cold")
                     rows.append(row)
-                    print(row, file=sys.stderr, flush=True)
+                    note(row)
     table = pd.DataFrame(rows)
     show("pipeline", table, out)
     for place, most in (("memory", 10), ("disk", 20)):
@@ -579,7 +587,7 @@ def compiled(
                     row = {"cohort": size, "head": name}
                     row |= {"mode": "compiled" if kind else "eager", "precision": precision}
                     rows.append(row | _step_ms(tissue, name, spots, n, machine))
-                    print(rows[-1], file=sys.stderr, flush=True)
+                    note(rows[-1])
     table = pd.DataFrame(rows)
     base = table.groupby(["cohort", "head"])["step ms"].transform("first")
     table.insert(5, "of eager", table["step ms"] / base)
@@ -598,4 +606,7 @@ def _step_ms(tissue: Tissue, name: str, spots: Spots, epochs: int, machine: Mach
 
 
 if __name__ == "__main__":
+    for part in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
     app()

@@ -24,6 +24,7 @@ from strank.neural.augment import Augmentation
 from strank.neural.ensemble import train_ensemble
 from strank.neural.finetune import Finetune, checkpoint_activations, merge, prepare
 from strank.neural.network import Network
+from strank.neural.objectives import MakeLoss, loss_maker
 from strank.neural.patches import cut_patches
 from strank.neural.recipe import Machine, Recipe, get_recipe
 from strank.neural.run import Run
@@ -86,7 +87,7 @@ def finetune_model(
     """
     how = how or Finetune()
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    make = head_maker(head, centred=False)
+    make, make_loss = head_maker(head, centred=False), loss_maker(loss, recipe.reduction)
     about = {
         "method": method_name(head, loss),
         "finetune": {"encoder": encoder, **asdict(how)},
@@ -101,8 +102,9 @@ def finetune_model(
         seed=seed,
         about=about,
     )
-    source = load_encoder(encoder)
-    like = make(source.backbone.n_features, len(plan.panel))
+    with torch.random.fork_rng():
+        source = load_encoder(encoder)
+        like = make(source.backbone.n_features, len(plan.panel))
     if getattr(like, "centred", False):
         raise InputError("a head on an image network cannot have centred features: centred=False")
     with ExitStack() as stack:
@@ -115,19 +117,20 @@ def finetune_model(
         spots = plan.spots(patches, like, augment)
         title = "Network" if verbose else None
         run = Run(recipe, machine or Machine(), seed, folder=kept, resume=resume, title=title)
-        start = partial(_start, spots, make, loss, source, how, seed)
+        start = partial(_start, spots, make, make_loss, source, how, seed)
         trained = train_ensemble(start, spots, plan.names, plan.turns, run)
     (network, _), *_ = trained
     backbone = merge(cast(Backbone, network.backbone))
     version = weights_checksum(backbone)
     name = f"{source.name}-{how.mode}-{version[:8]}"
-    return plan.model(trained, encoder_facts(BackboneEncoder(backbone, name, version)), backbone)
+    facts = encoder_facts(BackboneEncoder(backbone, name, version))
+    return plan.model(network.head.eval(), trained, facts, backbone)
 
 
 def _start(
     spots: Spots,
     make: MakeHead,
-    loss: str,
+    make_loss: MakeLoss,
     source: BackboneEncoder,
     how: Finetune,
     seed: int,
@@ -138,8 +141,9 @@ def _start(
         torch.from_numpy(source.encode([spots.inputs[measured[start : start + _AT_ONCE]]]))
         for start in range(0, len(measured), _AT_ONCE)
     ]
-    head, objective = start_head(make, torch.cat(features), loss, spots, rows)
+    counts, offset = spots.counts[rows], spots.offset[rows]
+    head, loss = start_head(make, make_loss, torch.cat(features), counts, offset)
     backbone = prepare(source.backbone, how.mode, lora_rank=how.lora_rank, seed=seed)
     if how.recompute:
         checkpoint_activations(backbone)
-    return Network(head, backbone, how.micro_batch), objective
+    return Network(head, backbone, how.micro_batch), loss

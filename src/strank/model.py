@@ -22,7 +22,7 @@ from strank.errors import InputError, some
 from strank.files import atomic_path, read_json, sha256
 from strank.linear.geometry import centre_within
 from strank.linear.head import LinearHead
-from strank.neural.heads import HEADS, MeanHead, kind_of
+from strank.neural.heads import HEADS, stored_head
 from strank.neural.neighbours import find_neighbours
 from strank.version import __version__
 
@@ -118,15 +118,11 @@ class RankModel:
             if stored["format"] != FORMAT:
                 raise InputError(f"{folder}: model format {stored['format']}; update strank")
             panel = pd.DataFrame(stored["panel"]).set_index("gene")
-            head = _make_head(folder, stored["head"], stored["encoder"]["n_features"], len(panel))
-            head.load_state_dict(load_file(_checked(folder / _HEAD, stored["head"])))
-            backbone = None
-            if "backbone" in stored:
-                weights = _checked(folder / _BACKBONE, stored["backbone"])
-                backbone = backbone_from_config(stored["backbone"]["config"])
-                load_model(backbone, weights)
-            facts = stored["encoder"], stored["provenance"]
-            return cls(head.eval(), panel, *facts, backbone)
+            # Modules draw first weights from torch's generator, which is not to be moved.
+            with torch.random.fork_rng():
+                head = _load_head(folder, stored["head"], stored["encoder"]["n_features"], panel)
+                backbone = _load_backbone(folder, stored.get("backbone"))
+            return cls(head, panel, stored["encoder"], stored["provenance"], backbone)
         except InputError:
             raise
         except (*_DAMAGE, SafetensorError) as error:
@@ -233,24 +229,40 @@ def _checked(weights: Path, stored: Mapping[str, Any]) -> Path:
     return weights
 
 
-def _heads() -> dict[str, Callable[..., nn.Module]]:
-    return {"linear": LinearHead, "mean": MeanHead, **HEADS}
-
-
 def _stored_head(head: nn.Module) -> dict[str, Any]:
     """Say how a head is made again; refuse one that cannot be."""
-    kind, options = kind_of(head, _heads()), getattr(head, "options", {})
-    if kind is None or options.get("kind", kind) is None:
+    if isinstance(head, LinearHead):
+        return {"kind": "linear", "options": {}}
+    stored = stored_head(head)
+    if None in _kinds(stored):
         raise InputError(
             "a model with a head of your own class predicts, but is not saved: add the class to "
             "strank.neural.heads.HEADS, under a name"
         )
-    return {"kind": kind, "options": options}
+    return stored
 
 
-def _make_head(folder: Path, stored: Mapping[str, Any], n_features: int, n_genes: int) -> nn.Module:
-    known, options = _heads(), stored.get("options", {})
-    for kind in (stored["kind"], options.get("kind", stored["kind"])):
-        if kind not in known:
-            raise InputError(f"{folder}: the model has a head {kind!r}, which is not known here")
-    return known[stored["kind"]](n_features, n_genes, **options)
+def _load_head(
+    folder: Path, stored: Mapping[str, Any], n_features: int, panel: pd.DataFrame
+) -> nn.Module:
+    known: dict[str, Callable[..., nn.Module]] = {"linear": LinearHead, **HEADS}
+    unknown = _kinds(stored) - set(known)
+    if unknown:
+        raise InputError(f"{folder}: the model has a head {unknown.pop()!r}, unknown here")
+    head = known[stored["kind"]](n_features, len(panel), **stored.get("options", {}))
+    head.load_state_dict(load_file(_checked(folder / _HEAD, stored)))
+    return head.eval()
+
+
+def _load_backbone(folder: Path, stored: Mapping[str, Any] | None) -> Backbone | None:
+    if stored is None:
+        return None
+    backbone = backbone_from_config(stored["config"])
+    load_model(backbone, _checked(folder / _BACKBONE, stored))
+    return backbone
+
+
+def _kinds(stored: Mapping[str, Any]) -> set[str | None]:
+    """Kinds of a head and of its members."""
+    members = stored.get("options", {}).get("members", [])
+    return {stored["kind"]}.union(*(_kinds(member) for member in members))

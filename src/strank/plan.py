@@ -18,7 +18,7 @@ from strank.errors import InputError, some
 from strank.linear.inputs import deal
 from strank.model import RankModel
 from strank.neural.folder import claim_folder
-from strank.neural.heads import HEADS, MeanHead, MLPHead
+from strank.neural.heads import HEADS, MLPHead
 from strank.neural.module import Names
 from strank.neural.neighbours import find_neighbours
 from strank.neural.network import Network
@@ -131,19 +131,19 @@ class TrainingPlan:
 
     def model(
         self,
+        head: nn.Module,
         trained: Sequence[tuple[Network, Trained]],
         encoder: Mapping[str, Any],
         backbone: Backbone | None = None,
     ) -> RankModel:
-        """Take trained networks together."""
-        heads = [network.head for network, _ in trained]
+        """Describe a head that was made of trained networks."""
         networks = [
             {"held_out": [self.sections[code] for code in turn], **result.summary}
             for turn, (_, result) in zip(self.turns, trained, strict=True)
         ]
         counts = np.asarray(self.data.counts.sum(0)).ravel()
         return RankModel(
-            head=heads[0] if len(heads) == 1 else MeanHead.of(heads).eval(),
+            head=head,
             panel=pd.DataFrame({"counts": counts}, index=self.panel),
             encoder=encoder,
             provenance=self.provenance | {"networks": networks},
@@ -170,8 +170,9 @@ def head_maker(head: str | MakeHead, **options: Any) -> MakeHead:
         return head
     if head == "linear":
         return lambda n_features, n_genes: MLPHead(n_features, n_genes, depth=0, centred=False)
-    if head not in HEADS:
-        raise InputError(f"no head {head!r}; choose one of linear, {', '.join(HEADS)}")
+    if head not in HEADS or head == "mean":
+        known = ["linear", *(name for name in HEADS if name != "mean")]
+        raise InputError(f"no head {head!r}; choose one of {', '.join(known)}")
     return lambda n_features, n_genes: HEADS[head](n_features, n_genes, **options)
 
 

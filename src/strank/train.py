@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor, nn
 
+from strank.fit import fit_model
 from strank.linear.geometry import centre_within
+from strank.linear.head import LinearHead
 from strank.losses import SectionLoss
 from strank.model import RankModel
 from strank.neural.ensemble import train_ensemble
-from strank.neural.heads import Head
+from strank.neural.heads import Head, MeanHead, MLPHead
 from strank.neural.network import Network
-from strank.neural.objectives import make_objective, start_level
+from strank.neural.objectives import MakeLoss, loss_maker, start_level
 from strank.neural.recipe import Machine, Recipe, get_recipe
 from strank.neural.run import Run
 from strank.neural.spots import Spots
@@ -26,6 +30,8 @@ from strank.plan import MakeHead, TrainingPlan, head_maker, method_name
 from strank.training_set import encoder_facts_of
 
 __all__ = ["start_head", "train_model"]
+
+_WITH_LINEAR = "+linear"
 
 
 def train_model(
@@ -56,7 +62,9 @@ def train_model(
         Training sections with features, at least two, from `read_cohort(..., encoder=...)`.
     head
         ``"mlp"``, ``"context"``, ``"linear"``, or what makes a module from the number of features
-        and of genes, such as ``functools.partial(MLPHead, width=64)``.
+        and of genes, such as ``functools.partial(MLPHead, width=64)``. With ``"mlp+linear"`` or
+        ``"context+linear"`` the scores are the mean of the networks' and of the exact linear
+        head's, by `strank.fit.fit_model` on the same sections.
     loss
         ``"list"``, ``"pair"``, ``"rank"``, ``"pearson"``, ``"mse"``, ``"poisson"`` or ``"nb"``.
     recipe
@@ -91,7 +99,10 @@ def train_model(
         training, and a loss that is not finite.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    facts, make = encoder_facts_of(cohort, encoder), head_maker(head)
+    with_linear = isinstance(head, str) and head.endswith(_WITH_LINEAR)
+    make = head_maker(head.removesuffix(_WITH_LINEAR) if isinstance(head, str) else head)
+    facts = encoder_facts_of(cohort, encoder)
+    make_loss = loss_maker(loss, recipe.reduction)
     plan = TrainingPlan.of(
         cohort,
         recipe,
@@ -102,50 +113,67 @@ def train_model(
         seed=seed,
         about={"method": method_name(head, loss)},
     )
-    features, like = plan.data.features, make(facts["n_features"], len(plan.panel))
+    with torch.random.fork_rng():
+        features, like = plan.data.features, make(facts["n_features"], len(plan.panel))
     if getattr(like, "centred", False):
         features = centre_within(features, plan.section)
     spots = plan.spots(features.astype(np.float32), like)
     folder = plan.claim(folder, resume=resume)
     title = "Network" if verbose else None
     run = Run(recipe, machine or Machine(), seed, folder=folder, resume=resume, title=title)
-    trained = train_ensemble(partial(_start, spots, make, loss), spots, plan.names, plan.turns, run)
-    return plan.model(trained, facts)
+    start = partial(_start, spots, make, make_loss)
+    trained = train_ensemble(start, spots, plan.names, plan.turns, run)
+    heads = [network.head for network, _ in trained]
+    mean = heads[0] if len(heads) == 1 else MeanHead.of(heads)
+    if with_linear:
+        exact = fit_model(cohort, encoder=encoder, genes=list(plan.panel), verbose=verbose)
+        mean = MeanHead.of([mean, _as_network(cast(LinearHead, exact.head))])
+    return plan.model(mean.eval(), trained, facts)
+
+
+def _as_network(linear: LinearHead) -> MLPHead:
+    """Return the same linear head as a network without hidden layers."""
+    network = MLPHead(*linear.weight.shape, depth=0, centred=False)
+    network.centre.copy_(linear.centre)
+    network.scale.copy_(linear.scale)
+    cast(nn.Linear, network.readout).weight.data.copy_(linear.weight.T)
+    return network
 
 
 def _start(
-    spots: Spots, make: MakeHead, loss: str, rows: NDArray[np.int64]
+    spots: Spots, make: MakeHead, make_loss: MakeLoss, rows: NDArray[np.int64]
 ) -> tuple[Network, SectionLoss]:
-    head, objective = start_head(make, torch.from_numpy(spots.inputs[rows]), loss, spots, rows)
-    return Network(head), objective
+    features = torch.from_numpy(spots.inputs[rows])
+    head, loss = start_head(make, make_loss, features, spots.counts[rows], spots.offset[rows])
+    return Network(head), loss
 
 
 def start_head(
-    make: MakeHead, features: Tensor, loss: str, spots: Spots, rows: NDArray[np.int64]
+    make: MakeHead,
+    make_loss: MakeLoss,
+    features: Tensor,
+    counts: sparse.csr_matrix,
+    offset: NDArray[np.float32],
 ) -> tuple[nn.Module, SectionLoss]:
-    """Make a head that starts in the units of some features, and at the level of some counts.
+    """Make a head in the units of some features, and at the level of some counts.
 
     Parameters
     ----------
-    make
-        The head.
+    make, make_loss
+        The head and the objective.
     features
         Of spots that are trained on, ``[n, n_features]``.
-    loss
-        The objective.
-    spots, rows
-        Counts of the spots that are trained on.
+    counts, offset
+        Of all spots that are trained on.
     """
-    counts = spots.counts[rows]
-    objective = make_objective(loss, counts.shape[1])
-    head = make(features.shape[1], counts.shape[1])
+    loss, head = make_loss(counts.shape[1]), make(features.shape[1], counts.shape[1])
     if isinstance(head, Head):
         spread = features.std(0)
         head.centre.copy_(features.mean(0))
         head.scale.copy_(torch.where(spread > 0, spread, 1.0))
-        level = start_level(objective, counts, spots.offset[rows])
+        level = start_level(loss, counts, offset)
         # Where the objective does not know a level, there is nothing to train.
         head.level.requires_grad_(level is not None)
         if level is not None:
             head.level.data.copy_(level)
-    return head, objective
+    return head, loss

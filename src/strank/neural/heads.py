@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import softplus
 
-__all__ = ["HEADS", "ContextHead", "Head", "MLPHead", "MeanHead", "kind_of"]
+__all__ = ["HEADS", "ContextHead", "Head", "MLPHead", "MeanHead", "stored_head"]
 
+# Distances are in these units, so that a learned weight of them is about 1.
 _UM = 100.0
-_DISTANCE_WIDTH = 16
+# Features are standardised; further out than this is something that training has not seen.
+_FAR = 8.0
 
 
 class Head(nn.Module):
@@ -55,6 +56,8 @@ class Head(nn.Module):
         self.register_buffer("scale", torch.ones(n_features))
         self.level = nn.Parameter(torch.zeros(n_genes))
         last = nn.Linear(width if rank is None else rank, n_genes, bias=False)
+        # Scores start near 0, where no spot differs from another; at 0 some losses have no gradient.
+        last.weight.data.mul_(0.1)
         self.readout = last if rank is None else nn.Sequential(nn.Linear(width, rank), last)
 
     def standardised(self, features: Tensor) -> Tensor:
@@ -76,10 +79,8 @@ class MLPHead(Head):
         Width of the input and of the output.
     width, depth
         Of the hidden layers, and how many.
-    dropout
-        Share of the hidden units that are left out at a training step.
-    norm
-        Whether hidden layers are normalised (LayerNorm).
+    dropout, input_dropout
+        Share of the hidden units, and of the features, left out at a training step.
     rank, centred
         As in `Head`.
 
@@ -95,18 +96,17 @@ class MLPHead(Head):
         n_genes: int,
         *,
         width: int = 128,
-        depth: int = 2,
-        dropout: float = 0.2,
-        norm: bool = True,
+        depth: int = 1,
+        dropout: float = 0.5,
+        input_dropout: float = 0.2,
         rank: int | None = None,
         centred: bool = True,
     ) -> None:
         options: dict[str, Any] = {"width": width, "depth": depth, "dropout": dropout}
-        options |= {"norm": norm, "rank": rank, "centred": centred}
+        options |= {"input_dropout": input_dropout, "rank": rank, "centred": centred}
         last = width if depth else n_features
         super().__init__(n_features, n_genes, width=last, rank=rank, options=options)
-        widths = [n_features] + [width] * depth
-        self.layers = nn.Sequential(*(_layer(a, b, dropout, norm) for a, b in pairwise(widths)))
+        self.layers = _layers(n_features, width, depth, dropout, input_dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         """Scores ``[n_spots, n_genes]`` of features ``[n_spots, n_features]``."""
@@ -114,10 +114,10 @@ class MLPHead(Head):
 
 
 class ContextHead(Head):
-    """A spot attends to its neighbours in the section, then a layer as in `MLPHead`.
+    """A spot attends to its neighbours; layers as in `MLPHead` over its features and their mean.
 
-    What the head sees of a neighbour's place is its distance, so turning or mirroring the section
-    changes nothing.
+    A neighbour weighs by its features and by its distance, which is all that is seen of its place:
+    turning or mirroring the section changes nothing.
 
     Parameters
     ----------
@@ -125,16 +125,18 @@ class ContextHead(Head):
         Width of the input and of the output.
     n_neighbours
         How many of the nearest spots, besides the spot itself.
-    width, n_heads
-        Of the attention.
-    dropout, rank, centred
+    n_heads
+        Means that are taken, each with weights of its own.
+    attention
+        Width of what the features of two spots are compared by.
+    width, depth, dropout, input_dropout, rank, centred
         As in `MLPHead`.
 
     Examples
     --------
     Two spots that see each other:
 
-    >>> head = ContextHead(3, 2, n_neighbours=1, width=8, n_heads=2)
+    >>> head = ContextHead(3, 2, n_neighbours=1)
     >>> neighbours, distance = torch.tensor([[0, 1], [1, 0]]), torch.tensor([[0.0, 200.0]] * 2)
     >>> head(torch.ones(2, 3), neighbours, distance).shape
     torch.Size([2, 2])
@@ -146,23 +148,26 @@ class ContextHead(Head):
         n_genes: int,
         *,
         n_neighbours: int = 18,
-        width: int = 64,
-        n_heads: int = 4,
-        dropout: float = 0.2,
+        n_heads: int = 1,
+        attention: int = 16,
+        width: int = 128,
+        depth: int = 1,
+        dropout: float = 0.5,
+        input_dropout: float = 0.2,
         rank: int | None = None,
         centred: bool = True,
     ) -> None:
-        options: dict[str, Any] = {"n_neighbours": n_neighbours, "width": width, "n_heads": n_heads}
-        options |= {"dropout": dropout, "rank": rank, "centred": centred}
-        super().__init__(n_features, n_genes, width=width, rank=rank, options=options)
+        options: dict[str, Any] = {"n_neighbours": n_neighbours, "n_heads": n_heads}
+        options |= {"attention": attention, "width": width, "depth": depth, "dropout": dropout}
+        options |= {"input_dropout": input_dropout, "rank": rank, "centred": centred}
+        seen = (1 + n_heads) * n_features
+        last = width if depth else seen
+        super().__init__(n_features, n_genes, width=last, rank=rank, options=options)
         self.n_neighbours, self.n_heads = n_neighbours, n_heads
-        self.embed = _layer(n_features, width, dropout, norm=True)
-        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.nearness = nn.Sequential(
-            nn.Linear(1, _DISTANCE_WIDTH), nn.GELU(), nn.Linear(_DISTANCE_WIDTH, n_heads)
-        )
-        self.attended = nn.Linear(width, width)
-        self.layer = nn.Sequential(nn.LayerNorm(width), _layer(width, width, dropout, norm=False))
+        self.query = nn.Linear(n_features, n_heads * attention)
+        self.key = nn.Linear(n_features, n_heads * attention)
+        self.nearness = nn.Parameter(torch.zeros(n_heads))
+        self.layers = _layers(seen, width, depth, dropout, input_dropout)
 
     def forward(self, features: Tensor, neighbours: Tensor, distance: Tensor) -> Tensor:
         """Scores of spots among their neighbours.
@@ -177,91 +182,92 @@ class ContextHead(Head):
         distance
             In µm, same shape.
         """
-        tokens = self.embed(self.standardised(features))
-        spots = tokens[neighbours[:, 0]]
-        spots = spots + self.attended(self._attend(spots, tokens, neighbours, distance))
-        return self.scores(spots + self.layer(spots))
+        rows = self.standardised(features)
+        own, around = neighbours[:, 0], neighbours[:, 1:]
+        weights = self._weights(rows, own, around, distance[:, 1:])
+        means = torch.einsum("shk,skf->shf", weights, rows[around.clamp(min=0)])
+        return self.scores(self.layers(torch.cat([rows[own], means.flatten(1)], 1)))
 
-    def _attend(
-        self, spots: Tensor, tokens: Tensor, neighbours: Tensor, distance: Tensor
-    ) -> Tensor:
-        """Mean over neighbours ``[n_spots, width]``, weighted by likeness and nearness."""
-        n_spots = len(neighbours)
-        per_head = n_spots, -1, self.n_heads, spots.shape[1] // self.n_heads
-        query = self.query(spots).view(per_head)
-        key, value = self.key_value(tokens)[neighbours.clamp(min=0)].chunk(2, dim=-1)
-        bias = self.nearness(distance[..., None].to(spots.dtype) / _UM)
-        bias = bias.masked_fill((neighbours < 0)[..., None], -torch.inf)
-        mean = scaled_dot_product_attention(
-            query.transpose(1, 2),
-            key.reshape(per_head).transpose(1, 2),
-            value.reshape(per_head).transpose(1, 2),
-            attn_mask=bias.permute(0, 2, 1)[:, :, None],
-        )
-        return mean.reshape(n_spots, -1)
+    def _weights(self, rows: Tensor, own: Tensor, around: Tensor, distance: Tensor) -> Tensor:
+        """Weights of the neighbours, ``[n_spots, n_heads, n_neighbours]``; 0 if there is none."""
+        query = self.query(rows)[own].unflatten(1, (self.n_heads, -1))
+        key = self.key(rows)[around.clamp(min=0)].unflatten(2, (self.n_heads, -1))
+        likeness = torch.einsum("shd,skhd->shk", query, key) / query.shape[-1] ** 0.5
+        logits = likeness - softplus(self.nearness)[:, None] * (distance / _UM)[:, None]
+        absent = (around < 0)[:, None]
+        logits = logits.masked_fill(absent, torch.finfo(logits.dtype).min)
+        return logits.softmax(-1).masked_fill(absent, 0.0)
 
 
 class MeanHead(nn.Module):
-    """Mean of the scores of several heads of one kind, such as of those trained on different folds.
+    """Mean of the scores of several heads, such as of those trained on different folds.
 
     Parameters
     ----------
     n_features, n_genes
         Width of the input and of the output.
-    kind
-        One of `HEADS`.
-    n_heads
-        How many.
-    member
-        Their options.
+    members
+        Kind, of `HEADS`, and options of each. They look at the same neighbours, or at none.
 
     Examples
     --------
-    >>> MeanHead(3, 2, kind="mlp", n_heads=4, member={"width": 8})(torch.ones(5, 3)).shape
+    >>> members = [{"kind": "mlp", "options": {"width": 8}}] * 2
+    >>> MeanHead(3, 2, members=members)(torch.ones(5, 3)).shape
     torch.Size([5, 2])
     """
 
     def __init__(
-        self, n_features: int, n_genes: int, *, kind: str, n_heads: int, member: Mapping[str, Any]
+        self, n_features: int, n_genes: int, *, members: Sequence[Mapping[str, Any]]
     ) -> None:
         super().__init__()
-        make = HEADS[kind]
-        self._take([make(n_features, n_genes, **member) for _ in range(n_heads)])
+        self._take([HEADS[m["kind"]](n_features, n_genes, **m["options"]) for m in members])
 
     @classmethod
     def of(cls, heads: Sequence[nn.Module]) -> Self:
-        """Take trained heads together, which are of one class with the same options."""
+        """Take trained heads together."""
         mean = cls.__new__(cls)
         nn.Module.__init__(mean)
         mean._take(heads)
         return mean
 
     def _take(self, heads: Sequence[nn.Module]) -> None:
-        first = heads[0]
         self.heads = nn.ModuleList(heads)
-        self.n_neighbours = int(getattr(first, "n_neighbours", 0))
-        self.centred = bool(getattr(first, "centred", False))
-        self.options = {
-            "kind": kind_of(first, HEADS),
-            "n_heads": len(heads),
-            "member": getattr(first, "options", {}),
-        }
+        self.n_neighbours = max(int(getattr(head, "n_neighbours", 0)) for head in heads)
+        self.centred = any(getattr(head, "centred", False) for head in heads)
+        self.options = {"members": [stored_head(head) for head in heads]}
 
     def forward(self, features: Tensor, *around: Tensor) -> Tensor:
         """Mean scores; the arguments are those of the heads."""
-        return torch.stack([head(features, *around) for head in self.heads]).mean(0)
+        return torch.stack([self._scores(head, features, *around) for head in self.heads]).mean(0)
+
+    def _scores(self, head: nn.Module, features: Tensor, *around: Tensor) -> Tensor:
+        if around and not getattr(head, "n_neighbours", 0):
+            return head(features)[around[0][:, 0]]
+        return head(features, *around)
 
 
 #: Heads by name. One is made as ``head(n_features, n_genes, **options)``, and has those ``options``
 #: as an attribute, if there are any; add your own class to save models with it.
-HEADS: dict[str, Callable[..., nn.Module]] = {"mlp": MLPHead, "context": ContextHead}
+HEADS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLPHead,
+    "context": ContextHead,
+    "mean": MeanHead,
+}
 
 
-def kind_of(head: nn.Module, known: Mapping[str, Callable[..., nn.Module]]) -> str | None:
-    """Name of a head among those known, if it is."""
-    return next((kind for kind, make in known.items() if type(head) is make), None)
+def stored_head(head: nn.Module) -> dict[str, Any]:
+    """Return what a head is made of again: kind (``None`` if it is not known) and options."""
+    kind = next((kind for kind, make in HEADS.items() if type(head) is make), None)
+    return {"kind": kind, "options": getattr(head, "options", {})}
 
 
-def _layer(n_in: int, n_out: int, dropout: float, norm: bool) -> nn.Module:
-    parts = [nn.Linear(n_in, n_out), *([nn.LayerNorm(n_out)] if norm else []), nn.GELU()]
-    return nn.Sequential(*parts, nn.Dropout(dropout))
+def _layers(
+    n_features: int, width: int, depth: int, dropout: float, input_dropout: float
+) -> nn.Module:
+    """Hidden layers, or nothing; what is far out in the features is brought nearer before."""
+    if depth == 0:
+        return nn.Identity()
+    layers: list[nn.Module] = [nn.Hardtanh(-_FAR, _FAR), nn.Dropout(input_dropout)]
+    for n_in in [n_features] + [width] * (depth - 1):
+        layers += [nn.Linear(n_in, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)

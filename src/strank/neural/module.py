@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -49,15 +50,24 @@ class RankModule(pl.LightningModule):
         self._losses: list[Tensor] = []
         self._held_out = torch.zeros(2, dtype=torch.float64)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Any:
         """AdamW over what is trainable, the objective's own parameters included."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        # Lightning cannot clip what a fused optimiser unscales itself.
-        fused = self.trainer.precision != "16-mixed"
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p.dim() > 1]},
+            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        # Lightning does not clip where precision is mixed and the optimiser fused.
+        fused = "mixed" not in self.trainer.precision
         recipe = self.recipe
-        return torch.optim.AdamW(
-            parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused
+        optimiser = torch.optim.AdamW(
+            groups, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused
         )
+        if recipe.schedule == "constant":
+            return optimiser
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 
     def training_step(self, batch: SpotBatch, number: int) -> Tensor:
         """Loss of a batch, the same however many processes share it."""

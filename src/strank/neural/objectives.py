@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from scipy import sparse
 from torch import Tensor
 
 from strank.errors import InputError
+from strank.functional.batch import Reduction
 from strank.functional.metrics import log1p_cp10k
 from strank.losses import (
     ListSTRankLoss,
@@ -23,30 +25,32 @@ from strank.losses import (
     SectionLoss,
 )
 
-__all__ = ["OBJECTIVES", "make_objective", "start_level"]
+__all__ = ["OBJECTIVES", "MakeLoss", "loss_maker", "start_level"]
 
-OBJECTIVES: dict[str, Callable[[int], SectionLoss]] = {
-    "list": lambda n_genes: ListSTRankLoss(distributed=True),
-    "pair": lambda n_genes: PairSTRankLoss(),
-    "rank": lambda n_genes: MarginRankingLoss(),
-    "pearson": lambda n_genes: PearsonLoss(),
-    "mse": lambda n_genes: MSELoss(),
-    "poisson": lambda n_genes: PoissonLoss(),
-    "nb": NegativeBinomialLoss,
+MakeLoss = Callable[[int], SectionLoss]
+
+OBJECTIVES: dict[str, Callable[..., SectionLoss]] = {
+    "list": lambda n_genes, reduction: ListSTRankLoss(reduction=reduction, distributed=True),
+    "pair": lambda n_genes, reduction: PairSTRankLoss(reduction=reduction),
+    "rank": lambda n_genes, reduction: MarginRankingLoss(reduction=reduction),
+    "pearson": lambda n_genes, reduction: PearsonLoss(reduction=reduction),
+    "mse": lambda n_genes, reduction: MSELoss(reduction=reduction),
+    "poisson": lambda n_genes, reduction: PoissonLoss(reduction=reduction),
+    "nb": lambda n_genes, reduction: NegativeBinomialLoss(n_genes, reduction=reduction),
 }
 
 
-def make_objective(name: str, n_genes: int) -> SectionLoss:
-    """Make the objective of that name; an :class:`InputError` lists the choices.
+def loss_maker(name: str, reduction: Reduction) -> MakeLoss:
+    """Return what makes an objective from the number of genes; an unknown name lists the choices.
 
     Examples
     --------
-    >>> make_objective("list", 50)
+    >>> loss_maker("list", "mean")(50)
     ListSTRankLoss()
     """
     if name not in OBJECTIVES:
         raise InputError(f"no loss {name!r}; choose one of {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[name](n_genes)
+    return partial(OBJECTIVES[name], reduction=reduction)
 
 
 def start_level(loss: SectionLoss, counts: sparse.csr_matrix, offset: NDArray) -> Tensor | None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from strank.errors import InputError
+from strank.functional.batch import Reduction
 from strank.neural.batches import BatchPlan
 
 __all__ = ["RECIPES", "Machine", "Monitor", "Recipe", "get_recipe"]
 
 Monitor = Literal["list_gain", "spearman"]
+Schedule = Literal["constant", "cosine"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "64-true"]
 
 
@@ -22,7 +25,11 @@ class Recipe:
     Attributes
     ----------
     learning_rate, weight_decay
-        Of AdamW.
+        Of AdamW; the decay is of matrices, not of levels and norms.
+    schedule
+        ``"cosine"``: the rate falls to 0 over ``max_epochs``; or ``"constant"``.
+    reduction
+        What the loss divides by, as in `strank.functional.listwise.list_loss`.
     batches
         Sections and spots a batch.
     max_epochs, patience
@@ -38,10 +45,12 @@ class Recipe:
     """
 
     learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    batches: BatchPlan = field(default_factory=BatchPlan)
-    max_epochs: int = 500
-    patience: int = 30
+    weight_decay: float = 10.0
+    schedule: Schedule = "cosine"
+    reduction: Reduction = "per_gene"
+    batches: BatchPlan = field(default_factory=partial(BatchPlan, sections=8, spots=512))
+    max_epochs: int = 200
+    patience: int = 50
     monitor: Monitor = "list_gain"
     clip: float | None = 1.0
     networks: int = 5
@@ -50,8 +59,26 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "default": Recipe(),
     # Nishimura et al., NeurIPS 2025; AdamW's other defaults are PyTorch's.
-    "paper": Recipe(learning_rate=5e-5, max_epochs=1000, clip=None, networks=1),
-    "finetune": Recipe(learning_rate=1e-4, max_epochs=50, patience=5, networks=1),
+    "paper": Recipe(
+        learning_rate=5e-5,
+        weight_decay=1e-2,
+        schedule="constant",
+        reduction="mean",
+        batches=BatchPlan(sections=None, spots=256),
+        max_epochs=1000,
+        patience=30,
+        clip=None,
+        networks=1,
+    ),
+    # Below what would forget the pretraining; an epoch costs much more here.
+    "finetune": Recipe(
+        learning_rate=1e-4,
+        weight_decay=1e-2,
+        batches=BatchPlan(sections=4, spots=128),
+        max_epochs=50,
+        patience=10,
+        networks=1,
+    ),
 }
 
 

@@ -1,0 +1,327 @@
+"""Training from cohort to model: what is learned, resumed, refused, and never looked at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("lightning")
+
+from strank.errors import InputError
+from strank.fit import fit_model
+from strank.model import RankModel
+from strank.neural import keep
+from strank.neural.batches import BatchPlan
+from strank.neural.heads import ContextHead, MLPHead
+from strank.neural.module import RankModule
+from strank.neural.objectives import OBJECTIVES
+from strank.neural.recipe import RECIPES, Machine, Recipe
+from strank.train import train_model
+
+QUICK = Recipe(learning_rate=0.02, weight_decay=0.01, max_epochs=15, patience=15, networks=1)
+SMALL = partial(MLPHead, width=16)
+
+
+@pytest.fixture
+def cohort(section_of):
+    """Four sections of four patients, whose rates follow the same three features."""
+    return {name: section_of(name, patient=name, n_spots=90) for name in ("A1", "B1", "C1", "D1")}
+
+
+@pytest.fixture
+def fit(cohort):
+    return partial(train_model, cohort, encoder="mine", n_genes=4, recipe=QUICK, head=SMALL)
+
+
+def scores_of(model, adata):
+    return np.asarray(model.predict(adata).X)
+
+
+def test_a_linear_head_comes_to_the_exact_optimum(fit, cohort, section_of, tmp_path):
+    # Whole sections as lists, no decay: what is left is the convex function that is also solved
+    # exactly, on the three sections that the network sees.
+    recipe = Recipe(learning_rate=0.1, weight_decay=0.0, max_epochs=250, patience=250, clip=None)
+    recipe = replace(recipe, batches=BatchPlan(sections=3, spots=90))
+    network = fit(head="linear", recipe=recipe, held_out=["D1"], folder=tmp_path / "t")
+    last = torch.load(tmp_path / "t" / "without-D1" / "last.ckpt", weights_only=True)["state_dict"]
+    # The best epoch by the held-out section is not the last, which is nearest to the optimum.
+    weights = {name.removeprefix("network.head."): value for name, value in last.items()}
+    network.head.load_state_dict(weights)
+    train = {name: adata for name, adata in cohort.items() if name != "D1"}
+    exact = fit_model(train, encoder="mine", genes=list(network.panel.index), penalty=0.0)
+    new = section_of("E1", n_spots=200)
+    np.testing.assert_allclose(scores_of(network, new), scores_of(exact, new), atol=2e-3)
+
+
+def test_networks_and_the_exact_linear_head_are_averaged(fit, cohort, section_of, tmp_path):
+    recipe = replace(QUICK, max_epochs=2, networks=2)
+    both, networks = fit(head="mlp+linear", recipe=recipe), fit(head="mlp", recipe=recipe)
+    exact = fit_model(cohort, encoder="mine", genes=list(both.panel.index))
+    new = section_of("E1")
+    mean = (scores_of(networks, new) + scores_of(exact, new)) / 2
+    np.testing.assert_allclose(scores_of(both, new), mean, atol=1e-5)
+    both.save(tmp_path / "m")
+    np.testing.assert_array_equal(
+        scores_of(RankModel.load(tmp_path / "m"), new), scores_of(both, new)
+    )
+
+
+@pytest.mark.parametrize("loss", OBJECTIVES)
+def test_every_objective_orders_the_spots_of_a_new_section(fit, section_of, loss):
+    model = fit(loss=loss)
+    new = section_of("E1", n_spots=200)
+    slopes = np.random.default_rng(99).normal(size=(3, 6)) * 0.5
+    truth = pd.DataFrame(new.obsm["mine"] @ slopes, columns=new.var_names)[model.panel.index]
+    found = pd.DataFrame(scores_of(model, new), columns=model.panel.index)
+    assert found.corrwith(truth).mean() > 0.8
+    assert model.method == f"own head, {loss}"
+
+
+@pytest.mark.parametrize("head", ["mlp", "context", "linear"])
+def test_heads_by_name_are_saved_loaded_and_predict_the_same(fit, section_of, tmp_path, head):
+    model = fit(head=head, recipe=replace(QUICK, max_epochs=2, networks=4))
+    assert len(model.provenance["networks"]) == 4
+    model.save(tmp_path / "m")
+    new = section_of("E1", n_spots=40)
+    loaded = RankModel.load(tmp_path / "m")
+    np.testing.assert_array_equal(scores_of(loaded, new), scores_of(model, new))
+    assert loaded.method == f"{head}, list"
+
+
+def test_networks_take_turns_and_none_sees_the_sections_that_stop_it(fit, monkeypatch):
+    seen, scored = [], []
+    step, check = RankModule.training_step, RankModule.validation_step
+
+    def training_step(self, batch, number):
+        seen.append((id(self), set(batch.section.tolist())))
+        return step(self, batch, number)
+
+    def validation_step(self, batch, number):
+        scored.append((id(self), set(batch.section.tolist())))
+        check(self, batch, number)
+
+    monkeypatch.setattr(RankModule, "training_step", training_step)
+    monkeypatch.setattr(RankModule, "validation_step", validation_step)
+    model = fit(recipe=replace(QUICK, max_epochs=2, networks=4))
+    turns = [network["held_out"] for network in model.provenance["networks"]]
+    assert sorted(turns) == [["A1"], ["B1"], ["C1"], ["D1"]]
+    for module in {key for key, _ in seen}:
+        train = set.union(*(sections for key, sections in seen if key == module))
+        held_out = set.union(*(sections for key, sections in scored if key == module))
+        assert not train & held_out
+        assert train | held_out == {0, 1, 2, 3}
+
+
+def test_patients_are_held_out_whole(section_of):
+    cohort = {n: section_of(n, patient=n[0]) for n in ("A1", "A2", "B1", "C1", "C2")}
+    model = train_model(
+        cohort,
+        head=SMALL,
+        encoder="mine",
+        n_genes=4,
+        recipe=replace(QUICK, max_epochs=1, networks=5),
+    )
+    turns = [network["held_out"] for network in model.provenance["networks"]]
+    assert sorted(turns) == [["A1", "A2"], ["B1"], ["C1", "C2"]]
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_run(fit, cohort, tmp_path):
+    # A learning rate so high that the held-out score falls after a few epochs.
+    recipe = replace(QUICK, learning_rate=0.3, max_epochs=60, patience=4)
+    model = fit(recipe=recipe, held_out=["D1"], folder=tmp_path / "t")
+    history = pd.read_csv(tmp_path / "t" / "without-D1" / "history.csv")
+    score = history["held_out/list_gain"]
+    best = int(score.idxmax())
+    assert len(history) == best + 5 < 60
+    assert model.provenance["networks"][0]["best_epoch"] == best
+    # An independent computation of that score, from the model that came out.
+    adata = cohort["D1"]
+    counts = adata[:, model.panel.index].X.toarray().astype(np.float64)
+    depth = np.log(adata.obs["library_size"].to_numpy())[:, None]
+    logits = scores_of(model, adata).astype(np.float64) + depth
+    log_share = logits - np.log(np.exp(logits).sum(0))
+    null = depth - np.log(np.exp(depth).sum())
+    gain = (counts * (log_share - null)).sum(0).mean()
+    assert gain == pytest.approx(score[best], rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_model_and_another_another(fit, section_of):
+    new, state = section_of("E1"), torch.random.get_rng_state()
+    dropout = partial(MLPHead, width=16, dropout=0.5)
+    a, b, c = (scores_of(fit(seed=s, loss="pair", head=dropout), new) for s in (1, 1, 2))
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a - c).max() > 1e-3
+    assert torch.equal(torch.random.get_rng_state(), state), "the user's generator was moved"
+
+
+@pytest.mark.parametrize("loss", ["list", "pair", "nb"])
+def test_an_interrupted_run_resumes_bit_for_bit(fit, section_of, tmp_path, monkeypatch, loss):
+    head = partial(MLPHead, width=16, dropout=0.3)
+    recipe = replace(QUICK, max_epochs=9, networks=2)
+    whole = fit(head=head, loss=loss, recipe=recipe, folder=tmp_path / "whole")
+    monkeypatch.setattr(keep, "_SECONDS", 0.0)
+    step = RankModule.training_step
+
+    def killed(self, batch, number):
+        if self.current_epoch == 5 and "A1" in self.names.sections and number == 0:
+            killed.n += 1
+            # In its second network: the first is done, and must not be trained again.
+            if killed.n == 2:
+                raise OSError("the power went")
+        return step(self, batch, number)
+
+    killed.n = 0
+    monkeypatch.setattr(RankModule, "training_step", killed)
+    with pytest.raises(OSError, match="the power went"):
+        fit(head=head, loss=loss, recipe=recipe, folder=tmp_path / "cut")
+    epochs = []
+
+    def counted(self, batch, number):
+        epochs.append(self.current_epoch)
+        return step(self, batch, number)
+
+    monkeypatch.setattr(RankModule, "training_step", counted)
+    resumed = fit(head=head, loss=loss, recipe=recipe, folder=tmp_path / "cut", resume=True)
+    assert sorted(set(epochs)) == [5, 6, 7, 8]
+    for name, value in whole.head.state_dict().items():
+        assert torch.equal(value, resumed.head.state_dict()[name]), name
+    assert whole.provenance["networks"] == resumed.provenance["networks"]
+    histories = [sorted((tmp_path / run).glob("*/history.csv")) for run in ("whole", "cut")]
+    assert len(histories[0]) == 2
+    for one, other in zip(*histories, strict=True):
+        assert one.read_text() == other.read_text()
+
+
+def test_checkpoints_are_read_without_unpickling(fit, tmp_path):
+    fit(folder=tmp_path / "t", held_out=["D1"])
+    stored = torch.load(tmp_path / "t" / "without-D1" / "last.ckpt", weights_only=True)
+    assert stored["epoch"] == QUICK.max_epochs - 1
+
+
+def test_a_folder_of_another_training_is_refused(fit, tmp_path):
+    with pytest.raises(InputError, match="no training to resume; start without --resume"):
+        fit(folder=tmp_path / "t", resume=True)
+    fit(folder=tmp_path / "t", recipe=replace(QUICK, max_epochs=1))
+    with pytest.raises(InputError, match="started with another recipe; give the same"):
+        fit(folder=tmp_path / "t", recipe=replace(QUICK, max_epochs=2), resume=True)
+    with pytest.raises(InputError, match="started with another seed"):
+        fit(folder=tmp_path / "t", recipe=replace(QUICK, max_epochs=1), seed=1, resume=True)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").touch()
+    with pytest.raises(InputError, match="thesis: exists and is not a training"):
+        fit(folder=tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter1.tex").exists()
+
+
+class Broken(nn.Module):
+    """Scores of one gene that are not finite, in one section, after a while."""
+
+    def __init__(self, n_features: int, n_genes: int) -> None:
+        super().__init__()
+        self.linear, self.steps = nn.Linear(n_features, n_genes), 0
+
+    def forward(self, features):
+        scores = self.linear(features)
+        self.steps += self.training
+        if self.steps > 3:
+            gene = torch.arange(scores.shape[1]) == 2
+            scores = torch.where((features[:, :1] > 0) & gene, torch.nan, scores)
+        return scores
+
+
+def test_a_loss_that_is_not_finite_names_batch_section_and_gene(fit, cohort):
+    cohort["B1"].obsm["mine"][:, 0] = np.abs(cohort["B1"].obsm["mine"][:, 0])
+    for name in ("A1", "C1", "D1"):
+        cohort[name].obsm["mine"][:, 0] = -np.abs(cohort[name].obsm["mine"][:, 0])
+    recipe = replace(QUICK, batches=BatchPlan(sections=3, spots=45))
+    with pytest.raises(InputError) as error:
+        fit(head=Broken, held_out=["D1"], recipe=recipe)
+    gene = fit(head=SMALL, recipe=replace(QUICK, max_epochs=1)).panel.index[2]
+    assert f"epoch 1, batch 1: section B1, gene {gene} (its scores are not finite)" in str(error)
+
+
+def test_any_module_is_trained_but_saved_only_under_a_name(fit, section_of, tmp_path):
+    class Mine(nn.Module):
+        def __init__(self, n_features: int, n_genes: int) -> None:
+            super().__init__()
+            self.linear = nn.Linear(n_features, n_genes)
+
+        def forward(self, features):
+            return self.linear(features).tanh()
+
+    model = fit(head=Mine, recipe=replace(QUICK, max_epochs=2, networks=2))
+    assert np.abs(scores_of(model, section_of("E1"))).max() > 0
+    with pytest.raises(InputError, match="add the class to strank.neural.heads.HEADS"):
+        model.save(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head": "transformer"}, "no head 'transformer'; choose one of linear, mlp, context"),
+        ({"loss": "hinge"}, "no loss 'hinge'; choose one of list, pair"),
+        ({"recipe": "secret"}, "no recipe 'secret'; choose one of default, paper"),
+        ({"held_out": ["Z9"]}, "cannot hold out Z9: name some, but not all, of A1, B1, C1, D1"),
+        ({"held_out": ["A1", "B1", "C1", "D1"]}, "cannot hold out A1, B1, C1"),
+        ({"encoder": "theirs"}, r"has no features obsm\['theirs'\]"),
+        ({"machine": Machine(accelerator="abacus")}, "cannot train on abacus"),
+    ],
+)
+def test_what_does_not_exist_is_refused(fit, options, message):
+    with pytest.raises(InputError, match=message):
+        fit(**options)
+
+
+def test_one_section_cannot_stop_a_network(section_of):
+    with pytest.raises(InputError, match="only section A1, and a network needs another"):
+        train_model({"A1": section_of("A1")}, encoder="mine", n_genes=4)
+
+
+def test_the_paper_is_a_recipe():
+    # Nishimura et al., NeurIPS 2025: AdamW 5e-5, batches of 256 spots, patience 30.
+    paper = RECIPES["paper"]
+    assert (paper.learning_rate, paper.patience, paper.networks) == (5e-5, 30, 1)
+    assert paper.batches == BatchPlan(sections=None, spots=256)
+
+
+def test_logs_are_written(fit, tmp_path):
+    fit(folder=tmp_path / "t", held_out=["D1"], recipe=replace(QUICK, max_epochs=3))
+    folder = tmp_path / "t" / "without-D1"
+    assert list(pd.read_csv(folder / "history.csv").columns) == [
+        "epoch",
+        "train/loss",
+        "held_out/list_gain",
+    ]
+    assert len(list((folder / "tensorboard").glob("events.out.tfevents*"))) == 1
+    assert json.loads((tmp_path / "t" / "training.json").read_text())["seed"] == 0
+
+
+def test_spearman_can_be_the_score(fit):
+    model = fit(recipe=replace(QUICK, max_epochs=4, monitor="spearman"))
+    score = model.provenance["networks"][0]["held_out/spearman"]
+    assert 0 < score <= 1
+
+
+def test_a_context_head_needs_positions_to_predict(fit, section_of):
+    model = fit(head=partial(ContextHead, width=8, n_neighbours=4), recipe=QUICK)
+    new = section_of("E1")
+    del new.obsm["spatial"]
+    with pytest.raises(InputError, match="looks at neighbouring spots, and needs their positions"):
+        model.predict(new)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_precisions_train(fit, section_of, precision):
+    model = fit(machine=Machine(precision=precision))
+    same = fit()
+    new = section_of("E1")
+    found, expected = (scores_of(m, new).ravel() for m in (model, same))
+    assert np.corrcoef(found, expected)[0, 1] > 0.98
