@@ -1,4 +1,8 @@
-"""One process of several, started by `test_processes.py`: ``one_process.py FOLDER RANK WORLD``."""
+"""One process of several, started by `test_processes.py`: ``one_process.py FOLDER RANK``.
+
+``FOLDER/given.pt`` says for each number of processes what they are to do together; the first so
+many take part. What came of it is written to ``FOLDER/WORLD-RANK.pt``.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +29,13 @@ def own_part(case: dict[str, Any], rank: int, dtype: torch.dtype) -> dict[str, T
     return part
 
 
-def value_and_gradients(
-    case: dict[str, Any], rank: int, reduction: str, dtype: torch.dtype
-) -> dict[str, Tensor]:
+def value_and_gradients(case: dict[str, Any], rank: int, dtype: torch.dtype) -> dict[str, Tensor]:
     part = own_part(case, rank, dtype)
     learned = {name: part[name].requires_grad_() for name in case["learned"]}
     scores, counts = part.pop("scores"), part.pop("counts")
     if case["sparse"]:
         counts = counts.to_sparse_csr()
-    loss = list_loss(scores, counts, reduction=reduction, distributed=True, **part)
+    loss = list_loss(scores, counts, reduction=case["reduction"], distributed=True, **part)
     loss.backward()
     return {"loss": loss.detach()} | {name: values.grad for name, values in learned.items()}
 
@@ -72,21 +74,19 @@ def train(training: dict[str, Any], rank: int) -> dict[str, Tensor]:
     return {name: values.detach() for name, values in linear.state_dict().items()}
 
 
-def main(folder: Path, rank: int, world: int) -> None:
-    given = torch.load(folder / "given.pt", weights_only=True)
+def together(folder: Path, given: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
     dist.init_process_group(
         "gloo",
-        init_method=(folder / "meeting").absolute().as_uri(),
+        init_method=(folder / f"meeting-{world}").absolute().as_uri(),
         rank=rank,
         world_size=world,
         timeout=timedelta(seconds=60),
     )
     try:
-        results = {
+        return {
             "losses": [
-                value_and_gradients(case, rank, reduction, dtype)
+                value_and_gradients(case, rank, dtype)
                 for case in given["cases"]
-                for reduction in given["reductions"]
                 for dtype in given["dtypes"]
             ],
             "refusals": refusals(given["cases"][0], rank),
@@ -94,8 +94,13 @@ def main(folder: Path, rank: int, world: int) -> None:
         }
     finally:
         dist.destroy_process_group()
-    torch.save(results, folder / f"{rank}.pt")
+
+
+def main(folder: Path, rank: int) -> None:
+    for world, given in torch.load(folder / "given.pt", weights_only=True).items():
+        if rank < world:
+            torch.save(together(folder, given, rank, world), folder / f"{world}-{rank}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

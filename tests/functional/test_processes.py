@@ -5,6 +5,7 @@ Real processes, which meet over a file. Starting them is slow, so that a start d
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from strank.losses import ListSTRankLoss
 pytestmark = pytest.mark.xdist_group("processes")
 
 SCRIPT = Path(__file__).with_name("one_process.py")
+# One start does for both: the first two processes, then all three.
+WORLDS = [2, 3]
 N_SPOTS, N_GENES, N_STEPS = 15, 5, 6
 REDUCTIONS = ["mean", "sum", "per_count", "per_gene"]
 # How near, in units of the largest value.
@@ -51,7 +54,9 @@ def places(section: torch.Tensor, world: int) -> dict[str, torch.Tensor]:
         "in turn": turn % world,
         "uneven": (turn - 10).clamp(min=0) % world,
         "whole sections": number % world,
-        "a section absent from the last": torch.where(number == 0, turn % (world - 1), turn % world),
+        "a section absent from the last": torch.where(
+            number == 0, turn % (world - 1), turn % world
+        ),
         "one spot on the last": torch.where(turn == 2, world - 1, turn % (world - 1)),
         "no spots on the first": 1 + turn % (world - 1),
         "no spots on the last": turn % (world - 1),
@@ -104,10 +109,13 @@ def variants() -> dict[str, dict[str, Any]]:
 
 def cases(world: int) -> dict[tuple[str, str], dict[str, Any]]:
     """Arguments of the loss by variant and spread, in float64."""
+    spreads, turn = places(spots()["section"], world), itertools.cycle(REDUCTIONS)
+    # An odd number of spreads: every one of them and every variant has all reductions.
+    assert len(spreads) % 2 == 1
     return {
-        (variant, spread): case(changes, place)
+        (variant, spread): case(changes, place) | {"reduction": next(turn)}
         for variant, changes in variants().items()
-        for spread, place in places(spots()["section"], world).items()
+        for spread, place in spreads.items()
     }
 
 
@@ -139,38 +147,51 @@ def training(world: int) -> dict[str, Any]:
     }
 
 
-class Together:
-    """What some processes were given, and what came of it."""
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> Path:
+    """Folder of what the processes were given, and of what came of it."""
+    folder = tmp_path_factory.mktemp("processes")
+    given = {
+        world: {
+            "cases": list(cases(world).values()),
+            "training": training(world),
+            "dtypes": list(NEAR),
+        }
+        for world in WORLDS
+    }
+    torch.save(given, folder / "given.pt")
+    started = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, folder, str(rank)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(max(WORLDS))
+    ]
+    try:
+        errors = [process.communicate(timeout=180)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * len(started), "\n".join(errors)
+    return folder
 
-    def __init__(self, world: int, folder: Path) -> None:
-        self.world, self.cases, self.training = world, cases(world), training(world)
-        given = {"cases": list(self.cases.values()), "training": self.training}
-        given |= {"reductions": REDUCTIONS, "dtypes": list(NEAR)}
-        torch.save(given, folder / "given.pt")
-        started = [
-            subprocess.Popen(
-                [sys.executable, SCRIPT, folder, str(rank), str(world)],
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(world)
+
+class Together:
+    """What some processes did together."""
+
+    def __init__(self, folder: Path, world: int) -> None:
+        self.world, self.cases = world, cases(world)
+        self.of_rank = [
+            torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)
         ]
-        try:
-            errors = [process.communicate(timeout=180)[1] for process in started]
-        finally:
-            for process in started:
-                process.kill()
-        assert [process.returncode for process in started] == [0] * world, "\n".join(errors)
-        self.of_rank = [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(world)]
-        keys = [(*key, r, dtype) for key in self.cases for r in REDUCTIONS for dtype in NEAR]
+        keys = [(*key, dtype) for key in self.cases for dtype in NEAR]
         self.losses = [dict(zip(keys, rank["losses"], strict=True)) for rank in self.of_rank]
 
-    def averaged(
-        self, variant: str, spread: str, reduction: str, dtype: torch.dtype
-    ) -> dict[str, torch.Tensor]:
+    def averaged(self, variant: str, spread: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Loss and gradients as DDP takes them: their mean over processes."""
-        of_rank = [losses[variant, spread, reduction, dtype] for losses in self.losses]
+        of_rank = [losses[variant, spread, dtype] for losses in self.losses]
         one, mean = self.cases[variant, spread], {}
         for name in of_rank[0]:
             parts = [rank[name] for rank in of_rank]
@@ -185,21 +206,18 @@ class Together:
         return mean
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def together(request, tmp_path_factory) -> Together:
-    return Together(request.param, tmp_path_factory.mktemp("processes"))
+@pytest.fixture(scope="module", params=WORLDS)
+def together(request, ended) -> Together:
+    return Together(ended, request.param)
 
 
-def on_one_process(
-    one: dict[str, Any], reduction: str, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
+def on_one_process(one: dict[str, Any], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     arguments = {
         name: values.to(dtype) if values.is_floating_point() else values
         for name, values in one["tensors"].items()
     }
     learned = {name: arguments[name].clone().requires_grad_() for name in one["learned"]}
-    arguments |= learned
-    loss = list_loss(**arguments, reduction=reduction)
+    loss = list_loss(**arguments | learned, reduction=one["reduction"])
     loss.backward()
     return {"loss": loss.detach()} | {name: values.grad for name, values in learned.items()}
 
@@ -207,31 +225,29 @@ def on_one_process(
 @pytest.mark.parametrize("dtype", NEAR, ids=str)
 @pytest.mark.parametrize("variant", variants())
 def test_loss_and_gradient_are_those_of_one_process(together, variant, dtype):
-    spreads = [spread for name, spread in together.cases if name == variant]
-    for reduction in REDUCTIONS:
-        # However the spots are spread, one process has them all.
-        expected = on_one_process(together.cases[variant, spreads[0]], reduction, dtype)
+    own = {key: one for key, one in together.cases.items() if key[0] == variant}
+    assert {one["reduction"] for one in own.values()} == set(REDUCTIONS)
+    for (_, spread), one in own.items():
+        expected, got = on_one_process(one, dtype), together.averaged(variant, spread, dtype)
+        assert expected.keys() == got.keys()
         assert expected["scores"].any()
-        for spread in spreads:
-            got = together.averaged(variant, spread, reduction, dtype)
-            assert expected.keys() == got.keys()
-            for name, values in expected.items():
-                error = (got[name] - values).abs().max() / values.abs().max().clamp(min=1)
-                assert error <= NEAR[dtype], f"{name}, {spread}, {reduction}"
+        for name, values in expected.items():
+            error = (got[name] - values).abs().max() / values.abs().max().clamp(min=1)
+            assert error <= NEAR[dtype], f"{name}, {spread}, {one['reduction']}"
 
 
 def test_every_process_returns_its_part_of_the_loss(together):
     """Only the mean over processes is the loss: none of them has it already."""
 
     def losses(spread):
-        return [rank["plain", spread, "mean", torch.float64]["loss"] for rank in together.losses]
+        return [rank["plain", spread, torch.float64]["loss"].item() for rank in together.losses]
 
-    assert len({part.item() for part in losses("in turn")}) == together.world
+    assert len(set(losses("in turn"))) == together.world
     assert losses("no spots on the last")[-1] == 0
 
 
 def test_training_by_ddp_gives_the_weights_of_one_process(together):
-    given = together.training
+    given = training(together.world)
     model = torch.nn.Linear(3, N_GENES)
     model.load_state_dict({name: given[name] for name in ("weight", "bias")})
     optimiser = torch.optim.SGD(model.parameters(), lr=given["rate"], momentum=0.9)

@@ -97,6 +97,9 @@ def fit(
         int | None,
         typer.Option(min=1, rich_help_panel=_NETWORKS, help="Epochs without a better score."),
     ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=_NETWORKS, help="At most so many.")
+    ] = None,
     devices: Annotated[
         int, typer.Option(min=1, rich_help_panel=_NETWORKS, help="Processes, or GPUs.")
     ] = 1,
@@ -135,6 +138,7 @@ def fit(
     network = {
         "--held-out": held_out,
         "--patience": patience,
+        "--epochs": epochs,
         "--resume": resume,
         "--wandb": wandb,
         "--micro-batch": micro_batch,
@@ -150,8 +154,9 @@ def fit(
     from strank.neural.recipe import Machine
 
     options = neural_options(head, loss, recipe or ("finetune" if finetune else "default"), seed)
-    if patience is not None:
-        options["recipe"] = replace(options["recipe"], patience=patience)
+    given = {"patience": patience, "max_epochs": epochs}
+    given = {name: value for name, value in given.items() if value is not None}
+    options["recipe"] = replace(options["recipe"], **given)
     options["held_out"] = split_names(held_out)
     machine = Machine(devices=devices, nodes=nodes, precision=precision, wandb=wandb)  # type: ignore[arg-type]
     run = {"machine": machine, "resume": resume, "verbose": True}

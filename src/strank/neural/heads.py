@@ -56,7 +56,7 @@ class Head(nn.Module):
         self.register_buffer("scale", torch.ones(n_features))
         self.level = nn.Parameter(torch.zeros(n_genes))
         last = nn.Linear(width if rank is None else rank, n_genes, bias=False)
-        # Scores start near 0, where no spot differs from another; at 0 some losses have no gradient.
+        # Scores start near 0, where no spot differs from another; at 0 not all losses have a slope.
         last.weight.data.mul_(0.1)
         self.readout = last if rank is None else nn.Sequential(nn.Linear(width, rank), last)
 

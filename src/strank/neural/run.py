@@ -225,6 +225,8 @@ def _loggers(run: Run) -> list[Logger]:
     if run.folder is not None and find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(run.folder, name="", version="tensorboard"))
     if run.machine.wandb is not None:
+        if find_spec("wandb") is None:
+            raise InputError("Weights & Biases is asked for, but not there: pip install wandb")
         from lightning.pytorch.loggers import WandbLogger
 
         loggers.append(WandbLogger(project=run.machine.wandb, save_dir=run.folder or "."))
