@@ -13,6 +13,7 @@ from strank.version import __version__
 if TYPE_CHECKING:
     from strank.cohort.store import read_cohort
     from strank.evaluation.protocol import cross_validate, evaluate
+    from strank.finetune import finetune_model
     from strank.fit import fit_model
     from strank.linear.regressor import STRankRegressor
     from strank.linear.regressor_cv import STRankRegressorCV
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         PoissonLoss,
     )
     from strank.model import RankModel
+    from strank.train import train_model
 
 _HOMES = {
     "ListSTRankLoss": "strank.losses",
@@ -40,8 +42,10 @@ _HOMES = {
     "STRankRegressorCV": "strank.linear.regressor_cv",
     "cross_validate": "strank.evaluation.protocol",
     "evaluate": "strank.evaluation.protocol",
+    "finetune_model": "strank.finetune",
     "fit_model": "strank.fit",
     "read_cohort": "strank.cohort.store",
+    "train_model": "strank.train",
 }
 
 __all__ = [
@@ -58,8 +62,10 @@ __all__ = [
     "__version__",
     "cross_validate",
     "evaluate",
+    "finetune_model",
     "fit_model",
     "read_cohort",
+    "train_model",
 ]
 
 

@@ -15,8 +15,9 @@ import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from strank.encoders.backbone import Backbone, BackboneEncoder, load_encoder, weights_checksum
+from strank.encoders.backbone import Backbone, BackboneEncoder, weights_checksum
 from strank.encoders.base import encoder_facts
+from strank.encoders.hub import load_encoder
 from strank.errors import InputError
 from strank.losses import SectionLoss
 from strank.model import RankModel
@@ -63,7 +64,7 @@ def finetune_model(
     cohort
         Training sections with images, at least two.
     encoder
-        An image network of `strank.encoders.backbone.load_backbone`, such as ``"timm:resnet18"``.
+        An image network of `strank.encoders.hub.load_backbone`, such as ``"timm:resnet18"``.
     how
         What of it is trained, augmentation and memory; adapters of low rank if ``None``.
     head, loss, n_genes, genes, seed, machine, folder, resume, verbose

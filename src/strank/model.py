@@ -17,7 +17,8 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 from strank.cohort.contract import positions_um
-from strank.encoders.backbone import Backbone, backbone_from_config
+from strank.encoders.backbone import Backbone
+from strank.encoders.hub import backbone_from_config
 from strank.errors import InputError, some
 from strank.files import atomic_path, read_json, sha256
 from strank.linear.geometry import centre_within

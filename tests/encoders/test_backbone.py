@@ -10,14 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from strank.encoders.backbone import (
-    BackboneEncoder,
-    backbone_from_config,
-    load_backbone,
-    load_encoder,
-    weights_checksum,
-)
+from strank.encoders.backbone import BackboneEncoder, weights_checksum
 from strank.encoders.base import Field, encoder_facts
+from strank.encoders.hub import backbone_from_config, load_backbone, load_encoder
 from strank.errors import InputError
 
 MEAN, STD = (0.7, 0.55, 0.6), (0.2, 0.25, 0.15)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from strank.encoders.backbone import Backbone, backbone_from_config
+from strank.encoders.backbone import Backbone
+from strank.encoders.hub import backbone_from_config
 from strank.errors import InputError
 from strank.neural.finetune import checkpoint_activations, merge, prepare
 

@@ -61,7 +61,7 @@ def get_encoder(name: str) -> Encoder:
     """Make the encoder of that name; an :class:`InputError` lists the choices for an unknown one.
 
     Names such as ``timm:resnet18`` and ``hf:owner/name`` are those of
-    `strank.encoders.backbone.load_encoder`.
+    `strank.encoders.hub.load_encoder`.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def get_encoder(name: str) -> Encoder:
     strank.errors.InputError: no encoder 'morphologie'; did you mean 'morphology'? choose one of ...
     """
     if ":" in name:
-        from strank.encoders.backbone import load_encoder
+        from strank.encoders.hub import load_encoder
 
         return load_encoder(name)
     if name not in ENCODERS:

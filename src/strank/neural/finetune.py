@@ -104,7 +104,7 @@ def merge(backbone: Backbone) -> Backbone:
     -------
     Backbone
         A plain copy with the same features, whose state dict fits that of
-        `strank.encoders.backbone.backbone_from_config`.
+        `strank.encoders.hub.backbone_from_config`.
     """
     plain = copy.deepcopy(backbone)
     if not hasattr(plain, "peft_config"):

@@ -116,8 +116,9 @@ class MLPHead(Head):
 class ContextHead(Head):
     """A spot attends to its neighbours; layers as in `MLPHead` over its features and their mean.
 
-    A neighbour weighs by its features and by its distance, which is all that is seen of its place:
-    turning or mirroring the section changes nothing.
+    A neighbour weighs by its distance, which is all that is seen of its place: turning or mirroring
+    the section changes nothing. With ``attention`` it weighs by its features as well; on few
+    sections that has more freedom than it can use.
 
     Parameters
     ----------
@@ -128,7 +129,7 @@ class ContextHead(Head):
     n_heads
         Means that are taken, each with weights of its own.
     attention
-        Width of what the features of two spots are compared by.
+        Width of queries and keys, by which features of two spots are compared; 0 for no comparison.
     width, depth, dropout, input_dropout, rank, centred
         As in `MLPHead`.
 
@@ -147,9 +148,9 @@ class ContextHead(Head):
         n_features: int,
         n_genes: int,
         *,
-        n_neighbours: int = 18,
+        n_neighbours: int = 8,
         n_heads: int = 1,
-        attention: int = 16,
+        attention: int = 0,
         width: int = 128,
         depth: int = 1,
         dropout: float = 0.5,
@@ -164,8 +165,9 @@ class ContextHead(Head):
         last = width if depth else seen
         super().__init__(n_features, n_genes, width=last, rank=rank, options=options)
         self.n_neighbours, self.n_heads = n_neighbours, n_heads
-        self.query = nn.Linear(n_features, n_heads * attention)
-        self.key = nn.Linear(n_features, n_heads * attention)
+        self.query, self.key = (
+            nn.Linear(n_features, n_heads * attention) if attention else None for _ in range(2)
+        )
         self.nearness = nn.Parameter(torch.zeros(n_heads))
         self.layers = _layers(seen, width, depth, dropout, input_dropout)
 
@@ -190,10 +192,11 @@ class ContextHead(Head):
 
     def _weights(self, rows: Tensor, own: Tensor, around: Tensor, distance: Tensor) -> Tensor:
         """Weights of the neighbours, ``[n_spots, n_heads, n_neighbours]``; 0 if there is none."""
-        query = self.query(rows)[own].unflatten(1, (self.n_heads, -1))
-        key = self.key(rows)[around.clamp(min=0)].unflatten(2, (self.n_heads, -1))
-        likeness = torch.einsum("shd,skhd->shk", query, key) / query.shape[-1] ** 0.5
-        logits = likeness - softplus(self.nearness)[:, None] * (distance / _UM)[:, None]
+        logits = -softplus(self.nearness)[:, None] * (distance / _UM)[:, None]
+        if self.query is not None and self.key is not None:
+            query = self.query(rows)[own].unflatten(1, (self.n_heads, -1))
+            key = self.key(rows)[around.clamp(min=0)].unflatten(2, (self.n_heads, -1))
+            logits = logits + torch.einsum("shd,skhd->shk", query, key) / query.shape[-1] ** 0.5
         absent = (around < 0)[:, None]
         logits = logits.masked_fill(absent, torch.finfo(logits.dtype).min)
         return logits.softmax(-1).masked_fill(absent, 0.0)

@@ -1,0 +1,201 @@
+"""Image networks of timm and transformers, from the hub or from a local folder.
+
+Nothing is unpickled and no code of a hub is run: weights come as safetensors, architectures from
+the installed library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from strank.encoders.backbone import (
+    FIELD_UM,
+    Backbone,
+    BackboneEncoder,
+    has_class_token,
+    weights_checksum,
+)
+from strank.errors import InputError, some
+from strank.files import read_json, safe_name
+
+__all__ = ["backbone_from_config", "load_backbone", "load_encoder"]
+
+_LIBRARIES = {"timm": "timm", "hf": "transformers"}
+_WEIGHTS = "model.safetensors"
+_HUB_FILES = ["config.json", "preprocessor_config.json", "model*.safetensors", f"{_WEIGHTS}.*"]
+# What timm's description of pretrained weights says about the architecture and its input.
+_TIMM_FACTS = {"num_classes", "label_offset", "input_size", "fixed_input_size", "pool_size"}
+_TIMM_FACTS |= {"first_conv", "classifier", "mean", "std"}
+
+
+def load_encoder(name: str, *, um: float = FIELD_UM) -> BackboneEncoder:
+    """Load a pretrained network as an encoder; parameters and errors as `load_backbone`.
+
+    Its name is fit for a file: ``timm_resnet18`` for ``timm:resnet18``, ``hf_owner_name`` for
+    ``hf:owner/name``, and the folder's own name for a folder.
+    """
+    library, source = _split(name)
+    folder = Path(source).expanduser()
+    stem = folder.resolve().name if folder.is_dir() else source.replace("/", "_")
+    backbone = load_backbone(name, um=um)
+    return BackboneEncoder(backbone, f"{library}_{safe_name(stem)}", weights_checksum(backbone))
+
+
+def load_backbone(name: str, *, um: float = FIELD_UM) -> Backbone:
+    """Load a pretrained network, in evaluation mode.
+
+    Parameters
+    ----------
+    name
+        ``timm:resnet18``, ``timm:owner/name`` or ``hf:owner/name`` (transformers) from the hub;
+        ``timm:folder`` or ``hf:folder`` from a local folder in the hub's layout: ``config.json``,
+        ``model.safetensors`` and, of transformers, ``preprocessor_config.json``.
+    um
+        Side of the window around a spot, in µm; its pixels are those of the network.
+
+    Raises
+    ------
+    InputError
+        If it cannot be loaded: an unknown name, no network, a damaged folder, weights that are not
+        safetensors or incomplete.
+
+    Examples
+    --------
+    >>> load_backbone("resnet18")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: no image network 'resnet18'; write timm:NAME, hf:OWNER/NAME, ...
+    """
+    library, source = _split(name)
+    with _explained(f"{name}: cannot be loaded", "check the name, the network or the folder"):
+        folder = _folder(name, library, source)
+        load = _load_timm if library == "timm" else _load_transformers
+        model, facts = load(folder)
+        config = {"library": _LIBRARIES[library], "name": name, **facts, "um": um}
+        return Backbone(model, json.loads(json.dumps(config)))
+
+
+def backbone_from_config(config: Mapping[str, Any]) -> Backbone:
+    """Build the network of another `Backbone`, whose state dict fits; nothing is downloaded.
+
+    Raises
+    ------
+    InputError
+        If the installed library cannot build it.
+    """
+    library = config["library"]
+    with _explained(f"{config['name']}: cannot be built", f"install another version of {library}"):
+        build = _build_timm if library == "timm" else _build_transformers
+        return Backbone(build(config["architecture"]), config)
+
+
+def _split(name: str) -> tuple[str, str]:
+    library, _, source = name.partition(":")
+    if library not in _LIBRARIES or not source:
+        raise InputError(
+            f"no image network {name!r}; write timm:NAME, hf:OWNER/NAME, timm:FOLDER or hf:FOLDER"
+        )
+    return library, source
+
+
+@contextmanager
+def _explained(problem: str, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except (InputError, ImportError):
+        raise
+    # Two libraries, their configs and the client of the hub raise nearly anything.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{problem} ({reason}); {advice}") from error
+
+
+def _folder(name: str, library: str, source: str) -> Path:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or source.startswith("."):
+        raise InputError(f"{name}: no such folder")
+    from huggingface_hub import snapshot_download
+
+    if library == "timm" and "/" not in source:
+        from timm import get_pretrained_cfg
+
+        known = get_pretrained_cfg(source)
+        if known is None or not known.hf_hub_id:
+            raise InputError(f"{name}: no such pretrained network; see timm.list_pretrained()")
+        source = known.hf_hub_id
+    return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
+
+
+def _load_timm(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    stored = read_json(folder / "config.json")
+    if not (folder / _WEIGHTS).is_file():
+        raise InputError(f"{folder}: no {_WEIGHTS}; weights of other formats are not read")
+    # Old exports have one level, later ones two, of which the upper holds.
+    known = {**stored.get("pretrained_cfg", {}), **stored}
+    architecture = {
+        "architecture": known["architecture"],
+        "model_args": known.get("model_args", {}),
+        "pretrained_cfg": {fact: known[fact] for fact in sorted(_TIMM_FACTS & known.keys())},
+    }
+    model: Any = _build_timm(architecture, folder / _WEIGHTS)
+    facts = {"mean": model.pretrained_cfg["mean"], "std": model.pretrained_cfg["std"]}
+    pixels = model.pretrained_cfg["input_size"][-1]
+    return model, {"architecture": architecture, **facts, "pixels": pixels}
+
+
+def _build_timm(architecture: Mapping[str, Any], weights: Path | None = None) -> nn.Module:
+    from timm import create_model
+
+    model: Any = create_model(
+        architecture["architecture"],
+        pretrained=weights is not None,
+        pretrained_cfg=dict(architecture["pretrained_cfg"]),
+        pretrained_cfg_overlay={"file": str(weights), "custom_load": False} if weights else None,
+        **architecture["model_args"],
+    )
+    # Only now, because timm tolerates missing weights when it makes a model without classifier.
+    model.reset_classifier(0)
+    return model
+
+
+def _load_transformers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    from transformers import AutoImageProcessor, AutoModel
+
+    model, loaded = AutoModel.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
+    model = _plain(model)
+    missing = set(loaded["missing_keys"]) & set(model.state_dict())
+    if missing:
+        raise InputError(f"{folder}: lacks the weights {some(sorted(missing))}; download it again")
+    architecture = json.loads(model.config.to_json_string(use_diff=False))
+    architecture.pop("_name_or_path", None)
+    prepare = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False).to_dict()
+    facts = {"mean": prepare["image_mean"], "std": prepare["image_std"]}
+    if not prepare["do_normalize"]:
+        facts = {"mean": [0.0] * 3, "std": [1.0] * 3}
+    size = prepare["crop_size" if prepare.get("do_center_crop") else "size"]
+    pixels = size.get("height") or size["shortest_edge"]
+    return model, {"architecture": architecture, **facts, "pixels": pixels}
+
+
+def _build_transformers(architecture: Mapping[str, Any]) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.for_model(**architecture)
+    return _plain(AutoModel.from_config(config, trust_remote_code=False))
+
+
+def _plain(model: Any) -> Any:
+    """Without the pooler that is not used, and in float32 whatever the checkpoint's precision."""
+    if has_class_token(model) and hasattr(model, "pooler"):
+        model.pooler = nn.Identity()
+    return model.float()
