@@ -605,7 +605,7 @@ def compiled(
 
 def _step_ms(tissue: Tissue, name: str, spots: Spots, epochs: int, machine: Machine) -> dict:
     timed, network = Timed.of(spots), make_network(tissue, spots, name)
-    # After eight networks in one process, torch would compile no more, and not say so.
+    # What was compiled before counts towards the limit beyond which torch runs eagerly.
     torch.compiler.reset()
     start = time.perf_counter()
     with silent():

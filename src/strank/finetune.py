@@ -23,7 +23,13 @@ from strank.losses import SectionLoss
 from strank.model import RankModel
 from strank.neural.augment import Augmentation
 from strank.neural.ensemble import train_ensemble
-from strank.neural.finetune import Finetune, checkpoint_activations, merge, prepare
+from strank.neural.finetune import (
+    Finetune,
+    checkpoint_activations,
+    freeze_unused,
+    merge,
+    prepare,
+)
 from strank.neural.network import Network
 from strank.neural.objectives import MakeLoss, loss_maker
 from strank.neural.patches import cut_patches
@@ -145,6 +151,7 @@ def _start(
     counts, offset = spots.counts[rows], spots.offset[rows]
     head, loss = start_head(make, make_loss, torch.cat(features), counts, offset)
     backbone = prepare(source.backbone, how.mode, lora_rank=how.lora_rank, seed=seed)
+    freeze_unused(backbone)
     if how.recompute:
         checkpoint_activations(backbone)
     return Network(head, backbone, how.micro_batch), loss

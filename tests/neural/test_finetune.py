@@ -11,7 +11,7 @@ from torch import nn
 from strank.encoders.backbone import Backbone
 from strank.encoders.hub import backbone_from_config
 from strank.errors import InputError
-from strank.neural.finetune import checkpoint_activations, merge, prepare
+from strank.neural.finetune import checkpoint_activations, freeze_unused, merge, prepare
 
 # Library and architecture; the blocks of each in order; what comes after them.
 NETWORKS = {
@@ -257,3 +257,14 @@ def test_networks_that_cannot_recompute_are_named():
     backbone.model = nn.Identity()
     with pytest.raises(InputError, match=r"timm-resnet: cannot recompute activations"):
         checkpoint_activations(backbone)
+
+
+def test_weights_that_no_feature_depends_on_are_left_alone(backbone):
+    every = _trained(prepare(backbone, "full"))
+    backbone.model.register_parameter("mask_of_patches", nn.Parameter(torch.ones(3)))
+    freeze_unused(backbone)
+    assert "model.mask_of_patches" not in _trained(backbone)
+    # Some networks bring such weights themselves: a mask token, position of no patch.
+    assert _trained(backbone) >= {name for name in every if "mask" not in name}
+    freeze_unused(prepare(backbone, "frozen"))
+    assert not _trained(backbone)

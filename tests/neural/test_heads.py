@@ -155,29 +155,29 @@ def test_the_rank_bounds_the_rank_of_the_scores(kind):
 
 
 def attention_by_hand(head, features, rows, distance):
-    """Scores of one spot, the first of ``rows``, with a loop over heads and neighbours."""
+    """Scores of one spot, the first of ``rows``, by the formula, head by head."""
     w = numbers(head)
     features = (features.numpy() - w["centre"]) / w["scale"]
-    query, key = affine(w, "query", features[rows[0]]), affine(w, "key", features)
-    width = len(query) // head.n_heads
     seen = [features[rows[0]]]
     for h in range(head.n_heads):
-        part = slice(h * width, (h + 1) * width)
         decay = np.log1p(np.exp(w["nearness"][h]))
-        weights = [
-            np.exp(query[part] @ key[row, part] / np.sqrt(width) - decay * um / 100)
-            for row, um in zip(rows[1:], distance[1:], strict=True)
-        ]
-        around = zip(weights, rows[1:], strict=True)
-        seen.append(sum(weight * features[row] for weight, row in around) / sum(weights))
+        logits = -decay * np.asarray(distance[1:]) / 100
+        if width := head.options["attention"]:
+            query, key = affine(w, "query", features[rows[0]]), affine(w, "key", features[rows[1:]])
+            part = slice(h * width, (h + 1) * width)
+            logits = logits + key[:, part] @ query[part] / np.sqrt(width)
+        weights = np.exp(logits)
+        around = zip(weights / weights.sum(), rows[1:], strict=True)
+        seen.append(sum(weight * features[row] for weight, row in around))
     hidden = layers_by_hand(w, head.options["depth"], np.concatenate(seen))
     return hidden @ w["readout.weight"].T + w["level"]
 
 
+@pytest.mark.parametrize("attention", [0, 5])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("n_heads", [1, 3])
-def test_attention_is_what_it_is_by_hand(n_heads, depth):
-    options = CONTEXT | {"n_heads": n_heads, "depth": depth}
+def test_attention_is_what_it_is_by_hand(n_heads, depth, attention):
+    options = CONTEXT | {"n_heads": n_heads, "depth": depth, "attention": attention}
     head = lively(ContextHead(N_FEATURES, N_GENES, **options))
     features, positions, section = tissue(n_spots=12, n_sections=3)
     neighbours, distance = around(positions, section)

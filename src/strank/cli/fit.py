@@ -109,6 +109,9 @@ def fit(
     precision: Annotated[
         str, typer.Option(rich_help_panel=_NETWORKS, help="`32-true`, `bf16-mixed` or `16-mixed`.")
     ] = "32-true",
+    workers: Annotated[
+        int, typer.Option(min=0, rich_help_panel=_NETWORKS, help="Processes that read patches.")
+    ] = 0,
     wandb: Annotated[
         str | None,
         typer.Option(rich_help_panel=_NETWORKS, help="Project of Weights & Biases to log to."),
@@ -158,7 +161,7 @@ def fit(
     given = {name: value for name, value in given.items() if value is not None}
     options["recipe"] = replace(options["recipe"], **given)
     options["held_out"] = split_names(held_out)
-    machine = Machine(devices=devices, nodes=nodes, precision=precision, wandb=wandb)  # type: ignore[arg-type]
+    machine = Machine("auto", devices, nodes, precision, workers, wandb=wandb)  # type: ignore[arg-type]
     run = {"machine": machine, "resume": resume, "verbose": True}
     _train(_trainer(finetune, micro_batch), train, output, as_json, **options, **panel, **run)
 

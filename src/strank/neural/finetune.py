@@ -13,7 +13,7 @@ from torch import nn
 from strank.encoders.backbone import Backbone
 from strank.errors import InputError
 
-__all__ = ["Finetune", "checkpoint_activations", "merge", "prepare"]
+__all__ = ["Finetune", "checkpoint_activations", "freeze_unused", "merge", "prepare"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -90,6 +90,19 @@ def prepare(backbone: Module, mode: str, *, lora_rank: int = 8, seed: int = 0) -
     elif mode == "lora":
         _add_adapters(backbone, lora_rank, seed)
     return backbone
+
+
+def freeze_unused(backbone: Backbone) -> None:
+    """Leave weights alone that the features do not depend on, such as those of masked patches.
+
+    Processes that share the training would wait for their gradients.
+    """
+    patch = torch.zeros(1, backbone.pixels, backbone.pixels, 3, dtype=torch.uint8)
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    features = backbone(patch).sum()
+    gradients = torch.autograd.grad(features, trained, allow_unused=True) if trained else ()
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 def merge(backbone: Backbone) -> Backbone:

@@ -133,7 +133,8 @@ class ShowProgress(Callback):
             self._done, self._shown = 0, time.monotonic()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
+        """Close the bar, where it has come to."""
+        self._advance(self._done)
         self._bar.close()
 
     def on_exception(self, *args: Any) -> None:

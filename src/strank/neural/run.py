@@ -149,7 +149,7 @@ def _train(
         network.compile()
     last = run.folder and run.folder / LAST
     with _quiet(), torch.random.fork_rng():
-        _trainer(run, callbacks, network).fit(
+        _trainer(run, callbacks).fit(
             module,
             datamodule=_Loaders(spots, run),
             ckpt_path=last if run.resume and last is not None and last.is_file() else None,
@@ -192,18 +192,14 @@ class _Loaders(pl.LightningDataModule):
         return section_loader(self.spots, own, workers=self.run.machine.workers)
 
 
-def _trainer(run: Run, callbacks: Sequence[pl.Callback], network: nn.Module) -> pl.Trainer:
-    machine, strategy = run.machine, "auto"
-    if machine.devices * machine.nodes > 1:
-        # Image networks have weights that not every input uses, such as mask tokens.
-        whole = getattr(network, "backbone", None) is None
-        strategy = "ddp" if whole else "ddp_find_unused_parameters_true"
+def _trainer(run: Run, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+    machine = run.machine
     try:
         return pl.Trainer(
             accelerator=machine.accelerator,
             devices=machine.devices,
             num_nodes=machine.nodes,
-            strategy=strategy,
+            strategy="ddp" if machine.devices * machine.nodes > 1 else "auto",
             precision=machine.precision,
             max_epochs=run.recipe.max_epochs,
             gradient_clip_val=run.recipe.clip,

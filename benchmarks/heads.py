@@ -1,0 +1,302 @@
+"""What networks buy: heads and objectives beside the exact linear head, on sections left out.
+
+    python benchmarks/heads.py COHORT -o OUT                           # a cohort folder with features
+    python benchmarks/heads.py COHORT -o OUT --quick                   # one seed, few methods
+    python benchmarks/heads.py SIM/cohort --truth SIM/st/truth -o OUT  # as `strank demo` makes it
+
+Every section is predicted from the others; panel, penalties and early stopping are of the training
+sections. Set OMP_NUM_THREADS=1 where other programs use the cores. A run that was stopped goes on.
+
+exact: the linear head, solved. paper: the same head by the paper's recipe (AdamW). mlp, context:
+networks by the default recipe. With +linear, scores are the mean of the network's and of the exact
+head's; mlp and context with the list loss are these networks alone, out of the same training, so
+their seconds hold the exact fit, too. Ridges are the baselines of `strank evaluate`.
+
+    scc      Spearman with log1p(CP10k), mean over genes and sections
+    gain     list log-likelihood above that of library size alone, nats a gene and section; left
+             out where scores are no log rates
+    r        Pearson correlation with the true log rates, genes without a true order left out
+    seconds  of a fit; "CPU s" is disturbed less by other programs
+
+± is the standard deviation over seeds (one seed: none). "against exact" is the paired difference
+to the exact list head, mean of the seeds, with a 95 % bootstrap interval over genes, each with all
+its sections: it knows nothing of how few sections, and patients, there are. "known" are sections
+whose patient has others in training, "new" those of a patient that no method has seen.
+
+OUT gets genes.csv (a row a gene), fits.csv (a row a fit) and summary.csv.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+from anndata import AnnData
+from borrowing import gain
+
+from strank import RankModel, STRankRegressorCV, fit_model, read_cohort
+from strank.cohort.panel import choose_panel
+from strank.cohort.splits import make_folds, patients_of
+from strank.cohort.store import read_h5ad
+from strank.evaluation.baselines import fit_ridge
+from strank.evaluation.scores import score_section
+from strank.files import atomic_path
+from strank.neural.recipe import Machine
+from strank.train import train_model
+from strank.training_set import training_data
+
+KEY = ["method", "loss", "seed", "section"]
+MEASURES = ["scc", "gain", "r"]
+REFERENCE = ("exact", "list")
+LOG_RATES = ("list", "pair")
+SEEDED = ("paper", "mlp", "context")
+# What comes first is wanted most; a fit may give several methods.
+JOBS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("exact",), "list"),
+    (("ridge",), "mse"),
+    (("centred ridge",), "mse"),
+    (("mlp", "mlp+linear"), "list"),
+    (("context", "context+linear"), "list"),
+    (("paper",), "list"),
+    (("exact",), "pair"),
+    (("mlp",), "pair"),
+    (("context",), "pair"),
+    (("paper",), "pair"),
+    (("mlp",), "mse"),
+    (("context",), "mse"),
+    (("paper",), "mse"),
+)
+QUICK = JOBS[:4]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A section that is left out, and what it is predicted from."""
+
+    train: Mapping[str, AnnData]
+    test: AnnData
+    panel: pd.Index
+    encoder: str
+    truth: AnnData | None
+    known: bool
+
+
+Fit = Callable[[Case, int], dict[str, np.ndarray]]
+
+
+def cases(folder: Path, encoder: str, n_genes: int, truth: Path | None) -> dict[str, Case]:
+    cohort = read_cohort(folder, encoder=encoder)
+    found = {}
+    for fold in make_folds(patients_of(cohort), by="section"):
+        train = {name: cohort[name] for name in fold.train}
+        true = read_h5ad(truth / f"{fold.name}.h5ad") if truth else None
+        panel, known = choose_panel(train, n_genes), bool(fold.shared_patients)
+        found[fold.name] = Case(train, cohort[fold.name], panel, encoder, true, known)
+    return found
+
+
+# --- fits: scores ``[n_spots, n_genes]`` by method ---
+
+
+def scores_of(model: RankModel, case: Case) -> np.ndarray:
+    return np.asarray(model.predict(case.test).X)
+
+
+def exact(loss: str, case: Case, seed: int) -> dict[str, np.ndarray]:
+    if loss == "list":
+        model = fit_model(case.train, encoder=case.encoder, genes=list(case.panel))
+        return {"exact": scores_of(model, case)}
+    data = training_data(case.train, case.panel, case.encoder)
+    probe = STRankRegressorCV(objective="pair").fit(
+        data.features,
+        data.counts,
+        section=data.section,
+        offset=np.log(data.library_size),
+        group=data.group,
+    )
+    return {"exact": probe.predict(case.test.obsm[case.encoder])}
+
+
+def ridge(centred: bool, case: Case, seed: int) -> dict[str, np.ndarray]:
+    predict = fit_ridge(training_data(case.train, case.panel, case.encoder), centred=centred)
+    name = "centred ridge" if centred else "ridge"
+    return {name: predict(case.test.obsm[case.encoder])}
+
+
+def network(methods: tuple[str, ...], loss: str, case: Case, seed: int) -> dict[str, np.ndarray]:
+    paper = methods == ("paper",)
+    model = train_model(
+        case.train,
+        head="linear" if paper else methods[-1],
+        loss=loss,
+        recipe="paper" if paper else "default",
+        encoder=case.encoder,
+        genes=list(case.panel),
+        seed=seed,
+        machine=Machine(accelerator="cpu"),
+    )
+    models = {methods[-1]: model}
+    if len(methods) == 2:
+        models[methods[0]] = replace(model, head=model.head.heads[0])
+    return {method: scores_of(models[method], case) for method in methods}
+
+
+def fit_of(methods: tuple[str, ...], loss: str) -> Fit:
+    if methods == ("exact",):
+        return partial(exact, loss)
+    if methods[0].endswith("ridge"):
+        return partial(ridge, methods[0].startswith("centred"))
+    return partial(network, methods, loss)
+
+
+# --- measures ---
+
+
+def judge(scores: np.ndarray, loss: str, case: Case) -> pd.DataFrame:
+    """One row a gene: scc, gain and r; NaN for what is not defined."""
+    table = score_section({"": scores}, case.test, case.panel)[["gene", "mean_counts", "scc"]]
+    table["gain"] = table["r"] = np.nan
+    depth = case.test.obs["library_size"].to_numpy()
+    seen, measured = depth > 0, case.panel.isin(case.test.var_names)
+    if loss in LOG_RATES:
+        counts = case.test[seen, case.panel[measured]].X.toarray()
+        table.loc[measured, "gain"] = gain(scores[seen][:, measured], counts, depth[seen])
+    if case.truth is not None:
+        table["r"] = correlation(scores, case.truth[case.test.obs_names, case.panel].X)
+    return table
+
+
+def correlation(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    a, b = (v - v.mean(0) for v in (scores.astype(np.float64), truth.astype(np.float64)))
+    norms = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
+    r = (a * b).sum(0) / np.where(norms > 0, norms, 1.0)
+    return np.where(np.ptp(truth, axis=0) > 0, r, np.nan)
+
+
+def measure(methods: tuple[str, ...], loss: str, seed: int, name: str, case: Case) -> pd.DataFrame:
+    wall, cpu = time.perf_counter(), time.process_time()
+    scores = fit_of(methods, loss)(case, seed)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    about = {"loss": loss, "seed": seed, "section": name}
+    about |= {"patient": "known" if case.known else "new", "seconds": wall, "cpu_seconds": cpu}
+    tables = [judge(scores[m], loss, case).assign(method=m, **about) for m in methods]
+    for table in tables:
+        found = ", ".join(f"{m} {table[m].mean():.3f}" for m in MEASURES)
+        print(
+            f"{table['method'][0]}, {loss}, seed {seed}, {name}: {found}; {wall:.1f} s", flush=True
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+# --- tables ---
+
+
+def per_fit(genes: pd.DataFrame) -> pd.DataFrame:
+    columns = [*MEASURES, "seconds", "cpu_seconds"]
+    return genes.groupby([*KEY, "patient"], sort=False)[columns].mean().reset_index()
+
+
+def interval(difference: pd.DataFrame, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of a table sections by genes, and its bootstrap interval over genes."""
+    total, n = difference.sum(0).to_numpy(), difference.notna().sum(0).to_numpy()
+    if not n.sum():
+        return np.nan, np.nan, np.nan
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(n), size=(2000, len(n)))
+    means = total[drawn].sum(1) / n[drawn].sum(1)
+    return total.sum() / n.sum(), *np.quantile(means, [0.025, 0.975])
+
+
+def summary(genes: pd.DataFrame) -> pd.DataFrame:
+    """One row a kind of patient, method and loss; only sections that all its seeds have."""
+    rows = []
+    fits = per_fit(genes)
+    for (patient, method, loss), some in fits.groupby(["patient", "method", "loss"], sort=False):
+        mine = genes[(genes["method"] == method) & (genes["loss"] == loss)]
+        exact = genes[(genes["method"] == REFERENCE[0]) & (genes["loss"] == REFERENCE[1])]
+        by_seed = some.groupby("seed")[MEASURES].mean()
+        row = {"patient": patient, "method": method, "loss": loss, "seeds": len(by_seed)}
+        row |= {"fits": len(some)}
+        for m in MEASURES:
+            row |= {m: by_seed[m].mean(), f"{m} sd": by_seed[m].std()}
+            wide = [
+                t[t["patient"] == patient].pivot_table(m, "section", "gene", dropna=False)
+                for t in (mine, exact)
+            ]
+            names = (f"{m} against exact", f"{m} low", f"{m} high")
+            row |= dict(zip(names, interval(wide[0] - wide[1]), strict=True))
+        rows.append(row | {"seconds": some["seconds"].mean(), "CPU s": some["cpu_seconds"].mean()})
+    return pd.DataFrame(rows)
+
+
+def shown(table: pd.DataFrame) -> str:
+    """As text: a mean with its spread, a difference with its interval."""
+    text = table[["patient", "method", "loss", "seeds"]].copy()
+    for m in MEASURES:
+        if table[m].isna().all():
+            continue
+        parts = [table[c] for c in (m, f"{m} sd", f"{m} against exact", f"{m} low", f"{m} high")]
+        rows = list(zip(*parts, strict=True))
+        text[m] = ["" if np.isnan(a) else f"{a:.3f}{plus_minus(sd)}" for a, sd, *_ in rows]
+        text[f"{m} against exact"] = [
+            "" if np.isnan(d) or high == low else f"{d:+.3f} [{low:+.3f}, {high:+.3f}]"
+            for *_, d, low, high in rows
+        ]
+    for column in ("seconds", "CPU s"):
+        text[column] = table[column].map("{:.2f}".format)
+    return text.to_string(index=False)
+
+
+def plus_minus(spread: float) -> str:
+    return "" if np.isnan(spread) else f" ± {spread:.3f}"
+
+
+def write(table: pd.DataFrame, path: Path) -> None:
+    with atomic_path(path) as part:
+        table.to_csv(part, index=False, float_format="%.6g")
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(metavar="COHORT", help="Cohort folder with features.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the tables.")],
+    encoder: Annotated[str, typer.Option(help="Whose features.")] = "morphology",
+    truth: Annotated[Path | None, typer.Option(help="Folder of true log rates.")] = None,
+    n_genes: Annotated[int, typer.Option("--genes", help="Size of the panel.")] = 50,
+    seeds: Annotated[int, typer.Option(min=1, help="Of every network.")] = 3,
+    losses: Annotated[str, typer.Option(help="Of the networks; the others always run.")] = "all",
+    quick: Annotated[bool, typer.Option("--quick", help="One seed, few methods.")] = False,
+) -> None:
+    """Heads and objectives beside the exact linear head, on sections left out."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "genes.csv"
+    genes = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=KEY)
+    done = set(genes[KEY].itertuples(index=False, name=None))
+    found = cases(folder, encoder, n_genes, truth)
+    for methods, loss in QUICK if quick else JOBS:
+        seeded = methods[0] in SEEDED
+        if seeded and losses != "all" and loss not in losses.split(","):
+            continue
+        for seed in range(seeds if seeded and not quick else 1):
+            for name, case in found.items():
+                if all((m, loss, seed, name) in done for m in methods):
+                    continue
+                table = measure(methods, loss, seed, name, case)
+                genes = pd.concat([genes, table], ignore_index=True) if len(genes) else table
+                write(genes, path)
+    table = summary(genes)
+    write(per_fit(genes), out / "fits.csv")
+    write(table, out / "summary.csv")
+    print(f"\n{shown(table)}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    typer.run(main)
