@@ -1,8 +1,8 @@
 """What networks buy: heads and objectives beside the exact linear head, on sections left out.
 
-    python benchmarks/heads.py COHORT -o OUT                           # a cohort folder with features
-    python benchmarks/heads.py COHORT -o OUT --quick                   # one seed, few methods
-    python benchmarks/heads.py SIM/cohort --truth SIM/st/truth -o OUT  # as `strank demo` makes it
+    python benchmarks/heads.py COHORT -o OUT            # a cohort folder with features
+    python benchmarks/heads.py COHORT -o OUT --quick    # one seed, few methods
+    python benchmarks/heads.py DEMO/cohort --truth DEMO/st/truth -o OUT    # by `strank demo`
 
 Every section is predicted from the others; panel, penalties and early stopping are of the training
 sections. Set OMP_NUM_THREADS=1 where other programs use the cores. A run that was stopped goes on.
@@ -16,7 +16,7 @@ their seconds hold the exact fit, too. Ridges are the baselines of `strank evalu
     gain     list log-likelihood above that of library size alone, nats a gene and section; left
              out where scores are no log rates
     r        Pearson correlation with the true log rates, genes without a true order left out
-    seconds  of a fit; "CPU s" is disturbed less by other programs
+    seconds  of a fit; those of the processor are disturbed less by other programs
 
 ± is the standard deviation over seeds (one seed: none). "against exact" is the paired difference
 to the exact list head, mean of the seeds, with a 95 % bootstrap interval over genes, each with all
@@ -28,11 +28,9 @@ OUT gets genes.csv (a row a gene), fits.csv (a row a fit) and summary.csv.
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -42,11 +40,11 @@ import typer
 from anndata import AnnData
 from borrowing import gain
 
-from strank import RankModel, STRankRegressorCV, fit_model, read_cohort
+from strank import STRankRegressorCV, fit_model, read_cohort
 from strank.cohort.panel import choose_panel
 from strank.cohort.splits import make_folds, patients_of
 from strank.cohort.store import read_h5ad
-from strank.evaluation.baselines import fit_ridge
+from strank.evaluation.baselines import BASELINES
 from strank.evaluation.scores import score_section
 from strank.files import atomic_path
 from strank.neural.recipe import Machine
@@ -57,22 +55,12 @@ KEY = ["method", "loss", "seed", "section"]
 MEASURES = ["scc", "gain", "r"]
 REFERENCE = ("exact", "list")
 LOG_RATES = ("list", "pair")
-SEEDED = ("paper", "mlp", "context")
-# What comes first is wanted most; a fit may give several methods.
-JOBS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("exact",), "list"),
-    (("ridge",), "mse"),
-    (("centred ridge",), "mse"),
-    (("mlp", "mlp+linear"), "list"),
-    (("context", "context+linear"), "list"),
-    (("paper",), "list"),
-    (("exact",), "pair"),
-    (("mlp",), "pair"),
-    (("context",), "pair"),
-    (("paper",), "pair"),
-    (("mlp",), "mse"),
-    (("context",), "mse"),
-    (("paper",), "mse"),
+NETWORKS = {"mlp": "mlp", "context": "context", "paper": "linear"}
+# What is wanted most comes first; the reference, before all.
+JOBS = (
+    *("exact, list", "ridge, mse", "centred ridge, mse", "mlp, list", "context, list"),
+    *("paper, list", "exact, pair", "mlp, pair", "context, pair", "paper, pair"),
+    *("mlp, mse", "context, mse", "paper, mse"),
 )
 QUICK = JOBS[:4]
 
@@ -89,9 +77,6 @@ class Case:
     known: bool
 
 
-Fit = Callable[[Case, int], dict[str, np.ndarray]]
-
-
 def cases(folder: Path, encoder: str, n_genes: int, truth: Path | None) -> dict[str, Case]:
     cohort = read_cohort(folder, encoder=encoder)
     found = {}
@@ -106,55 +91,35 @@ def cases(folder: Path, encoder: str, n_genes: int, truth: Path | None) -> dict[
 # --- fits: scores ``[n_spots, n_genes]`` by method ---
 
 
-def scores_of(model: RankModel, case: Case) -> np.ndarray:
-    return np.asarray(model.predict(case.test).X)
-
-
-def exact(loss: str, case: Case, seed: int) -> dict[str, np.ndarray]:
-    if loss == "list":
+def fit(name: str, loss: str, seed: int, case: Case) -> dict[str, np.ndarray]:
+    if name in NETWORKS:
+        return network(name, loss, seed, case)
+    if (name, loss) == REFERENCE:
         model = fit_model(case.train, encoder=case.encoder, genes=list(case.panel))
-        return {"exact": scores_of(model, case)}
+        return {name: np.asarray(model.predict(case.test).X)}
     data = training_data(case.train, case.panel, case.encoder)
-    probe = STRankRegressorCV(objective="pair").fit(
-        data.features,
-        data.counts,
-        section=data.section,
-        offset=np.log(data.library_size),
-        group=data.group,
-    )
-    return {"exact": probe.predict(case.test.obsm[case.encoder])}
+    if name in BASELINES:
+        return {name: BASELINES[name](data)(case.test.obsm[case.encoder])}
+    spots = {"section": data.section, "offset": np.log(data.library_size), "group": data.group}
+    probe = STRankRegressorCV(objective=loss).fit(data.features, data.counts, **spots)
+    return {name: probe.predict(case.test.obsm[case.encoder])}
 
 
-def ridge(centred: bool, case: Case, seed: int) -> dict[str, np.ndarray]:
-    predict = fit_ridge(training_data(case.train, case.panel, case.encoder), centred=centred)
-    name = "centred ridge" if centred else "ridge"
-    return {name: predict(case.test.obsm[case.encoder])}
-
-
-def network(methods: tuple[str, ...], loss: str, case: Case, seed: int) -> dict[str, np.ndarray]:
-    paper = methods == ("paper",)
+def network(name: str, loss: str, seed: int, case: Case) -> dict[str, np.ndarray]:
+    both = name != "paper" and loss == "list"
     model = train_model(
         case.train,
-        head="linear" if paper else methods[-1],
+        head=NETWORKS[name] + "+linear" * both,
         loss=loss,
-        recipe="paper" if paper else "default",
+        recipe="paper" if name == "paper" else "default",
         encoder=case.encoder,
         genes=list(case.panel),
         seed=seed,
         machine=Machine(accelerator="cpu"),
     )
-    models = {methods[-1]: model}
-    if len(methods) == 2:
-        models[methods[0]] = replace(model, head=model.head.heads[0])
-    return {method: scores_of(models[method], case) for method in methods}
-
-
-def fit_of(methods: tuple[str, ...], loss: str) -> Fit:
-    if methods == ("exact",):
-        return partial(exact, loss)
-    if methods[0].endswith("ridge"):
-        return partial(ridge, methods[0].startswith("centred"))
-    return partial(network, methods, loss)
+    alone = replace(model, head=model.head.heads[0]) if both else model
+    models = {name: alone} | ({f"{name}+linear": model} if both else {})
+    return {method: np.asarray(of.predict(case.test).X) for method, of in models.items()}
 
 
 # --- measures ---
@@ -181,18 +146,16 @@ def correlation(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.where(np.ptp(truth, axis=0) > 0, r, np.nan)
 
 
-def measure(methods: tuple[str, ...], loss: str, seed: int, name: str, case: Case) -> pd.DataFrame:
+def measure(method: str, loss: str, seed: int, section: str, case: Case) -> pd.DataFrame:
     wall, cpu = time.perf_counter(), time.process_time()
-    scores = fit_of(methods, loss)(case, seed)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    about = {"loss": loss, "seed": seed, "section": name}
-    about |= {"patient": "known" if case.known else "new", "seconds": wall, "cpu_seconds": cpu}
-    tables = [judge(scores[m], loss, case).assign(method=m, **about) for m in methods]
-    for table in tables:
-        found = ", ".join(f"{m} {table[m].mean():.3f}" for m in MEASURES)
-        print(
-            f"{table['method'][0]}, {loss}, seed {seed}, {name}: {found}; {wall:.1f} s", flush=True
-        )
+    scores = fit(method, loss, seed, case)
+    spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    about = {"loss": loss, "seed": seed, "section": section}
+    about |= {"patient": "known" if case.known else "new", **spent}
+    tables = [judge(found, loss, case).assign(method=m, **about) for m, found in scores.items()]
+    for name, table in zip(scores, tables, strict=True):
+        means = ", ".join(f"{m} {table[m].mean():.3f}" for m in MEASURES)
+        typer.echo(f"{name}, {loss}, seed {seed}, {section}: {means}; {spent['seconds']:.1f} s")
     return pd.concat(tables, ignore_index=True)
 
 
@@ -216,47 +179,34 @@ def interval(difference: pd.DataFrame, seed: int = 0) -> tuple[float, float, flo
 
 
 def summary(genes: pd.DataFrame) -> pd.DataFrame:
-    """One row a kind of patient, method and loss; only sections that all its seeds have."""
-    rows = []
-    fits = per_fit(genes)
-    for (patient, method, loss), some in fits.groupby(["patient", "method", "loss"], sort=False):
-        mine = genes[(genes["method"] == method) & (genes["loss"] == loss)]
-        exact = genes[(genes["method"] == REFERENCE[0]) & (genes["loss"] == REFERENCE[1])]
-        by_seed = some.groupby("seed")[MEASURES].mean()
+    """One row a kind of patient, method and loss."""
+    rows, reference = [], {}  # the exact list head comes first, of both kinds of patient
+    for (patient, method, loss), mine in genes.groupby(["patient", "method", "loss"], sort=False):
+        by_seed = per_fit(mine).groupby("seed")[[*MEASURES, "seconds", "cpu_seconds"]].mean()
         row = {"patient": patient, "method": method, "loss": loss, "seeds": len(by_seed)}
-        row |= {"fits": len(some)}
         for m in MEASURES:
             row |= {m: by_seed[m].mean(), f"{m} sd": by_seed[m].std()}
-            wide = [
-                t[t["patient"] == patient].pivot_table(m, "section", "gene", dropna=False)
-                for t in (mine, exact)
-            ]
+            wide = mine.pivot_table(m, "section", "gene", dropna=False)
+            difference = wide - reference.setdefault((patient, m), wide)
             names = (f"{m} against exact", f"{m} low", f"{m} high")
-            row |= dict(zip(names, interval(wide[0] - wide[1]), strict=True))
-        rows.append(row | {"seconds": some["seconds"].mean(), "CPU s": some["cpu_seconds"].mean()})
+            row |= dict(zip(names, interval(difference), strict=True))
+        rows.append(row | by_seed[["seconds", "cpu_seconds"]].mean().to_dict())
     return pd.DataFrame(rows)
 
 
 def shown(table: pd.DataFrame) -> str:
     """As text: a mean with its spread, a difference with its interval."""
     text = table[["patient", "method", "loss", "seeds"]].copy()
-    for m in MEASURES:
-        if table[m].isna().all():
-            continue
-        parts = [table[c] for c in (m, f"{m} sd", f"{m} against exact", f"{m} low", f"{m} high")]
-        rows = list(zip(*parts, strict=True))
-        text[m] = ["" if np.isnan(a) else f"{a:.3f}{plus_minus(sd)}" for a, sd, *_ in rows]
-        text[f"{m} against exact"] = [
-            "" if np.isnan(d) or high == low else f"{d:+.3f} [{low:+.3f}, {high:+.3f}]"
-            for *_, d, low, high in rows
+    for m in [m for m in MEASURES if table[m].notna().any()]:
+        spread = table[f"{m} sd"].map(" ± {:.3f}".format).where(table[f"{m} sd"].notna(), "")
+        text[m] = (table[m].map("{:.3f}".format) + spread).where(table[m].notna(), "")
+        names = [f"{m} against exact", f"{m} low", f"{m} high"]
+        text[names[0]] = [
+            f"{d:+.3f} [{low:+.3f}, {high:+.3f}]" if high > low else ""
+            for d, low, high in table[names].to_numpy()
         ]
-    for column in ("seconds", "CPU s"):
-        text[column] = table[column].map("{:.2f}".format)
-    return text.to_string(index=False)
-
-
-def plus_minus(spread: float) -> str:
-    return "" if np.isnan(spread) else f" ± {spread:.3f}"
+    seconds = table[["seconds", "cpu_seconds"]].map("{:.2f}".format)
+    return text.join(seconds).sort_values("patient", kind="stable").to_string(index=False)
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
@@ -280,22 +230,20 @@ def main(
     genes = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=KEY)
     done = set(genes[KEY].itertuples(index=False, name=None))
     found = cases(folder, encoder, n_genes, truth)
-    for methods, loss in QUICK if quick else JOBS:
-        seeded = methods[0] in SEEDED
+    for method, loss in (job.split(", ") for job in (QUICK if quick else JOBS)):
+        seeded = method in NETWORKS
         if seeded and losses != "all" and loss not in losses.split(","):
             continue
         for seed in range(seeds if seeded and not quick else 1):
-            for name, case in found.items():
-                if all((m, loss, seed, name) in done for m in methods):
-                    continue
-                table = measure(methods, loss, seed, name, case)
-                genes = pd.concat([genes, table], ignore_index=True) if len(genes) else table
-                write(genes, path)
+            for section, case in found.items():
+                if (method, loss, seed, section) not in done:
+                    table = measure(method, loss, seed, section, case)
+                    genes = pd.concat([genes, table], ignore_index=True) if len(genes) else table
+                    write(genes, path)
     table = summary(genes)
     write(per_fit(genes), out / "fits.csv")
     write(table, out / "summary.csv")
-    print(f"\n{shown(table)}")
-    sys.stdout.flush()
+    typer.echo(f"\n{shown(table)}")
 
 
 if __name__ == "__main__":

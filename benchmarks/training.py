@@ -64,13 +64,13 @@ from strank.linear.geometry import centre_within
 from strank.losses import ListSTRankLoss
 from strank.neural.batches import SectionBatches
 from strank.neural.heads import ContextHead, Head, MLPHead
-from strank.neural.keep import BEST
-from strank.neural.module import Names
+from strank.neural.keep import BEST, HISTORY
 from strank.neural.neighbours import find_neighbours
 from strank.neural.network import Network
 from strank.neural.recipe import RECIPES, Machine, Recipe
-from strank.neural.run import HISTORY, Run, train
+from strank.neural.run import Run, train
 from strank.neural.spots import SpotBatch, Spots, training_loader
+from strank.neural.step import Names
 from strank.training_set import panel_of, training_data
 
 HEADS: dict[str, Callable[..., Head]] = {

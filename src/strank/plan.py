@@ -19,18 +19,21 @@ from strank.linear.inputs import deal
 from strank.model import RankModel
 from strank.neural.folder import claim_folder
 from strank.neural.heads import HEADS, MLPHead
-from strank.neural.module import Names
 from strank.neural.neighbours import find_neighbours
 from strank.neural.network import Network
 from strank.neural.recipe import Recipe
 from strank.neural.run import Trained, is_first_process
 from strank.neural.spots import Augment, Spots
+from strank.neural.step import Names
 from strank.training_set import TrainingData, panel_of, training_data, training_sections
 from strank.version import __version__
 
 __all__ = ["MakeHead", "TrainingPlan", "head_maker", "method_name"]
 
 MakeHead = Callable[[int, int], nn.Module]
+
+# Counts that may be dense: a quarter of a GiB.
+_FEW_COUNTS = 2**26
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,10 @@ class TrainingPlan:
     def spots(self, inputs: Any, head: nn.Module, augment: Augment | None = None) -> Spots:
         """Gather what a network with such a head is trained on."""
         reach = int(getattr(head, "n_neighbours", 0))
+        counts = self.data.counts.astype(np.float32)
         return Spots(
             inputs,
-            self.data.counts.astype(np.float32),
+            counts.toarray() if np.prod(counts.shape) < _FEW_COUNTS else counts,
             self.section,
             np.log(self.data.library_size).astype(np.float32),
             find_neighbours(self.data.positions, self.section, reach) if reach else None,

@@ -152,7 +152,7 @@ def start_head(
     make: MakeHead,
     make_loss: MakeLoss,
     features: Tensor,
-    counts: sparse.csr_matrix,
+    counts: sparse.csr_matrix | NDArray[np.float32],
     offset: NDArray[np.float32],
 ) -> tuple[nn.Module, SectionLoss]:
     """Make a head in the units of some features, and at the level of some counts.

@@ -18,11 +18,12 @@ from strank.errors import InputError
 from strank.fit import fit_model
 from strank.model import RankModel
 from strank.neural import keep
+from strank.neural import run as run_module
 from strank.neural.batches import BatchPlan
 from strank.neural.heads import ContextHead, MLPHead
-from strank.neural.module import RankModule
 from strank.neural.objectives import OBJECTIVES
 from strank.neural.recipe import RECIPES, Machine, Recipe
+from strank.neural.step import Step
 from strank.train import train_model
 
 QUICK = Recipe(learning_rate=0.02, weight_decay=0.01, max_epochs=15, patience=15, networks=1)
@@ -50,7 +51,7 @@ def test_a_linear_head_comes_to_the_exact_optimum(fit, cohort, section_of, tmp_p
     recipe = Recipe(learning_rate=0.1, weight_decay=0.0, max_epochs=250, patience=250, clip=None)
     recipe = replace(recipe, batches=BatchPlan(sections=3, spots=90))
     network = fit(head="linear", recipe=recipe, held_out=["D1"], folder=tmp_path / "t")
-    last = torch.load(tmp_path / "t" / "without-D1" / "last.ckpt", weights_only=True)["state_dict"]
+    last = torch.load(tmp_path / "t" / "without-D1" / "last.ckpt", weights_only=True)["step"]
     # The best epoch by the held-out section is not the last, which is nearest to the optimum.
     weights = {name.removeprefix("network.head."): value for name, value in last.items()}
     network.head.load_state_dict(weights)
@@ -97,18 +98,18 @@ def test_heads_by_name_are_saved_loaded_and_predict_the_same(fit, section_of, tm
 
 def test_networks_take_turns_and_none_sees_the_sections_that_stop_it(fit, monkeypatch):
     seen, scored = [], []
-    step, check = RankModule.training_step, RankModule.validation_step
+    forward, score = Step.forward, run_module.score_section
 
-    def training_step(self, batch, number):
+    def watched(self, batch):
         seen.append((id(self), set(batch.section.tolist())))
-        return step(self, batch, number)
+        return forward(self, batch)
 
-    def validation_step(self, batch, number):
-        scored.append((id(self), set(batch.section.tolist())))
-        check(self, batch, number)
+    def watched_score(scores, batch, monitor):
+        scored.append((seen[-1][0], set(batch.section.tolist())))
+        return score(scores, batch, monitor)
 
-    monkeypatch.setattr(RankModule, "training_step", training_step)
-    monkeypatch.setattr(RankModule, "validation_step", validation_step)
+    monkeypatch.setattr(Step, "forward", watched)
+    monkeypatch.setattr(run_module, "score_section", watched_score)
     model = fit(recipe=replace(QUICK, max_epochs=2, networks=4))
     turns = [network["held_out"] for network in model.provenance["networks"]]
     assert sorted(turns) == [["A1"], ["B1"], ["C1"], ["D1"]]
@@ -164,32 +165,25 @@ def test_the_same_seed_gives_the_same_model_and_another_another(fit, section_of)
 @pytest.mark.parametrize("loss", ["list", "pair", "nb"])
 def test_an_interrupted_run_resumes_bit_for_bit(fit, section_of, tmp_path, monkeypatch, loss):
     head = partial(MLPHead, width=16, dropout=0.3)
-    recipe = replace(QUICK, max_epochs=9, networks=2)
+    # Two batches an epoch, of which the second kills.
+    recipe = replace(QUICK, max_epochs=9, networks=2, batches=BatchPlan(sections=2, spots=45))
     whole = fit(head=head, loss=loss, recipe=recipe, folder=tmp_path / "whole")
     monkeypatch.setattr(keep, "_SECONDS", 0.0)
-    step = RankModule.training_step
+    forward, epochs = Step.forward, []
 
-    def killed(self, batch, number):
-        if self.current_epoch == 5 and "A1" in self.names.sections and number == 0:
-            killed.n += 1
-            # In its second network: the first is done, and must not be trained again.
-            if killed.n == 2:
-                raise OSError("the power went")
-        return step(self, batch, number)
+    def killed(self, batch):
+        epochs.append(1)
+        # In its second network; the first is done, and must not be trained again.
+        if len(epochs) == 9 * 2 + 5 * 2 + 1:
+            raise OSError("the power went")
+        return forward(self, batch)
 
-    killed.n = 0
-    monkeypatch.setattr(RankModule, "training_step", killed)
+    monkeypatch.setattr(Step, "forward", killed)
     with pytest.raises(OSError, match="the power went"):
         fit(head=head, loss=loss, recipe=recipe, folder=tmp_path / "cut")
-    epochs = []
-
-    def counted(self, batch, number):
-        epochs.append(self.current_epoch)
-        return step(self, batch, number)
-
-    monkeypatch.setattr(RankModule, "training_step", counted)
+    epochs.clear()
     resumed = fit(head=head, loss=loss, recipe=recipe, folder=tmp_path / "cut", resume=True)
-    assert sorted(set(epochs)) == [5, 6, 7, 8]
+    assert len(epochs) == 4 * 2
     for name, value in whole.head.state_dict().items():
         assert torch.equal(value, resumed.head.state_dict()[name]), name
     assert whole.provenance["networks"] == resumed.provenance["networks"]
@@ -202,7 +196,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(fit, section_of, tmp_path, monke
 def test_checkpoints_are_read_without_unpickling(fit, tmp_path):
     fit(folder=tmp_path / "t", held_out=["D1"])
     stored = torch.load(tmp_path / "t" / "without-D1" / "last.ckpt", weights_only=True)
-    assert stored["epoch"] == QUICK.max_epochs
+    assert len(stored["history"]) == QUICK.max_epochs
 
 
 def test_a_folder_of_another_training_is_refused(fit, tmp_path):

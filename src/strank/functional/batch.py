@@ -75,7 +75,7 @@ class Batch:
 
     def gene_weight_apart(self) -> tuple[Batch, Tensor | float]:
         """Return the batch without a weight of whole genes, and that weight (else 1)."""
-        if self.weight is None or (self.weight.dim() == 2 and len(self.weight) > 1):
+        if self.weight is None or self.weight.dim() == 2:
             return self, 1.0
         return replace(self, weight=None), self.weight.reshape(-1)
 

@@ -71,7 +71,8 @@ def cut_epoch(
     sizes = sizes[sizes > 0]
     n_lists = -(-sizes // plan.spots)
     if plan.uniform == "sections":
-        n_lists = np.minimum(n_lists.max(), sizes)
+        # A list of one spot would say nothing.
+        n_lists = np.minimum(n_lists.max(), np.maximum(sizes // 2, 1))
     of_section = np.split(by_section, np.cumsum(sizes)[:-1])
     lists = [
         part

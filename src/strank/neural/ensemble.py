@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from strank.files import safe_name
 from strank.losses import SectionLoss
-from strank.neural.module import Names
 from strank.neural.network import Network
-from strank.neural.run import Run, Trained, train
+from strank.neural.run import Run, Trained, make_fabric, train
 from strank.neural.spots import Spots
+from strank.neural.step import Names
 
 __all__ = ["train_ensemble"]
 
@@ -38,7 +38,7 @@ def train_ensemble(
     run
         How; in its folder every network has one of its own, named by those sections.
     """
-    trained = []
+    trained, fabric = [], make_fabric(run.machine)
     for number, held_out in enumerate(turns):
         without = "+".join(names.sections[code] for code in held_out)
         seed = int(np.random.SeedSequence([run.seed, number]).generate_state(1)[0])
@@ -52,5 +52,5 @@ def train_ensemble(
             folder=run.folder and run.folder / f"without-{safe_name(without)}",
             title=run.title and f"{run.title} {number + 1} of {len(turns)}, without {without}",
         )
-        trained.append((network, train(network, loss, spots, names, own)))
+        trained.append((network, train(network, loss, spots, names, own, fabric)))
     return trained

@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-import numpy as np
+import pandas as pd
 import torch
-from lightning.pytorch import Callback
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from strank.files import atomic_path
-from strank.progress import progress
 
-__all__ = ["BEST", "LAST", "Keep", "ShowProgress", "StartOfEpoch"]
+__all__ = ["BEST", "HISTORY", "LAST", "Keep"]
 
-#: Names of the checkpoints: weights of the network, and all that a run goes on from.
-BEST, LAST = "best.safetensors", "last.ckpt"
+#: Weights of the best epoch; all that a run goes on from; one row an epoch, when it has ended.
+BEST, LAST, HISTORY = "best.safetensors", "last.ckpt", "history.csv"
 
 _SECONDS = 30.0
 
 
-class Keep(Callback):
-    """Keep the history and the best weights, and write checkpoints.
+class Keep:
+    """History and best weights of a run, in memory and, now and then, in a folder.
 
-    The weights of small networks are better every few milliseconds, so the best are kept in memory
-    and written with the last: at the end, and whenever half a minute has passed.
+    Small networks are better every few milliseconds, so the best weights are written with the
+    last: when half a minute has passed, and at the end.
 
     Parameters
     ----------
     monitor
-        Name of the score, higher is better.
+        Column of the score, higher is better.
     folder
         Where the checkpoints go; ``None`` for nowhere.
     """
@@ -45,98 +41,57 @@ class Keep(Callback):
         self.best_weights: dict[str, Tensor] = {}
         self._written = time.monotonic()
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember the epoch; Lightning runs this after the validation."""
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        before = max((row[self.monitor] for row in self.history), default=float("-inf"))
-        self.history.append({"epoch": trainer.current_epoch, **values})
-        if values[self.monitor] > before:
-            network: nn.Module = pl_module.get_submodule("network")
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch of the highest score; -1 before any."""
+        scores = [row[self.monitor] for row in self.history]
+        return scores.index(max(scores)) if scores else -1
+
+    def remember(self, row: dict[str, float], network: nn.Module) -> None:
+        """Add an epoch, and its weights if it is the best."""
+        self.history.append(row)
+        if self.best_epoch == len(self.history) - 1:
             state = network.state_dict()
             self.best_weights = {k: value.detach().cpu().clone() for k, value in state.items()}
-        due = time.monotonic() - self._written > _SECONDS
-        if self.folder and trainer.strategy.reduce_boolean_decision(due, all=False):
-            self._write(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write both checkpoints."""
-        if self.folder:
-            self._write(trainer)
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self.folder is not None and time.monotonic() - self._written > _SECONDS
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of this."""
-        return {"history": self.history, "best_weights": self.best_weights}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.history, self.best_weights = state_dict["history"], state_dict["best_weights"]
-
-    def _write(self, trainer: pl.Trainer) -> None:
-        assert self.folder is not None
-        # Every process takes part in making a checkpoint; the first one writes it.
-        part = self.folder / ".last.part.ckpt"
-        trainer.save_checkpoint(part)
-        if trainer.is_global_zero:
-            part.replace(self.folder / LAST)
-            with atomic_path(self.folder / BEST) as part:
-                save_file(self.best_weights, part)
+    def write(self, **parts: Any) -> None:
+        """Write a checkpoint of what has a ``state_dict``."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {name: part.state_dict() for name, part in parts.items()}
+        content |= {"history": self.history, "best_weights": self.best_weights}
+        with atomic_path(self.folder / LAST) as part:
+            torch.save(content, part)
+        with atomic_path(self.folder / BEST) as part:
+            save_file(self.best_weights, part)
         self._written = time.monotonic()
 
+    def read(self, **parts: Any) -> None:
+        """Go on from a checkpoint, if there is one."""
+        if self.folder is None or not (self.folder / LAST).is_file():
+            return
+        content = torch.load(self.folder / LAST, weights_only=True, map_location="cpu")
+        for name, part in parts.items():
+            part.load_state_dict(content[name])
+        self.history, self.best_weights = content["history"], content["best_weights"]
 
-class StartOfEpoch(Callback):
-    """Seed dropout, pairs and lists by the epoch, so that a resumed run draws what it would have.
+    def finish(self) -> None:
+        """Write the history, which says that the run has ended."""
+        if self.folder is not None:
+            with atomic_path(self.folder / HISTORY) as part:
+                pd.DataFrame(self.history).to_csv(part, index=False)
 
-    Parameters
-    ----------
-    seed
-        Of the run.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seed torch; `strank.neural.run.train` puts its state back in the end."""
-        words = [self.seed, trainer.current_epoch, trainer.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
-
-
-class ShowProgress(Callback):
-    """Show a progress bar on stderr; the first process does.
-
-    Parameters
-    ----------
-    title
-        What stands before the bar.
-    """
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self._bar = ExitStack()
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find out which process this is."""
-        self.hidden = not trainer.is_global_zero
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the bar, from where a resumed run goes on."""
-        batches = int(trainer.num_training_batches)
-        total = batches * int(trainer.max_epochs or 0)
-        self._advance = self._bar.enter_context(progress(self.title, total, hidden=self.hidden))
-        self._done, self._shown = trainer.current_epoch * batches, 0.0
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Count a batch; the bar moves a few times a second."""
-        self._done += 1
-        if time.monotonic() - self._shown > 0.2:
-            self._advance(self._done)
-            self._done, self._shown = 0, time.monotonic()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar, where it has come to."""
-        self._advance(self._done)
-        self._bar.close()
-
-    def on_exception(self, *args: Any) -> None:
-        """Close the bar."""
-        self._bar.close()
+    def read_finished(self) -> bool:
+        """Read a run that has ended, if it has."""
+        if self.folder is None or not (self.folder / HISTORY).is_file():
+            return False
+        table = pd.read_csv(self.folder / HISTORY, float_precision="round_trip")
+        self.history = table.to_dict("records")
+        self.best_weights = load_file(self.folder / BEST)
+        return True

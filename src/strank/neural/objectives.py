@@ -53,7 +53,9 @@ def loss_maker(name: str, reduction: Reduction) -> MakeLoss:
     return partial(OBJECTIVES[name], reduction=reduction)
 
 
-def start_level(loss: SectionLoss, counts: sparse.csr_matrix, offset: NDArray) -> Tensor | None:
+def start_level(
+    loss: SectionLoss, counts: sparse.csr_matrix | NDArray[np.float32], offset: NDArray
+) -> Tensor | None:
     """Mean level of every gene, for an objective whose scores have one, ``[n_genes]``.
 
     From 0, a small learning rate would spend its epochs on the way there.

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
-from safetensors.torch import load_file
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from strank.errors import InputError
-from strank.files import atomic_path
+from strank.functional.processes import all_summed, n_processes
 from strank.losses import SectionLoss
 from strank.neural.batches import SectionBatches
-from strank.neural.keep import BEST, LAST, Keep, ShowProgress, StartOfEpoch
-from strank.neural.module import Names, RankModule
+from strank.neural.keep import Keep
 from strank.neural.recipe import Machine, Recipe
 from strank.neural.spots import Spots, section_loader, training_loader
+from strank.neural.step import Names, Step, not_finite, score_section
+from strank.progress import progress
 
-__all__ = ["HISTORY", "Run", "Trained", "is_first_process", "train"]
-
-#: One row an epoch; its presence says that a run has ended.
-HISTORY = "history.csv"
+__all__ = ["Run", "Trained", "is_first_process", "make_fabric", "train"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class Run:
     folder
         For checkpoints and logs; ``None`` for neither.
     resume
-        Whether to go on from the folder's ``last.ckpt``, or take what was done.
+        Whether to go on from the folder's last checkpoint, or take what was done.
     title
         Of a progress bar; ``None`` for none.
     """
@@ -64,10 +57,15 @@ class Run:
     resume: bool = False
     title: str | None = None
 
+    @property
+    def monitor(self) -> str:
+        """Column of the score in the history."""
+        return f"held_out/{self.recipe.monitor}"
+
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of it; the network has the best weights.
+    """What came of a run; its network has the best weights.
 
     Attributes
     ----------
@@ -88,12 +86,40 @@ class Trained:
         return {"epochs": len(self.history), "best_epoch": best, self.monitor: score}
 
 
+def is_first_process() -> bool:
+    """Whether this process writes and speaks for all; known before they meet."""
+    return not getattr(rank_zero_only, "rank", 0)
+
+
+def make_fabric(machine: Machine) -> Fabric:
+    """Choose devices and precision, and start the other processes, if there are to be any.
+
+    Raises
+    ------
+    InputError
+        For devices that are not there.
+    """
+    try:
+        fabric = Fabric(
+            accelerator=machine.accelerator,
+            devices=machine.devices,
+            num_nodes=machine.nodes,
+            strategy="ddp" if machine.devices * machine.nodes > 1 else "auto",
+            precision=machine.precision,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"cannot train on {machine.accelerator}: {error}") from error
+    fabric.launch()
+    return fabric
+
+
 def train(
     network: nn.Module,
     loss: SectionLoss,
     spots: Spots,
     names: Names,
     run: Run,
+    fabric: Fabric | None = None,
 ) -> Trained:
     """Train a network in place, and give it the weights of its best epoch.
 
@@ -109,137 +135,163 @@ def train(
         Of sections and genes, for errors.
     run
         How.
+    fabric
+        From `make_fabric`, which makes one if it is ``None``.
 
     Raises
     ------
     InputError
-        For a loss that is not finite, with batch, section and gene, and for devices that are not
-        there.
+        For a loss that is not finite, with epoch, batch, section and gene, and for devices that are
+        not there.
     """
-    done = run.folder and run.folder / HISTORY
-    if run.resume and done is not None and done.is_file():
-        network.load_state_dict(load_file(done.with_name(BEST)))
-        history = pd.read_csv(done)
-    else:
-        history = _train(network, loss, spots, names, run)
-        if done is not None and is_first_process():
-            with atomic_path(done) as part:
-                history.to_csv(part, index=False)
+    keep = Keep(run.monitor, run.folder)
+    if not (run.resume and keep.read_finished()):
+        with torch.random.fork_rng():
+            _Loop(fabric or make_fabric(run.machine), network, loss, spots, run, keep).go(names)
+        if is_first_process():
+            keep.finish()
+    network.cpu().load_state_dict(keep.best_weights)
     network.eval()
-    return Trained(history, f"held_out/{run.recipe.monitor}")
+    return Trained(pd.DataFrame(keep.history), run.monitor)
 
 
-def is_first_process() -> bool:
-    """Whether this process writes and speaks for all; known before they meet."""
-    return not getattr(rank_zero_only, "rank", 0)
+class _Loop:
+    """Epochs of a run, on what Lightning's Fabric has set up."""
 
-
-def _train(
-    network: nn.Module, loss: SectionLoss, spots: Spots, names: Names, run: Run
-) -> pd.DataFrame:
-    """Train, leave the best weights in the network, and return the history."""
-    monitor = f"held_out/{run.recipe.monitor}"
-    keep = Keep(monitor, run.folder)
-    callbacks = [keep, StartOfEpoch(run.seed)]
-    callbacks.append(EarlyStopping(monitor, mode="max", patience=run.recipe.patience))
-    if run.title is not None:
-        callbacks.append(ShowProgress(run.title))
-    module = RankModule(network, loss, run.recipe, names)
-    if run.machine.compile:
-        network.compile()
-    last = run.folder and run.folder / LAST
-    with _quiet(), torch.random.fork_rng():
-        _trainer(run, callbacks).fit(
-            module,
-            datamodule=_Loaders(spots, run),
-            ckpt_path=last if run.resume and last is not None and last.is_file() else None,
-            weights_only=True,
+    def __init__(
+        self,
+        fabric: Fabric,
+        network: nn.Module,
+        loss: SectionLoss,
+        spots: Spots,
+        run: Run,
+        keep: Keep,
+    ) -> None:
+        self.fabric, self.run, self.keep, self.network = fabric, run, keep, network
+        place = fabric.global_rank, fabric.world_size
+        rows = np.flatnonzero(~np.isin(spots.section, run.held_out))
+        self.batches = SectionBatches(
+            spots.section, rows, run.recipe.batches, seed=run.seed, rank=place[0], world=place[1]
         )
-    module.cpu()
-    network.load_state_dict(keep.best_weights)
-    return pd.DataFrame(keep.history)
+        workers = run.machine.workers
+        self.training = training_loader(spots, self.batches, workers=workers)
+        self.held_out = section_loader(spots, run.held_out[place[0] :: place[1]], workers=workers)
+        bare = Step(network, loss).to(fabric.device)
+        optimiser = _optimiser(bare, run)
+        self.schedule = _schedule(optimiser, run.recipe, len(self.batches))
+        self.parts = {"step": bare, "optimiser": optimiser, "schedule": self.schedule}
+        if run.resume:
+            keep.read(**self.parts)
+        if run.machine.compile:
+            network.compile()
+        self.step, self.optimiser = fabric.setup(bare, optimiser)
+
+    def go(self, names: Names) -> None:
+        """Train until the score does not rise any more, or the epochs are over."""
+        recipe, first = self.run.recipe, len(self.keep.history)
+        logger = _logger(self.run)
+        hidden = self.run.title is None or not is_first_process()
+        total = recipe.max_epochs * len(self.batches)
+        with progress(self.run.title or "", total, hidden=hidden) as advance:
+            advance(first * len(self.batches))
+            for epoch in range(first, recipe.max_epochs):
+                if self._is_over(epoch):
+                    break
+                row = {"epoch": epoch, "train/loss": self._epoch(epoch, names, advance)}
+                row[self.run.monitor] = self._score()
+                self.keep.remember(row, self.network)
+                logger(row, epoch)
+                if self.keep.due and is_first_process():
+                    self.keep.write(**self.parts)
+        if is_first_process():
+            self.keep.write(**self.parts)
+
+    def _is_over(self, epoch: int) -> bool:
+        return bool(self.keep.history) and epoch > self.keep.best_epoch + self.run.recipe.patience
+
+    def _epoch(self, epoch: int, names: Names, advance: Callable[[int], object]) -> float:
+        """Train an epoch; return its mean loss."""
+        _seed(self.run.seed, epoch, self.fabric)
+        self.batches.set_epoch(epoch)
+        self.step.train()
+        losses = []
+        for number, loaded in enumerate(self.training):
+            batch = self.fabric.to_device(loaded)
+            loss, scores = self.step(batch)
+            if not loss.isfinite():
+                where = f"epoch {epoch}, batch {number}"
+                raise InputError(not_finite(batch, scores, names, where))
+            self.fabric.backward(loss)
+            if self.run.recipe.clip is not None:
+                self.fabric.clip_gradients(self.step, self.optimiser, max_norm=self.run.recipe.clip)
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+            self.schedule.step()
+            losses.append(loss.detach())
+            advance(1)
+        mean = torch.stack(losses).mean()
+        return float(all_summed(mean) / n_processes() if n_processes() > 1 else mean)
+
+    @torch.no_grad()
+    def _score(self) -> float:
+        """Mean score of the held-out sections, which may lie on several processes."""
+        self.step.eval()
+        total = torch.zeros(2, dtype=torch.float64)
+        for loaded in self.held_out:
+            batch = self.fabric.to_device(loaded)
+            scores = self.network(*batch.inputs).float()
+            total += torch.tensor([score_section(scores, batch, self.run.recipe.monitor), 1.0])
+        if n_processes() > 1:
+            total = all_summed(total.to(self.fabric.device)).cpu()
+        return float(total[0] / total[1])
 
 
-class _Loaders(pl.LightningDataModule):
-    """The loaders, made when it is known which process this is."""
-
-    def __init__(self, spots: Spots, run: Run) -> None:
-        super().__init__()
-        self.spots, self.run = spots, run
-
-    @property
-    def _place(self) -> tuple[int, int]:
-        assert self.trainer is not None
-        return self.trainer.global_rank, self.trainer.world_size
-
-    def train_dataloader(self) -> Any:
-        run = self.run
-        rows = np.flatnonzero(~np.isin(self.spots.section, run.held_out))
-        batches = SectionBatches(
-            self.spots.section,
-            rows,
-            run.recipe.batches,
-            seed=run.seed,
-            rank=self._place[0],
-            world=self._place[1],
-        )
-        return training_loader(self.spots, batches, workers=run.machine.workers)
-
-    def val_dataloader(self) -> Any:
-        rank, world = self._place
-        # Lightning wants a batch on every process: of a section that does not exist, if need be.
-        own = self.run.held_out[rank::world] or (-1,)
-        return section_loader(self.spots, own, workers=self.run.machine.workers)
+def _optimiser(step: nn.Module, run: Run) -> torch.optim.AdamW:
+    trained = [p for p in step.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.dim() > 1]},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    recipe = run.recipe
+    # Gradients that were scaled for half precision are not clipped in a fused optimiser.
+    fused = run.machine.precision != "16-mixed"
+    return torch.optim.AdamW(
+        groups, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused
+    )
 
 
-def _trainer(run: Run, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
-    machine = run.machine
-    try:
-        return pl.Trainer(
-            accelerator=machine.accelerator,
-            devices=machine.devices,
-            num_nodes=machine.nodes,
-            strategy="ddp" if machine.devices * machine.nodes > 1 else "auto",
-            precision=machine.precision,
-            max_epochs=run.recipe.max_epochs,
-            gradient_clip_val=run.recipe.clip,
-            callbacks=list(callbacks),
-            logger=_loggers(run),
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=run.folder,
-        )
-    except (ValueError, RuntimeError) as error:  # Lightning's MisconfigurationException included
-        raise InputError(f"cannot train on {machine.accelerator}: {error}") from error
+def _schedule(
+    optimiser: torch.optim.Optimizer, recipe: Recipe, batches: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    schedules = torch.optim.lr_scheduler
+    if recipe.schedule == "constant":
+        return schedules.ConstantLR(optimiser, factor=1.0)
+    return schedules.CosineAnnealingLR(optimiser, recipe.max_epochs * batches)
 
 
-def _loggers(run: Run) -> list[Logger]:
-    loggers: list[Logger] = []
-    if run.folder is not None and find_spec("tensorboard") is not None:
+def _seed(seed: int, epoch: int, fabric: Fabric) -> None:
+    """Seed dropout, pairs and lists by the epoch: a resumed run draws what it would have."""
+    words = np.random.SeedSequence([seed, epoch, fabric.global_rank])
+    number = int(words.generate_state(1, np.uint64)[0])
+    # torch.manual_seed looks for devices of all kinds, which takes as long as a small step.
+    torch.default_generator.manual_seed(number)
+    if fabric.device.type == "cuda":
+        torch.cuda.manual_seed(number)
+
+
+def _logger(run: Run) -> Callable[[dict[str, float], int], object]:
+    loggers: list[Any] = []
+    if is_first_process() and run.folder is not None and find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(run.folder, name="", version="tensorboard"))
-    if run.machine.wandb is not None:
+    if is_first_process() and run.machine.wandb is not None:
         if find_spec("wandb") is None:
             raise InputError("Weights & Biases is asked for, but not there: pip install wandb")
         from lightning.pytorch.loggers import WandbLogger
 
         loggers.append(WandbLogger(project=run.machine.wandb, save_dir=run.folder or "."))
-    return loggers
 
+    def log(row: dict[str, float], epoch: int) -> None:
+        for logger in loggers:
+            logger.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=epoch)
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's advertisements and advice to itself; errors pass."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    return log

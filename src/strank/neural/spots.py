@@ -53,7 +53,7 @@ class Spots(Dataset[SpotBatch]):
     inputs
         ``[n_spots, ...]``: features or patches; an array in memory, or a memmap.
     counts
-        CSR, ``[n_spots, n_genes]``.
+        CSR, or an array, of which batches are cut faster, ``[n_spots, n_genes]``.
     section, offset
         Code of the section and log library size, ``[n_spots]``.
     neighbours
@@ -63,7 +63,7 @@ class Spots(Dataset[SpotBatch]):
     """
 
     inputs: Any
-    counts: sparse.csr_matrix
+    counts: sparse.csr_matrix | NDArray[np.float32]
     section: NDArray[np.int64]
     offset: NDArray[np.float32]
     neighbours: Neighbours | None = None
@@ -81,9 +81,11 @@ class Spots(Dataset[SpotBatch]):
         inputs = torch.from_numpy(np.ascontiguousarray(self.inputs[needed]))
         if self.augment is not None:
             inputs = self.augment(inputs, needed, epoch)
+        counts: Any = self.counts[rows]
+        dense = counts.toarray() if sparse.issparse(counts) else counts
         return SpotBatch(
             (inputs, *around),
-            torch.from_numpy(self.counts[rows].toarray()),
+            torch.from_numpy(dense),
             torch.from_numpy(self.section[rows]),
             torch.from_numpy(self.offset[rows]),
         )

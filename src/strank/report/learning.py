@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -41,22 +42,25 @@ def draw_learning_curves(folder: Path) -> Path:
         If there is no history.
     """
     histories = {
-        path.parent.name.removeprefix("without-"): pd.read_csv(path)
+        unquote(path.parent.name.removeprefix("without-")): pd.read_csv(path)
         for path in sorted(folder.glob("*/history.csv"))
     }
     if not histories:
         raise InputError(f"{folder}: no history.csv of a network there")
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     loss, score = figure.subplots(1, 2)
-    for number, (name, history) in enumerate(histories.items()):
-        _draw(loss, score, name, history, f"C{number % 10}")
+    for number, history in enumerate(histories.values()):
+        _draw(loss, score, history, f"C{number % 10}")
     monitor = _monitor(next(iter(histories.values()))).removeprefix(_HELD_OUT)
     # The first epochs are far below, and would press the rest together.
     lowest = min(history[_monitor(history)].quantile(0.1) for history in histories.values())
     score.set_ylim(bottom=float(lowest))
     loss.set(xlabel="epoch", ylabel="training loss (mean of the epoch)")
     score.set(xlabel="epoch", ylabel=_NAMES.get(monitor, monitor))
-    score.legend(title="stopped by", frameon=False, fontsize=8)
+    names = range(len(histories))
+    legend = score.legend(score.lines[::2], names, title="stopped by", frameon=False, fontsize=8)
+    for text, name in zip(legend.get_texts(), histories, strict=True):
+        text.set(text=name, parse_math=False)
     for axes in (loss, score):
         axes.spines[["top", "right"]].set_visible(False)
     with atomic_path(folder / "learning.png") as part:
@@ -64,11 +68,11 @@ def draw_learning_curves(folder: Path) -> Path:
     return folder / "learning.png"
 
 
-def _draw(loss: Axes, score: Axes, name: str, history: pd.DataFrame, colour: str) -> None:
+def _draw(loss: Axes, score: Axes, history: pd.DataFrame, colour: str) -> None:
     epoch, held_out = history["epoch"], history[_monitor(history)]
     best = int(np.argmax(held_out))
     loss.plot(epoch, history["train/loss"], color=colour)
-    score.plot(epoch, held_out, color=colour, label=name)
+    score.plot(epoch, held_out, color=colour)
     score.plot(epoch[best], held_out[best], "o", color=colour)
 
 
