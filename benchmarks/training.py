@@ -55,7 +55,6 @@ import typer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
-from scipy import sparse
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -121,7 +120,7 @@ def load(folder: Path, encoder: str) -> Tissue:
     data = training_data(cohort, panel, encoder)
     sections, codes = np.unique(data.section, return_inverse=True)
     depth = np.log(data.library_size).astype(np.float32)
-    counts = data.counts.astype(np.float32)
+    counts = data.counts.astype(np.float32).toarray()
     spots = Spots(data.features.astype(np.float32), counts, codes, depth)
     return Tissue(spots, data.positions, Names(tuple(sections), tuple(panel)))
 
@@ -133,7 +132,7 @@ def simulated(n_spots: int, n_features: int, n_genes: int, n_sections: int) -> T
     weights = rng.standard_normal((n_features, n_genes), dtype=np.float32) / n_features**0.5
     depth = rng.normal(8, 0.5, n_spots).astype(np.float32)
     rate = np.exp(0.3 * features @ weights + depth[:, None]) * rng.uniform(1e-4, 1e-3, n_genes)
-    counts = sparse.csr_matrix(rng.poisson(rate).astype(np.float32))
+    counts = rng.poisson(rate).astype(np.float32)
     section = np.sort(np.arange(n_spots) % n_sections)
     side = int(np.ceil((n_spots / n_sections) ** 0.5))
     positions = 100.0 * np.stack(np.divmod(np.arange(n_spots), side), 1)
@@ -142,6 +141,8 @@ def simulated(n_spots: int, n_features: int, n_genes: int, n_sections: int) -> T
 
 
 SMALL, LARGE = (1015, 182, 50, 5), (50_000, 1024, 50, 10)
+# Spots and sections of the paper's HER2ST.
+HER2ST = (13_620, 182, 50, 36)
 
 
 def small(data: Path | None, encoder: str) -> Tissue:
@@ -238,7 +239,7 @@ PLAIN = {
 class PlainSpots(Dataset):
     def __init__(self, spots: Spots, rows: np.ndarray, centre: Tensor, scale: Tensor) -> None:
         self.features = (torch.from_numpy(spots.inputs[rows]) - centre) / scale
-        self.counts = torch.from_numpy(spots.counts[rows].toarray())
+        self.counts = torch.from_numpy(spots.counts[rows])
         self.section = torch.from_numpy(spots.section[rows])
         self.depth = torch.from_numpy(spots.offset[rows])
 
@@ -369,10 +370,14 @@ def recipe(
     epochs: Epochs = 200,
     turns: int = 3,
     quick: Annotated[bool, typer.Option("--quick", help="The two sides only.")] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Simulated features, as many as the paper's HER2ST.")
+    ] = False,
     encoder: Encoder = "morphology",
 ) -> None:
     """The paper's recipe by strank and by plain Lightning code."""
-    tissue, how = small(data, encoder), recipe_of("linear", epochs)
+    tissue = simulated(*HER2ST) if paper else small(data, encoder)
+    how = recipe_of("linear", epochs)
     with tempfile.TemporaryDirectory() as scratch:
 
         def ours() -> pd.DataFrame:

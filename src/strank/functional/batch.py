@@ -233,11 +233,8 @@ def _column(name: str, values: Tensor, scores: Tensor) -> Tensor:
 
 def check_fits(name: str, values: Tensor, scores: Tensor) -> Tensor:
     """Return values that can be broadcast to scores; a :class:`ValueError` for others."""
-    try:
-        fits = torch.broadcast_shapes(values.shape, scores.shape) == scores.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    sizes = zip(reversed(values.shape), reversed(scores.shape), strict=False)
+    if values.dim() > scores.dim() or not all(size in (1, wanted) for size, wanted in sizes):
         raise ValueError(_unfit(name, values, scores))
     return values
 

@@ -72,7 +72,7 @@ def cut_epoch(
     n_lists = -(-sizes // plan.spots)
     if plan.uniform == "sections":
         # A list of one spot would say nothing.
-        n_lists = np.minimum(n_lists.max(), np.maximum(sizes // 2, 1))
+        n_lists = np.maximum(n_lists, np.minimum(n_lists.max(), sizes // 2))
     of_section = np.split(by_section, np.cumsum(sizes)[:-1])
     lists = [
         part

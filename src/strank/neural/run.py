@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from strank.errors import InputError
 from strank.functional.processes import all_summed, n_processes
@@ -110,6 +112,9 @@ def make_fabric(machine: Machine) -> Fabric:
     except (ValueError, RuntimeError) as error:
         raise InputError(f"cannot train on {machine.accelerator}: {error}") from error
     fabric.launch()
+    # Lightning sets it at import. Optimisers look for a GPU at every step, and where there is none,
+    # looking that way takes a fifth of a small step.
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     return fabric
 
 
@@ -176,15 +181,17 @@ class _Loop:
         workers = run.machine.workers
         self.training = training_loader(spots, self.batches, workers=workers)
         self.held_out = section_loader(spots, run.held_out[place[0] :: place[1]], workers=workers)
-        bare = Step(network, loss).to(fabric.device)
-        optimiser = _optimiser(bare, run)
+        self.bare = Step(network, loss).to(fabric.device)
+        optimiser = _optimiser(self.bare, run)
         self.schedule = _schedule(optimiser, run.recipe, len(self.batches))
-        self.parts = {"step": bare, "optimiser": optimiser, "schedule": self.schedule}
+        self.parts: dict[str, Any] = {"step": self.bare, "optimiser": optimiser}
+        if self.schedule is not None:
+            self.parts["schedule"] = self.schedule
         if run.resume:
             keep.read(**self.parts)
         if run.machine.compile:
             network.compile()
-        self.step, self.optimiser = fabric.setup(bare, optimiser)
+        self.step, self.optimiser = fabric.setup(self.bare, optimiser)
 
     def go(self, names: Names) -> None:
         """Train until the score does not rise any more, or the epochs are over."""
@@ -213,7 +220,7 @@ class _Loop:
         """Train an epoch; return its mean loss."""
         _seed(self.run.seed, epoch, self.fabric)
         self.batches.set_epoch(epoch)
-        self.step.train()
+        self.bare.train()
         losses = []
         for number, loaded in enumerate(self.training):
             batch = self.fabric.to_device(loaded)
@@ -226,7 +233,8 @@ class _Loop:
                 self.fabric.clip_gradients(self.step, self.optimiser, max_norm=self.run.recipe.clip)
             self.optimiser.step()
             self.optimiser.zero_grad()
-            self.schedule.step()
+            if self.schedule is not None:
+                self.schedule.step()
             losses.append(loss.detach())
             advance(1)
         mean = torch.stack(losses).mean()
@@ -235,7 +243,7 @@ class _Loop:
     @torch.no_grad()
     def _score(self) -> float:
         """Mean score of the held-out sections, which may lie on several processes."""
-        self.step.eval()
+        self.bare.eval()
         total = torch.zeros(2, dtype=torch.float64)
         for loaded in self.held_out:
             batch = self.fabric.to_device(loaded)
@@ -262,11 +270,10 @@ def _optimiser(step: nn.Module, run: Run) -> torch.optim.AdamW:
 
 def _schedule(
     optimiser: torch.optim.Optimizer, recipe: Recipe, batches: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    schedules = torch.optim.lr_scheduler
+) -> CosineAnnealingLR | None:
     if recipe.schedule == "constant":
-        return schedules.ConstantLR(optimiser, factor=1.0)
-    return schedules.CosineAnnealingLR(optimiser, recipe.max_epochs * batches)
+        return None
+    return CosineAnnealingLR(optimiser, recipe.max_epochs * batches)
 
 
 def _seed(seed: int, epoch: int, fabric: Fabric) -> None:
