@@ -8,6 +8,9 @@ from torch.utils.checkpoint import checkpoint
 
 __all__ = ["Network"]
 
+# Patches of a section that is only scored.
+_AT_ONCE = 256
+
 
 class Network(nn.Module):
     """From features or patches to scores.
@@ -47,7 +50,8 @@ class Network(nn.Module):
         """Features of patches, or of what are features already."""
         if self.backbone is None:
             return inputs
-        parts = inputs.split(self.micro_batch or max(1, len(inputs)))
-        if len(parts) == 1 or not torch.is_grad_enabled():
+        learns = torch.is_grad_enabled()
+        parts = inputs.split(self.micro_batch or (max(1, len(inputs)) if learns else _AT_ONCE))
+        if len(parts) == 1 or not learns:
             return torch.cat([self.backbone(part) for part in parts])
         return torch.cat([checkpoint(self.backbone, part, use_reentrant=False) for part in parts])
