@@ -260,3 +260,30 @@ def test_finetuning_learns_what_the_image_shows(cohort, image_network, tmp_path)
     scores = pd.DataFrame(np.asarray(loaded.predict(new).X), columns=loaded.panel.index)
     observed = np.log1p(new[:, loaded.panel.index].to_df()).reset_index(drop=True)
     assert scores.corrwith(observed).mean() > 0.5
+
+
+def test_a_frozen_image_network_is_an_encoder_as_any_other(cohort, image_network, tmp_path):
+    told = run("embed", cohort, "--encoder", f"timm:{image_network}").stdout
+    assert "timm_tiny" in told
+    options = ("--encoder", "timm_tiny", "--genes", 4, "--sections", "A1,B1")
+    run("fit", cohort, "-o", tmp_path / "m", *options)
+    run("predict", cohort / "C1.h5ad", "--model", tmp_path / "m", "-o", tmp_path / "p")
+    assert np.ptp(anndata.read_h5ad(tmp_path / "p" / "scores.h5ad").X, axis=0).min() > 0
+    # Of another version, it is refused.
+    stored = json.loads((tmp_path / "m" / "model.json").read_text())
+    stored["encoder"]["version"] = "0" * 16
+    (tmp_path / "m" / "model.json").write_text(json.dumps(stored))
+    error = refuse("predict", cohort / "C1.h5ad", "--model", tmp_path / "m", "-o", tmp_path / "q")
+    assert "another timm_tiny than the model's (version differ)" in error
+
+
+def test_two_processes_fine_tune_what_one_does(cohort, image_network, tmp_path):
+    options = ("--encoder", f"timm:{image_network}", "--finetune", "last-1", "--genes", 4)
+    arguments = ("fit", cohort, *options, "--held-out", "C1", "--epochs", 2)
+    run(*arguments, "-o", tmp_path / "one")
+    launch([*arguments, "-o", tmp_path / "two", "--devices", 2])
+    one, two = (
+        pd.read_csv(tmp_path / f"{model}.training/without-C1/history.csv")
+        for model in ("one", "two")
+    )
+    np.testing.assert_allclose(two, one, rtol=1e-4)
