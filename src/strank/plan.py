@@ -19,10 +19,11 @@ from strank.linear.inputs import deal
 from strank.model import RankModel
 from strank.neural.folder import claim_folder
 from strank.neural.heads import HEADS, MLPHead
+from strank.neural.logs import is_first_process
 from strank.neural.neighbours import find_neighbours
 from strank.neural.network import Network
 from strank.neural.recipe import Recipe
-from strank.neural.run import Trained, is_first_process
+from strank.neural.run import Trained
 from strank.neural.spots import Augment, Spots
 from strank.neural.step import Names
 from strank.training_set import TrainingData, panel_of, training_data, training_sections

@@ -130,7 +130,6 @@ def test_resume_goes_on_and_changes_nothing_in_what_is_done(cohort, tmp_path):
         (["--head", "mlp", "--sections", "A1"], "only section A1, and a network needs another"),
         (["--head", "mlp", "--held-out", "Q"], "cannot hold out Q"),
         (["--head", "mlp", "--resume"], "no training to resume"),
-        (["--head", "mlp", "--wandb", "project"], "asked for, but not there: pip install wandb"),
         (["--head", "mlp", "--precision", "8"], "cannot train on auto"),
         (["--head", "mlp", "--finetune", "some"], "no image network 'mine'; write timm:NAME"),
     ],

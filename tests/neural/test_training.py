@@ -17,7 +17,7 @@ pytest.importorskip("lightning")
 from strank.errors import InputError
 from strank.fit import fit_model
 from strank.model import RankModel
-from strank.neural import keep
+from strank.neural import keep, logs
 from strank.neural import run as run_module
 from strank.neural.batches import BatchPlan
 from strank.neural.heads import ContextHead, MLPHead
@@ -319,3 +319,9 @@ def test_precisions_train(fit, section_of, precision):
     new = section_of("E1")
     found, expected = (scores_of(m, new).ravel() for m in (model, same))
     assert np.corrcoef(found, expected)[0, 1] > 0.98
+
+
+def test_weights_and_biases_must_be_there(fit, monkeypatch):
+    monkeypatch.setattr(logs, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="asked for, but not there: pip install wandb"):
+        fit(machine=Machine(wandb="project"))

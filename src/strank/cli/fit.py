@@ -222,7 +222,7 @@ def _train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    from strank.neural.run import is_first_process
+    from strank.neural.logs import is_first_process
 
     folder = output.with_name(output.name + ".training")
     model = train_model(train, **options, folder=folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -23,12 +20,13 @@ from strank.functional.processes import all_summed, n_processes
 from strank.losses import SectionLoss
 from strank.neural.batches import SectionBatches
 from strank.neural.keep import Keep
+from strank.neural.logs import is_first_process, logged
 from strank.neural.recipe import Machine, Recipe
 from strank.neural.spots import Spots, section_loader, training_loader
 from strank.neural.step import Names, Step, not_finite, score_section
 from strank.progress import progress
 
-__all__ = ["Run", "Trained", "is_first_process", "make_fabric", "train"]
+__all__ = ["Run", "Trained", "make_fabric", "train"]
 
 
 @dataclass(frozen=True)
@@ -86,11 +84,6 @@ class Trained:
         best = int(self.history[self.monitor].idxmax())
         score = float(self.history[self.monitor][best])
         return {"epochs": len(self.history), "best_epoch": best, self.monitor: score}
-
-
-def is_first_process() -> bool:
-    """Whether this process writes and speaks for all; known before they meet."""
-    return not getattr(rank_zero_only, "rank", 0)
 
 
 def make_fabric(machine: Machine) -> Fabric:
@@ -196,10 +189,10 @@ class _Loop:
     def go(self, names: Names) -> None:
         """Train until the score does not rise any more, or the epochs are over."""
         recipe, first = self.run.recipe, len(self.keep.history)
-        logger = _logger(self.run)
         hidden = self.run.title is None or not is_first_process()
         total = recipe.max_epochs * len(self.batches)
-        with progress(self.run.title or "", total, hidden=hidden) as advance:
+        shown = progress(self.run.title or "", total, hidden=hidden)
+        with shown as advance, logged(self.run.folder, self.run.machine.wandb) as log:
             advance(first * len(self.batches))
             for epoch in range(first, recipe.max_epochs):
                 if self._is_over(epoch):
@@ -207,7 +200,7 @@ class _Loop:
                 row = {"epoch": epoch, "train/loss": self._epoch(epoch, names, advance)}
                 row[self.run.monitor] = self._score()
                 self.keep.remember(row, self.network)
-                logger(row, epoch)
+                log(row)
                 if self.keep.due and is_first_process():
                     self.keep.write(**self.parts)
         if is_first_process():
@@ -284,21 +277,3 @@ def _seed(seed: int, epoch: int, fabric: Fabric) -> None:
     torch.default_generator.manual_seed(number)
     if fabric.device.type == "cuda":
         torch.cuda.manual_seed(number)
-
-
-def _logger(run: Run) -> Callable[[dict[str, float], int], object]:
-    loggers: list[Any] = []
-    if is_first_process() and run.folder is not None and find_spec("tensorboard") is not None:
-        loggers.append(TensorBoardLogger(run.folder, name="", version="tensorboard"))
-    if is_first_process() and run.machine.wandb is not None:
-        if find_spec("wandb") is None:
-            raise InputError("Weights & Biases is asked for, but not there: pip install wandb")
-        from lightning.pytorch.loggers import WandbLogger
-
-        loggers.append(WandbLogger(project=run.machine.wandb, save_dir=run.folder or "."))
-
-    def log(row: dict[str, float], epoch: int) -> None:
-        for logger in loggers:
-            logger.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=epoch)
-
-    return log

@@ -1,0 +1,192 @@
+"""What races in training.py: a cohort, its training by strank, and by Lightning without us."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from scipy import sparse
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from strank import read_cohort
+from strank.linear.geometry import centre_within
+from strank.losses import SectionLoss
+from strank.neural.batches import SectionBatches
+from strank.neural.heads import ContextHead, Head, MLPHead
+from strank.neural.network import Network
+from strank.neural.objectives import loss_maker
+from strank.neural.recipe import RECIPES, Machine, Recipe
+from strank.neural.run import Run, train
+from strank.neural.spots import Spots
+from strank.plan import TrainingPlan
+from strank.train import start_head
+from strank.training_set import TrainingData
+
+HEADS: dict[str, Callable[..., Head]] = {
+    "linear": partial(MLPHead, depth=0, centred=False),
+    "mlp": MLPHead,
+    "context": ContextHead,
+    "mlp without dropout": partial(MLPHead, dropout=0.0, input_dropout=0.0),
+}
+SEED, NEVER = 0, 10**9
+LOSS, SCORE = "train/loss", "held_out/list_gain"
+
+
+def load(folder: Path) -> TrainingPlan:
+    cohort = read_cohort(folder, encoder="morphology")
+    what = {"encoder": "morphology", "n_genes": 50, "genes": None, "held_out": [max(cohort)]}
+    return TrainingPlan.of(cohort, RECIPES["paper"], **what, seed=SEED, about={})
+
+
+def simulated(n_spots: int, n_features: int, n_genes: int, n_sections: int) -> TrainingPlan:
+    """Log rates linear in features without any structure; spots on a square grid."""
+    rng = np.random.default_rng(SEED)
+    features = rng.standard_normal((n_spots, n_features), dtype=np.float32)
+    weights = rng.standard_normal((n_features, n_genes), dtype=np.float32) / n_features**0.5
+    library_size = np.exp(rng.normal(8, 0.5, n_spots))
+    share = np.exp(0.3 * features @ weights) * rng.uniform(1e-4, 1e-3, n_genes)
+    counts = sparse.csr_matrix(rng.poisson(share * library_size[:, None]))
+    code = np.sort(np.arange(n_spots) % n_sections)
+    side = int(np.ceil((n_spots / n_sections) ** 0.5))
+    positions = 100.0 * np.stack(np.divmod(np.arange(n_spots), side), 1)
+    data = TrainingData(features, counts, library_size, code, positions, code)
+    names = tuple(map(str, range(n_sections))), pd.Index(range(n_genes)).map(str)
+    return TrainingPlan(data, names[1], names[0], code, [(n_sections - 1,)], {})
+
+
+def training_rows(plan: TrainingPlan) -> np.ndarray:
+    return np.flatnonzero(~np.isin(plan.section, plan.turns[0]))
+
+
+def spots_of(plan: TrainingPlan, name: str) -> Spots:
+    """Features and neighbours as `strank.train.train_model` gives them to such a head."""
+    features = plan.data.features
+    like = HEADS[name](features.shape[1], len(plan.panel))
+    if like.centred:
+        features = centre_within(features, plan.section)
+    return plan.spots(features.astype(np.float32), like)
+
+
+def recipe_of(name: str, epochs: int) -> Recipe:
+    """The paper's for the linear head, strank's own for the others."""
+    own = RECIPES["paper" if name == "linear" else "default"]
+    return replace(own, max_epochs=epochs, patience=NEVER)
+
+
+def start(plan: TrainingPlan, spots: Spots, name: str) -> tuple[Network, SectionLoss]:
+    """Make network and objective, always the same."""
+    torch.manual_seed(SEED)
+    rows = training_rows(plan)
+    make_loss = loss_maker("list", recipe_of(name, 1).reduction)
+    features = torch.from_numpy(spots.inputs[rows])
+    head, loss = start_head(
+        HEADS[name], make_loss, features, spots.counts[rows], spots.offset[rows]
+    )
+    return Network(head), loss
+
+
+def fit(
+    plan: TrainingPlan,
+    spots: Spots,
+    network: Network,
+    loss: SectionLoss,
+    recipe: Recipe,
+    machine: Machine | None = None,
+    folder: Path | None = None,
+) -> pd.DataFrame:
+    machine = machine or Machine(accelerator="cpu")
+    run = Run(recipe, machine, SEED, plan.turns[0], folder, title="benchmark")
+    return train(network, loss, spots, plan.names, run).history
+
+
+class Replay(SectionBatches):
+    """The batches that `train` sees."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = list(super().__iter__())
+        self.epoch += 1
+        return (rows.tolist() for _, rows in batches)
+
+
+class PlainModule(pl.LightningModule):
+    def __init__(self, head: nn.Linear, learning_rate: float, log_steps: bool) -> None:
+        super().__init__()
+        self.head, self.learning_rate, self.log_steps = head, learning_rate, log_steps
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.head.parameters(), self.learning_rate)
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        features, counts, section, depth = batch
+        scores = self.head(features)
+        losses = []
+        for label in section.unique():
+            mask = section == label
+            log_share = torch.log_softmax(scores[mask] + depth[mask, None], 0)
+            losses.append(-counts[mask] * log_share)
+        loss = torch.cat(losses).mean()
+        # Every batch weighs the same, so that the curves can be compared.
+        steps = self.log_steps
+        self.log(LOSS, loss, on_step=steps, on_epoch=True, prog_bar=steps, batch_size=1)
+        return loss
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        features, counts, _section, depth = batch
+        scores = self.head(features)
+        with_model = torch.log_softmax(scores + depth[:, None], 0)
+        without = torch.log_softmax(depth, 0)[:, None]
+        gain = (counts * (with_model - without)).sum() / counts.shape[1]
+        self.log(SCORE, gain, prog_bar=True, batch_size=1)
+
+
+def plain(
+    plan: TrainingPlan,
+    spots: Spots,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    checkpoints: bool = True,
+    rest: bool = True,
+) -> pd.DataFrame:
+    """Train by Lightning; ``rest``: a log of steps, a bar, and batches of one spot at a time."""
+    ours = start(plan, spots, "linear")[0].head
+    head = nn.Linear(ours.readout.in_features, ours.readout.out_features)
+    head.weight.data.copy_(ours.readout.weight)
+    head.bias.data.copy_(ours.level)
+    features = torch.from_numpy(spots.inputs).sub(ours.centre).div(ours.scale)
+    others = map(torch.from_numpy, (spots.counts, spots.section, spots.offset))
+    everything, rows = TensorDataset(features, *others), training_rows(plan)
+    trained = TensorDataset(*everything[rows])
+    scored = TensorDataset(*everything[np.isin(spots.section, plan.turns[0])])
+    batches = Replay(spots.section[rows], np.arange(len(rows)), recipe.batches, seed=SEED)
+    one_by_one, at_once = {"batch_sampler": batches}, {"sampler": batches, "batch_size": None}
+    logger = CSVLogger(folder)
+    callbacks = [EarlyStopping(SCORE, mode="max", patience=recipe.patience)]
+    if checkpoints:
+        callbacks.append(ModelCheckpoint(folder, monitor=SCORE, mode="max", save_last=True))
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=recipe.max_epochs,
+        callbacks=callbacks,
+        logger=logger,
+        enable_checkpointing=checkpoints,
+        enable_progress_bar=rest,
+    )
+    trainer.fit(
+        PlainModule(head, recipe.learning_rate, rest),
+        DataLoader(trained, **(one_by_one if rest else at_once)),
+        DataLoader(scored, batch_size=len(scored)),
+    )
+    # Steps and scores have rows of their own.
+    history = pd.read_csv(Path(logger.log_dir) / "metrics.csv").groupby("epoch").last()
+    return history.rename(columns={f"{LOSS}_epoch": LOSS})
