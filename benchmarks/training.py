@@ -11,27 +11,27 @@ heads and objective are made as `strank.train.train_model` makes them.
 
 recipe: the paper's (linear head, AdamW 5e-5, 256 of any spots, list loss over a section's spots in
 the batch, held-out section scored every epoch), by `strank.neural.run.train` and by Lightning as
-one writes it without us: a dataset that gives one spot at a time, a loop over the sections of the
-batch, ``self.log``, EarlyStopping, ModelCheckpoint (best and last), CSVLogger. Both start at the
-same weights and see the same batches, so their curves must be the same: "difference" is the largest
-of loss and held-out score in any epoch, beside the largest value. Plain code writes a checkpoint
-every epoch, strank every half minute; "no checkpoints" leaves that out, and "none of the four" also
-the log of every step, the progress bar and the gathering spot by spot. strank keeps its bar and its
-checkpoints. Sides take turns; seconds are the median of the turns, all of a run, and "x" is what it
-takes of ours. "CPU x" is that of processor time, which other programs disturb less.
+one writes it without us: a TensorDataset, a loop over the sections of the batch, ``self.log``,
+EarlyStopping, ModelCheckpoint (best and last), CSVLogger. Both start at the same weights and see
+the same batches, so their curves must be the same: "difference" is the largest in any epoch, beside
+the largest value. Plain code writes a checkpoint every epoch, strank every half minute; "no
+checkpoints" leaves that out, "none of the four" also the log of every step, the bar, and gathering
+spot by spot, while strank keeps its bar and checkpoints. Sides take turns; seconds are the median,
+all of a run, and "x" is what a side takes of strank's; "CPU x", of processor time, is disturbed
+less by other programs. Short runs are mostly starting, so there x is smaller.
 
-pipeline: "wait" is what a training step waits for its batch, with the shuffling of the epoch, after
-the first epoch; the linear head by the paper's recipe, the others by strank's. "disk" is a memmap
-in the page cache, "cold" one that the kernel has forgotten before every epoch. Patches of 64 pixels
-are turned, mirrored and stained anew, and go through a vision transformer of 0.3 million weights
-that are all trained; one of real size takes longer for a step, and waits no longer.
+pipeline: "wait" is what a training step waits for its batch, shuffling of the epoch included, after
+the first epoch; linear head by the paper's recipe, others by strank's. "disk" is a memmap in the
+page cache, "cold" one that the kernel forgot before every epoch (no aim: it is the disk's). Patches
+of 64 pixels are turned, mirrored and stained anew, and go through a transformer of 0.3 million
+weights, all trained; one of usual size takes much longer for a step, and waits as long.
 
 processes: one process and two that share every batch, with the same seed and no dropout. "run" is
-the training, "wall" the command. "difference" is the largest of the weights of a layer, beside the
-largest of them, and of the history.
+the training, "wall" the command. "difference" is the largest of the weights of a layer, or of the
+history, beside the largest of them.
 
-compile: milliseconds a training step, median after the second epoch; "first s" is everything
-before. "of eager" is what a step takes of an eager one in float32.
+compile: milliseconds a training step, median after the second epoch; "first s" is what the steps
+before took. "of eager" is what a step takes of an eager one in float32.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,8 +89,8 @@ Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the tab
 Epochs = Annotated[int, typer.Option(min=3)]
 
 
-def small(data: Path | None) -> TrainingPlan:
-    return by.load(data) if data else simulated(*SMALL)
+def plan_of(data: Path | None, size: tuple[int, int, int, int] = SMALL) -> TrainingPlan:
+    return by.load(data) if data else simulated(*size)
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def recipe(
     paper: Annotated[bool, typer.Option("--paper", help="As many spots as in HER2ST.")] = False,
 ) -> None:
     """The paper's recipe by strank and by plain Lightning code."""
-    plan = simulated(*HER2ST) if paper else small(data)
+    plan = simulated(*HER2ST) if paper else plan_of(data)
     spots, how = spots_of(plan, "linear"), recipe_of("linear", epochs)
     with tempfile.TemporaryDirectory() as scratch:
 
@@ -154,10 +154,10 @@ def recipe(
     rows = []
     for name, seconds in spent.items():
         wall, cpu = np.median(seconds, axis=0)
-        ratios = np.array(seconds) / np.array(spent["strank"])
+        x = np.array(seconds) / np.array(spent["strank"])
         row = {"side": name, "seconds": wall, "CPU s": cpu, "ms an epoch": 1000 * wall / epochs}
-        row |= {"x": np.median(ratios[:, 0]), "CPU x": np.median(ratios[:, 1])}
-        row |= {"least x": ratios[:, 0].min(), "most x": ratios[:, 0].max()}
+        row |= {"x": np.median(x[:, 0]), "least x": x[:, 0].min(), "most x": x[:, 0].max()}
+        row["CPU x"] = np.median(x[:, 1])
         for column, label in ((LOSS, "loss"), (SCORE, "score")):
             a, b = (curves[n][column].to_numpy() for n in (name, "strank"))
             row[f"difference, {label}"] = largest_difference(a, b)
@@ -170,11 +170,14 @@ def recipe(
     aim(f"same curves, largest relative difference {worst:.1e}; aim 1e-4", worst < 1e-4)
 
 
+@dataclass
 class Watched:
     """A loader that notes epoch and milliseconds of a step: waiting for the batch, and all."""
 
-    def __init__(self, loader: Any, steps: list[tuple[int, float, float]], forget: Any) -> None:
-        self.loader, self.steps, self.forget, self.epoch = loader, steps, forget, -1
+    loader: Any
+    steps: list[tuple[int, float, float]]
+    forget: Any
+    epoch: int = -1
 
     def __iter__(self) -> Iterator[Any]:
         self.epoch += 1
@@ -209,10 +212,12 @@ def on_disk(array: np.ndarray, folder: str) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def waiting(training: Callable[[], Any], forget: Any = None) -> dict[str, float]:
+def waiting(training: Callable[[], Any], forget: Any = None, **row: Any) -> dict[str, Any]:
     """What a step waits, on average; the first epoch warms up."""
     mean = steps_of(training, forget).query("epoch > 0").mean()
-    return {**mean[["step ms", "wait ms"]], "wait %": 100 * mean["wait ms"] / mean["step ms"]}
+    row |= {**mean[["step ms", "wait ms"]], "wait %": 100 * mean["wait ms"] / mean["step ms"]}
+    note(row)
+    return row
 
 
 @app.command()
@@ -224,20 +229,18 @@ def pipeline(
 ) -> None:
     """How much of a training step is waiting for its batch."""
     rows = []
-    for plan, n in ((small(data), epochs), (simulated(n_spots, *LARGER[1:]), 4)):
+    for plan, n in ((plan_of(data), epochs), (simulated(n_spots, *LARGER[1:]), 4)):
         for name in ("linear", "mlp", "context"):
             spots, how = spots_of(plan, name), recipe_of(name, n)
+            about = {"spots": len(spots), "width": spots.inputs.shape[1], "network": name}
             with tempfile.TemporaryDirectory() as scratch:
                 disk = replace(spots, inputs=on_disk(spots.inputs, scratch))
                 for place, where in (("memory", spots), ("disk", disk), ("cold", disk)):
                     run = partial(fit, plan, where, *start(plan, spots, name), how)
-                    row = {"spots": len(spots), "width": spots.inputs.shape[1], "network": name}
-                    row |= {"inputs": place, "workers": 0}
-                    row |= waiting(run, disk.inputs if place == "cold" else None)
-                    rows.append(row)
-                    note(row)
+                    forget = disk.inputs if place == "cold" else None
+                    rows.append(waiting(run, forget, **about, workers=0, inputs=place))
     for patch_pixels in (8, 16):
-        rows += _patches(patch_pixels)
+        rows += [_patches(patch_pixels, workers) for workers in (0, 2)]
     table = pd.DataFrame(rows)
     show("pipeline", table, out)
     for place, most in (("memory", 10), ("disk", 20)):
@@ -245,29 +248,23 @@ def pipeline(
         aim(f"{place}: at most {worst:.1f} % of a step; aim {most} %", worst < most)
 
 
-def _patches(patch_pixels: int) -> Iterator[dict[str, Any]]:
-    """Train a tiny image network on all its weights; smaller tokens make a step longer."""
+def _patches(patch_pixels: int, workers: int) -> dict[str, Any]:
+    """Train an image network on all its weights; with smaller tokens a step is longer."""
     plan = simulated(*PATCHES)
     how = replace(RECIPES["finetune"], max_epochs=3, patience=by.NEVER)
     shape = len(plan.section), PIXELS, PIXELS, 3
     patches = np.random.default_rng(SEED).integers(0, 256, shape, np.uint8)
+    machine, augment = Machine("cpu", workers=workers), Augmentation(shape[0], SEED)
+    about = {"spots": shape[0], "width": f"{PIXELS} px", "workers": workers, "inputs": "disk"}
+    about["network"] = f"ViT, {(PIXELS // patch_pixels) ** 2} tokens"
     with tempfile.TemporaryDirectory() as scratch:
         disk = on_disk(patches, scratch)
-        spots = replace(spots_of(plan, "linear"), inputs=disk)
-        spots = replace(spots, augment=Augmentation(len(spots), SEED))
-        for place, workers in (("disk", 0), ("cold", 0), ("disk", 2)):
-            network, loss = _image_network(plan, spots, patch_pixels)
-            machine = Machine(accelerator="cpu", workers=workers)
-            run = partial(fit, plan, spots, network, loss, how, machine)
-            name = f"ViT, {(PIXELS // patch_pixels) ** 2} tokens"
-            row = {"spots": len(spots), "width": f"{PIXELS} px", "network": name}
-            row |= {"inputs": place, "workers": workers}
-            row |= waiting(run, disk if place == "cold" else None)
-            note(row)
-            yield row
+        spots = replace(spots_of(plan, "linear"), inputs=disk, augment=augment)
+        made = _image_network(spots, patch_pixels)
+        return waiting(partial(fit, plan, spots, *made, how, machine), **about)
 
 
-def _image_network(plan: TrainingPlan, spots: Spots, patch_pixels: int) -> tuple[Network, Any]:
+def _image_network(spots: Spots, patch_pixels: int) -> tuple[Network, Any]:
     torch.manual_seed(SEED)
     arguments = {"img_size": PIXELS, "patch_size": patch_pixels}
     architecture = {"architecture": "test_vit", "model_args": arguments, "pretrained_cfg": {}}
@@ -286,9 +283,9 @@ def _image_network(plan: TrainingPlan, spots: Spots, patch_pixels: int) -> tuple
 @app.command(hidden=True)
 def worker(folder: Path, size: str, devices: int, epochs: int, data: Data = None) -> None:
     """One of the processes that train together."""
-    plan, name = simulated(*LARGE) if size == "large" else small(data), "mlp without dropout"
+    plan, name = simulated(*LARGE) if size == "large" else plan_of(data), "mlp without dropout"
     spots = spots_of(plan, name)
-    made, machine = start(plan, spots, name), Machine(accelerator="cpu", devices=devices)
+    made, machine = start(plan, spots, name), Machine("cpu", devices)
     began = time.perf_counter()
     fit(plan, spots, *made, recipe_of(name, epochs), machine, folder)
     if int(os.environ.get("RANK", "0")) == 0:
@@ -305,17 +302,15 @@ def processes(data: Data = None, out: Out = None, epochs: Epochs = 50, turns: in
             for devices, runs in found.items():
                 runs.append(_launch(size, devices, n, data))
                 note(f"{size}, {devices}: {runs[-1]['run']:.2f} s")
-        one, two = (found[d][-1] for d in (1, 2))
         row: dict[str, Any] = {"cohort": size, "epochs": n}
         for what in ("run", "wall"):
             for d, runs in found.items():
                 row[f"{what}, {d}"] = float(np.median([r[what] for r in runs]))
         row["x run"] = row["run, 2"] / row["run, 1"]
-        # The list loss does not depend on levels, which stay 0.
-        kept = [k for k in one["best"] if not k.endswith("level")]
-        for what, keys in (("best", kept), ("history", (LOSS, SCORE))):
-            each = [largest_difference(*(np.asarray(r[what][k]) for r in (two, one))) for k in keys]
-            row[f"difference, {'weights' if what == 'best' else what}"] = max(each)
+        for what in ("weights", "history"):
+            one, two = (found[d][-1][what] for d in (1, 2))
+            each = [largest_difference(np.asarray(two[k]), np.asarray(one[k])) for k in one]
+            row[f"difference, {what}"] = max(each)
         rows.append(row)
     table = pd.DataFrame(rows)
     show("processes", table, out)
@@ -331,22 +326,21 @@ def _launch(size: str, devices: int, epochs: int, data: Path | None) -> dict[str
         began = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wall, folder = time.perf_counter() - began, Path(scratch)
-        return {
-            "wall": wall,
-            "run": json.loads((folder / "seconds.json").read_text()),
-            "best": load_file(folder / BEST),
-            "history": pd.read_csv(folder / HISTORY),
-        }
+        run, weights = json.loads((folder / "seconds.json").read_text()), load_file(folder / BEST)
+        # The list loss does not depend on levels, which stay 0.
+        weights = {key: value for key, value in weights.items() if not key.endswith("level")}
+        history = pd.read_csv(folder / HISTORY)[[LOSS, SCORE]]
+        return {"wall": wall, "run": run, "weights": weights, "history": history}
 
 
 @app.command("compile")
 def compiled(data: Data = None, out: Out = None, epochs: Epochs = 8) -> None:
     """Eager, compiled, and in bfloat16, on the CPU."""
-    plan, rows = by.load(data) if data else simulated(*LARGE), []
+    plan, rows = plan_of(data, LARGE), []
     for name in ("mlp", "context"):
         spots, how = spots_of(plan, name), recipe_of(name, epochs)
         for kind, precision in ((False, "32-true"), (True, "32-true"), (False, "bf16-mixed")):
-            machine = Machine(accelerator="cpu", precision=precision, compile=kind)
+            machine = Machine("cpu", precision=precision, compile=kind)
             # What was compiled before counts towards the limit beyond which torch runs eagerly.
             torch.compiler.reset()
             steps = steps_of(partial(fit, plan, spots, *start(plan, spots, name), how, machine))

@@ -89,9 +89,8 @@ def start(plan: TrainingPlan, spots: Spots, name: str) -> tuple[Network, Section
     rows = training_rows(plan)
     make_loss = loss_maker("list", recipe_of(name, 1).reduction)
     features = torch.from_numpy(spots.inputs[rows])
-    head, loss = start_head(
-        HEADS[name], make_loss, features, spots.counts[rows], spots.offset[rows]
-    )
+    counts, offset = spots.counts[rows], spots.offset[rows]
+    head, loss = start_head(HEADS[name], make_loss, features, counts, offset)
     return Network(head), loss
 
 
@@ -104,8 +103,7 @@ def fit(
     machine: Machine | None = None,
     folder: Path | None = None,
 ) -> pd.DataFrame:
-    machine = machine or Machine(accelerator="cpu")
-    run = Run(recipe, machine, SEED, plan.turns[0], folder, title="benchmark")
+    run = Run(recipe, machine or Machine("cpu"), SEED, plan.turns[0], folder, title="benchmark")
     return train(network, loss, spots, plan.names, run).history
 
 

@@ -31,7 +31,7 @@ from strank.neural.finetune import (
     prepare,
 )
 from strank.neural.network import Network
-from strank.neural.objectives import MakeLoss, loss_maker
+from strank.neural.objectives import MakeLoss, loss_maker, monitored
 from strank.neural.patches import cut_patches
 from strank.neural.recipe import Machine, Recipe, get_recipe
 from strank.neural.run import Run
@@ -93,7 +93,7 @@ def finetune_model(
         As `train_model`, and for an image or network that cannot be read.
     """
     how = how or Finetune()
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = monitored(get_recipe(recipe) if isinstance(recipe, str) else recipe, loss)
     make, make_loss = head_maker(head, centred=False), loss_maker(loss, recipe.reduction)
     about = {
         "method": method_name(head, loss),

@@ -22,7 +22,7 @@ from strank.model import RankModel
 from strank.neural.ensemble import train_ensemble
 from strank.neural.heads import Head, MeanHead, MLPHead
 from strank.neural.network import Network
-from strank.neural.objectives import MakeLoss, loss_maker, start_level
+from strank.neural.objectives import MakeLoss, loss_maker, monitored, start_level
 from strank.neural.recipe import Machine, Recipe, get_recipe
 from strank.neural.run import Run
 from strank.neural.spots import Spots
@@ -98,7 +98,7 @@ def train_model(
         an unknown head, loss, recipe or section, fewer than two sections, a folder of another
         training, and a loss that is not finite.
     """
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = monitored(get_recipe(recipe) if isinstance(recipe, str) else recipe, loss)
     with_linear = isinstance(head, str) and head.endswith(_WITH_LINEAR)
     make = head_maker(head.removesuffix(_WITH_LINEAR) if isinstance(head, str) else head)
     facts = encoder_facts_of(cohort, encoder)

@@ -298,10 +298,14 @@ def test_logs_are_written(fit, tmp_path):
     assert json.loads((tmp_path / "t" / "training.json").read_text())["seed"] == 0
 
 
-def test_spearman_can_be_the_score(fit):
-    model = fit(recipe=replace(QUICK, max_epochs=4, monitor="spearman"))
-    score = model.provenance["networks"][0]["held_out/spearman"]
-    assert 0 < score <= 1
+@pytest.mark.parametrize(
+    ("loss", "monitor", "column"),
+    [("list", None, "list_gain"), ("list", "spearman", "spearman"), ("mse", None, "spearman")],
+)
+def test_the_score_is_named_for_what_it_is(fit, loss, monitor, column):
+    model = fit(loss=loss, recipe=replace(QUICK, monitor=monitor))
+    score = model.provenance["networks"][0][f"held_out/{column}"]
+    assert score > 1 if column == "list_gain" else 0 < score <= 1
 
 
 def test_a_context_head_needs_positions_to_predict(fit, section_of):

@@ -232,10 +232,10 @@ def _train(
     _draw(folder)
     lines = []
     for network in model.provenance["networks"]:
-        (score,) = (value for name, value in network.items() if name.startswith("held_out/"))
+        (name, score), *_ = ((k[9:], v) for k, v in network.items() if k.startswith("held_out/"))
         lines.append(
             f"stopped by {', '.join(network['held_out'])}: best of {network['epochs']} epochs "
-            f"{network['best_epoch']}, {options['recipe'].monitor} there {score:.4g}"
+            f"{network['best_epoch']}, {name} there {score:.4g}"
         )
     lines.append(f"checkpoints, logs and learning curves: {folder}")
     _finish(model, output, as_json, *lines)

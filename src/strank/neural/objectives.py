@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -24,8 +25,11 @@ from strank.losses import (
     PoissonLoss,
     SectionLoss,
 )
+from strank.neural.recipe import Monitor, Recipe
 
-__all__ = ["OBJECTIVES", "MakeLoss", "loss_maker", "start_level"]
+__all__ = ["OBJECTIVES", "MakeLoss", "loss_maker", "monitored", "start_level"]
+
+_LOG_RATES = ("list", "pair", "poisson", "nb")
 
 MakeLoss = Callable[[int], SectionLoss]
 
@@ -51,6 +55,18 @@ def loss_maker(name: str, reduction: Reduction) -> MakeLoss:
     if name not in OBJECTIVES:
         raise InputError(f"no loss {name!r}; choose one of {', '.join(OBJECTIVES)}")
     return partial(OBJECTIVES[name], reduction=reduction)
+
+
+def monitored(recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe with the score by which a network of that objective is stopped.
+
+    Examples
+    --------
+    >>> monitored(Recipe(), "mse").monitor
+    'spearman'
+    """
+    usual: Monitor = "list_gain" if name in _LOG_RATES else "spearman"
+    return replace(recipe, monitor=recipe.monitor or usual)
 
 
 def start_level(

@@ -36,7 +36,8 @@ class Recipe:
         Training ends when the score of the held-out sections has not risen for so many epochs.
     monitor
         That score: ``"list_gain"``, nats a gene and section above library size alone, or
-        ``"spearman"`` with log1p(CP10k).
+        ``"spearman"`` with log1p(CP10k); if ``None`` the former for an objective whose scores are
+        log rates, and the latter for others, whose scores have another scale.
     clip
         Largest norm of the gradient; ``None`` for any.
     networks
@@ -51,7 +52,7 @@ class Recipe:
     batches: BatchPlan = field(default_factory=partial(BatchPlan, sections=8, spots=512))
     max_epochs: int = 200
     patience: int = 50
-    monitor: Monitor = "list_gain"
+    monitor: Monitor | None = None
     clip: float | None = 1.0
     networks: int = 5
 

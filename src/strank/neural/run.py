@@ -21,7 +21,7 @@ from strank.losses import SectionLoss
 from strank.neural.batches import SectionBatches
 from strank.neural.keep import Keep
 from strank.neural.logs import is_first_process, logged
-from strank.neural.recipe import Machine, Recipe
+from strank.neural.recipe import Machine, Monitor, Recipe
 from strank.neural.spots import Spots, section_loader, training_loader
 from strank.neural.step import Names, Step, not_finite, score_section
 from strank.progress import progress
@@ -58,9 +58,14 @@ class Run:
     title: str | None = None
 
     @property
+    def score(self) -> Monitor:
+        """Score of the held-out sections."""
+        return self.recipe.monitor or "list_gain"
+
+    @property
     def monitor(self) -> str:
-        """Column of the score in the history."""
-        return f"held_out/{self.recipe.monitor}"
+        """Its column in the history."""
+        return f"held_out/{self.score}"
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ class _Loop:
         for loaded in self.held_out:
             batch = self.fabric.to_device(loaded)
             scores = self.network(*batch.inputs).float()
-            total += torch.tensor([score_section(scores, batch, self.run.recipe.monitor), 1.0])
+            total += torch.tensor([score_section(scores, batch, self.run.score), 1.0])
         if n_processes() > 1:
             total = all_summed(total.to(self.fabric.device)).cpu()
         return float(total[0] / total[1])
