@@ -1,10 +1,10 @@
 """Training of networks: against plain Lightning for the same recipe, and where the time goes.
 
-    python benchmarks/training.py recipe DATA -o OUT     # DATA: a cohort folder with features
+    python benchmarks/training.py recipe DATA     # DATA: a cohort folder with features
     python benchmarks/training.py recipe --paper         # simulated, as many as the paper's HER2ST
-    python benchmarks/training.py pipeline DATA -o OUT
-    python benchmarks/training.py processes DATA -o OUT
-    python benchmarks/training.py compile DATA -o OUT    # any of them without DATA: simulated
+    python benchmarks/training.py pipeline DATA
+    python benchmarks/training.py processes DATA
+    python benchmarks/training.py compile DATA    # any of them without DATA: simulated
 
 Set OMP_NUM_THREADS=1 where other programs use the cores. The last section is held out. Spots,
 heads and objective are made as `strank.train.train_model` makes them.
@@ -23,12 +23,12 @@ less by other programs. Short runs are mostly starting, so there x is smaller.
 pipeline: "wait" is what a training step waits for its batch, shuffling of the epoch included, after
 the first epoch; linear head by the paper's recipe, others by strank's. "disk" is a memmap in the
 page cache, "cold" one that the kernel forgot before every epoch (no aim: it is the disk's). Patches
-of 64 pixels are turned, mirrored and stained anew, and go through a transformer of 0.3 million
-weights, all trained; one of usual size takes much longer for a step, and waits as long.
+are turned, mirrored and stained anew, and go through a transformer of 0.3 million weights, all
+trained; one of usual size takes much longer for a step, and waits as long.
 
 processes: one process and two that share every batch, with the same seed and no dropout. "run" is
-the training, "wall" the command. "difference" is the largest of the weights of a layer, or of the
-history, beside the largest of them.
+the training, "wall" the command; "difference" is the largest of a layer's weights, or of a column
+of the history, beside the largest of them.
 
 compile: milliseconds a training step, median after the second epoch; "first s" is what the steps
 before took. "of eager" is what a step takes of an eager one in float32.
@@ -44,8 +44,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
@@ -62,30 +61,22 @@ from safetensors.torch import load_file
 from training_sides import LOSS, SCORE, SEED, fit, recipe_of, simulated, spots_of, start
 
 from strank.encoders.hub import backbone_from_config
+from strank.losses import ListSTRankLoss
 from strank.neural.augment import Augmentation
 from strank.neural.finetune import freeze_unused, prepare
 from strank.neural.heads import MLPHead
 from strank.neural.keep import BEST, HISTORY
 from strank.neural.network import Network
-from strank.neural.objectives import loss_maker
 from strank.neural.recipe import RECIPES, Machine
-from strank.neural.spots import Spots, training_loader
+from strank.neural.spots import training_loader
 from strank.plan import TrainingPlan
-from strank.train import start_head
 
 # Spots, features, genes and sections; of the paper's HER2ST, the spots and sections.
 SMALL, HER2ST = (1015, 182, 50, 5), (13_620, 182, 50, 36)
 LARGE, LARGER = (10_000, 1024, 50, 5), (50_000, 1024, 50, 10)
-PATCHES, PIXELS = (2_000, 1, 50, 5), 64
-PLAIN = {
-    "plain": {},
-    "no checkpoints": {"checkpoints": False},
-    "none of the four": {"checkpoints": False, "rest": False},
-}
-
+PATCHES = 2_000, 1, 50, 5
 app = typer.Typer(add_completion=False, help=__doc__.partition("\n")[0])
 Data = Annotated[Path | None, typer.Argument(help="Cohort folder; simulated features if absent.")]
-Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the table.")]
 Epochs = Annotated[int, typer.Option(min=3)]
 
 
@@ -100,32 +91,25 @@ def silent() -> Iterator[None]:
         yield
 
 
-def show(name: str, table: pd.DataFrame, out: Path | None) -> None:
+def show(name: str, table: pd.DataFrame) -> None:
     digits = {c: "{:.1e}".format for c in table if "difference" in c}
     text = table.to_string(index=False, formatters=digits, float_format="{:.3g}".format)
     print(f"\n{name}\n{text}\n", flush=True)
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        table.to_csv(out / f"{name}.csv", index=False)
-
-
-def note(what: object) -> None:
-    print(what, file=sys.stderr, flush=True)
 
 
 def aim(what: str, met: bool) -> None:
     print(f"{what}: {'met' if met else 'MISSED'}")
 
 
-def largest_difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Beside the largest value, lest one near 0 decides."""
-    return float(np.abs(a - b).max() / np.abs(b).max())
+def difference(a: Mapping[str, Any], b: Mapping[str, Any], key: str) -> float:
+    """The largest, beside the largest value, lest one near 0 decides."""
+    one, other = np.asarray(a[key]), np.asarray(b[key])
+    return float(np.abs(one - other).max() / np.abs(other).max())
 
 
 @app.command()
 def recipe(
     data: Data = None,
-    out: Out = None,
     epochs: Epochs = 200,
     turns: int = 3,
     paper: Annotated[bool, typer.Option("--paper", help="As many spots as in HER2ST.")] = False,
@@ -135,22 +119,20 @@ def recipe(
     spots, how = spots_of(plan, "linear"), recipe_of("linear", epochs)
     with tempfile.TemporaryDirectory() as scratch:
 
-        def ours() -> pd.DataFrame:
+        def side(kind: str) -> pd.DataFrame:
             folder = Path(tempfile.mkdtemp(dir=scratch))
-            return fit(plan, spots, *start(plan, spots, "linear"), how, folder=folder)
+            if kind != "strank":
+                return by.plain(plan, spots, how, folder, kind)
+            return fit(plan, spots, start(plan, spots, "linear"), how, folder=folder)
 
-        def theirs(**without: bool) -> pd.DataFrame:
-            return by.plain(plan, spots, how, Path(tempfile.mkdtemp(dir=scratch)), **without)
-
-        sides = {"strank": ours} | {n: partial(theirs, **kind) for n, kind in PLAIN.items()}
-        spent: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+        spent: dict[str, list[tuple[float, float]]] = {"strank": []} | {n: [] for n in by.PLAIN}
         curves = {}
-        for name, side in list(sides.items()) * turns:
+        for name in list(spent) * turns:
             wall, cpu = time.perf_counter(), time.process_time()
             with silent():
-                curves[name] = side()
+                curves[name] = side(name)
             spent[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-            note(f"{name} {spent[name][-1][0]:.2f} s")
+            typer.echo(f"{name} {spent[name][-1][0]:.2f} s", err=True)
     rows = []
     for name, seconds in spent.items():
         wall, cpu = np.median(seconds, axis=0)
@@ -158,13 +140,12 @@ def recipe(
         row = {"side": name, "seconds": wall, "CPU s": cpu, "ms an epoch": 1000 * wall / epochs}
         row |= {"x": np.median(x[:, 0]), "least x": x[:, 0].min(), "most x": x[:, 0].max()}
         row["CPU x"] = np.median(x[:, 1])
-        for column, label in ((LOSS, "loss"), (SCORE, "score")):
-            a, b = (curves[n][column].to_numpy() for n in (name, "strank"))
-            row[f"difference, {label}"] = largest_difference(a, b)
+        for column in (LOSS, SCORE):
+            row[f"difference, {column}"] = difference(curves[name], curves["strank"], column)
         rows.append(row)
     table = pd.DataFrame(rows)
     print(f"{len(by.training_rows(plan))} training spots, {epochs} epochs, {turns} turns")
-    show("recipe", table, out)
+    show("recipe", table)
     aim(f"plain code takes {table['x'][1]:.1f} times as long; aim 5", table["x"][1] >= 5)
     worst = table.filter(like="difference").iloc[1].max()
     aim(f"same curves, largest relative difference {worst:.1e}; aim 1e-4", worst < 1e-4)
@@ -197,8 +178,8 @@ class Watched:
 def steps_of(training: Callable[[], Any], forget: Any = None) -> pd.DataFrame:
     steps: list[tuple[int, float, float]] = []
 
-    def watched(*given: Any, **options: Any) -> Watched:
-        return Watched(training_loader(*given, **options), steps, forget)
+    def watched(*given: Any, **how: Any) -> Watched:
+        return Watched(training_loader(*given, **how), steps, forget)
 
     with silent(), patch("strank.neural.run.training_loader", watched):
         training()
@@ -216,33 +197,28 @@ def waiting(training: Callable[[], Any], forget: Any = None, **row: Any) -> dict
     """What a step waits, on average; the first epoch warms up."""
     mean = steps_of(training, forget).query("epoch > 0").mean()
     row |= {**mean[["step ms", "wait ms"]], "wait %": 100 * mean["wait ms"] / mean["step ms"]}
-    note(row)
+    typer.echo(row, err=True)
     return row
 
 
 @app.command()
-def pipeline(
-    data: Data = None,
-    out: Out = None,
-    epochs: Annotated[int, typer.Option(min=3, help="Of the small cohort.")] = 50,
-    n_spots: Annotated[int, typer.Option(help="Of the large one.")] = LARGER[0],
-) -> None:
+def pipeline(data: Data = None, epochs: Epochs = 50) -> None:
     """How much of a training step is waiting for its batch."""
     rows = []
-    for plan, n in ((plan_of(data), epochs), (simulated(n_spots, *LARGER[1:]), 4)):
+    for plan, n in ((plan_of(data), epochs), (simulated(*LARGER), 4)):
         for name in ("linear", "mlp", "context"):
             spots, how = spots_of(plan, name), recipe_of(name, n)
             about = {"spots": len(spots), "width": spots.inputs.shape[1], "network": name}
             with tempfile.TemporaryDirectory() as scratch:
                 disk = replace(spots, inputs=on_disk(spots.inputs, scratch))
                 for place, where in (("memory", spots), ("disk", disk), ("cold", disk)):
-                    run = partial(fit, plan, where, *start(plan, spots, name), how)
+                    run = partial(fit, plan, where, start(plan, spots, name), how)
                     forget = disk.inputs if place == "cold" else None
                     rows.append(waiting(run, forget, **about, workers=0, inputs=place))
     for patch_pixels in (8, 16):
         rows += [_patches(patch_pixels, workers) for workers in (0, 2)]
     table = pd.DataFrame(rows)
-    show("pipeline", table, out)
+    show("pipeline", table)
     for place, most in (("memory", 10), ("disk", 20)):
         worst = table[table["inputs"] == place]["wait %"].max()
         aim(f"{place}: at most {worst:.1f} % of a step; aim {most} %", worst < most)
@@ -250,34 +226,26 @@ def pipeline(
 
 def _patches(patch_pixels: int, workers: int) -> dict[str, Any]:
     """Train an image network on all its weights; with smaller tokens a step is longer."""
-    plan = simulated(*PATCHES)
+    plan, pixels = simulated(*PATCHES), 64
     how = replace(RECIPES["finetune"], max_epochs=3, patience=by.NEVER)
-    shape = len(plan.section), PIXELS, PIXELS, 3
+    shape = len(plan.section), pixels, pixels, 3
     patches = np.random.default_rng(SEED).integers(0, 256, shape, np.uint8)
-    machine, augment = Machine("cpu", workers=workers), Augmentation(shape[0], SEED)
-    about = {"spots": shape[0], "width": f"{PIXELS} px", "workers": workers, "inputs": "disk"}
-    about["network"] = f"ViT, {(PIXELS // patch_pixels) ** 2} tokens"
-    with tempfile.TemporaryDirectory() as scratch:
-        disk = on_disk(patches, scratch)
-        spots = replace(spots_of(plan, "linear"), inputs=disk, augment=augment)
-        made = _image_network(spots, patch_pixels)
-        return waiting(partial(fit, plan, spots, *made, how, machine), **about)
-
-
-def _image_network(spots: Spots, patch_pixels: int) -> tuple[Network, Any]:
     torch.manual_seed(SEED)
-    arguments = {"img_size": PIXELS, "patch_size": patch_pixels}
+    arguments = {"img_size": pixels, "patch_size": patch_pixels}
     architecture = {"architecture": "test_vit", "model_args": arguments, "pretrained_cfg": {}}
     config = {"library": "timm", "name": "test_vit", "architecture": architecture}
-    config |= {"mean": [0.7, 0.55, 0.6], "std": [0.2, 0.25, 0.15], "pixels": PIXELS, "um": 112.0}
+    config |= {"mean": [0.7, 0.55, 0.6], "std": [0.2, 0.25, 0.15], "pixels": pixels, "um": 112.0}
     backbone = prepare(backbone_from_config(config), "full")
     freeze_unused(backbone)
-    with torch.no_grad():
-        features = backbone(torch.from_numpy(np.array(spots.inputs[:256])))
-    make_loss = loss_maker("list", RECIPES["finetune"].reduction)
-    make = partial(MLPHead, centred=False)
-    head, loss = start_head(make, make_loss, features, spots.counts, spots.offset)
-    return Network(head, backbone), loss
+    network = Network(MLPHead(backbone.n_features, len(plan.panel), centred=False), backbone)
+    made = network, ListSTRankLoss(reduction=how.reduction, distributed=True)
+    about = {"spots": shape[0], "width": f"{pixels} px", "workers": workers, "inputs": "disk"}
+    about["network"] = f"ViT, {(pixels // patch_pixels) ** 2} tokens"
+    with tempfile.TemporaryDirectory() as scratch:
+        spots = replace(spots_of(plan, "linear"), inputs=on_disk(patches, scratch))
+        spots = replace(spots, augment=Augmentation(len(spots), SEED))
+        machine = Machine("cpu", workers=workers)
+        return waiting(partial(fit, plan, spots, made, how, machine=machine), **about)
 
 
 @app.command(hidden=True)
@@ -287,13 +255,13 @@ def worker(folder: Path, size: str, devices: int, epochs: int, data: Data = None
     spots = spots_of(plan, name)
     made, machine = start(plan, spots, name), Machine("cpu", devices)
     began = time.perf_counter()
-    fit(plan, spots, *made, recipe_of(name, epochs), machine, folder)
+    fit(plan, spots, made, recipe_of(name, epochs), machine=machine, folder=folder)
     if int(os.environ.get("RANK", "0")) == 0:
         (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began))
 
 
 @app.command()
-def processes(data: Data = None, out: Out = None, epochs: Epochs = 50, turns: int = 2) -> None:
+def processes(data: Data = None, epochs: Epochs = 50, turns: int = 2) -> None:
     """One process against two, on a cohort and on a larger simulated one."""
     rows = []
     for size, n in (("small", epochs), ("large", max(3, epochs // 5))):
@@ -301,7 +269,7 @@ def processes(data: Data = None, out: Out = None, epochs: Epochs = 50, turns: in
         for _ in range(turns):
             for devices, runs in found.items():
                 runs.append(_launch(size, devices, n, data))
-                note(f"{size}, {devices}: {runs[-1]['run']:.2f} s")
+                typer.echo(f"{size}, {devices}: {runs[-1]['run']:.2f} s", err=True)
         row: dict[str, Any] = {"cohort": size, "epochs": n}
         for what in ("run", "wall"):
             for d, runs in found.items():
@@ -309,11 +277,10 @@ def processes(data: Data = None, out: Out = None, epochs: Epochs = 50, turns: in
         row["x run"] = row["run, 2"] / row["run, 1"]
         for what in ("weights", "history"):
             one, two = (found[d][-1][what] for d in (1, 2))
-            each = [largest_difference(np.asarray(two[k]), np.asarray(one[k])) for k in one]
-            row[f"difference, {what}"] = max(each)
+            row[f"difference, {what}"] = max(difference(two, one, key) for key in one)
         rows.append(row)
     table = pd.DataFrame(rows)
-    show("processes", table, out)
+    show("processes", table)
     worst = table.filter(like="difference").to_numpy().max()
     aim(f"two processes differ by {worst:.1e}; aim 1e-3", worst < 1e-3)
 
@@ -334,7 +301,7 @@ def _launch(size: str, devices: int, epochs: int, data: Path | None) -> dict[str
 
 
 @app.command("compile")
-def compiled(data: Data = None, out: Out = None, epochs: Epochs = 8) -> None:
+def compiled(data: Data = None, epochs: Epochs = 8) -> None:
     """Eager, compiled, and in bfloat16, on the CPU."""
     plan, rows = plan_of(data, LARGE), []
     for name in ("mlp", "context"):
@@ -343,21 +310,20 @@ def compiled(data: Data = None, out: Out = None, epochs: Epochs = 8) -> None:
             machine = Machine("cpu", precision=precision, compile=kind)
             # What was compiled before counts towards the limit beyond which torch runs eagerly.
             torch.compiler.reset()
-            steps = steps_of(partial(fit, plan, spots, *start(plan, spots, name), how, machine))
+            made = start(plan, spots, name)
+            steps = steps_of(partial(fit, plan, spots, made, how, machine=machine))
             first = steps["epoch"] < 2
             row = {"spots": len(spots), "network": name, "precision": precision}
             row |= {"mode": "compiled" if kind else "eager"}
             row |= {"step ms": steps["step ms"][~first].median()}
             rows.append(row | {"first s": steps["step ms"][first].sum() / 1000})
-            note(rows[-1])
+            typer.echo(rows[-1], err=True)
     table = pd.DataFrame(rows)
     base = table.groupby("network")["step ms"].transform("first")
     table.insert(5, "of eager", table["step ms"] / base)
-    show("compile", table, out)
+    show("compile", table)
 
 
 if __name__ == "__main__":
-    for part in ("pytorch", "fabric"):
-        logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\.")
+    logging.disable(logging.WARNING)
     app()

@@ -38,6 +38,7 @@ HEADS: dict[str, Callable[..., Head]] = {
     "context": ContextHead,
     "mlp without dropout": partial(MLPHead, dropout=0.0, input_dropout=0.0),
 }
+PLAIN = "plain", "no checkpoints", "none of the four"
 SEED, NEVER = 0, 10**9
 LOSS, SCORE = "train/loss", "held_out/list_gain"
 
@@ -95,16 +96,10 @@ def start(plan: TrainingPlan, spots: Spots, name: str) -> tuple[Network, Section
 
 
 def fit(
-    plan: TrainingPlan,
-    spots: Spots,
-    network: Network,
-    loss: SectionLoss,
-    recipe: Recipe,
-    machine: Machine | None = None,
-    folder: Path | None = None,
+    plan: TrainingPlan, spots: Spots, made: tuple[Network, SectionLoss], recipe: Recipe, **how: Any
 ) -> pd.DataFrame:
-    run = Run(recipe, machine or Machine("cpu"), SEED, plan.turns[0], folder, title="benchmark")
-    return train(network, loss, spots, plan.names, run).history
+    how = {"machine": Machine("cpu"), "held_out": plan.turns[0], "title": "benchmark", **how}
+    return train(*made, spots, plan.names, Run(recipe, seed=SEED, **how)).history
 
 
 class Replay(SectionBatches):
@@ -148,15 +143,10 @@ class PlainModule(pl.LightningModule):
 
 
 def plain(
-    plan: TrainingPlan,
-    spots: Spots,
-    recipe: Recipe,
-    folder: Path,
-    *,
-    checkpoints: bool = True,
-    rest: bool = True,
+    plan: TrainingPlan, spots: Spots, recipe: Recipe, folder: Path, kind: str
 ) -> pd.DataFrame:
-    """Train by Lightning; ``rest``: a log of steps, a bar, and batches of one spot at a time."""
+    """Train by Lightning as one writes it, or without some of it; kinds as in `PLAIN`."""
+    checkpoints, rest = kind == PLAIN[0], kind != PLAIN[-1]
     ours = start(plan, spots, "linear")[0].head
     head = nn.Linear(ours.readout.in_features, ours.readout.out_features)
     head.weight.data.copy_(ours.readout.weight)
@@ -172,19 +162,12 @@ def plain(
     callbacks = [EarlyStopping(SCORE, mode="max", patience=recipe.patience)]
     if checkpoints:
         callbacks.append(ModelCheckpoint(folder, monitor=SCORE, mode="max", save_last=True))
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=recipe.max_epochs,
-        callbacks=callbacks,
-        logger=logger,
-        enable_checkpointing=checkpoints,
-        enable_progress_bar=rest,
-    )
-    trainer.fit(
-        PlainModule(head, recipe.learning_rate, rest),
-        DataLoader(trained, **(one_by_one if rest else at_once)),
-        DataLoader(scored, batch_size=len(scored)),
-    )
+    shown = {"enable_checkpointing": checkpoints, "enable_progress_bar": rest}
+    shown |= {"logger": logger, "callbacks": callbacks}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=recipe.max_epochs, **shown)
+    module = PlainModule(head, recipe.learning_rate, rest)
+    loader = DataLoader(trained, **(one_by_one if rest else at_once))
+    trainer.fit(module, loader, DataLoader(scored, batch_size=len(scored)))
     # Steps and scores have rows of their own.
     history = pd.read_csv(Path(logger.log_dir) / "metrics.csv").groupby("epoch").last()
     return history.rename(columns={f"{LOSS}_epoch": LOSS})
