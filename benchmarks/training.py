@@ -1,10 +1,8 @@
 """Training of networks: against plain Lightning for the same recipe, and where the time goes.
 
-    python benchmarks/training.py recipe DATA     # DATA: a cohort folder with features
-    python benchmarks/training.py recipe --paper         # simulated, as many as the paper's HER2ST
-    python benchmarks/training.py pipeline DATA
-    python benchmarks/training.py processes DATA
-    python benchmarks/training.py compile DATA    # any of them without DATA: simulated
+    python benchmarks/training.py recipe DATA        # a cohort folder with features, or nothing
+    python benchmarks/training.py recipe --paper     # simulated, as many as the paper's HER2ST
+    python benchmarks/training.py pipeline DATA      # also processes, compile
 
 Set OMP_NUM_THREADS=1 where other programs use the cores. The last section is held out. Spots,
 heads and objective are made as `strank.train.train_model` makes them.
@@ -22,9 +20,9 @@ less by other programs. Short runs are mostly starting, so there x is smaller.
 
 pipeline: "wait" is what a training step waits for its batch, shuffling of the epoch included, after
 the first epoch; linear head by the paper's recipe, others by strank's. "disk" is a memmap in the
-page cache, "cold" one that the kernel forgot before every epoch (no aim: it is the disk's). Patches
-are turned, mirrored and stained anew, and go through a transformer of 0.3 million weights, all
-trained; one of usual size takes much longer for a step, and waits as long.
+page cache; strank reads only patches from there, features are in memory. Patches are turned,
+mirrored and stained anew, and go through a transformer of 0.3 million weights, all trained; one of
+usual size takes much longer for a step, and waits as long.
 
 processes: one process and two that share every batch, with the same seed and no dropout. "run" is
 the training, "wall" the command; "difference" is the largest of a layer's weights, or of a column
@@ -38,19 +36,16 @@ from __future__ import annotations
 
 import json
 import logging
-import mmap
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -58,7 +53,7 @@ import torch
 import training_sides as by
 import typer
 from safetensors.torch import load_file
-from training_sides import LOSS, SCORE, SEED, fit, recipe_of, simulated, spots_of, start
+from training_sides import LOSS, SCORE, SEED, fit, recipe_of, silent, spots_of, start, steps_of
 
 from strank.encoders.hub import backbone_from_config
 from strank.losses import ListSTRankLoss
@@ -68,27 +63,10 @@ from strank.neural.heads import MLPHead
 from strank.neural.keep import BEST, HISTORY
 from strank.neural.network import Network
 from strank.neural.recipe import RECIPES, Machine
-from strank.neural.spots import training_loader
-from strank.plan import TrainingPlan
 
-# Spots, features, genes and sections; of the paper's HER2ST, the spots and sections.
-SMALL, HER2ST = (1015, 182, 50, 5), (13_620, 182, 50, 36)
-LARGE, LARGER = (10_000, 1024, 50, 5), (50_000, 1024, 50, 10)
-PATCHES = 2_000, 1, 50, 5
+MODES = ("eager", "compiled", "eager"), ("32-true", "32-true", "bf16-mixed")
 app = typer.Typer(add_completion=False, help=__doc__.partition("\n")[0])
 Data = Annotated[Path | None, typer.Argument(help="Cohort folder; simulated features if absent.")]
-Epochs = Annotated[int, typer.Option(min=3)]
-
-
-def plan_of(data: Path | None, size: tuple[int, int, int, int] = SMALL) -> TrainingPlan:
-    return by.load(data) if data else simulated(*size)
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Bars and advice go nowhere, at the least price for who writes them."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        yield
 
 
 def show(name: str, table: pd.DataFrame) -> None:
@@ -108,14 +86,9 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any], key: str) -> float:
 
 
 @app.command()
-def recipe(
-    data: Data = None,
-    epochs: Epochs = 200,
-    turns: int = 3,
-    paper: Annotated[bool, typer.Option("--paper", help="As many spots as in HER2ST.")] = False,
-) -> None:
+def recipe(data: Data = None, epochs: int = 200, turns: int = 3, paper: bool = False) -> None:
     """The paper's recipe by strank and by plain Lightning code."""
-    plan = simulated(*HER2ST) if paper else plan_of(data)
+    plan = by.simulated(*by.HER2ST) if paper else by.plan_of(data)
     spots, how = spots_of(plan, "linear"), recipe_of("linear", epochs)
     with tempfile.TemporaryDirectory() as scratch:
 
@@ -132,7 +105,6 @@ def recipe(
             with silent():
                 curves[name] = side(name)
             spent[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-            typer.echo(f"{name} {spent[name][-1][0]:.2f} s", err=True)
     rows = []
     for name, seconds in spent.items():
         wall, cpu = np.median(seconds, axis=0)
@@ -141,7 +113,9 @@ def recipe(
         row |= {"x": np.median(x[:, 0]), "least x": x[:, 0].min(), "most x": x[:, 0].max()}
         row["CPU x"] = np.median(x[:, 1])
         for column in (LOSS, SCORE):
-            row[f"difference, {column}"] = difference(curves[name], curves["strank"], column)
+            row[f"difference, {column.partition('/')[2]}"] = difference(
+                curves[name], curves["strank"], column
+            )
         rows.append(row)
     table = pd.DataFrame(rows)
     print(f"{len(by.training_rows(plan))} training spots, {epochs} epochs, {turns} turns")
@@ -151,70 +125,33 @@ def recipe(
     aim(f"same curves, largest relative difference {worst:.1e}; aim 1e-4", worst < 1e-4)
 
 
-@dataclass
-class Watched:
-    """A loader that notes epoch and milliseconds of a step: waiting for the batch, and all."""
-
-    loader: Any
-    steps: list[tuple[int, float, float]]
-    forget: Any
-    epoch: int = -1
-
-    def __iter__(self) -> Iterator[Any]:
-        self.epoch += 1
-        if self.forget is not None:
-            self.forget._mmap.madvise(mmap.MADV_DONTNEED)  # what a process maps is kept
-            with open(self.forget.filename, "rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        asked = time.perf_counter()
-        for batch in self.loader:
-            given = time.perf_counter()
-            yield batch
-            ended = time.perf_counter()
-            self.steps.append((self.epoch, 1000 * (given - asked), 1000 * (ended - asked)))
-            asked = ended
-
-
-def steps_of(training: Callable[[], Any], forget: Any = None) -> pd.DataFrame:
-    steps: list[tuple[int, float, float]] = []
-
-    def watched(*given: Any, **how: Any) -> Watched:
-        return Watched(training_loader(*given, **how), steps, forget)
-
-    with silent(), patch("strank.neural.run.training_loader", watched):
-        training()
-    return pd.DataFrame(steps, columns=["epoch", "wait ms", "step ms"])
-
-
 def on_disk(array: np.ndarray, folder: str) -> np.ndarray:
     path = Path(folder) / "inputs.npy"
     np.save(path, array)
-    os.sync()
     return np.load(path, mmap_mode="r")
 
 
-def waiting(training: Callable[[], Any], forget: Any = None, **row: Any) -> dict[str, Any]:
+def waiting(training: Callable[[], Any], **row: Any) -> dict[str, Any]:
     """What a step waits, on average; the first epoch warms up."""
-    mean = steps_of(training, forget).query("epoch > 0").mean()
+    mean = steps_of(training).query("epoch > 0").mean()
     row |= {**mean[["step ms", "wait ms"]], "wait %": 100 * mean["wait ms"] / mean["step ms"]}
     typer.echo(row, err=True)
     return row
 
 
 @app.command()
-def pipeline(data: Data = None, epochs: Epochs = 50) -> None:
+def pipeline(data: Data = None, epochs: int = 50) -> None:
     """How much of a training step is waiting for its batch."""
     rows = []
-    for plan, n in ((plan_of(data), epochs), (simulated(*LARGER), 4)):
+    for plan, n in ((by.plan_of(data), epochs), (by.simulated(*by.LARGER), 4)):
         for name in ("linear", "mlp", "context"):
             spots, how = spots_of(plan, name), recipe_of(name, n)
             about = {"spots": len(spots), "width": spots.inputs.shape[1], "network": name}
             with tempfile.TemporaryDirectory() as scratch:
                 disk = replace(spots, inputs=on_disk(spots.inputs, scratch))
-                for place, where in (("memory", spots), ("disk", disk), ("cold", disk)):
+                for place, where in (("memory", spots), ("disk", disk)):
                     run = partial(fit, plan, where, start(plan, spots, name), how)
-                    forget = disk.inputs if place == "cold" else None
-                    rows.append(waiting(run, forget, **about, workers=0, inputs=place))
+                    rows.append(waiting(run, **about, workers=0, inputs=place))
     for patch_pixels in (8, 16):
         rows += [_patches(patch_pixels, workers) for workers in (0, 2)]
     table = pd.DataFrame(rows)
@@ -226,7 +163,7 @@ def pipeline(data: Data = None, epochs: Epochs = 50) -> None:
 
 def _patches(patch_pixels: int, workers: int) -> dict[str, Any]:
     """Train an image network on all its weights; with smaller tokens a step is longer."""
-    plan, pixels = simulated(*PATCHES), 64
+    plan, pixels = by.simulated(2_000, 1, 50, 5), 64
     how = replace(RECIPES["finetune"], max_epochs=3, patience=by.NEVER)
     shape = len(plan.section), pixels, pixels, 3
     patches = np.random.default_rng(SEED).integers(0, 256, shape, np.uint8)
@@ -237,21 +174,21 @@ def _patches(patch_pixels: int, workers: int) -> dict[str, Any]:
     config |= {"mean": [0.7, 0.55, 0.6], "std": [0.2, 0.25, 0.15], "pixels": pixels, "um": 112.0}
     backbone = prepare(backbone_from_config(config), "full")
     freeze_unused(backbone)
-    network = Network(MLPHead(backbone.n_features, len(plan.panel), centred=False), backbone)
-    made = network, ListSTRankLoss(reduction=how.reduction, distributed=True)
+    head = MLPHead(backbone.n_features, len(plan.panel), centred=False)
+    made = Network(head, backbone), ListSTRankLoss(reduction=how.reduction, distributed=True)
     about = {"spots": shape[0], "width": f"{pixels} px", "workers": workers, "inputs": "disk"}
     about["network"] = f"ViT, {(pixels // patch_pixels) ** 2} tokens"
     with tempfile.TemporaryDirectory() as scratch:
-        spots = replace(spots_of(plan, "linear"), inputs=on_disk(patches, scratch))
-        spots = replace(spots, augment=Augmentation(len(spots), SEED))
-        machine = Machine("cpu", workers=workers)
+        kept = {"inputs": on_disk(patches, scratch), "augment": Augmentation(shape[0], SEED)}
+        spots, machine = replace(spots_of(plan, "linear"), **kept), Machine("cpu", workers=workers)
         return waiting(partial(fit, plan, spots, made, how, machine=machine), **about)
 
 
 @app.command(hidden=True)
 def worker(folder: Path, size: str, devices: int, epochs: int, data: Data = None) -> None:
     """One of the processes that train together."""
-    plan, name = simulated(*LARGE) if size == "large" else plan_of(data), "mlp without dropout"
+    name = "mlp without dropout"
+    plan = by.simulated(*by.LARGE) if size == "large" else by.plan_of(data)
     spots = spots_of(plan, name)
     made, machine = start(plan, spots, name), Machine("cpu", devices)
     began = time.perf_counter()
@@ -261,7 +198,7 @@ def worker(folder: Path, size: str, devices: int, epochs: int, data: Data = None
 
 
 @app.command()
-def processes(data: Data = None, epochs: Epochs = 50, turns: int = 2) -> None:
+def processes(data: Data = None, epochs: int = 50, turns: int = 2) -> None:
     """One process against two, on a cohort and on a larger simulated one."""
     rows = []
     for size, n in (("small", epochs), ("large", max(3, epochs // 5))):
@@ -269,7 +206,6 @@ def processes(data: Data = None, epochs: Epochs = 50, turns: int = 2) -> None:
         for _ in range(turns):
             for devices, runs in found.items():
                 runs.append(_launch(size, devices, n, data))
-                typer.echo(f"{size}, {devices}: {runs[-1]['run']:.2f} s", err=True)
         row: dict[str, Any] = {"cohort": size, "epochs": n}
         for what in ("run", "wall"):
             for d, runs in found.items():
@@ -301,23 +237,21 @@ def _launch(size: str, devices: int, epochs: int, data: Path | None) -> dict[str
 
 
 @app.command("compile")
-def compiled(data: Data = None, epochs: Epochs = 8) -> None:
+def compiled(data: Data = None, epochs: int = 8) -> None:
     """Eager, compiled, and in bfloat16, on the CPU."""
-    plan, rows = plan_of(data, LARGE), []
+    plan, rows = by.plan_of(data, by.LARGE), []
     for name in ("mlp", "context"):
         spots, how = spots_of(plan, name), recipe_of(name, epochs)
-        for kind, precision in ((False, "32-true"), (True, "32-true"), (False, "bf16-mixed")):
-            machine = Machine("cpu", precision=precision, compile=kind)
+        for mode, precision in zip(*MODES, strict=True):
+            machine = Machine("cpu", precision=precision, compile=mode == "compiled")
             # What was compiled before counts towards the limit beyond which torch runs eagerly.
             torch.compiler.reset()
             made = start(plan, spots, name)
             steps = steps_of(partial(fit, plan, spots, made, how, machine=machine))
             first = steps["epoch"] < 2
-            row = {"spots": len(spots), "network": name, "precision": precision}
-            row |= {"mode": "compiled" if kind else "eager"}
-            row |= {"step ms": steps["step ms"][~first].median()}
-            rows.append(row | {"first s": steps["step ms"][first].sum() / 1000})
-            typer.echo(rows[-1], err=True)
+            row = {"spots": len(spots), "network": name, "precision": precision, "mode": mode}
+            spent = {"step ms": steps[~first].median(), "first s": steps[first].sum() / 1000}
+            rows.append(row | {key: value["step ms"] for key, value in spent.items()})
     table = pd.DataFrame(rows)
     base = table.groupby("network")["step ms"].transform("first")
     table.insert(5, "of eager", table["step ms"] / base)

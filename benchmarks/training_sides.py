@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import lightning.pytorch as pl
 import numpy as np
@@ -27,7 +31,7 @@ from strank.neural.network import Network
 from strank.neural.objectives import loss_maker
 from strank.neural.recipe import RECIPES, Machine, Recipe
 from strank.neural.run import Run, train
-from strank.neural.spots import Spots
+from strank.neural.spots import Spots, training_loader
 from strank.plan import TrainingPlan
 from strank.train import start_head
 from strank.training_set import TrainingData
@@ -38,13 +42,18 @@ HEADS: dict[str, Callable[..., Head]] = {
     "context": ContextHead,
     "mlp without dropout": partial(MLPHead, dropout=0.0, input_dropout=0.0),
 }
+# Spots, features, genes and sections; of the paper's HER2ST, the spots and sections.
+SMALL, HER2ST = (1015, 182, 50, 5), (13_620, 182, 50, 36)
+LARGE, LARGER = (10_000, 1024, 50, 5), (50_000, 1024, 50, 10)
 PLAIN = "plain", "no checkpoints", "none of the four"
 SEED, NEVER = 0, 10**9
 LOSS, SCORE = "train/loss", "held_out/list_gain"
 
 
-def load(folder: Path) -> TrainingPlan:
-    cohort = read_cohort(folder, encoder="morphology")
+def plan_of(data: Path | None, size: tuple[int, int, int, int] = SMALL) -> TrainingPlan:
+    if data is None:
+        return simulated(*size)
+    cohort = read_cohort(data, encoder="morphology")
     what = {"encoder": "morphology", "n_genes": 50, "genes": None, "held_out": [max(cohort)]}
     return TrainingPlan.of(cohort, RECIPES["paper"], **what, seed=SEED, about={})
 
@@ -100,6 +109,43 @@ def fit(
 ) -> pd.DataFrame:
     how = {"machine": Machine("cpu"), "held_out": plan.turns[0], "title": "benchmark", **how}
     return train(*made, spots, plan.names, Run(recipe, seed=SEED, **how)).history
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Bars and advice go nowhere, at the least price for who writes them."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+@dataclass
+class Watched:
+    """A loader that notes epoch and milliseconds of a step: waiting for the batch, and all."""
+
+    loader: Any
+    steps: list[tuple[int, float, float]]
+    epoch: int = -1
+
+    def __iter__(self) -> Iterator[Any]:
+        self.epoch += 1
+        asked = time.perf_counter()
+        for batch in self.loader:
+            given = time.perf_counter()
+            yield batch
+            ended = time.perf_counter()
+            self.steps.append((self.epoch, 1000 * (given - asked), 1000 * (ended - asked)))
+            asked = ended
+
+
+def steps_of(training: Callable[[], Any]) -> pd.DataFrame:
+    steps: list[tuple[int, float, float]] = []
+
+    def watched(*given: Any, **how: Any) -> Watched:
+        return Watched(training_loader(*given, **how), steps)
+
+    with silent(), patch("strank.neural.run.training_loader", watched):
+        training()
+    return pd.DataFrame(steps, columns=["epoch", "wait ms", "step ms"])
 
 
 class Replay(SectionBatches):

@@ -46,6 +46,8 @@ _MEASURED = 1024
 _AT_ONCE = 64
 
 
+# First weights are drawn from torch's generator, which is the user's.
+@torch.random.fork_rng()
 def finetune_model(
     cohort: Mapping[str, AnnData],
     encoder: str,
@@ -109,13 +111,12 @@ def finetune_model(
         seed=seed,
         about=about,
     )
-    with torch.random.fork_rng():
-        source = load_encoder(encoder)
-        like = make(source.backbone.n_features, len(plan.panel))
+    source = load_encoder(encoder)
+    like = make(source.backbone.n_features, len(plan.panel))
     if getattr(like, "centred", False):
         raise InputError("a head on an image network cannot have centred features: centred=False")
     with ExitStack() as stack:
-        kept = plan.claim(folder, resume=resume)
+        kept = plan.claim(folder, like, encoder_facts(source), resume=resume)
         place = kept or Path(stack.enter_context(TemporaryDirectory()))
         patches = cut_patches(
             cohort, plan.data.section, plan.data.positions, source.fields[0], place, verbose=verbose

@@ -18,7 +18,7 @@ from strank.errors import InputError, some
 from strank.linear.inputs import deal
 from strank.model import RankModel
 from strank.neural.folder import claim_folder
-from strank.neural.heads import HEADS, MLPHead
+from strank.neural.heads import HEADS, MLPHead, stored_head
 from strank.neural.logs import is_first_process
 from strank.neural.neighbours import find_neighbours
 from strank.neural.network import Network
@@ -112,12 +112,23 @@ class TrainingPlan:
         """Names of sections and genes."""
         return Names(self.sections, tuple(self.panel))
 
-    def claim(self, folder: Path | str | None, *, resume: bool) -> Path | None:
+    def claim(
+        self,
+        folder: Path | str | None,
+        head: nn.Module,
+        encoder: Mapping[str, Any],
+        *,
+        resume: bool,
+    ) -> Path | None:
         """Start, or go on, in a folder; errors as `strank.neural.folder.claim_folder`."""
         if folder is None:
             return None
         if is_first_process():
-            given = {"genes": list(self.panel), "turns": [list(turn) for turn in self.turns]}
+            given: dict[str, Any] = {
+                "genes": list(self.panel),
+                "turns": [list(turn) for turn in self.turns],
+            }
+            given |= {"head": stored_head(head), "encoder": dict(encoder)}
             claim_folder(Path(folder), self.provenance | given, resume=resume)
         return Path(folder)
 

@@ -34,6 +34,8 @@ __all__ = ["start_head", "train_model"]
 _WITH_LINEAR = "+linear"
 
 
+# First weights are drawn from torch's generator, which is the user's.
+@torch.random.fork_rng()
 def train_model(
     cohort: Mapping[str, AnnData],
     *,
@@ -113,12 +115,11 @@ def train_model(
         seed=seed,
         about={"method": method_name(head, loss)},
     )
-    with torch.random.fork_rng():
-        features, like = plan.data.features, make(facts["n_features"], len(plan.panel))
+    features, like = plan.data.features, make(facts["n_features"], len(plan.panel))
     if getattr(like, "centred", False):
         features = centre_within(features, plan.section)
     spots = plan.spots(features.astype(np.float32), like)
-    folder = plan.claim(folder, resume=resume)
+    folder = plan.claim(folder, like, facts, resume=resume)
     title = "Network" if verbose else None
     run = Run(recipe, machine or Machine(), seed, folder=folder, resume=resume, title=title)
     start = partial(_start, spots, make, make_loss)

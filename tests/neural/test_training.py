@@ -157,6 +157,7 @@ def test_the_same_seed_gives_the_same_model_and_another_another(fit, section_of)
     new, state = section_of("E1"), torch.random.get_rng_state()
     dropout = partial(MLPHead, width=16, dropout=0.5)
     a, b, c = (scores_of(fit(seed=s, loss="pair", head=dropout), new) for s in (1, 1, 2))
+    fit(head="mlp+linear", recipe=replace(QUICK, max_epochs=1))
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 1e-3
     assert torch.equal(torch.random.get_rng_state(), state), "the user's generator was moved"
@@ -205,6 +206,9 @@ def test_a_folder_of_another_training_is_refused(fit, tmp_path):
     fit(folder=tmp_path / "t", recipe=replace(QUICK, max_epochs=1))
     with pytest.raises(InputError, match="started with another recipe; give the same"):
         fit(folder=tmp_path / "t", recipe=replace(QUICK, max_epochs=2), resume=True)
+    wider = partial(MLPHead, width=17)
+    with pytest.raises(InputError, match="started with another head"):
+        fit(folder=tmp_path / "t", recipe=replace(QUICK, max_epochs=1), resume=True, head=wider)
     with pytest.raises(InputError, match="started with another seed"):
         fit(folder=tmp_path / "t", recipe=replace(QUICK, max_epochs=1), seed=1, resume=True)
     (tmp_path / "thesis").mkdir()
