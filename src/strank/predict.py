@@ -9,7 +9,8 @@ import pandas as pd
 from anndata import AnnData
 
 from strank.encoders.backbone import BackboneEncoder
-from strank.encoders.base import Encoder, encoder_facts, get_encoder
+from strank.encoders.base import Encoder, encoder_facts
+from strank.encoders.catalogue import get_encoder
 from strank.encoders.embed import check_scale, embed_spots
 from strank.errors import InputError
 from strank.model import RankModel

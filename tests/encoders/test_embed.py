@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from strank.cohort.store import count_spots, features_path, read_cohort
-from strank.encoders.base import Field, get_encoder
+from strank.encoders.base import Field
+from strank.encoders.catalogue import get_encoder
 from strank.encoders.embed import embed_cohort
 from strank.errors import InputError
 from strank.readers.st import import_st

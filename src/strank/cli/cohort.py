@@ -80,7 +80,7 @@ def embed(
     [bold]Example:[/] strank embed cohort --encoder morphology
     """
     from strank.cohort.store import count_spots
-    from strank.encoders.base import get_encoder
+    from strank.encoders.catalogue import get_encoder
     from strank.encoders.embed import embed_cohort
 
     chosen = get_encoder(encoder)

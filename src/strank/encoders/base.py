@@ -1,21 +1,15 @@
-"""What an encoder is, and the catalogue of them."""
+"""What an encoder is."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strank.errors import InputError
-
-__all__ = ["ENCODERS", "Encoder", "Field", "encoder_facts", "get_encoder"]
-
-ENCODERS: dict[str, str] = {"morphology": "strank.encoders.morphology:Morphology"}
+__all__ = ["Encoder", "Field", "encoder_facts"]
 
 
 @dataclass(frozen=True)
@@ -55,34 +49,6 @@ class Encoder(Protocol):
 
     def encode(self, patches: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Features ``[n_spots, n_features]`` of one RGB array ``[n_spots, px, px, 3]`` a field."""
-
-
-def get_encoder(name: str) -> Encoder:
-    """Make the encoder of that name; an :class:`InputError` lists the choices for an unknown one.
-
-    Names such as ``timm:resnet18`` and ``hf:owner/name`` are those of
-    `strank.encoders.hub.load_encoder`.
-
-    Examples
-    --------
-    >>> get_encoder("morphologie")
-    Traceback (most recent call last):
-    ...
-    strank.errors.InputError: no encoder 'morphologie'; did you mean 'morphology'? choose one of ...
-    """
-    if ":" in name:
-        from strank.encoders.hub import load_encoder
-
-        return load_encoder(name)
-    if name not in ENCODERS:
-        near = difflib.get_close_matches(name, ENCODERS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(
-            f"no encoder {name!r}; {hint}choose one of {', '.join(ENCODERS)}, timm:NAME, hf:NAME"
-        )
-    module, _, attribute = ENCODERS[name].partition(":")
-    encoder: Encoder = getattr(import_module(module), attribute)()
-    return encoder
 
 
 def encoder_facts(encoder: Encoder) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from strank.cohort.splits import patients_of
 from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
-from strank.encoders.base import get_encoder
+from strank.encoders.catalogue import get_encoder
 from strank.encoders.embed import embed_cohort
 from strank.errors import InputError
 from strank.evaluation.protocol import Evaluation, evaluate, predict_all
