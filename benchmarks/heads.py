@@ -8,9 +8,9 @@ Every section is predicted from the others; panel, penalties and early stopping 
 sections. Set OMP_NUM_THREADS=1 where other programs use the cores. A run that was stopped goes on.
 
 exact: the linear head, solved. paper: the same head by the paper's recipe (AdamW). mlp, context:
-networks by the default recipe. With +linear, scores are the mean of the network's and of the exact
-head's; mlp and context with the list loss are these networks alone, out of the same training, so
-their seconds hold the exact fit, too. Ridges are the baselines of `strank evaluate`.
+networks by the default recipe. All stop by held-out list gain, mse too, which does not suit it.
+With +linear, scores are the mean of the network's and of the exact head's; mlp and context with the
+list loss are these networks alone, out of the same training (so seconds hold the exact fit, too).
 
     scc      Spearman with log1p(CP10k), mean over genes and sections
     gain     list log-likelihood above that of library size alone, nats a gene and section; left

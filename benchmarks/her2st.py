@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from strank import cross_validate, fit_model, read_cohort
-from strank.encoders.base import get_encoder
+from strank.encoders.catalogue import get_encoder
 from strank.encoders.embed import embed_cohort
 from strank.readers.st import import_st
 

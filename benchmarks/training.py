@@ -20,9 +20,9 @@ less by other programs. Short runs are mostly starting, so there x is smaller.
 
 pipeline: "wait" is what a training step waits for its batch, shuffling of the epoch included, after
 the first epoch; linear head by the paper's recipe, others by strank's. "disk" is a memmap in the
-page cache; strank reads only patches from there, features are in memory. Patches are turned,
-mirrored and stained anew, and go through a transformer of 0.3 million weights, all trained; one of
-usual size takes much longer for a step, and waits as long.
+page cache; strank reads only patches from there. Patches are turned, mirrored and stained anew, and
+go through a transformer of 0.3 million weights, all trained; a larger one takes longer for a step
+and waits as long. Workers begin with the epoch, so with them nearly all is its first batch.
 
 processes: one process and two that share every batch, with the same seed and no dropout. "run" is
 the training, "wall" the command; "difference" is the largest of a layer's weights, or of a column
@@ -112,10 +112,8 @@ def recipe(data: Data = None, epochs: int = 200, turns: int = 3, paper: bool = F
         row = {"side": name, "seconds": wall, "CPU s": cpu, "ms an epoch": 1000 * wall / epochs}
         row |= {"x": np.median(x[:, 0]), "least x": x[:, 0].min(), "most x": x[:, 0].max()}
         row["CPU x"] = np.median(x[:, 1])
-        for column in (LOSS, SCORE):
-            row[f"difference, {column.partition('/')[2]}"] = difference(
-                curves[name], curves["strank"], column
-            )
+        for label, key in (("loss", LOSS), ("score", SCORE)):
+            row[f"difference, {label}"] = difference(curves[name], curves["strank"], key)
         rows.append(row)
     table = pd.DataFrame(rows)
     print(f"{len(by.training_rows(plan))} training spots, {epochs} epochs, {turns} turns")
@@ -187,12 +185,11 @@ def _patches(patch_pixels: int, workers: int) -> dict[str, Any]:
 @app.command(hidden=True)
 def worker(folder: Path, size: str, devices: int, epochs: int, data: Data = None) -> None:
     """One of the processes that train together."""
-    name = "mlp without dropout"
     plan = by.simulated(*by.LARGE) if size == "large" else by.plan_of(data)
-    spots = spots_of(plan, name)
-    made, machine = start(plan, spots, name), Machine("cpu", devices)
+    spots, machine = spots_of(plan, "steady"), Machine("cpu", devices)
+    made = start(plan, spots, "steady")
     began = time.perf_counter()
-    fit(plan, spots, made, recipe_of(name, epochs), machine=machine, folder=folder)
+    fit(plan, spots, made, recipe_of("steady", epochs), machine=machine, folder=folder)
     if int(os.environ.get("RANK", "0")) == 0:
         (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began))
 
@@ -229,9 +226,9 @@ def _launch(size: str, devices: int, epochs: int, data: Path | None) -> dict[str
         began = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wall, folder = time.perf_counter() - began, Path(scratch)
-        run, weights = json.loads((folder / "seconds.json").read_text()), load_file(folder / BEST)
+        run, stored = json.loads((folder / "seconds.json").read_text()), load_file(folder / BEST)
         # The list loss does not depend on levels, which stay 0.
-        weights = {key: value for key, value in weights.items() if not key.endswith("level")}
+        weights = {key: value for key, value in stored.items() if not key.endswith("level")}
         history = pd.read_csv(folder / HISTORY)[[LOSS, SCORE]]
         return {"wall": wall, "run": run, "weights": weights, "history": history}
 

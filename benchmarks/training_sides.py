@@ -40,7 +40,7 @@ HEADS: dict[str, Callable[..., Head]] = {
     "linear": partial(MLPHead, depth=0, centred=False),
     "mlp": MLPHead,
     "context": ContextHead,
-    "mlp without dropout": partial(MLPHead, dropout=0.0, input_dropout=0.0),
+    "steady": partial(MLPHead, dropout=0.0, input_dropout=0.0),
 }
 # Spots, features, genes and sections; of the paper's HER2ST, the spots and sections.
 SMALL, HER2ST = (1015, 182, 50, 5), (13_620, 182, 50, 36)
@@ -175,8 +175,8 @@ class PlainModule(pl.LightningModule):
             losses.append(-counts[mask] * log_share)
         loss = torch.cat(losses).mean()
         # Every batch weighs the same, so that the curves can be compared.
-        steps = self.log_steps
-        self.log(LOSS, loss, on_step=steps, on_epoch=True, prog_bar=steps, batch_size=1)
+        how = {"on_step": self.log_steps, "prog_bar": self.log_steps, "on_epoch": True}
+        self.log(LOSS, loss, batch_size=1, **how)
         return loss
 
     def validation_step(self, batch: Any, _: int) -> None:

@@ -70,7 +70,9 @@ def import_st(
 
 def embed(
     cohort: Annotated[Path, typer.Argument(help="A cohort from `strank import`.")],
-    encoder: Annotated[str, typer.Option(help="Which image features.")] = "morphology",
+    encoder: Annotated[
+        str, typer.Option(help="`morphology`, or an image network: timm:NAME, hf:NAME or a folder.")
+    ] = "morphology",
     as_json: Json = False,
 ) -> None:
     """2. Turn the image around every spot into features, kept beside the counts.
@@ -78,6 +80,8 @@ def embed(
     Sections that have them are skipped, so a stopped run continues.
 
     [bold]Example:[/] strank embed cohort --encoder morphology
+
+    [bold]Example:[/] strank embed cohort --encoder timm:resnet18
     """
     from strank.cohort.store import count_spots
     from strank.encoders.catalogue import get_encoder
@@ -102,5 +106,7 @@ def embed(
             f"{chosen.name} {chosen.version}: {summary['n_features']} features a spot; "
             f"{len(new)} sections embedded, {len(done) - len(new)} were done before. "
             f"Next: strank fit {cohort} -o model"
+            + f" --encoder {chosen.name}"
+            * (chosen.name != "morphology")
         ],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
@@ -93,31 +93,44 @@ class Spots(Dataset[SpotBatch]):
 
 def training_loader(
     spots: Spots, batches: SectionBatches, *, workers: int = 0
-) -> DataLoader[SpotBatch]:
+) -> Iterable[SpotBatch]:
     """Load the batches of an epoch; ``workers`` processes read, or this one if 0."""
     return _loader(spots, batches, workers)
 
 
 def section_loader(
     spots: Spots, sections: Sequence[int], *, workers: int = 0
-) -> DataLoader[SpotBatch]:
+) -> Iterable[SpotBatch]:
     """Load whole sections as they are, one a batch."""
     keys = [(0, np.flatnonzero(spots.section == section)) for section in sections]
     return _loader(replace(spots, augment=None), keys, workers)
+
+
+@dataclass(frozen=True)
+class _Here:
+    """Batches read where they are needed, without what a `DataLoader` does around it."""
+
+    spots: Spots
+    keys: Iterable[tuple[int, NDArray[np.int64]]]
+
+    def __iter__(self) -> Iterator[SpotBatch]:
+        return (self.spots[key] for key in self.keys)
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _loader(spots: Spots, keys: Any, workers: int) -> DataLoader[SpotBatch]:
+def _loader(spots: Spots, keys: Any, workers: int) -> Iterable[SpotBatch]:
+    if workers == 0:
+        return _Here(spots, keys)
     return DataLoader(
         spots,
         sampler=keys,
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=workers,
-        persistent_workers=workers > 0,
+        persistent_workers=True,
         # Of its own, lest it draw from torch's, whose draws must be those of the epoch.
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
