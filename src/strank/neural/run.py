@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from strank.neural.batches import SectionBatches
 from strank.neural.keep import Keep
 from strank.neural.logs import is_first_process, logged
 from strank.neural.recipe import Machine, Monitor, Recipe
-from strank.neural.spots import Spots, section_loader, training_loader
+from strank.neural.spots import SpotBatch, Spots, section_loader, training_loader
 from strank.neural.step import Names, Step, not_finite, score_section
 from strank.progress import progress
 
@@ -221,7 +221,7 @@ class _Loop:
         self.bare.train()
         losses = []
         for number, loaded in enumerate(self.training):
-            batch = self.fabric.to_device(loaded)
+            batch = self._here(loaded)
             loss, scores = self.step(batch)
             if not loss.isfinite():
                 where = f"epoch {epoch}, batch {number}"
@@ -238,13 +238,18 @@ class _Loop:
         mean = torch.stack(losses).mean()
         return float(all_summed(mean) / n_processes() if n_processes() > 1 else mean)
 
+    def _here(self, batch: SpotBatch) -> SpotBatch:
+        """Bring a batch to the device; on a CPU Fabric would look through it for nothing."""
+        moved = batch if self.fabric.device.type == "cpu" else self.fabric.to_device(batch)
+        return cast(SpotBatch, moved)
+
     @torch.no_grad()
     def _score(self) -> float:
         """Mean score of the held-out sections, which may lie on several processes."""
         self.bare.eval()
         total = torch.zeros(2, dtype=torch.float64)
         for loaded in self.held_out:
-            batch = self.fabric.to_device(loaded)
+            batch = self._here(loaded)
             scores = self.network(*batch.inputs).float()
             total += torch.tensor([score_section(scores, batch, self.run.score), 1.0])
         if n_processes() > 1:

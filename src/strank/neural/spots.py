@@ -78,11 +78,11 @@ class Spots(Dataset[SpotBatch]):
         needed, around = rows, cast(tuple[Tensor, ...], ())
         if self.neighbours is not None:
             needed, around = self.neighbours.of(rows)
-        inputs = torch.from_numpy(np.ascontiguousarray(self.inputs[needed]))
+        inputs = torch.from_numpy(np.asarray(self.inputs.take(needed, 0)))
         if self.augment is not None:
             inputs = self.augment(inputs, needed, epoch)
-        counts: Any = self.counts[rows]
-        dense = counts.toarray() if sparse.issparse(counts) else counts
+        counts: Any = self.counts
+        dense = counts[rows].toarray() if sparse.issparse(counts) else counts.take(rows, 0)
         return SpotBatch(
             (inputs, *around),
             torch.from_numpy(dense),
