@@ -76,7 +76,8 @@ def finetune_model(
     how
         What of it is trained, augmentation and memory; adapters of low rank if ``None``.
     head, loss, n_genes, genes, seed, machine, folder, resume, verbose
-        As in `strank.train.train_model`. Features are not centred within sections here, since a
+        As in `strank.train.train_model`; two processes read patches if ``machine`` is ``None``.
+        Features are not centred within sections here, since a
         batch does not hold whole sections.
     recipe
         ``"finetune"``, or a `strank.neural.recipe.Recipe`. One network is trained.
@@ -124,7 +125,9 @@ def finetune_model(
         augment = Augmentation(len(patches), seed) if how.augment else None
         spots = plan.spots(patches, like, augment)
         title = "Network" if verbose else None
-        run = Run(recipe, machine or Machine(), seed, folder=kept, resume=resume, title=title)
+        run = Run(
+            recipe, machine or Machine(workers=2), seed, folder=kept, resume=resume, title=title
+        )
         start = partial(_start, spots, make, make_loss, source, how, seed)
         trained = train_ensemble(start, spots, plan.names, plan.turns, run)
     (network, _), *_ = trained

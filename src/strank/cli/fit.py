@@ -111,7 +111,7 @@ def fit(
     ] = "32-true",
     workers: Annotated[
         int, typer.Option(min=0, rich_help_panel=_NETWORKS, help="Processes that read patches.")
-    ] = 0,
+    ] = 2,
     wandb: Annotated[
         str | None,
         typer.Option(rich_help_panel=_NETWORKS, help="Project of Weights & Biases to log to."),
@@ -161,6 +161,7 @@ def fit(
     given = {name: value for name, value in given.items() if value is not None}
     options["recipe"] = replace(options["recipe"], **given)
     options["held_out"] = split_names(held_out)
+    workers = workers if finetune else 0
     machine = Machine("auto", devices, nodes, precision, workers, wandb=wandb)  # type: ignore[arg-type]
     run = {"machine": machine, "resume": resume, "verbose": True}
     _train(_trainer(finetune, micro_batch), train, output, as_json, **options, **panel, **run)
