@@ -185,9 +185,9 @@ class RankModel:
         if n_neighbours == 0:
             return torch.cat([self.head(part) for part in features.split(_ROWS)]).numpy()
         neighbours = find_neighbours(positions_um(adata), section, n_neighbours)
-        parts = []
-        for start in range(0, len(features), _ROWS):
-            rows, around = neighbours.of(np.arange(start, min(start + _ROWS, len(features))))
+        parts, at_once = [], max(1, _ROWS // (1 + n_neighbours))
+        for start in range(0, len(features), at_once):
+            rows, around = neighbours.of(np.arange(start, min(start + at_once, len(features))))
             parts.append(self.head(features[rows], *around))
         return torch.cat(parts).numpy()
 

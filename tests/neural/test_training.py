@@ -333,3 +333,19 @@ def test_weights_and_biases_must_be_there(fit, monkeypatch):
     monkeypatch.setattr(logs, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="asked for, but not there: pip install wandb"):
         fit(machine=Machine(wandb="project"))
+
+
+def test_folders_of_many_sections_have_names_that_a_file_system_takes(section_of, tmp_path):
+    names = [f"{patient}-slide-{n}" for patient in "AB" for n in range(30)]
+    cohort = {name: section_of(name, patient=name[0], n_spots=4) for name in names}
+    train_model(
+        cohort,
+        head=SMALL,
+        encoder="mine",
+        n_genes=2,
+        held_out=names[:40],
+        recipe=replace(QUICK, max_epochs=1),
+        folder=tmp_path / "t",
+    )
+    (folder,) = (path for path in (tmp_path / "t").iterdir() if path.is_dir())
+    assert len(folder.name) < 120

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from strank.errors import some
 from strank.files import safe_name
 from strank.losses import SectionLoss
 from strank.neural.network import Network
@@ -17,6 +19,8 @@ from strank.neural.spots import Spots
 from strank.neural.step import Names
 
 __all__ = ["train_ensemble"]
+
+_LONGEST = 100
 
 Make = Callable[[NDArray[np.int64]], tuple[Network, SectionLoss]]
 
@@ -40,7 +44,7 @@ def train_ensemble(
     """
     trained, fabric = [], make_fabric(run.machine)
     for number, held_out in enumerate(turns):
-        without = "+".join(names.sections[code] for code in held_out)
+        without = [names.sections[code] for code in held_out]
         seed = int(np.random.SeedSequence([run.seed, number]).generate_state(1)[0])
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -49,8 +53,17 @@ def train_ensemble(
             run,
             seed=seed,
             held_out=held_out,
-            folder=run.folder and run.folder / f"without-{safe_name(without)}",
-            title=run.title and f"{run.title} {number + 1} of {len(turns)}, without {without}",
+            folder=run.folder and run.folder / _folder_name(without),
+            title=run.title
+            and f"{run.title} {number + 1} of {len(turns)}, without {some(without)}",
         )
         trained.append((network, train(network, loss, spots, names, own, fabric)))
     return trained
+
+
+def _folder_name(sections: Sequence[str]) -> str:
+    name = f"without-{safe_name('+'.join(sections))}"
+    if len(name) <= _LONGEST:
+        return name
+    # No file system takes hundreds of names in one.
+    return f"{name[:_LONGEST]}~{sha256(name.encode()).hexdigest()[:8]}"
