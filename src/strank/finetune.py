@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
+from torch import nn
 
 from strank.encoders.backbone import Backbone, BackboneEncoder, weights_checksum
 from strank.encoders.base import encoder_facts
@@ -43,7 +44,6 @@ __all__ = ["finetune_model"]
 
 # Patches that tell the scale of an image network's features.
 _MEASURED = 1024
-_AT_ONCE = 64
 
 
 # First weights are drawn from torch's generator, which is the user's.
@@ -147,13 +147,11 @@ def _start(
     seed: int,
     rows: NDArray[np.int64],
 ) -> tuple[Network, SectionLoss]:
-    measured = rows[:: -(-len(rows) // _MEASURED)]
-    features = [
-        torch.from_numpy(source.encode([spots.inputs[measured[start : start + _AT_ONCE]]]))
-        for start in range(0, len(measured), _AT_ONCE)
-    ]
+    measured = torch.from_numpy(spots.inputs.take(rows[:: -(-len(rows) // _MEASURED)], 0))
+    with torch.no_grad():
+        features = Network(nn.Identity(), source.backbone)(measured)
     counts, offset = spots.counts[rows], spots.offset[rows]
-    head, loss = start_head(make, make_loss, torch.cat(features), counts, offset)
+    head, loss = start_head(make, make_loss, features, counts, offset)
     backbone = prepare(source.backbone, how.mode, lora_rank=how.lora_rank, seed=seed)
     freeze_unused(backbone)
     if how.recompute:

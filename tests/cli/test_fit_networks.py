@@ -126,7 +126,13 @@ def test_resume_goes_on_and_changes_nothing_in_what_is_done(cohort, tmp_path):
         (["--recipe", "good"], "no recipe 'good'; choose one of default, paper"),
         (["--patience", "3"], "--patience is for networks: give --head mlp or context"),
         (["--resume"], "--resume is for networks"),
+        (["--seed", "0"], "--seed is for networks"),
+        (["--devices", "2"], "--devices is for networks"),
+        (["--precision", "bf16-mixed"], "--precision is for networks"),
         (["--head", "mlp", "--penalty", "3"], "--penalty is for the exact solver"),
+        (["--head", "mlp", "--max-memory", "4"], "--max-memory is for the exact solver"),
+        (["--head", "mlp", "--workers", "1"], "--workers is for training the encoder: give --fine"),
+        (["--head", "mlp", "--micro-batch", "8"], "--micro-batch is for training the encoder"),
         (["--head", "mlp", "--sections", "A1"], "only section A1, and a network needs another"),
         (["--head", "mlp", "--held-out", "Q"], "cannot hold out Q"),
         (["--head", "mlp", "--resume"], "no training to resume"),
@@ -138,6 +144,13 @@ def test_refusals_leave_nothing(cohort, tmp_path, options, message):
     arguments = ("fit", cohort, "-o", tmp_path / "m", "--encoder", "mine", "--genes", 4)
     assert message in refuse(*arguments, *options)
     assert not (tmp_path / "m").exists()
+
+
+def test_evaluation_refuses_what_it_would_ignore(cohort, tmp_path):
+    folds = ("evaluate", cohort, "--folds", "section", "--encoder", "mine", "-o", tmp_path / "ev")
+    assert "--seed is for networks" in refuse(*folds, "--seed", 1)
+    model = ("evaluate", cohort, "--model", tmp_path / "m", "-o", tmp_path / "ev")
+    assert "are the model's own" in refuse(*model, "--recipe", "paper")
 
 
 def launch(arguments, *, processes=None):

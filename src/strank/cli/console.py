@@ -20,6 +20,7 @@ __all__ = [
     "ErrorGroup",
     "Json",
     "finish",
+    "given_options",
     "note",
     "records",
     "show_table",
@@ -119,6 +120,16 @@ def _cell(value: object) -> str:
     if not isinstance(value, float):
         return str(value)
     return "–" if value != value else f"{value:.3f}"
+
+
+def given_options(context: typer.Context, panel: str) -> list[str]:
+    """Name the options of a help panel that were typed."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if getattr(parameter, "rich_help_panel", None) == panel
+        and getattr(context.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
+    ]
 
 
 def split_names(text: str | None) -> list[str] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from strank.cli.console import Json, finish, note, split_names
+from strank.cli.console import Json, finish, given_options, note, split_names
 from strank.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,9 +18,18 @@ if TYPE_CHECKING:
 
     from strank.model import RankModel
 
-__all__ = ["HeadName", "LossName", "RecipeName", "Seed", "fit", "is_exact", "neural_options"]
+__all__ = [
+    "NETWORKS",
+    "HeadName",
+    "LossName",
+    "RecipeName",
+    "Seed",
+    "fit",
+    "is_exact",
+    "neural_options",
+]
 
-_EXACT, _NETWORKS = "Exact solver", "Networks"
+_EXACT, NETWORKS, _IMAGES = "Exact solver", "Networks", "Networks with their encoder"
 
 Sections = Annotated[
     str | None, typer.Option(help="Names of sections, separated by commas; all if not given.")
@@ -34,14 +43,15 @@ LossName = Annotated[
 RecipeName = Annotated[
     str | None,
     typer.Option(
-        rich_help_panel=_NETWORKS,
+        rich_help_panel=NETWORKS,
         help="How a network is trained: `default` or `paper`; makes linear a network.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_NETWORKS, help="Seed of a network.")]
+Seed = Annotated[int, typer.Option(min=0, rich_help_panel=NETWORKS, help="Seed of a network.")]
 
 
 def fit(
+    context: typer.Context,
     cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The model folder to write.")],
     genes: Annotated[
@@ -54,7 +64,7 @@ def fit(
     finetune: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=_NETWORKS,
+            rich_help_panel=_IMAGES,
             help="Train the encoder too, an image network such as timm:resnet18: `lora`, `last-2` "
             "(or another number of blocks) or `full`.",
         ),
@@ -63,7 +73,7 @@ def fit(
         int | None,
         typer.Option(
             min=1,
-            rich_help_panel=_NETWORKS,
+            rich_help_panel=_IMAGES,
             help="Patches at a time through the encoder, to save memory; the loss stays the same.",
         ),
     ] = None,
@@ -88,37 +98,37 @@ def fit(
     held_out: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=_NETWORKS,
+            rich_help_panel=NETWORKS,
             help="Sections that stop it and that it does not see; by default they take "
             "turns, each for a network of its own.",
         ),
     ] = None,
     patience: Annotated[
         int | None,
-        typer.Option(min=1, rich_help_panel=_NETWORKS, help="Epochs without a better score."),
+        typer.Option(min=1, rich_help_panel=NETWORKS, help="Epochs without a better score."),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=_NETWORKS, help="At most so many.")
+        int | None, typer.Option(min=1, rich_help_panel=NETWORKS, help="At most so many.")
     ] = None,
     devices: Annotated[
-        int, typer.Option(min=1, rich_help_panel=_NETWORKS, help="Processes, or GPUs.")
+        int, typer.Option(min=1, rich_help_panel=NETWORKS, help="Processes, or GPUs.")
     ] = 1,
     nodes: Annotated[
-        int, typer.Option(min=1, rich_help_panel=_NETWORKS, help="Machines, each with --devices.")
+        int, typer.Option(min=1, rich_help_panel=NETWORKS, help="Machines, each with --devices.")
     ] = 1,
     precision: Annotated[
-        str, typer.Option(rich_help_panel=_NETWORKS, help="`32-true`, `bf16-mixed` or `16-mixed`.")
+        str, typer.Option(rich_help_panel=NETWORKS, help="`32-true`, `bf16-mixed` or `16-mixed`.")
     ] = "32-true",
     workers: Annotated[
-        int, typer.Option(min=0, rich_help_panel=_NETWORKS, help="Processes that read patches.")
+        int, typer.Option(min=0, rich_help_panel=_IMAGES, help="Processes that read patches.")
     ] = 2,
     wandb: Annotated[
         str | None,
-        typer.Option(rich_help_panel=_NETWORKS, help="Project of Weights & Biases to log to."),
+        typer.Option(rich_help_panel=NETWORKS, help="Project of Weights & Biases to log to."),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", rich_help_panel=_NETWORKS, help="Go on from the last checkpoint."),
+        typer.Option("--resume", rich_help_panel=NETWORKS, help="Go on from the last checkpoint."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -138,15 +148,7 @@ def fit(
     if genes != "all" and not genes.isdecimal():
         raise InputError(f"--genes is a number or `all`; got {genes!r}")
     exact = is_exact(head, loss, recipe) and finetune is None
-    network = {
-        "--held-out": held_out,
-        "--patience": patience,
-        "--epochs": epochs,
-        "--resume": resume,
-        "--wandb": wandb,
-        "--micro-batch": micro_batch,
-    }
-    _check_options(exact, network, {"--penalty": penalty, "--borrow": borrow})
+    _check_options(context, exact, finetune)
     features = encoder if finetune is None else None
     train = read_cohort(cohort, sections=split_names(sections), encoder=features)
     panel = {"n_genes": None if genes == "all" else int(genes), "encoder": encoder}
@@ -190,12 +192,14 @@ def _trainer(finetune: str | None, micro_batch: int | None) -> Callable[..., Ran
     return partial(finetune_model, how=Finetune(finetune, micro_batch=micro_batch))
 
 
-def _check_options(exact: bool, network: Mapping[str, Any], linear: Mapping[str, Any]) -> None:
-    given = [name for name, value in (network if exact else linear).items() if value]
-    if given and exact:
+def _check_options(context: typer.Context, exact: bool, finetune: str | None) -> None:
+    """Refuse options that would be ignored."""
+    if exact and (given := given_options(context, NETWORKS)):
         raise InputError(f"{given[0]} is for networks: give --head mlp or context, or a --recipe")
-    if given:
+    if not exact and (given := given_options(context, _EXACT)):
         raise InputError(f"{given[0]} is for the exact solver: leave --head, --loss, --recipe out")
+    if finetune is None and (given := given_options(context, _IMAGES)):
+        raise InputError(f"{given[0]} is for training the encoder: give --finetune")
 
 
 def _fit_exact(train: Mapping[str, AnnData], output: Path, as_json: bool, **options: Any) -> None:

@@ -12,13 +12,14 @@ import typer
 from strank.cli.console import (
     Json,
     finish,
+    given_options,
     note,
     records,
     show_table,
     split_names,
     working,
 )
-from strank.cli.fit import HeadName, LossName, RecipeName, Seed, is_exact, neural_options
+from strank.cli.fit import NETWORKS, HeadName, LossName, RecipeName, Seed, is_exact, neural_options
 from strank.errors import InputError, some
 from strank.progress import progress
 
@@ -36,6 +37,7 @@ _PICTURES = 6
 
 
 def evaluate(
+    context: typer.Context,
     cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the tables.")],
     model: Annotated[
@@ -78,12 +80,15 @@ def evaluate(
         raise InputError("give either --model or --folds")
     output_folder(output)
     if model is not None:
-        if genes is not None or encoder is not None or not is_exact(head, loss, recipe):
+        typed = given_options(context, NETWORKS)
+        if typed or genes is not None or encoder is not None or not is_exact(head, loss, recipe):
             raise InputError("--genes, --encoder, --head, --loss and --recipe are the model's own")
         result = _evaluate_model(cohort, model, split_names(sections), train or cohort)
     else:
         if train is not None:
             raise InputError("--train goes with --model; folds train on the cohort itself")
+        if is_exact(head, loss, recipe) and (typed := given_options(context, NETWORKS)):
+            raise InputError(f"{typed[0]} is for networks: give --head mlp or context")
         names = split_names(sections)
         result = _cross_validate(
             cohort,
