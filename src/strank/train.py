@@ -68,7 +68,8 @@ def train_model(
         ``"context+linear"`` the scores are the mean of the networks' and of the exact linear
         head's, by `strank.fit.fit_model` on the same sections.
     loss
-        ``"list"``, ``"pair"``, ``"rank"``, ``"pearson"``, ``"mse"``, ``"poisson"`` or ``"nb"``.
+        ``"list"``, ``"pair"``, ``"rank"``, ``"section-pcc"`` (Pearson within sections), ``"pcc"``
+        (over all spots of a batch, as published), ``"mse"``, ``"poisson"`` or ``"nb"``.
     recipe
         ``"default"``, ``"paper"``, or a `strank.neural.recipe.Recipe`.
     encoder

@@ -59,12 +59,14 @@ class ErrorGroup(TyperGroup):
         raise typer.Exit(2)
 
 
-_WORKFLOW = ("import", "embed", "fit", "evaluate", "predict", "demo", "synthetic", "hest-probe")
+_WORKFLOW = ("import", "embed", "fit", "evaluate", "predict", "benchmark", "demo", "synthetic", "hest-probe")
 _EXTRAS = {
     "cv2": "images",
     "PIL": "images",
     "jinja2": "plots",
     "matplotlib": "plots",
+    "pyarrow": "plots",
+    "tabulate": "plots",
     "lightning": "neural",
     "peft": "finetune",
     "timm": "finetune",

@@ -66,9 +66,10 @@ def evaluate(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """4. Score held-out sections, beside ridge and section-centred ridge.
+    """4. Score held-out sections, beside ridges, library size alone and shuffled scores.
 
-    Give either --model or --folds. Spearman correlation (SCC) against log1p(CP10k).
+    Give either --model or --folds. Shows Spearman correlation (SCC) against log1p(CP10k), and with
+    depth taken out; scores.csv has more.
 
     [bold]Example:[/] strank evaluate cohort --folds section -o evaluation
 
@@ -103,9 +104,10 @@ def evaluate(
     for warning in result.warnings:
         note(warning)
     if not as_json:
-        wide = summary.pivot(index="section", columns="method", values="scc")
-        wide = wide.loc[summary["section"].unique(), summary["method"].unique()]
-        show_table(wide.reset_index(), f"Mean SCC over genes ({result.facts['protocol']})")
+        for score, title in {"scc": "SCC", "depth_matched": "Depth-matched SCC"}.items():
+            wide = summary.pivot(index="section", columns="method", values=score)
+            wide = wide.loc[summary["section"].unique(), summary["method"].unique()]
+            show_table(wide.reset_index(), f"{title}, mean of genes ({result.facts['protocol']})")
     facts = {"output": str(output), "protocol": result.facts["protocol"]}
     finish(
         {**facts, "warnings": result.warnings, "summary": records(summary)},

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
 
+from strank.cohort.contract import positions_um, section_info
 from strank.errors import InputError, some
 from strank.functional.metrics import log1p_cp10k
+from strank.functional.spatial import morans_i, neighbours_within
 
-__all__ = ["check_genes", "choose_panel", "shared_genes"]
+__all__ = ["PanelRule", "check_genes", "choose_panel", "shared_genes"]
+
+PanelRule = Literal["variance", "mean", "moran"]
+
+# In units of the spot pitch: 6 neighbours on a hexagonal grid, 8 on a square one.
+_REACH = 1.5
+_SEEN = 0.05
 
 
-def choose_panel(cohort: Mapping[str, AnnData], n_genes: int | None) -> pd.Index:
-    """Genes of highest variance of log1p(CP10k) over all spots of the sections given.
+def choose_panel(
+    cohort: Mapping[str, AnnData], n_genes: int | None, by: PanelRule = "variance"
+) -> pd.Index:
+    """Choose genes by what their counts look like in the sections given.
 
     Parameters
     ----------
@@ -23,30 +35,77 @@ def choose_panel(cohort: Mapping[str, AnnData], n_genes: int | None) -> pd.Index
         Training sections; a gene must be measured in each of them.
     n_genes
         Size of the panel, at least 1; ``None`` for all that vary.
+    by
+        What is highest in them:
+
+        - ``"variance"``: variance of log1p(CP10k) over all spots.
+        - ``"mean"``: mean over all spots of the gene's share of a spot's counts.
+        - ``"moran"``: Moran's I of log1p(CP10k) among spots within 1.5 spot pitches, mean over
+          sections, each weighing the same; 0 where a section has one value only. Genes seen in
+          less than 5 % of all spots are left out, since chance alone puts a few spots side by
+          side in some of so many genes. It prefers genes with a pattern, whatever it comes from:
+          that of depth is among them.
 
     Returns
     -------
     pandas.Index
-        Gene symbols, highest variance first; ties in alphabetical order.
+        Gene symbols, highest first; ties in alphabetical order.
 
     Raises
     ------
     InputError
-        If the sections share fewer genes, or fewer of them vary.
+        For an unknown ``by``; if the sections share fewer genes, or fewer of them vary; for
+        ``"moran"``, if a section has no two neighbouring spots.
     """
+    if by not in get_args(PanelRule):
+        raise InputError(f"panel by {by!r}: choose one of {', '.join(get_args(PanelRule))}")
     genes = shared_genes(cohort)
-    n_spots, total, squares = 0, np.zeros(len(genes)), np.zeros(len(genes))
+    table = _moments(cohort, genes)
+    which = "that vary"
+    table = table[table["variance"] > 1e-12]
+    if by == "moran":
+        table = table[table["seen"] >= _SEEN]
+        table = table.assign(moran=_mean_moran(cohort, table.index))
+        which += f" and are seen in {_SEEN:.0%} of the spots"
+    n_genes = len(table) if n_genes is None else n_genes
+    if not 1 <= n_genes <= len(table):
+        raise InputError(
+            f"{n_genes} genes asked for; choose between 1 and the {len(table)} {which}"
+        )
+    return table.index[np.argsort(-table[by].to_numpy(), kind="stable")[:n_genes]]
+
+
+def _moments(cohort: Mapping[str, AnnData], genes: pd.Index) -> pd.DataFrame:
+    """Over all spots: variance of log1p(CP10k), mean share of counts, how often a gene is seen."""
+    n_spots, total, squares, share, seen = 0, *np.zeros((4, len(genes)))
     for adata in cohort.values():
-        target = log1p_cp10k(adata[:, genes].X, adata.obs["library_size"])
+        counts, library_size = adata[:, genes].X, adata.obs["library_size"].to_numpy()
+        target = log1p_cp10k(counts, library_size)
         n_spots += target.shape[0]
         total += np.asarray(target.sum(0)).ravel()
         squares += np.asarray(target.multiply(target).sum(0)).ravel()
+        share += counts.T @ (1 / np.maximum(library_size, 1.0))
+        seen += np.asarray((target > 0).sum(0)).ravel()
     variance = squares / n_spots - (total / n_spots) ** 2
-    varying = int((variance > 1e-12).sum())
-    n_genes = varying if n_genes is None else n_genes
-    if not 1 <= n_genes <= varying:
-        raise InputError(f"{n_genes} genes asked for; choose between 1 and the {varying} that vary")
-    return genes[np.argsort(-variance, kind="stable")[:n_genes]]
+    return pd.DataFrame(
+        {"variance": variance, "mean": share / n_spots, "seen": seen / n_spots}, index=genes
+    )
+
+
+def _mean_moran(cohort: Mapping[str, AnnData], genes: pd.Index) -> NDArray[np.float64]:
+    total = np.zeros(len(genes))
+    for name, adata in cohort.items():
+        pitch = section_info(adata).spot_pitch_um
+        neighbours = neighbours_within(positions_um(adata), _REACH * pitch)
+        if neighbours.nnz == 0:
+            raise InputError(
+                f"section {name}: no two spots within {_REACH} spot pitches of {pitch:g} µm, so "
+                "Moran's I is undefined; check spot_pitch_um and um_per_pixel, or choose the "
+                "panel by variance"
+            )
+        target = log1p_cp10k(adata[:, genes].X, adata.obs["library_size"])
+        total += np.nan_to_num(morans_i(target, neighbours))
+    return total / len(cohort)
 
 
 def shared_genes(cohort: Mapping[str, AnnData]) -> pd.Index:

@@ -1,4 +1,4 @@
-"""Ridge regression on log1p(CP10k), with and without centring within sections."""
+"""What stands beside every model: ridge regression, library size alone, and shuffled scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from strank.linear.geometry import centre_within
 from strank.linear.threads import few_threads
 from strank.training_set import TrainingData
 
-__all__ = ["BASELINES", "fit_ridge"]
+__all__ = ["BASELINES", "fit_ridge", "without_image"]
 
 ALPHAS = np.logspace(-1, 5, 13)
 
@@ -64,6 +64,30 @@ def fit_ridge(data: TrainingData, *, centred: bool) -> Predict:
         return np.asarray(model.predict(shifted)).reshape(len(features), -1)
 
     return predict
+
+
+def without_image(scores: NDArray, library_size: NDArray, *, seed: int = 0) -> dict[str, NDArray]:
+    """Give the two rows that no model should be below: depth alone, and a model's scores shuffled.
+
+    Parameters
+    ----------
+    scores
+        Of a model for one section, ``[n_spots, n_genes]``.
+    library_size
+        Of its spots. This is what a model cannot know: a score that depth alone reaches says
+        nothing about the image.
+    seed
+        Of the shuffling, of the spots of each gene by itself.
+
+    Examples
+    --------
+    >>> rows = without_image(np.array([[1.0], [2.0]]), np.array([1, 10]))
+    >>> sorted(rows), rows["library size"].round(2).ravel().tolist()
+    (['library size', 'shuffled'], [0.0, 2.3])
+    """
+    depth = np.log(np.maximum(library_size, 1))[:, None]
+    shuffled = np.random.default_rng(seed).permuted(scores, axis=0)
+    return {"library size": np.broadcast_to(depth, scores.shape), "shuffled": shuffled}
 
 
 BASELINES: dict[str, Callable[[TrainingData], Predict]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,37 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
+from scipy import sparse
 
 from strank.cohort.contract import counts_checksum
 from strank.cohort.splits import FoldUnit, make_folds, patients_of
 from strank.errors import InputError, some
-from strank.evaluation.baselines import BASELINES
+from strank.evaluation.baselines import BASELINES, without_image
 from strank.evaluation.scores import score_section, summarise
 from strank.files import atomic_path, output_folder, write_json
 from strank.fit import fit_model
+from strank.functional.deviance import score_slope
 from strank.model import RankModel
+from strank.neural.objectives import LOG_RATES
 from strank.training_set import training_data
 from strank.version import __version__
 
-__all__ = ["Evaluation", "cross_validate", "evaluate", "predict_all"]
+__all__ = [
+    "Evaluation",
+    "Predicted",
+    "cross_validate",
+    "evaluate",
+    "has_log_rates",
+    "predict_all",
+    "training_slope",
+]
 
 FitModel = Callable[..., RankModel]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a model and of the two baselines.
+    """Scores of a model and of what stands beside it: ridges, library size, shuffled scores.
 
     Attributes
     ----------
@@ -161,10 +173,26 @@ def cross_validate(
     )
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """Predictions of several methods.
+
+    Attributes
+    ----------
+    sections
+        Section, then method, to scores ``[n_spots, n_genes]``.
+    slopes
+        Of methods whose scores are no log rates, as in `score_section`.
+    """
+
+    sections: dict[str, dict[str, NDArray]]
+    slopes: dict[str, NDArray]
+
+
 def predict_all(
     model: RankModel, cohort: Mapping[str, AnnData], *, train: Mapping[str, AnnData]
-) -> dict[str, dict[str, NDArray]]:
-    """Predict every section by the model and by baselines fitted on its training sections.
+) -> Predicted:
+    """Predict every section by the model and by what stands beside it.
 
     Parameters
     ----------
@@ -175,26 +203,76 @@ def predict_all(
 
     Returns
     -------
-    dict
-        Section, then method, to scores ``[n_spots, n_genes]`` of the model's panel.
+    Predicted
+        Of the model, of the baselines fitted on its training sections, and of no image
+        (`without_image`).
     """
     encoder = model.encoder["name"]
     data = training_data(train, model.panel.index, encoder)
     baselines = {method: fit(data) for method, fit in BASELINES.items()}
-    return {
-        name: {model.method: np.asarray(model.predict(adata).X)}
-        | {method: predict(adata.obsm[encoder]) for method, predict in baselines.items()}
-        for name, adata in cohort.items()
+    methods: dict[str, Callable[[AnnData], NDArray]] = {
+        model.method: lambda adata: np.asarray(model.predict(adata).X)
+    } | {name: partial(_by_features, predict, encoder) for name, predict in baselines.items()}
+    slopes = {
+        name: training_slope(predict, train, model.panel.index)
+        for name, predict in methods.items()
+        if not has_log_rates(name)
     }
+    sections = {}
+    for name, adata in cohort.items():
+        found = {method: predict(adata) for method, predict in methods.items()}
+        rest = without_image(found[model.method], adata.obs["library_size"].to_numpy())
+        sections[name] = found | rest
+    return Predicted(sections, slopes)
+
+
+def training_slope(
+    predict: Callable[[AnnData], NDArray], train: Mapping[str, AnnData], panel: pd.Index
+) -> NDArray[np.float64]:
+    """Find the slopes that turn a method's scores of its training sections into log rates.
+
+    Parameters
+    ----------
+    predict
+        A section to its scores.
+    train
+        Training sections.
+    panel
+        Genes of the scores.
+    """
+    return score_slope(
+        np.concatenate([predict(adata) for adata in train.values()]),
+        sparse.vstack([adata[:, panel].X for adata in train.values()]),
+        section=np.repeat(list(train), [adata.n_obs for adata in train.values()]),
+        library_size=np.concatenate([adata.obs["library_size"] for adata in train.values()]),
+    )
+
+
+def has_log_rates(method: str) -> bool:
+    """Whether a method's objective makes its scores log rates.
+
+    Examples
+    --------
+    >>> has_log_rates("mlp, list"), has_log_rates("mlp, mse"), has_log_rates("ridge")
+    (True, False, False)
+    """
+    return method.rpartition(", ")[2] in LOG_RATES
+
+
+def _by_features(
+    predict: Callable[[NDArray], NDArray], encoder: str, adata: AnnData
+) -> NDArray[np.float64]:
+    return predict(adata.obsm[encoder])
 
 
 def _score(
-    predictions: Mapping[str, Mapping[str, NDArray]],
-    cohort: Mapping[str, AnnData],
-    panel: pd.Index,
+    predictions: Predicted, cohort: Mapping[str, AnnData], panel: pd.Index
 ) -> pd.DataFrame:
     return pd.concat(
-        [score_section(predictions[name], adata, panel) for name, adata in cohort.items()],
+        [
+            score_section(predictions.sections[name], adata, panel, slopes=predictions.slopes)
+            for name, adata in cohort.items()
+        ],
         ignore_index=True,
     )
 

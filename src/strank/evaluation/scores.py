@@ -1,20 +1,101 @@
-"""Per gene and section: how well each method orders the spots, and what could not be scored."""
+"""Per gene and section: every score of every method, and what could not be scored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
+from scipy import sparse
 
-from strank.functional.metrics import log1p_cp10k, spearman
+from strank.cohort.contract import positions_um
+from strank.evaluation.ceiling import noise_ceiling
+from strank.evaluation.significance import moran_basis, null_correlations, p_values
+from strank.functional.depth import ThinnedRanks, deep_enough, lift, thinned_ranks
+from strank.functional.deviance import deviance_explained
+from strank.functional.metrics import log1p_cp10k, unit_columns, unit_ranks
 
-__all__ = ["score_section", "summarise"]
+__all__ = ["SCORES", "Depth", "ScoredSection", "ceilings", "score_section", "summarise"]
+
+Depth = Literal["all", "panel"]
+
+SCORES = (
+    *("scc", "pearson", "pearson_counts"),
+    *("depth_matched", "lift", "lift_relative", "deviance", "p_value"),
+)
+
+# Genes at a time: a dozen arrays of spots x genes are dense for so many.
+_GENES = 512
+_CEILINGS = ("scc", "pearson", "depth_matched")
 
 
-def score_section(scores: Mapping[str, NDArray], section: AnnData, panel: pd.Index) -> pd.DataFrame:
+@dataclass(frozen=True)
+class ScoredSection:
+    """Counts of a section for a panel, and what all methods are compared with.
+
+    Attributes
+    ----------
+    counts
+        Of the panel's genes that the section measures, CSR.
+    measured
+        Which those are, ``[n_genes]``.
+    library_size
+        Of its spots.
+    basis
+        Of `moran_basis`, of the spots that are deep enough to be matched; ``None`` for no p-values.
+    depth
+        Counts per 10,000 of ``"all"`` genes, or of the ``"panel"`` as in the STRank paper, which
+        makes the target of scc and pearson sum to a constant.
+    seed
+        Of thinning and of the null.
+    """
+
+    counts: sparse.csc_matrix
+    measured: NDArray[np.bool_]
+    library_size: NDArray
+    basis: NDArray | None
+    depth: Depth
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        section: AnnData,
+        panel: pd.Index,
+        *,
+        depth: Depth = "all",
+        seed: int = 0,
+        significance: bool = False,
+    ) -> ScoredSection:
+        """Look the panel up in a section; genes it lacks are not scored."""
+        measured = panel.isin(section.var_names)
+        counts = sparse.csc_matrix(section[:, panel[measured]].X)
+        library_size = section.obs["library_size"].to_numpy()
+        basis = None
+        if significance:
+            basis = moran_basis(positions_um(section)[deep_enough(library_size)[1]])
+        return cls(counts, measured, library_size, basis, depth, seed)
+
+    @property
+    def target_depth(self) -> NDArray:
+        """Library size of the target of scc and pearson."""
+        return self.library_size if self.depth == "all" else np.asarray(self.counts.sum(1)).ravel()
+
+
+def score_section(
+    scores: Mapping[str, NDArray],
+    section: AnnData,
+    panel: pd.Index,
+    *,
+    slopes: Mapping[str, NDArray] | None = None,
+    depth: Depth = "all",
+    seed: int = 0,
+    significance: bool = False,
+) -> pd.DataFrame:
     """Score the predictions of several methods for one section.
 
     Parameters
@@ -22,25 +103,65 @@ def score_section(scores: Mapping[str, NDArray], section: AnnData, panel: pd.Ind
     scores
         Method to its scores, ``[n_spots, n_genes]``.
     section
-        Counts and library size; it may lack genes of the panel.
+        Counts, library size and positions; it may lack genes of the panel.
     panel
         The genes of the columns.
+    slopes
+        Of methods whose scores are no log rates, for ``deviance``: ``[n_genes]``, from
+        `strank.functional.deviance.score_slope` on training sections.
+    depth
+        As in `ScoredSection`.
+    seed
+        Of thinning and of the null; every method sees the same draws.
+    significance
+        Whether to compute p-values.
 
     Returns
     -------
     pandas.DataFrame
-        One row a method and gene: ``method, section, patient, gene, mean_counts, n_spots, scc,
-        note``. ``scc`` is NaN where there is nothing to order, and ``note`` says why; a method that
-        predicts one value for all spots orders nothing and gets 0.
+        One row a method and gene: ``method, section, patient, gene, mean_counts, n_spots``, the
+        scores ``scc`` (`strank.functional.metrics.spearman`), ``pearson`` with log1p(CP10k),
+        ``pearson_counts`` with log1p(counts), ``depth_matched``, ``lift``, ``lift_relative``,
+        ``deviance`` and ``p_value``, and ``note``. A score is NaN where there is nothing to order,
+        and ``note`` says why; a method that predicts one value for all spots orders nothing and
+        gets 0.
     """
-    measured = panel.isin(section.var_names)
-    counts = section[:, panel[measured]].X
-    library_size = section.obs["library_size"].to_numpy()
+    scored = ScoredSection.of(section, panel, depth=depth, seed=seed, significance=significance)
+    slopes, measured = slopes or {}, scored.measured
+    values = {method: np.full((len(panel), len(SCORES)), np.nan) for method in scores}
     varies = np.zeros(len(panel), dtype=bool)
-    varies[measured] = np.ptp(log1p_cp10k(counts, library_size).toarray(), axis=0) > 0
+    columns = np.flatnonzero(measured)
+    for start in range(0, len(columns), _GENES):
+        block, genes = slice(start, start + _GENES), columns[start : start + _GENES]
+        targets = _Targets.of(scored, block)
+        varies[genes] = targets.varies
+        for method, predicted in scores.items():
+            slope = slopes[method][genes] if method in slopes else None
+            values[method][genes] = targets.score(np.asarray(predicted)[:, genes], slope)
+    facts = _gene_facts(section, panel)
+    tables = []
+    for method, predicted in scores.items():
+        constant = varies & (np.ptp(predicted, axis=0) == 0)
+        note = np.select([~measured, ~varies, constant], _NOTES, "")
+        # There is nothing to order: not even the scores that a gene without variation would get.
+        found = np.where(varies[:, None], values[method], np.nan)
+        found = np.where(constant[:, None] & np.isnan(found) & _ORDERED, 0.0, found)
+        table = facts.assign(**dict(zip(SCORES, found.T, strict=True)), note=note)
+        tables.append(table.assign(method=method))
+    return pd.concat(tables, ignore_index=True)
+
+
+_NOTES = ["not measured", "constant counts", "constant scores"]
+# A p-value of scores without order is not 0 but undefined.
+_ORDERED = np.array([name != "p_value" for name in SCORES])
+
+
+def _gene_facts(section: AnnData, panel: pd.Index) -> pd.DataFrame:
+    """``section, patient, gene, mean_counts, n_spots`` of every gene of a panel."""
+    measured = panel.isin(section.var_names)
     mean_counts = np.full(len(panel), np.nan)
-    mean_counts[measured] = np.asarray(counts.mean(0)).ravel()
-    rows = pd.DataFrame(
+    mean_counts[measured] = np.asarray(section[:, panel[measured]].X.mean(0)).ravel()
+    return pd.DataFrame(
         {
             "section": str(section.obs["section"].iloc[0]),
             "patient": str(section.obs["patient"].iloc[0]),
@@ -49,28 +170,90 @@ def score_section(scores: Mapping[str, NDArray], section: AnnData, panel: pd.Ind
             "n_spots": section.n_obs,
         }
     )
-    tables = []
-    for method, predicted in scores.items():
-        constant = np.ptp(predicted, axis=0) == 0
-        scc = np.full(len(panel), np.nan)
-        scc[measured] = spearman(
-            predicted[:, measured],
+
+
+def ceilings(section: AnnData, panel: pd.Index, *, seed: int = 0) -> pd.DataFrame:
+    """`_gene_facts` with the noise ceiling of each gene, and how many spots are deep enough.
+
+    Returns
+    -------
+    pandas.DataFrame
+        And ``n_matched``, ``ceiling_scc``, ``ceiling_pearson``, ``ceiling_depth_matched``.
+    """
+    scored = ScoredSection.of(section, panel, seed=seed)
+    found = noise_ceiling(scored.counts.tocsr(), library_size=scored.library_size, seed=seed)
+    table = _gene_facts(section, panel)
+    table["n_matched"] = int(deep_enough(scored.library_size)[1].sum())
+    for name in _CEILINGS:
+        table[f"ceiling_{name}"] = np.nan
+        table.loc[scored.measured, f"ceiling_{name}"] = getattr(found, name)
+    return table
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """What the scores of a block of genes are compared with; computed once for all methods."""
+
+    of_section: ScoredSection
+    counts: sparse.csr_matrix
+    varies: NDArray[np.bool_]
+    ranks: NDArray
+    cp10k: NDArray
+    log_counts: NDArray
+    best_lift: NDArray
+    thinned: ThinnedRanks
+
+    @classmethod
+    def of(cls, scored: ScoredSection, block: slice) -> _Targets:
+        counts = scored.counts[:, block].tocsr()
+        target = log1p_cp10k(counts, scored.target_depth).toarray()
+        thinned = thinned_ranks(counts, scored.library_size, rng=_rng(scored.seed, block.start))
+        return cls(
+            scored,
             counts,
-            section=np.zeros(section.n_obs),
-            library_size=library_size,
-        )[0]
-        note = np.select(
-            [~measured, ~varies, constant],
-            ["not measured", "constant counts", "constant scores"],
-            "",
+            np.ptp(target, axis=0) > 0,
+            unit_ranks(target),
+            unit_columns(target),
+            unit_columns(counts.log1p().toarray()),
+            _best_lift(counts, scored.library_size),
+            thinned,
         )
-        scc = np.where(varies & constant, 0.0, scc)
-        tables.append(rows.assign(scc=scc, note=note).assign(method=method))
-    return pd.concat(tables, ignore_index=True)
+
+    def score(self, scores: NDArray, slope: NDArray | None) -> NDArray[np.float64]:
+        """Every score of `SCORES`, ``[n_genes, n_scores]``."""
+        section, kept = self.of_section, self.thinned.kept
+        spots = {"section": np.zeros(len(scores)), "library_size": section.library_size}
+        unit, ranks = unit_columns(scores), unit_ranks(scores[kept])
+        matched = (ranks * self.thinned.ranks).sum(0)
+        gini = lift(scores, self.counts, **spots)[0]
+        found = {
+            "scc": (unit_ranks(scores) * self.ranks).sum(0),
+            "pearson": (unit * self.cp10k).sum(0),
+            "pearson_counts": (unit * self.log_counts).sum(0),
+            "depth_matched": matched,
+            "lift": gini,
+            "lift_relative": gini / np.where(self.best_lift > 0, self.best_lift, np.nan),
+            "deviance": deviance_explained(scores, self.counts, slope=slope, **spots)[0],
+            "p_value": np.full(scores.shape[1], np.nan),
+        }
+        if section.basis is not None:
+            rng = _rng(section.seed, 1)
+            null = null_correlations(ranks, self.thinned.ranks, section.basis, rng=rng)
+            found["p_value"] = p_values(matched, null)
+        return np.stack([found[name] for name in SCORES], axis=1)
+
+
+def _best_lift(counts: sparse.csr_matrix, library_size: NDArray) -> NDArray[np.float64]:
+    shares = counts.toarray() / np.maximum(library_size, 1)[:, None]
+    return lift(shares, counts, section=np.zeros(len(shares)), library_size=library_size)[0]
+
+
+def _rng(*seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean SCC over genes for each section and method, and over sections.
+    """Mean over genes for each section and method, and over sections.
 
     Parameters
     ----------
@@ -81,27 +264,29 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row a method and section, then one a method over all of them (``section`` =
-        ``"mean"``, each section weighing the same): ``scc``, ``genes`` (how many it is the mean
-        of), ``constant_counts`` and ``not_measured`` (left out), ``constant_scores`` (counted
-        as 0).
+        ``"mean"``, each section weighing the same): ``scc``, ``depth_matched``, ``lift``,
+        ``genes`` (how many they are the mean of), ``constant_counts`` and ``not_measured`` (left
+        out), ``constant_scores`` (counted as 0).
 
     Examples
     --------
     >>> table = pd.DataFrame({"method": "list", "section": "C2", "gene": ["A", "B"],
-    ...                       "scc": [0.4, np.nan], "note": ["", "constant counts"]})
+    ...                       "scc": [0.4, np.nan], "depth_matched": [0.3, np.nan],
+    ...                       "lift": [0.1, np.nan], "note": ["", "constant counts"]})
     >>> summarise(table)[["section", "scc", "genes", "constant_counts"]].values.tolist()
     [['C2', 0.4, 1, 1], ['mean', 0.4, 1, 1]]
     """
+    means = ["scc", "depth_matched", "lift"]
     groups = table.groupby(["method", "section"], sort=False)
     by_section = groups.agg(
-        scc=("scc", "mean"),
+        **{name: (name, "mean") for name in means},
         genes=("scc", "count"),
         constant_counts=("note", lambda note: int((note == "constant counts").sum())),
         not_measured=("note", lambda note: int((note == "not measured").sum())),
         constant_scores=("note", lambda note: int((note == "constant scores").sum())),
     ).reset_index()
     overall = by_section.groupby("method", sort=False).agg(
-        {"scc": "mean"} | dict.fromkeys(by_section.columns[3:], "sum")
+        dict.fromkeys(means, "mean") | dict.fromkeys(by_section.columns[5:], "sum")
     )
     overall = overall.reset_index().assign(section="mean")
     return pd.concat([by_section, overall[by_section.columns]], ignore_index=True)

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from strank.functional.metrics import rows_of, unit_ranks
 
-__all__ = ["ThinnedRanks", "depth_matched_spearman", "lift", "thin", "thinned_ranks"]
+__all__ = ["ThinnedRanks", "deep_enough", "depth_matched_spearman", "lift", "thin", "thinned_ranks"]
 
 # Genes at a time: draws are dense for so many.
 _GENES = 1024
@@ -29,7 +29,8 @@ class ThinnedRanks:
         The depth.
     ranks
         Of the spots kept, mean of the draws' `unit_ranks`, ``[n_kept, n_genes]``: the product with
-        the unit ranks of scores is the mean Spearman correlation. NaN where no draw has two values.
+        the unit ranks of scores is the mean Spearman correlation. A draw without two values counts
+        as 0; NaN where all are.
     """
 
     kept: NDArray[np.bool_]
@@ -65,7 +66,7 @@ def depth_matched_spearman(
     quantile
         Of library size, at least 0 and below 1.
     n_draws
-        The mean over so many thinnings is taken; draws that leave a gene constant are left out.
+        The mean over so many thinnings is taken; one that leaves a gene constant counts as 0.
     seed
         Of the draws.
 
@@ -118,14 +119,26 @@ def thinned_ranks(
     """
     if not 0 <= quantile < 1 or n_draws < 1:
         raise ValueError(f"quantile {quantile} must lie in [0, 1), and n_draws {n_draws} be >= 1")
-    depth = max(float(np.quantile(library_size, quantile)), 1.0)
-    kept = library_size >= depth
-    by_gene, keep = sparse.csc_matrix(counts[kept]), depth / library_size[kept]
+    depth, kept = deep_enough(library_size, quantile)
+    by_gene, keep = sparse.csc_matrix(counts[kept]), depth / np.maximum(library_size[kept], depth)
     blocks = [
         _mean_ranks(by_gene[:, start : start + _GENES], keep, n_draws, rng)
         for start in range(0, max(by_gene.shape[1], 1), _GENES)
     ]
     return ThinnedRanks(kept, depth, np.concatenate(blocks, axis=1))
+
+
+def deep_enough(library_size: NDArray, quantile: float = 0.1) -> tuple[float, NDArray[np.bool_]]:
+    """Find the depth that spots of a section are matched at, and which spots have it.
+
+    Examples
+    --------
+    >>> deep_enough(np.array([5, 10, 20]), quantile=0.5)
+    (10.0, array([False,  True,  True]))
+    """
+    depth = max(float(np.quantile(library_size, quantile)), 1.0)
+    # A section without counts keeps its spots, so that its genes are undefined like any constant.
+    return depth, library_size >= min(depth, library_size.max())
 
 
 def _mean_ranks(
@@ -134,9 +147,10 @@ def _mean_ranks(
     total, defined = np.zeros(counts.shape), np.zeros(counts.shape[1])
     for drawn in _draws(counts, keep, n_draws, rng):
         ranks = unit_ranks(drawn)
-        defined += np.isfinite(ranks).all(0) if len(ranks) else 0
+        defined += np.isfinite(ranks).all(0)
         total += np.nan_to_num(ranks)
-    return np.divide(total, defined, out=np.full(total.shape, np.nan), where=defined > 0)
+    # Not the mean of those defined: a gene's few counts are drawn more often from deep spots.
+    return np.where(defined > 0, total / n_draws, np.nan)
 
 
 def _draws(
@@ -189,7 +203,8 @@ def lift(
 
     the chance that a random count lies in a higher scored spot than a random unit of depth does,
     less the chance of the opposite. Between -1 and 1; equal scores count as neither. Where shares
-    have nothing to do with depth, any function of depth scores 0.
+    have nothing to do with depth, any function of depth scores 0: exactly so for Poisson counts,
+    but for a bias of the order of dispersion / number of spots for gamma-Poisson counts.
 
     What can fool it: a few spots with most of the counts decide it; and it is small for a gene that
     varies little, however well it is ordered. ``relative`` compares with the best order there
@@ -217,10 +232,12 @@ def lift(
     """
     counts, found = sparse.csr_matrix(counts), []
     for rows in rows_of(section):
-        observed, exposure = counts[rows].toarray().astype(np.float64), library_size[rows]
+        observed = counts[rows].toarray().astype(np.float64)
+        exposure = np.asarray(library_size[rows], dtype=np.float64)
         gini = _gini(scores[rows], observed, exposure)
         if relative:
-            best = _gini(observed / np.maximum(exposure, 1)[:, None], observed, exposure)
+            share = observed / np.where(exposure > 0, exposure, 1.0)[:, None]
+            best = _gini(share, observed, exposure)
             gini = np.divide(gini, best, out=np.full(gini.shape, np.nan), where=best > 0)
         found.append(gini)
     return np.stack(found)
@@ -238,7 +255,8 @@ def _gini(scores: NDArray, counts: NDArray, exposure: NDArray) -> NDArray[np.flo
     last = np.where(np.vstack([rises, edge]), position, len(scores) - 1)
     last = np.minimum.accumulate(last[::-1], axis=0)[::-1]
     below, up_to = (np.take_along_axis(reached, at, 0) for at in (first, last + 1))
-    total, all_counts = float(exposure.sum()), counts.sum(0)
+    # The sum as it was accumulated, so that scores without order are left with exactly 0.
+    total = reached[-1]
     above_less = (counts * (below + up_to - total)).sum(0)
-    norm = total * all_counts
+    norm = total * counts.sum(0)
     return np.divide(above_less, norm, out=np.full(norm.shape, np.nan), where=norm > 0)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.special import logsumexp, xlogy
+from scipy.special import logsumexp, rel_entr
 
 from strank.functional.metrics import rows_of
 
 __all__ = ["deviance_explained", "list_gain", "score_slope"]
 
-_STEPS = 50
-# In standard deviations of a gene's scores: from 0 to a fold change of exp(30) in a step or two.
+_STEPS = 100
+# In standard deviations of a gene's scores, either way, for counts that ask for an infinite slope.
 _LONGEST = 15.0
 
 
@@ -34,8 +34,8 @@ def deviance_explained(
 
     with the loss of the scores, of no scores (library size alone), and of the shares as they were
     observed. It measures whether log fold changes are right, size included: 1 is perfect, 0 no
-    model at all, below 0 worse than none. Any function of depth has at most 0 in expectation where
-    there is no signal.
+    model at all, below 0 worse than none. Where there is no signal, the gain of any function of
+    depth over library size alone, `list_gain`, is at most 0 in expectation.
 
     What can fool it: noise. Counts of a sparse gene are mostly noise, so even the truth explains
     little; and a few spots with many counts weigh most.
@@ -112,7 +112,8 @@ def score_slope(
 ) -> NDArray[np.float64]:
     r"""Slope of each gene that turns scores into log rates: of highest list likelihood.
 
-    Newton's method on :math:`L(b\, r)`, which is convex in :math:`b`, for all genes at once.
+    Newton's method, kept between bounds, on :math:`L(b\, r)`, which is convex in :math:`b`, for
+    all genes at once.
 
     Parameters
     ----------
@@ -122,7 +123,8 @@ def score_slope(
     Returns
     -------
     NDArray
-        ``[n_genes]``; 0 for scores that do not vary within sections, and for genes without counts.
+        ``[n_genes]``; 0 for scores that do not vary within sections, and for genes without counts;
+        at most 15 standard deviations either way.
 
     Examples
     --------
@@ -138,15 +140,21 @@ def score_slope(
     for values, _, _ in parts:
         values *= inverse
     slope = np.zeros(scores.shape[1])
+    low, high = np.full_like(slope, -_LONGEST), np.full_like(slope, _LONGEST)
     for _ in range(_STEPS):
         gradient, curvature = (
             sum(v) for v in zip(*(_newton(slope, *p) for p in parts), strict=True)
         )
-        step = np.divide(gradient, curvature, out=np.zeros_like(slope), where=curvature > 1e-12)
-        slope = slope - step.clip(-1, 1)
+        low, high = np.where(gradient < 0, slope, low), np.where(gradient > 0, slope, high)
+        step = np.where(gradient == 0, 0.0, np.inf)
+        np.divide(-gradient, curvature, out=step, where=curvature > 0)
+        # One outlying spot makes the loss bend so sharply that Newton's steps run to and fro.
+        inside = (slope + step >= low) & (slope + step <= high)
+        step = np.where(inside | (gradient == 0), step, (low + high) / 2 - slope)
+        slope = slope + step
         if np.abs(step).max(initial=0) < 1e-10:
             break
-    return slope.clip(-_LONGEST, _LONGEST) * inverse
+    return slope * inverse
 
 
 def _newton(
@@ -165,21 +173,23 @@ def _centred(
     scores: NDArray, counts: sparse.csr_matrix, library_size: NDArray
 ) -> tuple[NDArray[np.float64], NDArray, sparse.csr_matrix]:
     """Scores about their mean, log depth and counts of the spots that have any count."""
-    seen = library_size > 0
+    depth = np.asarray(library_size, dtype=np.float64)
+    if not depth.any():
+        depth = np.ones_like(depth)
+    seen = depth > 0
     values = np.asarray(scores, dtype=np.float64)[seen]
-    # About their mean, so that two large terms do not lose the digits of their difference.
-    centre = values.mean(0) if len(values) else 0.0
-    offset = np.log(np.asarray(library_size, dtype=np.float64)[seen])[:, None]
-    return values - centre, offset, sparse.csr_matrix(counts[seen])
+    # About their mean, so that two large terms do not lose the digits of their difference; and
+    # first about one of them, so that nothing is left of a constant.
+    values = values - values[0]
+    observed = sparse.csr_matrix(counts[seen], dtype=np.float64)
+    return values - values.mean(0), np.log(depth[seen])[:, None], observed
 
 
 def _null_deviance(counts: sparse.csr_matrix, library_size: NDArray) -> NDArray[np.float64]:
     r""":math:`L(0) - L^*` of a section: half the deviance of library size alone."""
-    counts = sparse.csr_matrix(counts, dtype=np.float64)
-    total = counts.sum(0).A1
-    own = counts.copy()
-    own.data = xlogy(own.data, own.data)
-    offset = np.log(np.maximum(np.asarray(library_size, dtype=np.float64), 1))
-    seen = library_size > 0
-    everything = logsumexp(offset[seen]) if seen.any() else 0.0
-    return own.sum(0).A1 - xlogy(total, total) - counts.T @ offset + total * everything
+    stored = sparse.coo_matrix(counts, dtype=np.float64)
+    total = stored.sum(0).A1
+    share = library_size / max(library_size.sum(), 1)
+    # Term by term, so that nothing is left where all are as expected.
+    stored.data = rel_entr(stored.data, total[stored.col] * share[stored.row])
+    return stored.sum(0).A1

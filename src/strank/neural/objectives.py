@@ -27,9 +27,9 @@ from strank.losses import (
 )
 from strank.neural.recipe import Monitor, Recipe
 
-__all__ = ["OBJECTIVES", "MakeLoss", "loss_maker", "monitored", "start_level"]
+__all__ = ["LOG_RATES", "OBJECTIVES", "MakeLoss", "loss_maker", "monitored", "start_level"]
 
-_LOG_RATES = ("list", "pair", "poisson", "nb")
+LOG_RATES = ("list", "pair", "poisson", "nb")
 
 MakeLoss = Callable[[int], SectionLoss]
 
@@ -37,7 +37,8 @@ OBJECTIVES: dict[str, Callable[..., SectionLoss]] = {
     "list": lambda n_genes, reduction: ListSTRankLoss(reduction=reduction, distributed=True),
     "pair": lambda n_genes, reduction: PairSTRankLoss(reduction=reduction),
     "rank": lambda n_genes, reduction: MarginRankingLoss(reduction=reduction),
-    "pearson": lambda n_genes, reduction: PearsonLoss(reduction=reduction),
+    "pcc": lambda n_genes, reduction: PearsonLoss(pooled=True, reduction=reduction),
+    "section-pcc": lambda n_genes, reduction: PearsonLoss(reduction=reduction),
     "mse": lambda n_genes, reduction: MSELoss(reduction=reduction),
     "poisson": lambda n_genes, reduction: PoissonLoss(reduction=reduction),
     "nb": lambda n_genes, reduction: NegativeBinomialLoss(n_genes, reduction=reduction),
@@ -65,7 +66,7 @@ def monitored(recipe: Recipe, name: str) -> Recipe:
     >>> monitored(Recipe(), "mse").monitor
     'spearman'
     """
-    usual: Monitor = "list_gain" if name in _LOG_RATES else "spearman"
+    usual: Monitor = "list_gain" if name in LOG_RATES else "spearman"
     return replace(recipe, monitor=recipe.monitor or usual)
 
 

@@ -1,0 +1,173 @@
+"""Which spots lie in which region: a column of ``obs``, or polygons in GeoJSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from anndata import AnnData
+from numpy.typing import NDArray
+from shapely.geometry import shape
+
+from strank.errors import InputError, some
+from strank.files import read_json
+
+__all__ = ["Regions", "choose_pair", "find_regions", "outlines", "spots_within"]
+
+# Region to which of the spots lie in it, ``[n_spots]``.
+Regions = dict[str, NDArray[np.bool_]]
+
+_POLYGONS = [shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON]
+_DAMAGE = (AttributeError, LookupError, TypeError, ValueError, shapely.ShapelyError)
+
+
+def find_regions(spots: AnnData, groups: str) -> Regions:
+    """Tell which spots lie in which region.
+
+    Parameters
+    ----------
+    spots
+        Tiles, or spots of a section, with positions in pixels of the full image.
+    groups
+        A column of ``obs``, one value a region (spots without a value lie in none); or else a
+        GeoJSON file, see `outlines`.
+
+    Raises
+    ------
+    InputError
+        If it is neither, or the file has no polygon.
+
+    Examples
+    --------
+    >>> spots = AnnData(np.zeros((3, 1)), obs={"niche": ["core", "rim", "core"]})
+    >>> find_regions(spots, "niche")["core"]
+    array([ True, False,  True])
+    """
+    if groups in spots.obs:
+        values = spots.obs[groups].dropna().astype(str).reindex(spots.obs_names).to_numpy()
+        return {name: values == name for name in sorted({v for v in values if isinstance(v, str)})}
+    path = Path(groups)
+    if not path.is_file() and path.suffix.lower() not in (".geojson", ".json"):
+        raise InputError(
+            f"--groups {groups}: neither a file nor a column of obs; its columns are "
+            f"{some(spots.obs.columns, 20) or 'none'}"
+        )
+    return spots_within(outlines(path), np.asarray(spots.obsm["spatial"], dtype=np.float64))
+
+
+def spots_within(regions: Mapping[str, Any], positions: NDArray[np.float64]) -> Regions:
+    """Tell which centres lie inside which geometry.
+
+    Examples
+    --------
+    >>> spots_within({"core": shapely.box(0, 0, 2, 2)}, np.array([[1.0, 1.0], [5.0, 1.0]]))
+    {'core': array([ True, False])}
+    """
+    return {
+        name: np.asarray(shapely.contains_xy(region, positions[:, 0], positions[:, 1]))
+        for name, region in regions.items()
+    }
+
+
+def outlines(path: Path) -> dict[str, Any]:
+    """Read regions as QuPath exports them.
+
+    Parameters
+    ----------
+    path
+        A FeatureCollection, a list of features, a feature or a geometry, in pixels of the full
+        image. Polygons and multipolygons count, with their holes; points and lines do not.
+
+    Returns
+    -------
+    dict
+        Region to its geometry, in the file's order. A region is all polygons of one class
+        (``properties.classification.name``), or of one name where there is no class.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, or has no polygon.
+    """
+    found: dict[str, list[Any]] = {}
+    try:
+        for number, feature in enumerate(_features(read_json(path))):
+            parts = shapely.get_parts(shape(feature["geometry"]))
+            polygons = parts[np.isin(shapely.get_type_id(parts), _POLYGONS)]
+            if not np.isfinite(shapely.get_coordinates(polygons)).all():
+                raise InputError(f"{path}: feature {number} has coordinates that are not finite")
+            polygons = polygons[~shapely.is_empty(polygons)]
+            if len(polygons):
+                found.setdefault(_name(feature), []).extend(polygons)
+    except InputError:
+        raise
+    except _DAMAGE as error:
+        raise InputError(f"{path}: not GeoJSON as QuPath exports it ({error!r})") from error
+    if not found:
+        raise InputError(f"{path}: no polygon there; draw regions and export them as GeoJSON")
+    # Outlines drawn by hand cross themselves now and then.
+    return {
+        name: shapely.union_all(
+            shapely.make_valid(polygons, method="structure", keep_collapsed=False)
+        )
+        for name, polygons in found.items()
+    }
+
+
+def choose_pair(regions: Regions, between: str | None, *, source: str) -> tuple[str, str]:
+    """Choose the two regions of a contrast; a name may hold a comma.
+
+    Parameters
+    ----------
+    regions
+        From `find_regions`.
+    between
+        Two names, separated by a comma; if ``None`` there must be two regions.
+    source
+        The file or column that the message names.
+
+    Raises
+    ------
+    InputError
+        If they are not two of the regions; it lists those there are.
+
+    Examples
+    --------
+    >>> choose_pair({"core": np.ones(2, bool), "rim": np.ones(2, bool)}, "rim, core", source="x")
+    ('rim', 'core')
+    """
+    names = list(regions)
+    there = f"{source} has {some(names, 20) or 'no region'}"
+    if between is None:
+        if len(names) != 2:
+            raise InputError(
+                f"{there}: a contrast needs two regions"
+                + ("; choose with --between A,B" if len(names) > 2 else "")
+            )
+        return names[0], names[1]
+    pairs = [
+        (name, rest)
+        for name in names
+        if between.startswith(f"{name},") and (rest := between[len(name) + 1 :].strip()) in names
+    ]
+    if not pairs or pairs[0][0] == pairs[0][1]:
+        raise InputError(f"--between {between}: give two regions, separated by a comma; {there}")
+    return pairs[0]
+
+
+def _features(content: Any) -> list[Any]:
+    if isinstance(content, list):
+        return content
+    kind = content["type"]
+    if kind == "FeatureCollection":
+        return list(content["features"])
+    return [content if kind == "Feature" else {"geometry": content}]
+
+
+def _name(feature: Mapping[str, Any]) -> str:
+    properties = feature.get("properties") or {}
+    classification = properties.get("classification") or {}
+    return str(classification.get("name") or properties.get("name") or "unnamed")

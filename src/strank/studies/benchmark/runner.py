@@ -1,0 +1,250 @@
+"""``strank benchmark``: fit every cell once, in parallel; then score all of them and summarise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
+
+from strank.cohort.contract import counts_checksum, section_info
+from strank.cohort.splits import patients_of
+from strank.cohort.store import read_cohort
+from strank.errors import InputError
+from strank.evaluation.folds import Protocol
+from strank.files import atomic_path, output_folder, read_json, write_json
+from strank.studies.benchmark.cells import REFERENCE, Cell, Task, run_cell, score_task
+from strank.studies.benchmark.methods import OTHERS, is_stepwise, method_of
+from strank.studies.benchmark.tables import summarise_benchmark, write_tables
+from strank.version import __version__
+
+__all__ = ["LOSSES", "Grid", "run_benchmark"]
+
+LOSSES = ("list", "pair", "mse", "poisson", "nb", "rank", "pcc", "section-pcc")
+# What stands in every table.
+_ALWAYS = ("linear, list", "ridge", "centred ridge")
+
+Advance = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is combined.
+
+    Attributes
+    ----------
+    losses, heads
+        Objectives and heads, as in `strank.studies.benchmark.methods.method_of`; of losses also
+        methods of their own, such as ``"hest-ridge"``.
+    encoders
+        Whose features.
+    n_genes
+        Sizes of the panel; ``None`` for all genes.
+    seeds
+        Of every method that is trained step by step.
+    most_stepwise
+        Larger panels are left to the methods that are solved exactly.
+    """
+
+    losses: tuple[str, ...] = LOSSES
+    heads: tuple[str, ...] = ("linear",)
+    encoders: tuple[str, ...] = ("morphology",)
+    n_genes: tuple[int | None, ...] = (50,)
+    seeds: int = 1
+    most_stepwise: int = 1000
+
+    @property
+    def methods(self) -> list[str]:
+        """All methods, those that stand in every table first; no method twice."""
+        named = [
+            loss if loss in OTHERS else method_of(head, loss)
+            for head, loss in product(self.heads, self.losses)
+        ]
+        return list(dict.fromkeys((*_ALWAYS, *named)))
+
+    def cells(self, tasks: Iterable[Task]) -> list[Cell]:
+        """All cells of some tasks, the longest first."""
+        found = [
+            Cell(task, method, seed)
+            for task, method in product(tasks, self.methods)
+            if not (is_stepwise(method) and self._too_large(task.n_genes))
+            for seed in range(self.seeds if is_stepwise(method) else 1)
+        ]
+        return sorted(found, key=lambda cell: _length(cell), reverse=True)
+
+    @property
+    def notes(self) -> list[str]:
+        """What of it is left out, and how methods are solved, in words."""
+        stepwise = [method for method in self.methods if is_stepwise(method)]
+        told = ["linear, mse is ridge: squared error to log1p(CP10k), solved exactly"]
+        if stepwise and any(self._too_large(size) for size in self.n_genes):
+            told.append(
+                f"{'; '.join(stepwise)}: trained step by step, so not at more than "
+                f"{self.most_stepwise} genes"
+            )
+        return told
+
+    def _too_large(self, n_genes: int | None) -> bool:
+        return n_genes is None or n_genes > self.most_stepwise
+
+
+def _length(cell: Cell) -> tuple[float, bool]:
+    size = cell.task.n_genes or float("inf")
+    return size, is_stepwise(cell.method)
+
+
+def run_benchmark(
+    cohort: Path,
+    protocol: Protocol,
+    grid: Grid,
+    out: Path,
+    *,
+    jobs: int = 1,
+    progress: Callable[[str, int], Any],
+) -> dict[str, Any]:
+    """Run what is not done yet, and write all tables.
+
+    Parameters
+    ----------
+    cohort
+        Folder with features of all encoders.
+    protocol
+        Folds and panel.
+    grid
+        What is combined.
+    out
+        Folder of the results. A run that was stopped goes on; more may be asked of it later.
+    jobs
+        Processes, one thread each.
+    progress
+        Makes a progress bar, as `strank.progress.progress`.
+
+    Returns
+    -------
+    dict
+        What ``benchmark.json`` says: protocol, sections, warnings, notes.
+
+    Raises
+    ------
+    InputError
+        For a folder of another protocol or cohort, absent features, an unknown method.
+    """
+    started = time.perf_counter()
+    facts, tasks = _claim(cohort, protocol, grid, output_folder(out))
+    cells = grid.cells(tasks)
+    left = [cell for cell in cells if not cell.path(out).is_file()]
+    with progress("Fitting", len(left)) as advance:
+        fits = (delayed(_fit)(cell, protocol, cohort, out) for cell in left)
+        failed = [failure for failure in _each(fits, jobs, advance) if failure]
+    done = [cell for cell in cells if cell.path(out).is_file()]
+    by_task = [(task, [cell for cell in done if cell.task == task]) for task in tasks]
+    with progress("Scoring", len(by_task)) as advance:
+        scored = (delayed(_alone)(score_task, t, c, protocol, cohort, out) for t, c in by_task)
+        results, genes = zip(*_each(scored, jobs, advance), strict=True)
+    facts |= {"failed": failed, "seconds": facts["seconds"] + time.perf_counter() - started}
+    _write(out, _joined(results), _joined(genes), protocol.headline)
+    write_json(out / "benchmark.json", facts)
+    return facts
+
+
+def _each(calls: Iterable[Any], jobs: int, advance: Advance) -> list[Any]:
+    found = []
+    for result in Parallel(n_jobs=jobs, return_as="generator_unordered")(calls):
+        found.append(result)
+        advance(1)
+    return found
+
+
+def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call with one thread, since the cores are shared among processes."""
+    import torch
+
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        return function(*arguments)
+
+
+def _fit(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> str | None:
+    """Run a cell; if its input is at fault, say so, and let the others go on."""
+    try:
+        _alone(run_cell, cell, protocol, cohort, out)
+    except InputError as error:
+        task = cell.task
+        return f"{cell.method}, {task.encoder}, {task.genes} genes, {task.fold.name}: {error}"
+    return None
+
+
+def _claim(
+    cohort: Path, protocol: Protocol, grid: Grid, out: Path
+) -> tuple[dict[str, Any], list[Task]]:
+    """Check that the folder is of this protocol and cohort; write what is known before the run."""
+    sections = {encoder: read_cohort(cohort, encoder=encoder) for encoder in grid.encoders}
+    first = sections[grid.encoders[0]]
+    patients = patients_of(first)
+    folds = protocol.make_folds(patients)
+    tasks = [Task(*keys) for keys in product(grid.encoders, grid.n_genes, folds)]
+    checksums = {name: counts_checksum(adata) for name, adata in first.items()}
+    path = out / "benchmark.json"
+    before = read_json(path) if path.is_file() else {"seconds": 0.0}
+    if path.is_file():
+        same = before["protocol"]["sha256"] == protocol.sha256
+        counts = {name: entry["counts_sha256"] for name, entry in before["sections"].items()}
+        if not same or counts != checksums or before["strank_version"] != __version__:
+            raise InputError(
+                f"{out}: results of another {'cohort or version' if same else 'protocol'}; choose "
+                "another -o, or remove it"
+            )
+    facts = {
+        "strank_version": __version__,
+        "protocol": {**protocol.facts, "sha256": protocol.sha256},
+        "cohort": str(cohort.resolve()),
+        "sections": {
+            name: {
+                "patient": patients[name],
+                "n_spots": adata.n_obs,
+                "counts_sha256": checksums[name],
+                "image": section_info(adata).image,
+            }
+            for name, adata in first.items()
+        },
+        "folds": {f.name: {"train": f.train, "test": f.test} for f in folds},
+        "methods": grid.methods,
+        "encoders": grid.encoders,
+        "genes": ["all" if size is None else str(size) for size in grid.n_genes],
+        "seeds": grid.seeds,
+        "reference": REFERENCE,
+        "warnings": protocol.warnings(folds, patients),
+        "notes": grid.notes,
+        "seconds": before["seconds"],
+    }
+    write_json(path, facts)
+    protocol.write(out / "protocol.toml")
+    return facts, tasks
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Put tables into one, whose text is kept as categories: millions of rows name few things."""
+    joined = pd.concat([table.astype(_as_text(table)) for table in tables], ignore_index=True)
+    return joined.astype(dict.fromkeys(_as_text(joined), "category"))
+
+
+def _as_text(table: pd.DataFrame) -> dict[str, str]:
+    return dict.fromkeys(table.select_dtypes(["object", "category", "string"]).columns, "str")
+
+
+def _write(out: Path, results: pd.DataFrame, genes: pd.DataFrame, headline: str) -> None:
+    order = ["method", "encoder", "genes", "seed", "fold", "section", "patient", "patient_seen"]
+    order += ["gene", "score", "value"]
+    results = results[order].sort_values(order[:-1], ignore_index=True)
+    for name, table in {"results": results, "genes": genes}.items():
+        with atomic_path(out / f"{name}.parquet") as part:
+            table.to_parquet(part, index=False)
+    with atomic_path(out / "results.csv.gz") as part:
+        results.to_csv(part, index=False, float_format="%.6g", compression="gzip")
+    write_tables(out, summarise_benchmark(results, genes), headline)

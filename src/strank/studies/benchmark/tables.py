@@ -1,0 +1,186 @@
+"""From the scores of all cells to tables for people: means with intervals, and differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import combine_pvalues
+
+from strank.evaluation.intervals import mean_intervals
+from strank.evaluation.scores import SCORES
+from strank.evaluation.significance import false_discovery_rate
+from strank.files import atomic_path
+from strank.studies.benchmark.cells import REFERENCE
+
+__all__ = ["predicted_genes", "summarise_benchmark", "write_tables"]
+
+_MEANS = tuple(name for name in SCORES if name != "p_value")
+_WITH_CEILING = ("scc", "pearson", "depth_matched")
+# Below it, what a perfect model could reach is mostly noise itself.
+_LEAST_CEILING = 0.05
+_GROUP = ["encoder", "genes", "patient_seen"]
+_SHOWN = ("depth_matched", "lift", "deviance", "scc", "pearson", "pearson_counts")
+_FALSE_DISCOVERIES = 0.05
+
+
+def summarise_benchmark(results: pd.DataFrame, genes: pd.DataFrame) -> pd.DataFrame:
+    """Mean of every score with its interval, and the paired difference to the reference method.
+
+    Parameters
+    ----------
+    results, genes
+        From `strank.studies.benchmark.cells.score_task`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row an encoder, size of the panel, kind of patient (whether others of its sections train),
+        method and score: ``mean, low, high``; ``difference`` to `REFERENCE` on the same genes and
+        sections, with its own ``difference_low, difference_high``; ``fraction_of_ceiling``, of the
+        means; ``n_sections, n_genes, seeds``. Seeds of a method are averaged first. Score
+        ``predicted`` is the share of genes that are predicted at all, at 5 % false discoveries.
+    """
+    parts = [_summarise_group(rows, genes, keys) for keys, rows in _groups(results)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _groups(results: pd.DataFrame) -> Iterator[tuple[tuple, pd.DataFrame]]:
+    yield from results.groupby(_GROUP, sort=False, observed=True)
+
+
+def _summarise_group(rows: pd.DataFrame, genes: pd.DataFrame, keys: tuple) -> pd.DataFrame:
+    by_spot = rows.groupby(["method", "score", "section", "gene"], observed=True)["value"]
+    means = by_spot.mean().unstack(["section", "gene"])
+    means = means.loc[[key for key in means.index if key[1] in _MEANS]]
+    cube, sections = _cube(means)
+    methods = means.index.get_level_values("method")
+    own = mean_intervals(cube)
+    reference = [(REFERENCE, score) for score in means.index.get_level_values("score")]
+    at = means.index.get_indexer(reference)
+    against = mean_intervals(np.where((at >= 0)[:, None, None], cube - cube[at], np.nan))
+    table = pd.DataFrame(dict(zip(_GROUP, keys, strict=True)), index=means.index)
+    table = table.assign(**own._asdict())
+    for name, values in against._asdict().items():
+        column = "difference" if name == "mean" else f"difference_{name}"
+        table[column] = np.where(methods == REFERENCE, np.nan, values)
+    table["fraction_of_ceiling"] = _fractions(means, cube, genes, keys, sections)
+    known = np.isfinite(cube)
+    table["n_sections"], table["n_genes"] = known.any(2).sum(1), known.any(1).sum(1)
+    table = pd.concat([table.reset_index(), _predicted(rows, keys)], ignore_index=True)
+    seeds = rows.groupby("method", observed=True)["seed"].nunique()
+    return table.assign(seeds=table["method"].map(seeds).astype(int))
+
+
+def _cube(means: pd.DataFrame) -> tuple[NDArray, pd.MultiIndex]:
+    """``[n_tables, n_sections, n_genes]``, of a table with columns (section, gene)."""
+    levels = [means.columns.unique(name).astype(str) for name in ("section", "gene")]
+    columns = pd.MultiIndex.from_product(levels, names=["section", "gene"])
+    wide = means.reindex(columns=columns)
+    shape = len(wide), *map(len, levels)
+    return wide.to_numpy(dtype=np.float64).reshape(shape), columns
+
+
+def _fractions(
+    means: pd.DataFrame, cube: NDArray, genes: pd.DataFrame, keys: tuple, columns: pd.MultiIndex
+) -> NDArray[np.float64]:
+    """Ratio of mean score to mean ceiling, over the genes that have one worth its name."""
+    mine = genes[(genes["encoder"] == keys[0]) & (genes["genes"] == keys[1])]
+    found = np.full(len(cube), np.nan)
+    for score in _WITH_CEILING:
+        ceiling = mine.set_index(["section", "gene"])[f"ceiling_{score}"].reindex(columns)
+        top = ceiling.to_numpy().reshape(cube.shape[1:])
+        rows = means.index.get_level_values("score") == score
+        both = np.isfinite(cube[rows]) & (top > _LEAST_CEILING)
+        reached = np.where(both, cube[rows], 0).sum((1, 2))
+        most = np.where(both, top, 0).sum((1, 2))
+        found[rows] = np.divide(reached, most, out=np.full(len(most), np.nan), where=most > 0)
+    return found
+
+
+def predicted_genes(p_value: pd.DataFrame) -> pd.DataFrame:
+    """Combine the p-values of the sections of each gene, and control false discoveries.
+
+    Parameters
+    ----------
+    p_value
+        Sections in rows, genes in columns; NaN where a section has none.
+
+    Returns
+    -------
+    pandas.DataFrame
+        By gene: ``p_value``, by Stouffer's method, and ``q_value``, by Benjamini and Hochberg's.
+
+    Examples
+    --------
+    >>> predicted_genes(pd.DataFrame({"A": [0.01, 0.02], "B": [0.5, 0.5]})).round(4)
+       p_value  q_value
+    A   0.0008   0.0015
+    B   0.5000   0.5000
+    """
+    # A p-value of 1, which a finite number of draws can give, has no finite normal score.
+    bounded = np.clip(p_value, 1e-6, 1 - 1e-6)
+    combined = combine_pvalues(bounded, method="stouffer", axis=0, nan_policy="omit").pvalue
+    combined = np.where(p_value.notna().any(), combined, np.nan)
+    found = {"p_value": combined, "q_value": false_discovery_rate(combined)}
+    return pd.DataFrame(found, index=p_value.columns)
+
+
+def _predicted(rows: pd.DataFrame, keys: tuple) -> pd.DataFrame:
+    table = []
+    p_values = rows[(rows["score"] == "p_value") & (rows["seed"] == 0)]
+    for method, mine in p_values.groupby("method", observed=True):
+        wide = mine.pivot_table("value", "section", "gene", observed=True, dropna=False)
+        q = predicted_genes(wide)["q_value"].dropna()
+        share = float((q < _FALSE_DISCOVERIES).mean()) if len(q) else np.nan
+        row = dict(zip(_GROUP, keys, strict=True))
+        row |= {"method": method, "score": "predicted", "mean": share}
+        table.append(row | {"n_sections": len(wide), "n_genes": len(q)})
+    return pd.DataFrame(table)
+
+
+def write_tables(folder: Path, summary: pd.DataFrame, headline: str) -> None:
+    """Write ``summary.csv``, and for a paper ``summary.md`` and ``summary.tex``."""
+    shown = paper_table(summary, headline)
+    texts = {
+        "summary.csv": summary.to_csv(index=False, float_format="%.6g"),
+        "summary.md": shown.to_markdown(index=False) + "\n",
+        "summary.tex": shown.to_latex(index=False, escape=True),
+    }
+    for name, text in texts.items():
+        with atomic_path(folder / name) as part:
+            part.write_text(text, encoding="utf-8")
+
+
+def paper_table(summary: pd.DataFrame, headline: str) -> pd.DataFrame:
+    """One row a method: means with intervals, sorted by a score; text."""
+    scores = [headline, *(name for name in _SHOWN if name != headline)]
+    order = summary[summary["score"] == headline].sort_values("mean", ascending=False)
+    rows = []
+    for key in order[[*_GROUP, "method"]].itertuples(index=False, name=None):
+        mine = summary[(summary[[*_GROUP, "method"]] == key).all(axis=1)].set_index("score")
+        encoder, genes, seen, method = key
+        row = {"encoder": encoder, "genes": genes, "patient": "seen" if seen else "new"}
+        row |= {"method": method} | {name: _cell(mine.loc[name]) for name in scores}
+        row[f"{headline}, against {REFERENCE}"] = _cell(mine.loc[headline], "difference")
+        row["of ceiling"] = _number(mine.loc[headline, "fraction_of_ceiling"], "{:.0%}")
+        row["genes predicted"] = _number(mine.loc["predicted", "mean"], "{:.0%}")
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    sizes = pd.to_numeric(table["genes"], errors="coerce").fillna(np.inf)
+    order = table.assign(size=sizes).sort_values(["encoder", "size", "patient"], kind="stable")
+    return order.drop(columns="size")
+
+
+def _cell(row: pd.Series, value: str = "mean") -> str:
+    low, high = ("low", "high") if value == "mean" else (f"{value}_low", f"{value}_high")
+    number = _number(row[value], "{:+.3f}" if value != "mean" else "{:.3f}")
+    ends = f" [{_number(row[low])}, {_number(row[high])}]" if np.isfinite(row[low]) else ""
+    return number + ends
+
+
+def _number(value: float, form: str = "{:.3f}") -> str:
+    return form.format(value) if np.isfinite(value) else ""
