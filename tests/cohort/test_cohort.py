@@ -9,8 +9,6 @@ from anndata import AnnData
 from scipy import sparse
 
 from strank.cohort.contract import check_section, counts_checksum, spots_checksum
-from strank.cohort.panel import check_genes, choose_panel, shared_genes
-from strank.cohort.splits import make_folds
 from strank.cohort.store import features_path, read_cohort, write_h5ad
 from strank.errors import InputError
 from strank.files import atomic_path, output_folder, read_json, safe_name
@@ -116,54 +114,6 @@ def test_checksums_follow_the_content(section_of):
     assert counts_checksum(one) != counts_checksum(other)
     other.obsm["spatial"] = other.obsm["spatial"] + 1
     assert spots_checksum(one) != spots_checksum(other)
-
-
-def test_panel_is_the_variance_of_log1p_cp10k(cohort):
-    stacked = np.concatenate(
-        [
-            np.log1p(a.X.toarray() / a.obs["library_size"].to_numpy()[:, None] * 1e4)
-            for a in cohort.values()
-        ]
-    )
-    expected = [f"G{i}" for i in np.argsort(-stacked.var(0))[:4]]
-    assert list(choose_panel(cohort, 4)) == expected
-
-
-def test_panel_refusals(cohort):
-    with pytest.raises(
-        InputError, match="99 genes asked for; choose between 1 and the 6 that vary"
-    ):
-        choose_panel(cohort, 99)
-    cohort["B1"] = cohort["B1"][:, ["G1", "G4"]].copy()
-    assert list(shared_genes(cohort)) == ["G1", "G4"]
-    with pytest.raises(InputError, match="section B1 has no gene G0"):
-        check_genes(cohort, ["G0", "G1"])
-    cohort["C1"].var_names = list("abcdef")
-    with pytest.raises(InputError, match="no gene is measured in all of the sections"):
-        shared_genes(cohort)
-
-
-def test_folds():
-    patients = {"C3": "C", "B4": "B", "C2": "C"}
-    by_patient = make_folds(patients, "patient")
-    assert [(f.train, f.test, f.shared_patients) for f in by_patient] == [
-        (("C2", "C3"), ("B4",), ()),
-        (("B4",), ("C2", "C3"), ()),
-    ]
-    by_section = make_folds(patients, "section")
-    assert [(f.name, f.shared_patients) for f in by_section] == [
-        ("B4", ()),
-        ("C2", ("C",)),
-        ("C3", ("C",)),
-    ]
-    with pytest.raises(
-        InputError, match=r"folds by patient need at least two .* has 1 \(2 sections"
-    ):
-        make_folds({"C2": "C", "C3": "C"}, "patient")
-    with pytest.raises(InputError, match=r"has 1 \(1 section\)"):
-        make_folds({"C2": "C"}, "section")
-    with pytest.raises(InputError, match="'spot' is unknown; choose one of section, patient"):
-        make_folds(patients, "spot")
 
 
 def test_files_are_whole_or_absent(tmp_path):

@@ -16,6 +16,9 @@ from strank.evaluation.scores import score_section, summarise
 from strank.training_set import training_data
 
 
+METHODS = {"list", "ridge", "centred ridge", "library size", "shuffled"}
+
+
 def log1p_cp10k(adata):
     return np.log1p(adata.X.toarray() / adata.obs["library_size"].to_numpy()[:, None] * 1e4)
 
@@ -30,7 +33,7 @@ def test_scores_agree_with_scipy_gene_by_gene(cohort):
     for k, gene in enumerate(model.panel.index):
         expected = spearmanr(predicted.X[:, k], target[gene]).statistic
         assert rows.loc[gene, "scc"] == pytest.approx(expected)
-    assert set(result.scores["method"]) == {"list", "ridge", "centred ridge"}
+    assert set(result.scores["method"]) == METHODS
     assert result.warnings == ()
 
 
@@ -67,7 +70,9 @@ def test_each_section_weighs_the_same():
     table = pd.DataFrame(
         {"method": "m", "section": ["a"] * 3 + ["b"], "scc": [0.0, 0.0, 0.0, 1.0], "note": ""}
     )
-    assert summarise(table).iloc[-1]["scc"] == 0.5
+    table = table.assign(depth_matched=table["scc"], lift=-table["scc"])
+    means = summarise(table).iloc[-1]
+    assert means[["scc", "depth_matched", "lift"]].tolist() == [0.5, 0.5, -0.5]
 
 
 @pytest.mark.parametrize("centred", [False, True])
@@ -145,7 +150,7 @@ def test_tables_on_disk(cohort, tmp_path):
     result = cross_validate(cohort, by="patient", encoder="mine", n_genes=3)
     result.write(tmp_path / "out")
     scores = pd.read_csv(tmp_path / "out/scores.csv", keep_default_na=False)
-    assert len(scores) == 4 * 3 * 3
+    assert len(scores) == 4 * 3 * len(METHODS)
     facts = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert facts["protocol"] == "leave one patient out"
     assert facts["folds"][0]["sections"]["B1"]["counts_sha256"]

@@ -146,7 +146,7 @@ def test_the_other_scores_are_those_of_scipy(folder, result):
         library = sample.library_size
         depth = np.log(np.maximum(library, 1))
         within.append(stats.pearsonr(depth, np.log1p(counts))[0])
-        cp10k = np.log1p(1e4 / np.maximum(library, 1) * counts)
+        cp10k = np.log1p(1e4 * counts / np.maximum(library, 1))
         ranks.append(stats.spearmanr(depth, cp10k)[0])
     ours = result.results.query("method == 'library size' and fold == '1' and gene == 'G5'")
     ours = ours.set_index("score")["value"]

@@ -60,7 +60,7 @@ def benchmark(
 
     [bold]Example:[/] strank benchmark cohort -o benchmark --genes 50,1000
 
-    [bold]Example:[/] strank benchmark cohort -o heads --heads linear,mlp --losses list,mse --seeds 3
+    [bold]Example:[/] strank benchmark cohort -o heads --heads linear,mlp --seeds 3
     """
     import pandas as pd
     from joblib import cpu_count
@@ -70,9 +70,7 @@ def benchmark(
 
     chosen = get_protocol(protocol)
     grid = _grid(chosen, losses, heads, encoders, genes, seeds)
-    facts = run_benchmark(
-        cohort, chosen, grid, output, jobs=jobs or cpu_count(), progress=progress
-    )
+    facts = run_benchmark(cohort, chosen, grid, output, jobs=jobs or cpu_count(), progress=progress)
     for text in (*facts["warnings"], *facts["notes"]):
         note(text)
     for text in facts["failed"]:

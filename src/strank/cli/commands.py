@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from strank.cli import benchmark, cohort, demo, fit, model, probe, synthetic
+from strank.cli import benchmark, cohort, contrast, demo, fit, model, probe, report, synthetic
 from strank.cli.console import ErrorGroup
 from strank.version import __version__
 
@@ -35,7 +35,9 @@ app.command("embed")(cohort.embed)
 app.command("fit")(fit.fit)
 app.command("evaluate")(model.evaluate)
 app.command("predict")(model.predict)
+app.command("contrast")(contrast.contrast)
 app.command("benchmark")(benchmark.benchmark)
+app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("synthetic")(synthetic.synthetic)
 app.command("hest-probe")(probe.hest_probe)

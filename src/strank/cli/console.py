@@ -59,13 +59,27 @@ class ErrorGroup(TyperGroup):
         raise typer.Exit(2)
 
 
-_WORKFLOW = ("import", "embed", "fit", "evaluate", "predict", "benchmark", "demo", "synthetic", "hest-probe")
+_WORKFLOW = (
+    "import",
+    "embed",
+    "fit",
+    "evaluate",
+    "predict",
+    "contrast",
+    "benchmark",
+    "report",
+    "demo",
+    "synthetic",
+    "hest-probe",
+)
 _EXTRAS = {
     "cv2": "images",
     "PIL": "images",
     "jinja2": "plots",
     "matplotlib": "plots",
+    "plotly": "plots",
     "pyarrow": "plots",
+    "shapely": "plots",
     "tabulate": "plots",
     "lightning": "neural",
     "peft": "finetune",

@@ -38,7 +38,8 @@ HeadName = Annotated[
     str, typer.Option(help="`linear` (exact), or a network: `mlp`, `context` (neighbouring spots).")
 ]
 LossName = Annotated[
-    str, typer.Option(help="`list`, `pair`, `rank`, `section-pcc`, `pcc`, `mse`, `poisson` or `nb`.")
+    str,
+    typer.Option(help="`list`, `pair`, `rank`, `section-pcc`, `pcc`, `mse`, `poisson` or `nb`."),
 ]
 RecipeName = Annotated[
     str | None,

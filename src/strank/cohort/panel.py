@@ -1,4 +1,4 @@
-"""Which genes a model is trained for; chosen on training sections only."""
+"""Which genes a model is trained for; they are chosen on the sections that are given."""
 
 from __future__ import annotations
 

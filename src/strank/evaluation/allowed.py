@@ -17,7 +17,6 @@ HEADLINES = (
     "lift",
     "lift_relative",
     "deviance",
-    "deviance_sloped",
     "scc",
     "pearson",
     "pearson_counts",

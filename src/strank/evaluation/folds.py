@@ -19,7 +19,7 @@ from strank.errors import InputError, some
 from strank.evaluation.allowed import HEADLINES, Depth, PanelFrom, check_fields
 from strank.evaluation.caveats import of_folds, of_genes, of_scores
 from strank.files import atomic_path
-from strank.readers.hest_bench import _read_folds, _read_panel
+from strank.readers.hest_bench import read_folds, read_panel
 
 __all__ = ["HEADLINES", "PRESETS", "Protocol", "from_hest", "get_protocol"]
 
@@ -220,8 +220,8 @@ def from_hest(folder: Path | str) -> Protocol:
         For a file that is absent or cannot be used.
     """
     folder = Path(folder)
-    panel = _read_panel(folder / "var_50genes.json")
-    folds, _ = _read_folds(folder)
+    panel = read_panel(folder / "var_50genes.json")
+    folds, _ = read_folds(folder)
     description = f"Folds and genes of the task {folder.name} of HEST-Benchmark."
     return replace(
         PRESETS["hest"],

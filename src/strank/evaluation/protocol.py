@@ -265,9 +265,7 @@ def _by_features(
     return predict(adata.obsm[encoder])
 
 
-def _score(
-    predictions: Predicted, cohort: Mapping[str, AnnData], panel: pd.Index
-) -> pd.DataFrame:
+def _score(predictions: Predicted, cohort: Mapping[str, AnnData], panel: pd.Index) -> pd.DataFrame:
     return pd.concat(
         [
             score_section(predictions.sections[name], adata, panel, slopes=predictions.slopes)

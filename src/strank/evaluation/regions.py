@@ -10,18 +10,19 @@ import numpy as np
 import shapely
 from anndata import AnnData
 from numpy.typing import NDArray
+from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
 from strank.errors import InputError, some
 from strank.files import read_json
 
-__all__ = ["Regions", "choose_pair", "find_regions", "outlines", "spots_within"]
+__all__ = ["Regions", "choose_pair", "find_regions", "outlines", "separate", "spots_within"]
 
 # Region to which of the spots lie in it, ``[n_spots]``.
 Regions = dict[str, NDArray[np.bool_]]
 
 _POLYGONS = [shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON]
-_DAMAGE = (AttributeError, LookupError, TypeError, ValueError, shapely.ShapelyError)
+_DAMAGE = (AttributeError, LookupError, TypeError, ValueError, ShapelyError)
 
 
 def find_regions(spots: AnnData, groups: str) -> Regions:
@@ -38,7 +39,7 @@ def find_regions(spots: AnnData, groups: str) -> Regions:
     Raises
     ------
     InputError
-        If it is neither, or the file has no polygon.
+        If it is neither, the file has no polygon, or the spots no positions.
 
     Examples
     --------
@@ -47,15 +48,18 @@ def find_regions(spots: AnnData, groups: str) -> Regions:
     array([ True, False,  True])
     """
     if groups in spots.obs:
-        values = spots.obs[groups].dropna().astype(str).reindex(spots.obs_names).to_numpy()
-        return {name: values == name for name in sorted({v for v in values if isinstance(v, str)})}
+        known, values = spots.obs[groups].notna(), spots.obs[groups].astype(str)
+        return {name: (known & (values == name)).to_numpy() for name in sorted(set(values[known]))}
     path = Path(groups)
     if not path.is_file() and path.suffix.lower() not in (".geojson", ".json"):
         raise InputError(
             f"--groups {groups}: neither a file nor a column of obs; its columns are "
             f"{some(spots.obs.columns, 20) or 'none'}"
         )
-    return spots_within(outlines(path), np.asarray(spots.obsm["spatial"], dtype=np.float64))
+    regions = outlines(path)
+    if "spatial" not in spots.obsm:
+        raise InputError('obsm["spatial"] is needed: positions in pixels of the full image')
+    return spots_within(regions, np.asarray(spots.obsm["spatial"], dtype=np.float64))
 
 
 def spots_within(regions: Mapping[str, Any], positions: NDArray[np.float64]) -> Regions:
@@ -148,14 +152,25 @@ def choose_pair(regions: Regions, between: str | None, *, source: str) -> tuple[
                 + ("; choose with --between A,B" if len(names) > 2 else "")
             )
         return names[0], names[1]
-    pairs = [
-        (name, rest)
-        for name in names
-        if between.startswith(f"{name},") and (rest := between[len(name) + 1 :].strip()) in names
-    ]
-    if not pairs or pairs[0][0] == pairs[0][1]:
+    cuts = [at for at, letter in enumerate(between) if letter == ","]
+    pairs = [(between[:at].strip(), between[at + 1 :].strip()) for at in cuts]
+    pairs = [(a, b) for a, b in pairs if a in names and b in names and a != b]
+    if not pairs:
         raise InputError(f"--between {between}: give two regions, separated by a comma; {there}")
     return pairs[0]
+
+
+def separate(regions: Regions, pair: tuple[str, ...]) -> tuple[Regions, int]:
+    """Take two regions and leave out the spots that lie in both; also how many those are.
+
+    Examples
+    --------
+    >>> both = {"core": np.array([True, True]), "rim": np.array([False, True])}
+    >>> separate(both, ("core", "rim"))
+    ({'core': array([ True, False]), 'rim': array([False, False])}, 1)
+    """
+    shared = regions[pair[0]] & regions[pair[1]]
+    return {name: regions[name] & ~shared for name in pair}, int(shared.sum())
 
 
 def _features(content: Any) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from strank.cohort.contract import positions_um
+from strank.evaluation.allowed import Depth
 from strank.evaluation.ceiling import noise_ceiling
 from strank.evaluation.significance import moran_basis, null_correlations, p_values
 from strank.functional.depth import ThinnedRanks, deep_enough, lift, thinned_ranks
 from strank.functional.deviance import deviance_explained
 from strank.functional.metrics import log1p_cp10k, unit_columns, unit_ranks
 
-__all__ = ["SCORES", "Depth", "ScoredSection", "ceilings", "score_section", "summarise"]
-
-Depth = Literal["all", "panel"]
+__all__ = ["SCORES", "ScoredSection", "ceilings", "score_section", "summarise"]
 
 SCORES = (
     *("scc", "pearson", "pearson_counts"),
@@ -222,7 +221,8 @@ class _Targets:
     def score(self, scores: NDArray, slope: NDArray | None) -> NDArray[np.float64]:
         """Every score of `SCORES`, ``[n_genes, n_scores]``."""
         section, kept = self.of_section, self.thinned.kept
-        spots = {"section": np.zeros(len(scores)), "library_size": section.library_size}
+        spots: dict[str, Any] = {"section": np.zeros(len(scores))}
+        spots["library_size"] = section.library_size
         unit, ranks = unit_columns(scores), unit_ranks(scores[kept])
         matched = (ranks * self.thinned.ranks).sum(0)
         gini = lift(scores, self.counts, **spots)[0]

@@ -120,7 +120,8 @@ def thinned_ranks(
     if not 0 <= quantile < 1 or n_draws < 1:
         raise ValueError(f"quantile {quantile} must lie in [0, 1), and n_draws {n_draws} be >= 1")
     depth, kept = deep_enough(library_size, quantile)
-    by_gene, keep = sparse.csc_matrix(counts[kept]), depth / np.maximum(library_size[kept], depth)
+    deeper = np.maximum(np.asarray(library_size, dtype=np.float64)[kept], depth)
+    by_gene, keep = sparse.csc_matrix(counts[kept]), depth / deeper
     blocks = [
         _mean_ranks(by_gene[:, start : start + _GENES], keep, n_draws, rng)
         for start in range(0, max(by_gene.shape[1], 1), _GENES)
@@ -136,6 +137,7 @@ def deep_enough(library_size: NDArray, quantile: float = 0.1) -> tuple[float, ND
     >>> deep_enough(np.array([5, 10, 20]), quantile=0.5)
     (10.0, array([False,  True,  True]))
     """
+    library_size = np.asarray(library_size, dtype=np.float64)
     depth = max(float(np.quantile(library_size, quantile)), 1.0)
     # A section without counts keeps its spots, so that its genes are undefined like any constant.
     return depth, library_size >= min(depth, library_size.max())

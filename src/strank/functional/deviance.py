@@ -189,7 +189,8 @@ def _null_deviance(counts: sparse.csr_matrix, library_size: NDArray) -> NDArray[
     r""":math:`L(0) - L^*` of a section: half the deviance of library size alone."""
     stored = sparse.coo_matrix(counts, dtype=np.float64)
     total = stored.sum(0).A1
-    share = library_size / max(library_size.sum(), 1)
+    depth = np.asarray(library_size, dtype=np.float64)
+    share = depth / max(depth.sum(), 1)
     # Term by term, so that nothing is left where all are as expected.
     stored.data = rel_entr(stored.data, total[stored.col] * share[stored.row])
     return stored.sum(0).A1

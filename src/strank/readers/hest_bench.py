@@ -25,7 +25,7 @@ from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some
 from strank.files import read_json
 
-__all__ = ["HestSample", "HestTask", "read_task"]
+__all__ = ["HestSample", "HestTask", "read_folds", "read_panel", "read_task"]
 
 PANEL = "var_50genes.json"
 
@@ -103,8 +103,8 @@ def read_task(
     for needed in (folder, folder / "splits", embeddings):
         if not needed.is_dir():
             raise InputError(f"{needed}: no such folder; a task has splits/, adata/ and {PANEL}")
-    panel = _read_panel(folder / PANEL)
-    folds, expression = _read_folds(folder)
+    panel = read_panel(folder / PANEL)
+    folds, expression = read_folds(folder)
     files = {
         name: {"counts": folder / path, "embeddings": embeddings / f"{name}.h5"}
         for name, path in expression.items()
@@ -129,7 +129,8 @@ def read_task(
     return HestTask(folder, panel, folds, samples)
 
 
-def _read_panel(path: Path) -> tuple[str, ...]:
+def read_panel(path: Path) -> tuple[str, ...]:
+    """Read a list of genes; an :class:`InputError` names the file if it is none."""
     content = read_json(path)
     genes = content.get("genes") if isinstance(content, dict) else None
     if not isinstance(genes, list) or not genes or not all(isinstance(g, str) for g in genes):
@@ -139,7 +140,7 @@ def _read_panel(path: Path) -> tuple[str, ...]:
     return tuple(genes)
 
 
-def _read_folds(folder: Path) -> tuple[tuple[Fold, ...], dict[str, str]]:
+def read_folds(folder: Path) -> tuple[tuple[Fold, ...], dict[str, str]]:
     """Read all splits; also the path of each sample's counts, relative to the task."""
     splits = folder / "splits"
     numbers = {

@@ -13,16 +13,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control
+from scipy.stats import combine_pvalues
 
 from strank.errors import InputError, some
+from strank.evaluation.significance import false_discovery_rate
 from strank.files import read_json
 
 __all__ = ["Benchmark", "encoded", "gene_tables", "leaderboard", "open_benchmark"]
 
-# Bytes of the values by gene on a page, and most genes of one table.
+# Bytes of the values by gene on a page, and how many genes one table may have.
 _BUDGET = 4_000_000
-_MOST_GENES = 2_000
+_LEAST_GENES, _MOST_GENES = 50, 2_000
 _FACTS = ("protocol", "sections", "encoders", "genes", "reference")
 _PATIENTS = {"true": "known", "false": "new"}
 _BOARD = (
@@ -81,14 +82,12 @@ def open_benchmark(folder: Path) -> Benchmark:
 
 def leaderboard(benchmark: Benchmark) -> dict[str, list[Any]]:
     """Columns of the summary as JSON takes them."""
-    table = benchmark.summary[list(_BOARD)]
-    numbers = table.select_dtypes("number").columns
-    rounded = table.assign(**{name: [_json_number(v) for v in table[name]] for name in numbers})
-    return {str(name): rounded[name].tolist() for name in rounded}
-
-
-def _json_number(value: float) -> float | None:
-    return float(f"{value:.5g}") if np.isfinite(value) else None
+    text, numbers = _BOARD[:5], _BOARD[5:]
+    table = benchmark.summary
+    return {name: table[name].astype(str).tolist() for name in text} | {
+        name: [float(f"{v:.5g}") if np.isfinite(v) else None for v in table[name].astype(float)]
+        for name in numbers
+    }
 
 
 def encoded(values: NDArray) -> str:
@@ -117,9 +116,8 @@ def gene_tables(benchmark: Benchmark) -> Iterator[dict[str, Any]]:
     summary = benchmark.summary
     groups = summary.groupby(["encoder", "genes"], sort=False)
     cells = summary["method"].nunique() * (summary["score"].nunique() + 2)
-    # Panels of up to 250 genes are much smaller than what the bound is for.
     n_tables = max(len(summary[["encoder", "genes", "patients"]].drop_duplicates()), 1)
-    most = int(np.clip(_BUDGET / (4 * cells * n_tables), 50, _MOST_GENES))
+    most = int(np.clip(_BUDGET / (4 * cells * n_tables), _LEAST_GENES, _MOST_GENES))
     for (encoder, genes), rows in groups:
         yield from _of_panel(benchmark.folder, encoder, genes, rows["patients"].unique(), most)
 
@@ -136,14 +134,14 @@ def _of_panel(
     names = by_counts[np.unique(np.linspace(0, len(by_counts) - 1, most).round().astype(int))]
     results = _read(
         folder / "results.parquet",
-        ["method", "fold", "section", "patient_seen", "gene", "score", "value"],
-        [*where, ("gene", "in", list(names)), ("score", "!=", "q_value")],
-    )
+        ["method", "seed", "fold", "section", "patient_seen", "gene", "score", "value"],
+        [*where, ("gene", "in", list(names))],
+    ).astype(dict.fromkeys(("method", "fold", "section", "gene", "score"), str))
     for kind in patients:
         rows = results if kind == "all" else results[results["patient_seen"] == (kind == "known")]
         if rows.empty:
             continue
-        tested = rows[["fold", "section"]].astype(str).drop_duplicates()
+        tested = rows[["fold", "section"]].drop_duplicates()
         about = facts.merge(tested).groupby("gene")[["mean_counts", *ceilings]].mean()
         about = about.reindex(names).astype(np.float32)
         yield {
@@ -159,28 +157,30 @@ def _of_panel(
 
 
 def _by_gene(rows: pd.DataFrame, names: pd.Index) -> dict[str, Any]:
-    """Means over sections; of p-values the Cauchy combination (Liu and Xie, 2020).
-
-    That one holds for p-values that depend on each other, as those of adjacent sections do.
-    """
     methods, scores = (rows[column].unique().tolist() for column in ("method", "score"))
-    angle = np.tan((0.5 - rows["value"].clip(1e-15, 0.99)) * np.pi)
-    values = rows["value"].where(rows["score"] != "p_value", angle)
-    means = values.groupby([rows[c].astype(str) for c in ("method", "score", "gene")]).mean()
+    means = rows.groupby(["method", "score", "gene"], sort=False)["value"].mean()
     cells = pd.MultiIndex.from_product([methods, scores, names])
     table = means.reindex(cells).to_numpy(np.float64).reshape(len(methods), len(scores), -1)
     if "p_value" in scores:
-        p = 0.5 - np.arctan(table[:, scores.index("p_value")]) / np.pi
+        p = np.stack([_combined(rows[rows["method"] == m], names) for m in methods])
+        q = np.stack([false_discovery_rate(row) for row in p])
         table[:, scores.index("p_value")] = p
-        table = np.concatenate([table, np.stack([_adjusted(row) for row in p])[:, None]], axis=1)
-        scores = [*scores, "q_value"]
+        table, scores = np.concatenate([table, q[:, None]], axis=1), [*scores, "q_value"]
     return {"methods": methods, "scores": scores, "values": encoded(table.astype(np.float32))}
 
 
-def _adjusted(p: NDArray) -> NDArray[np.float64]:
-    known, q = np.isfinite(p), np.full(len(p), np.nan)
-    q[known] = false_discovery_control(p[known]) if known.any() else np.nan
-    return q
+def _combined(rows: pd.DataFrame, names: pd.Index) -> NDArray[np.float64]:
+    """p-values over sections, by Stouffer's method, of the first seed: as in the summary."""
+    mine = rows[(rows["score"] == "p_value") & (rows["seed"] == rows["seed"].min())]
+    wide = mine.pivot_table("value", "section", "gene", dropna=False).reindex(columns=names)
+    known = wide.notna().any().to_numpy()
+    # A p-value of 1, which a finite number of draws can give, has no finite normal score.
+    bounded = wide.loc[:, known].clip(1e-6, 1 - 1e-6)
+    combined = np.full(len(names), np.nan)
+    if known.any():
+        result = combine_pvalues(bounded, method="stouffer", axis=0, nan_policy="omit")
+        combined[known] = result.pvalue
+    return combined
 
 
 def _read(path: Path, columns: list[str], where: list[tuple[str, str, Any]]) -> pd.DataFrame:

@@ -43,6 +43,8 @@ class TestSection:
     ----------
     name, fold
         What it is called; a section may be tested in several folds.
+    patients
+        ``"known"`` if other sections of its patient were trained on, or ``"new"``.
     genes
         The panel of its fold.
     positions
@@ -57,6 +59,7 @@ class TestSection:
 
     name: str
     fold: str
+    patients: str
     genes: pd.Index
     positions: NDArray[np.float64]
     scores: dict[tuple[str, str], NDArray[np.float32]]
@@ -91,12 +94,14 @@ def test_sections(
                 raise InputError(f"{path}: other spots or genes than in {paths[0].name}")
             # Of several seeds the first stands for the method.
             scores.setdefault((about["encoder"], about["method"]), np.asarray(found.X))
+        shared = files[0][0]["shared_patients"]
         for name in first.obs["section"].astype(str).unique():
             rows = np.asarray(first.obs["section"] == name)
             positions = np.asarray(first.obsm["spatial"], dtype=np.float64)[rows]
             yield TestSection(
                 name=name,
                 fold=unquote(paths[0].parent.name),
+                patients="known" if _patient(benchmark, name) in shared else "new",
                 genes=first.var_names,
                 positions=positions,
                 scores={key: values[rows] for key, values in scores.items()},
@@ -121,7 +126,11 @@ def _about(path: Path) -> dict[str, Any]:
     with h5py.File(path) as file:
         about = read_elem(file["uns/strank_benchmark"])
     about = json.loads(about) if isinstance(about, str) else about
-    return {"encoder": unquote(path.parents[2].name), "seed": 0, **about}
+    return {"seed": 0, "shared_patients": (), "encoder": unquote(path.parents[2].name), **about}
+
+
+def _patient(benchmark: Benchmark, section: str) -> str | None:
+    return benchmark.facts["sections"].get(section, {}).get("patient")
 
 
 def _observed(benchmark: Benchmark, cohort: Path, name: str, notes: list[str]) -> AnnData | None:
@@ -157,12 +166,14 @@ def map_of(section: TestSection, notes: list[str]) -> dict[str, Any]:
     scale = 1.0 if observed is None else section_info(observed).um_per_pixel
     corner = section.positions.min(0) - _MARGIN_UM if picture is None else picture.pop("corner")
     return {
-        **{"section": section.name, "fold": section.fold, "genes": list(section.genes)},
+        **{"section": section.name, "fold": section.fold, "patients": section.patients},
+        "genes": list(section.genes),
         "xy": ((section.positions - corner) * scale).round().astype(int).T.tolist(),
         "unit": "px" if observed is None else "µm",
         "diameter": _diameter(section),
         "image": picture,
         "observed": None if observed is None else _bytes(_target(observed, section.genes)),
+        "depth": None if observed is None else _bytes(_log_depth(observed)),
         "predicted": [
             {"encoder": encoder, "method": method, **_bytes(values)}
             for (encoder, method), values in section.scores.items()
@@ -184,6 +195,10 @@ def _target(section: AnnData, genes: pd.Index) -> NDArray[np.float64]:
     counts = section[:, genes[measured]].X
     values[:, measured] = log1p_cp10k(counts, section.obs["library_size"]).toarray()
     return values
+
+
+def _log_depth(section: AnnData) -> NDArray[np.float64]:
+    return np.log(np.maximum(section.obs[["library_size"]].to_numpy(np.float64), 1))
 
 
 def _bytes(values: NDArray) -> dict[str, Any]:

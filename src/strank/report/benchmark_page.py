@@ -8,6 +8,8 @@ from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ __all__ = ["Report", "write_report"]
 # Bytes of all maps together; of a large cohort, sections are left out evenly.
 _BUDGET = 12_000_000
 _PICTURE_BYTES = 150_000
+_SCRIPTS = ("", "_genes", "_maps")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ def write_report(folder: Path | str, *, cohort: Path | str | None = None) -> Rep
     data = {
         "reference": benchmark.facts["reference"],
         "headline": benchmark.facts["protocol"].get("headline", "depth_matched"),
+        "encoders": benchmark.facts["encoders"],
+        "genes": [str(size) for size in benchmark.facts["genes"]],
         "leaderboard": leaderboard(benchmark),
         "tables": list(gene_tables(benchmark)),
         "maps": maps,
@@ -90,7 +95,7 @@ def _cohort_folder(
 ) -> Path | None:
     given = benchmark.facts.get("cohort") if cohort is None else cohort
     if given is None:
-        notes.append("No observed counts and no H&E: the benchmark does not say where its cohort is")
+        notes.append("No observed counts and no H&E: the benchmark names no cohort; give --cohort")
         return None
     try:
         section_names(Path(given))
@@ -106,19 +111,20 @@ def _cohort_folder(
 def _of_sections(
     benchmark: Benchmark, cohort: Path | None, notes: list[str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Maps and calibration, in one walk through the predictions."""
-    maps, sums = [], defaultdict(dict)
+    """Make maps and calibration, in one walk through the predictions."""
+    maps: list[dict[str, Any]] = []
+    sums: dict[tuple[str, str], dict[tuple[str, str, str], ChangeSums]] = defaultdict(dict)
     share, number = _share(benchmark), 0
     for number, section in enumerate(test_sections(benchmark, cohort, notes), start=1):
         for key, found in _changes(section).items():
-            sums[key][section.fold, section.name] = found
+            sums[key][section.fold, section.name, section.patients] = found
         if int(number * share) > int((number - 1) * share):
             maps.append(map_of(section, notes))
     if number == 0:
         notes.append("No maps and no calibration: there are no predictions for a small panel")
     elif len(maps) < number:
         notes.append(f"Maps of {len(maps)} of {number} sections: a page of all would be too large")
-    return maps, _calibration(benchmark, sums)
+    return maps, _calibration(sums)
 
 
 def _share(benchmark: Benchmark) -> float:
@@ -146,17 +152,59 @@ def _changes(section: TestSection) -> dict[tuple[str, str], ChangeSums]:
 
 
 def _calibration(
-    benchmark: Benchmark, sums: Mapping[tuple[str, str], Mapping[tuple[str, str], ChangeSums]]
+    sums: Mapping[tuple[str, str], Mapping[tuple[str, str, str], ChangeSums]],
 ) -> list[dict[str, Any]]:
-    """Lines of every method, of each section and of all; by whether the patient was known."""
-    return [
-        {
-            **{"encoder": encoder, "method": method},
-            "pooled": calibration_line(sum(list(found.values())[1:], next(iter(found.values())))),
-            "sections": [
-                {"section": name, "fold": fold, **calibration_line(s)}
-                for (fold, name), s in found.items()
-            ],
-        }
-        for (encoder, method), found in sums.items()
-    ]
+    """Lines of every method: of each section, and pooled; of known, new and all patients."""
+    lines = []
+    for (encoder, method), found in sums.items():
+        for patients in ("known", "new", "all"):
+            kept = {k: v for k, v in found.items() if patients in ("all", k[2])}
+            if not kept:
+                continue
+            lines.append(
+                {
+                    **{"encoder": encoder, "method": method, "patients": patients},
+                    "pooled": calibration_line(reduce(add, kept.values())),
+                    "sections": [
+                        {"section": name, **calibration_line(sums)}
+                        for (_, name, _), sums in kept.items()
+                    ],
+                }
+            )
+    return lines
+
+
+def _render(benchmark: Benchmark, data: Mapping[str, Any], notes: list[str]) -> bytes:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("strank.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    scripts = [get_plotlyjs(), *(_source(environment, f"benchmark{part}.js") for part in _SCRIPTS)]
+    content = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    # Nothing in the data may end the element it stands in.
+    for character in "<>&":
+        content = content.replace(character, f"\\u{ord(character):04x}")
+    n_bytes = sum(map(len, scripts)) + len(content)
+    html = environment.get_template("benchmark.html").render(
+        facts=benchmark.facts,
+        everything=json.dumps(benchmark.facts, indent=2, ensure_ascii=False),
+        notes=notes,
+        css=Markup(_source(environment, "benchmark.css")),
+        scripts=[Markup(script) for script in scripts],
+        hashes=[_hash(script) for script in scripts],
+        data=Markup(content),
+        size=f"{n_bytes / 1e6:.1f} MB",
+    )
+    return html.encode(errors="replace")
+
+
+def _source(environment: jinja2.Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _hash(script: str) -> str:
+    """Name a script in the page's policy; the browser runs no other."""
+    return f"'sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""Whether a predicted doubling is a doubling: log fold changes within sections, pooled by counts."""
+"""Is a predicted doubling a doubling? Log fold changes within sections, pooled by counts."""
 
 from __future__ import annotations
 

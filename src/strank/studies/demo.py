@@ -97,7 +97,7 @@ def run_demo(folder: Path, *, seed: int = 0, n_genes: int = 100, say: Say = prin
         name: read_h5ad(folder / "st" / "truth" / f"{name}.h5ad")[adata.obs_names]
         for name, adata in test.items()
     }
-    table = class_table(evaluation.scores, predict_all(model, test, train=train), truth)
+    table = class_table(evaluation.scores, predict_all(model, test, train=train).sections, truth)
     with atomic_path(folder / "table.csv") as part:
         table.to_csv(part, index=False, float_format="%.4f")
     name = next(iter(test))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from strank.cohort.splits import Fold
 from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
-from strank.evaluation.folds import Protocol
 from strank.evaluation.baselines import without_image
+from strank.evaluation.folds import Protocol
 from strank.evaluation.protocol import has_log_rates, training_slope
 from strank.evaluation.scores import SCORES, ceilings, score_section
 from strank.files import safe_name

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 
 from strank.errors import InputError
 from strank.evaluation.baselines import BASELINES
-from strank.evaluation.protocol import has_log_rates
 from strank.fit import fit_model
 from strank.functional.deviance import list_gain
 from strank.linear.inputs import deal
@@ -31,7 +31,7 @@ from strank.studies.probe_methods import hest_components, hest_ridge
 from strank.train import train_model
 from strank.training_set import TrainingData, training_data
 
-__all__ = ["OTHERS", "Predict", "fit_method", "is_stepwise", "needs_images", "method_of"]
+__all__ = ["OTHERS", "Predict", "fit_method", "is_stepwise", "method_of", "needs_images"]
 
 Predict = Callable[[AnnData], NDArray]
 _ByFeatures = Callable[[NDArray], NDArray]
@@ -121,7 +121,12 @@ def _train(
     method: str, train: Mapping[str, AnnData], panel: pd.Index, encoder: str, seed: int
 ) -> Predict:
     head, _, loss = method.rpartition(", ")
-    options = {"loss": loss, "genes": list(panel), "seed": seed, "machine": Machine()}
+    options: dict[str, Any] = {
+        "loss": loss,
+        "genes": list(panel),
+        "seed": seed,
+        "machine": Machine(),
+    }
     if needs_images(head):
         from strank.finetune import finetune_model
         from strank.neural.finetune import Finetune

@@ -191,8 +191,8 @@ def _claim(
     tasks = [Task(*keys) for keys in product(grid.encoders, grid.n_genes, folds)]
     checksums = {name: counts_checksum(adata) for name, adata in first.items()}
     path = out / "benchmark.json"
-    before = read_json(path) if path.is_file() else {"seconds": 0.0}
-    if path.is_file():
+    before: dict[str, Any] = read_json(path) if path.is_file() else {"seconds": 0.0}
+    if "protocol" in before:
         same = before["protocol"]["sha256"] == protocol.sha256
         counts = {name: entry["counts_sha256"] for name, entry in before["sections"].items()}
         if not same or counts != checksums or before["strank_version"] != __version__:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import combine_pvalues
+from scipy.stats import norm
 
 from strank.evaluation.intervals import mean_intervals
 from strank.evaluation.scores import SCORES
@@ -25,6 +25,8 @@ _LEAST_CEILING = 0.05
 _GROUP = ["encoder", "genes", "patient_seen"]
 _SHOWN = ("depth_matched", "lift", "deviance", "scc", "pearson", "pearson_counts")
 _FALSE_DISCOVERIES = 0.05
+# Of the draws that p-values come from.
+_LEAST_P = 1e-3
 
 
 def summarise_benchmark(results: pd.DataFrame, genes: pd.DataFrame) -> pd.DataFrame:
@@ -53,9 +55,9 @@ def _groups(results: pd.DataFrame) -> Iterator[tuple[tuple, pd.DataFrame]]:
 
 
 def _summarise_group(rows: pd.DataFrame, genes: pd.DataFrame, keys: tuple) -> pd.DataFrame:
-    by_spot = rows.groupby(["method", "score", "section", "gene"], observed=True)["value"]
-    means = by_spot.mean().unstack(["section", "gene"])
-    means = means.loc[[key for key in means.index if key[1] in _MEANS]]
+    means = rows[rows["score"].isin(_MEANS)].pivot_table(
+        "value", ["method", "score"], ["section", "gene"], observed=True, dropna=False
+    )
     cube, sections = _cube(means)
     methods = means.index.get_level_values("method")
     own = mean_intervals(cube)
@@ -118,13 +120,14 @@ def predicted_genes(p_value: pd.DataFrame) -> pd.DataFrame:
     --------
     >>> predicted_genes(pd.DataFrame({"A": [0.01, 0.02], "B": [0.5, 0.5]})).round(4)
        p_value  q_value
-    A   0.0008   0.0015
-    B   0.5000   0.5000
+    A    0.001    0.002
+    B    0.500    0.500
     """
-    # A p-value of 1, which a finite number of draws can give, has no finite normal score.
-    bounded = np.clip(p_value, 1e-6, 1 - 1e-6)
-    combined = combine_pvalues(bounded, method="stouffer", axis=0, nan_policy="omit").pvalue
-    combined = np.where(p_value.notna().any(), combined, np.nan)
+    # A p-value of 1, which a finite number of draws can give, must not outweigh the smallest.
+    scores = norm.isf(p_value.clip(_LEAST_P, 1 - _LEAST_P))
+    known = p_value.notna().sum().to_numpy()
+    mean = np.divide(np.nansum(scores, axis=0), np.sqrt(known), where=known > 0, out=known * np.nan)
+    combined = norm.sf(mean)
     found = {"p_value": combined, "q_value": false_discovery_rate(combined)}
     return pd.DataFrame(found, index=p_value.columns)
 

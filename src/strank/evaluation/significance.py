@@ -1,0 +1,159 @@
+"""Is a gene predicted at all? Chance correlations of fields as smooth as scores and counts are."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+from scipy.stats import false_discovery_control
+
+__all__ = [
+    "false_discovery_rate",
+    "moran_basis",
+    "null_correlations",
+    "p_values",
+]
+
+Array = NDArray[np.float64]
+
+
+def moran_basis(positions: NDArray) -> Array:
+    r"""Patterns over the spots of a section, from the coarsest to the finest.
+
+    These are the eigenvectors of the doubly centred matrix of spatial weights (Moran's eigenvector
+    maps). The weight is the negative distance, the limit of :math:`e^{-d/\rho}` for a long
+    :math:`\rho`: there is no scale to choose, and `null_correlations` holds for fields of any
+    smoothness. Weights of neighbours only, or of :math:`1/d`, mix coarse patterns up: of unrelated
+    fields smooth over half a tissue, 21 % and 9 % come out significant at 5 %, here 5 to 6 %.
+
+    Parameters
+    ----------
+    positions
+        Centres of the spots in any unit, ``[n_spots, 2]``.
+
+    Returns
+    -------
+    NDArray
+        Orthonormal columns of mean 0, ``[n_spots, n_spots - 1]``. Time grows with the third power
+        of the number of spots.
+
+    Examples
+    --------
+    >>> basis = moran_basis(np.array([[0, 0], [1, 0], [2, 0]]))
+    >>> np.abs(basis).round(3)
+    array([[0.707, 0.408],
+           [0.   , 0.816],
+           [0.707, 0.408]])
+    """
+    weights = -cdist(positions, positions)
+    centred = weights - weights.mean(0) - weights.mean(1)[:, None] + weights.mean()
+    # No eigenvalue is negative, so this makes the constant's, 0, the largest: it comes last.
+    constant = 2 * max(float(np.trace(centred)), 1.0) / len(centred)
+    return np.linalg.eigh(centred + constant)[1][:, -2::-1]
+
+
+def null_correlations(
+    score_ranks: NDArray,
+    target_ranks: NDArray,
+    basis: NDArray,
+    *,
+    n_draws: int = 999,
+    rng: np.random.Generator,
+) -> Array:
+    r"""Draw rank correlations of fields that are as smooth as these and have nothing in common.
+
+    Moran spectral randomisation (Wagner and Dray, 2015, singleton): surrogates of the scores keep
+    the size of every coefficient in the basis and get random signs :math:`s_k`. With coefficients
+    :math:`a = V^\top` scores and :math:`b = V^\top` targets, their correlation with the targets is
+    :math:`\sum_k s_k a_k b_k`. All genes get the same signs, so what a gene's null is does not
+    depend on the other genes.
+
+    It is needed because neighbouring spots are alike, and two smooth fields agree by chance as two
+    noises of far fewer spots would. Of unrelated simulated fields, smooth over 0 to 16 spot
+    pitches on tissues 6 to 30 pitches wide, permuting spots calls 5 to 44 % significant at 5 %, and
+    these draws 4 to 6 %; 4 to 7 % of Gaussian fields smooth over half the tissue or more.
+
+    What cannot be seen: a pattern as wide as the tissue is often matched by chance. Of genes smooth
+    over a quarter, half and the whole of a tissue of 164 spots, scores equal to the true rates are
+    significant at 5 % for 100, 92 and 55 %. More sections help; see `p_values`.
+
+    Parameters
+    ----------
+    score_ranks
+        `strank.functional.metrics.unit_ranks` of the scores of the spots kept, ``[n_spots,
+        n_genes]``.
+    target_ranks
+        Ranks of the targets, as of `strank.functional.depth.thinned_ranks`, ``[n_spots,
+        n_genes]``.
+    basis
+        `moran_basis` of the same spots.
+    n_draws
+        How many.
+    rng
+        Generator of the signs.
+
+    Returns
+    -------
+    NDArray
+        ``[n_draws, n_genes]``; NaN where a gene has NaN. The observed correlation is
+        ``(score_ranks * target_ranks).sum(0)``.
+
+    Examples
+    --------
+    Two straight lines agree or disagree altogether, two white noises hardly ever:
+
+    >>> from strank.functional.metrics import unit_ranks
+    >>> rng, line = np.random.default_rng(0), np.c_[np.arange(100), np.zeros(100)]
+    >>> first, second = (unit_ranks(np.c_[line[:, 0], rng.normal(size=100)]) for _ in range(2))
+    >>> null_correlations(first, second, moran_basis(line), rng=rng).std(0).round(1)
+    array([1. , 0.1])
+    """
+    signs = rng.integers(0, 2, size=(n_draws, basis.shape[1])) * 2.0 - 1.0
+    return signs @ ((basis.T @ score_ranks) * (basis.T @ target_ranks))
+
+
+def p_values(observed: NDArray, null: NDArray) -> Array:
+    """Chance of at least the observed correlation, for each gene: one-sided.
+
+    For a gene in several sections give the mean over sections of the observed correlations, and the
+    mean of the nulls, each of its own signs: ``np.nanmean(nulls, axis=0)``.
+
+    Parameters
+    ----------
+    observed
+        ``[n_genes]``.
+    null
+        `null_correlations`, ``[n_draws, n_genes]``.
+
+    Returns
+    -------
+    NDArray
+        ``[n_genes]``, at least ``1 / (1 + n_draws)``; NaN where the observed or the null is.
+
+    Examples
+    --------
+    >>> p_values(np.array([0.9, 0.1, np.nan]), np.array([[0.1] * 3, [0.2] * 3, [0.3] * 3]))
+    array([0.25, 1.  , nan])
+    """
+    # Signs that are all alike give the observed value itself, but for rounding.
+    reached = (null >= observed - 1e-12).sum(0)
+    undefined = np.isnan(observed) | np.isnan(null).any(0)
+    return np.where(undefined, np.nan, (1 + reached) / (1 + len(null)))
+
+
+def false_discovery_rate(p: NDArray) -> Array:
+    """Adjust p-values of many genes (Benjamini and Hochberg); NaN stays NaN and does not count.
+
+    Parameters
+    ----------
+    p
+        ``[n_genes]``.
+
+    Examples
+    --------
+    >>> false_discovery_rate(np.array([0.01, np.nan, 0.02, 0.6]))
+    array([0.03,  nan, 0.03, 0.6 ])
+    """
+    adjusted, known = np.full(np.shape(p), np.nan), np.isfinite(p)
+    adjusted[known] = false_discovery_control(p[known]) if known.any() else np.nan
+    return adjusted

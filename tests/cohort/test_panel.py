@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from strank.cohort.contract import positions_um
+from strank.cohort.panel import check_genes, choose_panel, shared_genes
+from strank.errors import InputError
+
+
+def log1p_cp10k(adata):
+    return np.log1p(adata.X.toarray() / adata.obs["library_size"].to_numpy()[:, None] * 1e4)
+
+
+def moran(values, adata):
+    """By the double sum of the definition; spots within 1.5 x 200 µm are neighbours."""
+    place = positions_um(adata)
+    weight = np.linalg.norm(place[:, None] - place, axis=2) <= 300
+    np.fill_diagonal(weight, 0)
+    z = values - values.mean()
+    numerator = sum(z[i] * z[j] for i, j in zip(*np.nonzero(weight), strict=True))
+    return len(z) / weight.sum() * numerator / (z * z).sum()
+
+
+def with_counts(adata, dense):
+    """Other counts, of the same totals over all genes as far as that can be."""
+    adata = adata.copy()
+    adata.X = sparse.csr_matrix(dense.astype(np.float32))
+    adata.obs["library_size"] = np.maximum(adata.obs["library_size"], dense.sum(1))
+    return adata
+
+
+def test_by_variance(cohort):
+    stacked = np.concatenate([log1p_cp10k(a) for a in cohort.values()])
+    expected = [f"G{i}" for i in np.argsort(-stacked.var(0))]
+    assert list(choose_panel(cohort, 4)) == expected[:4]
+    assert list(choose_panel(cohort, None, by="variance")) == expected
+
+
+def test_by_mean_share(cohort):
+    shares = np.concatenate(
+        [a.X.toarray() / a.obs["library_size"].to_numpy()[:, None] for a in cohort.values()]
+    )
+    expected = [f"G{i}" for i in np.argsort(-shares.mean(0))]
+    assert list(choose_panel(cohort, None, by="mean")) == expected
+
+
+def test_by_morans_i(cohort):
+    of_sections = [[moran(v, a) for v in log1p_cp10k(a).T] for a in cohort.values()]
+    expected = [f"G{i}" for i in np.argsort(-np.mean(of_sections, axis=0))]
+    assert list(choose_panel(cohort, None, by="moran")) == expected
+
+
+def test_a_pattern_comes_first_by_morans_i_though_it_varies_least(section_of):
+    adata = section_of(n_spots=200)
+    left = positions_um(adata)[:, 0] < 175
+    dense = np.random.default_rng(0).poisson(20, size=adata.shape) * 5
+    dense[:, 3] = 100 + 10 * left
+    adata = with_counts(adata, dense)
+    assert choose_panel({"A1": adata}, None)[-1] == "G3"
+    assert choose_panel({"A1": adata}, 1, by="moran") == ["G3"]
+
+
+def test_genes_that_few_spots_have_are_not_for_morans_i(section_of):
+    adata = section_of(n_spots=100)
+    dense = adata.X.toarray()
+    near = np.argsort(np.linalg.norm(positions_um(adata) - positions_um(adata)[0], axis=1))
+    # Side by side, and in fewer than 5 of 100 spots; then one that is in 5.
+    dense[:, :2] = 0
+    dense[near[:4], 0] = dense[near[:5], 1] = 9
+    panel = choose_panel({"A1": with_counts(adata, dense)}, None, by="moran")
+    assert "G0" not in panel
+    assert "G1" in panel
+    with pytest.raises(
+        InputError, match="between 1 and the 5 that vary and are seen in 5% of the spots"
+    ):
+        choose_panel({"A1": with_counts(adata, dense)}, 6, by="moran")
+
+
+def test_a_section_without_the_gene_counts_as_no_pattern(cohort):
+    flat = cohort["B1"].X.toarray()
+    flat[:, 2] = 0
+    cohort["B1"] = with_counts(cohort["B1"], flat)
+    of_sections = [
+        [moran(v, a) if v.any() else 0.0 for v in log1p_cp10k(a).T] for a in cohort.values()
+    ]
+    expected = [f"G{i}" for i in np.argsort(-np.mean(of_sections, axis=0))]
+    assert list(choose_panel(cohort, None, by="moran")) == expected
+
+
+@pytest.mark.parametrize("by", ["variance", "mean", "moran"])
+def test_ties_are_alphabetical_and_constant_genes_left_out(section_of, by):
+    adata = section_of()
+    dense = adata.X.toarray()
+    dense[:, [4, 1]] = dense[:, [0]]
+    dense[:, 5] = 0
+    panel = list(choose_panel({"A1": with_counts(adata, dense)[:, ::-1]}, None, by=by))
+    at = panel.index("G0")
+    assert panel[at : at + 3] == ["G0", "G1", "G4"]
+    assert sorted(panel) == ["G0", "G1", "G2", "G3", "G4"]
+
+
+def test_refusals(cohort):
+    with pytest.raises(InputError, match="'size': choose one of variance, mean, moran"):
+        choose_panel(cohort, 3, by="size")
+    with pytest.raises(
+        InputError, match="99 genes asked for; choose between 1 and the 6 that vary"
+    ):
+        choose_panel(cohort, 99)
+    apart = cohort["A2"].copy()
+    apart.obsm["spatial"] = apart.obsm["spatial"] * 1000
+    with pytest.raises(InputError, match=r"section A2: no two spots within 1\.5 spot pitches of"):
+        choose_panel({**cohort, "A2": apart}, 3, by="moran")
+    cohort["B1"] = cohort["B1"][:, ["G1", "G4"]].copy()
+    assert list(shared_genes(cohort)) == ["G1", "G4"]
+    with pytest.raises(InputError, match="section B1 has no gene G0"):
+        check_genes(cohort, ["G0", "G1"])
+    cohort["C1"].var_names = list("abcdef")
+    with pytest.raises(InputError, match="no gene is measured in all of the sections"):
+        shared_genes(cohort)
