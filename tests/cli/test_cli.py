@@ -91,7 +91,7 @@ def test_json_on_stdout_is_all_there_is(cohort, st_folder, tmp_path):
     told = run(
         "evaluate", cohort, "--folds", "patient", "-o", tmp_path / "e", "--json", "--genes", 3
     )
-    assert len(json.loads(told.stdout)["summary"]) == 9
+    assert len(json.loads(told.stdout)["summary"]) == 15
     image = st_folder / "images/A1.jpg"
     options = ["--model", tmp_path / "m", "-o", tmp_path / "p", "--mpp", 5, "--json"]
     assert json.loads(run("predict", image, *options).stdout)["n_genes"] == 3

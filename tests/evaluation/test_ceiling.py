@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 import strank.evaluation.ceiling as module
-from strank.evaluation.ceiling import fraction_of_ceiling, noise_ceiling
+from strank.evaluation.ceiling import fraction_of_ceiling, noise_ceiling, split_half_ceiling
 from strank.functional.depth import depth_matched_spearman, thin
 from strank.functional.metrics import log1p_cp10k, pearson, rank_correlation, spearman
 
@@ -79,6 +79,20 @@ def test_two_valued_rates():
     bias = np.nanmean(error, axis=2)[:, kinds[:, 1] > 0]
     assert (bias > -0.16).all()
     assert (bias < 0.17).all()
+
+
+def test_bias_and_spread_of_split_halves():
+    rng = np.random.default_rng(11)
+    library_size, rates, kinds = tissue(rng, 180)
+    truth = scores_of_truth(rng, library_size, rates)[2]
+    counts = draw(rng, library_size, rates)
+    error = (split_half_ceiling(counts, library_size=library_size) - truth).reshape(-1, N_GENES)
+    bias, spread, signal = np.nanmean(error, 1), np.nanstd(error, 1), kinds[:, 1] > 0
+    assert (np.abs(bias[signal]) < 0.15).all()
+    assert abs(bias[signal].mean()) < 0.05
+    # Of well counted genes it is right; of sparse ones it is noise.
+    assert np.abs(bias[signal & (kinds[:, 0] == 50)]).max() < 0.03
+    assert spread[signal & (kinds[:, 0] == 0.1)].max() > 0.1
 
 
 def split_half(rng, counts, library_size):

@@ -15,7 +15,6 @@ from strank.evaluation.baselines import fit_ridge
 from strank.evaluation.scores import score_section, summarise
 from strank.training_set import training_data
 
-
 METHODS = {"list", "ridge", "centred ridge", "library size", "shuffled"}
 
 

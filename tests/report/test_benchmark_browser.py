@@ -96,7 +96,7 @@ def test_choosing_a_gene_section_and_method_changes_the_map(page, benchmark_fold
 
 
 def test_a_gene_of_the_table_leads_to_its_map(page):
-    page.get_by_label("Genes", exact=True).select_option("all")
+    page.get_by_label("Panel", exact=True).select_option("all")
     assert page.locator(TABLE).count() == 12
     assert page.locator(f"{TABLE} button").count() == 6
     page.get_by_role("button", name="G1", exact=True).click()
@@ -105,7 +105,7 @@ def test_a_gene_of_the_table_leads_to_its_map(page):
 
 
 def test_the_table_sorts_by_click_and_by_keyboard(page):
-    page.get_by_label("Genes", exact=True).select_option("all")
+    page.get_by_label("Panel", exact=True).select_option("all")
     counts = page.get_by_role("button", name="Mean counts")
     header = page.locator("th[data-column=mean_counts]")
     counts.click()
@@ -128,7 +128,7 @@ def test_the_table_sorts_by_click_and_by_keyboard(page):
 
 
 def test_searching_filters_genes(page):
-    page.get_by_label("Genes", exact=True).select_option("all")
+    page.get_by_label("Panel", exact=True).select_option("all")
     page.get_by_label("Search").fill("g")
     assert page.locator("#search-status").inner_text() == "10 of 12 genes"
     page.get_by_label("Search").fill("a&")
@@ -147,7 +147,7 @@ def test_names_are_text_everywhere(page):
     assert page.locator("main b, header b").count() == 0
     assert "<script>alert(3)</script>" in page.locator(".warnings").first.inner_text()
     # Plotly's own texts: names of methods beside dots, titles of maps, and what is told of a dot.
-    assert "mlp, <b>list</b>" in page.locator("#board-plot .ytick").all_text_contents()
+    assert "mlp, <b>list</b> " in page.locator("#board-plot .ytick").all_text_contents()
     assert page.locator("#map-predicted .gtitle").text_content() == "mlp, <b>list</b>"
     page.evaluate(
         """gene => {
@@ -206,9 +206,11 @@ def test_zooming_one_map_zooms_all_with_spots_of_true_size(page):
     page.evaluate(
         "Plotly.relayout('map-image', {'xaxis.range': [0, 500], 'yaxis.range': [500, 0]})"
     )
-    page.wait_for_function("document.getElementById('map-predicted').layout.xaxis.range[1] === 500")
     page.wait_for_function(
-        f"document.getElementById('map-predicted').data[0].marker.size > {before} * 1.5"
+        "() => document.getElementById('map-predicted').layout.xaxis.range[1] === 500"
+    )
+    page.wait_for_function(
+        f"() => document.getElementById('map-predicted').data[0].marker.size > {before} * 1.5"
     )
 
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import gammaln
 
-from strank.functional.depth import deep_enough
+from strank.functional.depth import deep_enough, thin
 from strank.functional.metrics import correlation, log1p_cp10k, rank_correlation
 
-__all__ = ["Ceiling", "fraction_of_ceiling", "noise_ceiling"]
+__all__ = ["Ceiling", "fraction_of_ceiling", "noise_ceiling", "split_half_ceiling"]
 
 Array = NDArray[np.float64]
 
@@ -56,10 +56,9 @@ def noise_ceiling(
     rates are scored against them, several times. Rates of well counted genes follow the tissue,
     whatever their distribution; for sparse genes it is the gamma assumption that speaks.
 
-    The usual way, to split counts in halves and to correct the halves' correlation by Spearman and
-    Brown, needs no distribution. But both halves share the depth of their spots: for log1p(CP10k)
-    it is up to 0.7 too high where depth varies as in real sections. It also varies up to four times
-    as much, and the correction is for sums, not for ranks.
+    The usual way, to split counts in halves (`split_half_ceiling`), needs no distribution. But both
+    halves share the depth of their spots: for log1p(CP10k) it is up to 0.7 too high where depth
+    varies as in real sections.
 
     All variance beyond Poisson counts as something to be predicted. Noise of other kinds, between
     neighbouring spots of one tissue, raises the ceiling: of real sections, read it as an upper
@@ -146,6 +145,57 @@ def _dispersion(counts: NDArray, expected: Array) -> Array:
         of_zeros = (counts + shape) * np.log1p(dispersion * expected)
         likelihood.append((of_counts[which] - of_zeros).sum(0))
     return _DISPERSIONS[np.argmax(likelihood, axis=0)]
+
+
+def split_half_ceiling(
+    counts: NDArray | sparse.spmatrix | sparse.sparray,
+    *,
+    library_size: NDArray,
+    quantile: float = 0.1,
+    n_draws: int = 10,
+    seed: int = 0,
+) -> Array:
+    r"""Estimate `Ceiling.depth_matched` by split-half reliability, without a distribution.
+
+    Counts are thinned to one depth and dealt binomially to two halves. From the Spearman
+    correlation :math:`r` of the halves, Spearman and Brown's formula gives the reliability at full
+    depth, and :math:`\sqrt{2r / (1 + r)}` is what a model without error would score.
+
+    Over-dispersion that is not tissue is shared by both halves, and counts as signal. The formula
+    is for sums, not ranks: on the simulated sections of `noise_ceiling` it is up to 0.1 too high
+    for sparse genes that vary much, and its standard deviation is 1.5 to 4 times as large.
+
+    Parameters
+    ----------
+    counts, library_size, quantile, n_draws, seed
+        As in `noise_ceiling`.
+
+    Returns
+    -------
+    NDArray
+        ``[n_genes]``; 0 where the halves disagree, NaN where one is constant in every draw.
+
+    Examples
+    --------
+    >>> counts = np.random.default_rng(0).poisson(np.linspace([1, 1], [3, 200], 99))
+    >>> split_half_ceiling(counts, library_size=np.full(99, 5000)).round(1)
+    array([0.4, 1. ])
+    """
+    depth, kept = deep_enough(library_size, quantile)
+    by_gene, rng = sparse.csc_matrix(counts)[kept], np.random.default_rng(seed)
+    keep, half = depth / np.maximum(np.asarray(library_size)[kept], depth), np.full(kept.sum(), 0.5)
+    width, found = max(_BLOCK // max(len(half), 1), 1), []
+    for at in range(0, max(by_gene.shape[1], 1), width):
+        drawn = []
+        for _ in range(n_draws):
+            matched = thin(by_gene[:, at : at + width], keep, rng)
+            first = thin(matched, half, rng)
+            drawn.append(rank_correlation(first.toarray(), (matched - first).toarray()))
+        known = np.isfinite(drawn)
+        total, n = np.where(known, drawn, 0.0).sum(0), known.sum(0)
+        mean = np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0)
+        found.append(np.sqrt(2 * np.maximum(mean, 0) / (1 + np.maximum(mean, 0))))
+    return np.concatenate(found)
 
 
 def fraction_of_ceiling(score: NDArray, ceiling: NDArray) -> float:

@@ -176,7 +176,7 @@ const page = (() => {
     const all = data.leaderboard;
     fill(find("score"), unique(all.score), label);
     fill(find("method"), unique(all.method));
-    fill(find("genes"), data.genes.filter((size) => all.genes.includes(size)));
+    fill(find("genes"), data.genes.filter((size) => all.genes.includes(size)), (size) => `${size} genes`);
     fill(find("encoder"), data.encoders.filter((name) => all.encoder.includes(name)));
     fill(find("patients"), ["new", "known", "all"].filter((p) => all.patients.includes(p)), (p) => PATIENTS[p]);
     if (all.score.includes(data.headline)) find("score").value = data.headline;
