@@ -106,6 +106,7 @@ def test_no_order_has_more_lift_than_that_of_the_shares(seed):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.filterwarnings("error")
 def test_scores_without_order_have_no_lift_at_all(dtype):
     depth = (np.random.default_rng(0).lognormal(8, 1, size=187)).astype(dtype)
     counts = np.arange(187)[:, None] % 7 * np.array([1, 0])

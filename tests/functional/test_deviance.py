@@ -39,6 +39,7 @@ def log_likelihood(counts, share):
     return multinomial.logpmf(counts, counts.sum(), share)
 
 
+@pytest.mark.filterwarnings("error")
 @quick
 @seeds
 def test_gain_and_deviance_are_those_of_the_multinomial(seed):

@@ -135,7 +135,7 @@ def test_functions_of_depth_explain_less_than_nothing(sections, name):
     assert (mean[1:] < -Z * error[1:]).all(), f"{mean} +- {error}"
 
 
-@pytest.mark.parametrize("name", FUNCTIONS_OF_DEPTH)
+@pytest.mark.parametrize("name", [*ORDERS, "inverse"])
 def test_nor_do_they_explain_anything_with_a_slope_of_other_sections(sections, name):
     *train, test = sections
     scores = np.concatenate([FUNCTIONS_OF_DEPTH[name](depth) for depth, _ in train])

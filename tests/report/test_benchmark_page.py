@@ -41,6 +41,11 @@ def edit(folder, **changes):
     write_json(folder / "benchmark.json", read_json(folder / "benchmark.json") | changes)
 
 
+@pytest.fixture(scope="module")
+def made(benchmark_folder):
+    return write_report(benchmark_folder.folder)
+
+
 def data_of(path):
     text = path.read_text()
     return json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
@@ -173,8 +178,7 @@ def test_scores_that_do_not_vary_have_no_slope():
     assert line["slope"] is None
 
 
-def test_a_line_is_pooled_by_counts(benchmark_folder):
-    made = write_report(benchmark_folder.folder)
+def test_a_line_is_pooled_by_counts(made):
     lines = data_of(made.path)["calibration"]
     assert {line["method"] for line in lines} == {"linear, list", "mlp, poisson"}
     assert {line["patients"] for line in lines} == {"new", "known", "all"}
@@ -184,8 +188,7 @@ def test_a_line_is_pooled_by_counts(benchmark_folder):
     assert min(slopes) < new["pooled"]["slope"] < max(slopes)
 
 
-def test_the_page_is_whole_and_names_are_text(benchmark_folder):
-    made = write_report(benchmark_folder.folder)
+def test_the_page_is_whole_and_names_are_text(made):
     html = made.path.read_text()
     assert made.notes == ()
     assert made.n_bytes == made.path.stat().st_size < 7e6

@@ -18,7 +18,7 @@ from strank.evaluation.ceiling import noise_ceiling
 from strank.evaluation.significance import moran_basis, null_correlations, p_values
 from strank.functional.depth import ThinnedRanks, deep_enough, lift, thinned_ranks
 from strank.functional.deviance import deviance_explained
-from strank.functional.metrics import log1p_cp10k, unit_columns, unit_ranks
+from strank.functional.metrics import log1p_cp10k, target_of, unit_columns, unit_ranks
 
 __all__ = ["SCORES", "ScoredSection", "ceilings", "score_section", "summarise"]
 
@@ -213,7 +213,7 @@ class _Targets:
             np.ptp(target, axis=0) > 0,
             unit_ranks(target),
             unit_columns(target),
-            unit_columns(counts.log1p().toarray()),
+            unit_columns(target_of(counts, scored.library_size, "log1p_counts").toarray()),
             _best_lift(counts, scored.library_size),
             thinned,
         )

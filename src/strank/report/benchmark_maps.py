@@ -87,7 +87,8 @@ def test_sections(
     """
     for paths in prediction_files(benchmark):
         files = sorted(((_about(path), path) for path in paths), key=lambda f: f[0]["seed"])
-        first, scores = read_h5ad(paths[0]), {}
+        first = read_h5ad(paths[0])
+        scores: dict[tuple[str, str], NDArray[np.float32]] = {}
         for about, path in files:
             found = read_h5ad(path)
             if not (found.var_names.equals(first.var_names) and found.shape == first.shape):

@@ -83,8 +83,7 @@ def change_sums(
     total = observed.sum(0)
 
     def summed(values: NDArray) -> NDArray[np.float64]:
-        sums = np.bincount(cell.ravel(), values.ravel(), _PARTS * scores.shape[1])
-        return sums.reshape(_PARTS, -1)
+        return _binned(cell, values, _PARTS * scores.shape[1]).reshape(_PARTS, -1)
 
     by_depth = summed(depth[order]) / depth.sum() * total
     predicted = summed(rate) / rate.sum(0) * total
@@ -93,10 +92,14 @@ def change_sums(
     classes = np.digitize(change, _CLASSES)
     return ChangeSums(
         *(
-            np.bincount(classes, values[used], len(_CLASSES) + 1)
+            _binned(classes, values[used], len(_CLASSES) + 1)
             for values in (summed(observed), predicted, by_depth)
         )
     )
+
+
+def _binned(where: NDArray, values: NDArray, n: int) -> NDArray[np.float64]:
+    return np.bincount(where.ravel(), values.ravel(), n).astype(np.float64)
 
 
 def calibration_line(sums: ChangeSums) -> dict[str, Any]:

@@ -4,6 +4,8 @@
   const { data, find, plain, floats, number, median, element, axis, draw, chosen, label, BASELINES, GREY, BLUE } = page;
   const CEILINGS = ["depth_matched", "scc", "pearson"];
   const MAPPED = new Set(data.maps.flatMap((map) => map.genes));
+  // 0.001, 0.002, 0.005, 0.01, ... as marks of an axis.
+  const COUNTS = [-3, -2, -1, 0, 1, 2, 3].flatMap((e) => [1, 2, 5].map((d) => Number(`${d}e${e}`)));
   const CIVIDIS = [[0, "#00224e"], [0.25, "#414d6b"], [0.5, "#7d7c78"], [0.75, "#bcad6c"], [1, "#fee838"]];
 
   for (const table of data.tables) {
@@ -49,7 +51,7 @@
       traces.push({ ...running(table.mean_counts, y), mode: "lines", line, hoverinfo: "skip", showlegend: false });
     }
     draw("depth-plot", traces, {
-      height: 400, xaxis: axis("mean counts of the gene in a spot", { type: "log", dtick: "D2" }),
+      height: 400, xaxis: axis("mean counts of the gene in a spot", { type: "log", tickvals: COUNTS, ticktext: COUNTS }),
       yaxis: axis(plain(label(score)), { zeroline: true }),
     });
     const taken = table && table.names.length < table.n_genes;
@@ -88,10 +90,9 @@
   function byCounts(counts) {
     const logs = counts.map((c) => Math.log10(Math.max(c, 1e-4))), sorted = [...logs].sort((a, b) => a - b);
     const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
-    const ticks = [-3, -2, -1, 0, 1, 2, 3].flatMap((e) => [1, 2, 5].map((d) => d * 10 ** e));
     return {
       color: logs, colorscale: CIVIDIS, cmin: at(0.02), cmax: Math.max(at(0.98), at(0.02) + 0.1),
-      colorbar: { title: { text: "mean counts", side: "right", font: { size: 12 } }, tickvals: ticks.map(Math.log10), ticktext: ticks.map((t) => String(Number(t.toPrecision(1)))), thickness: 10, outlinewidth: 0, len: 0.9 },
+      colorbar: { title: { text: "mean counts", side: "right", font: { size: 12 } }, tickvals: COUNTS.map(Math.log10), ticktext: COUNTS, thickness: 10, outlinewidth: 0, len: 0.9 },
     };
   }
 

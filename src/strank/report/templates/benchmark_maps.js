@@ -5,6 +5,7 @@
   // ColorBrewer's RdBu, as in the maps that `strank predict` draws.
   const COLOURS = ["#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7", "#fddbc7", "#f4a582", "#d6604d", "#b2182b", "#67001f"]
     .map((colour, i) => [i / 10, colour]);
+  const PLACES = ["map-image", "map-observed", "map-predicted"];
   // The full colours stand for half as much again, or more, where scores have a unit.
   const LEAST_LIMIT = Math.log(1.5);
   const LOG_RATES = new Set(data.calibration.map((line) => line.method));
@@ -67,7 +68,7 @@
       xaxis: { ...hidden, range: [0, width] },
       yaxis: { ...hidden, range: [height, 0], scaleanchor: "x", constrain: "domain" },
       ...(values ? {} : scaleBar(map, width, height)),
-    }), { ...CONFIG, responsive: false });
+    }), { ...CONFIG, responsive: false, doubleClick: false });
   }
 
   function scaleBar(map, width, height) {
@@ -95,10 +96,7 @@
 
   function maps() {
     const map = mapNow();
-    if (!map) {
-      find("map-status").textContent = "There are no maps on this page.";
-      return;
-    }
+    if (!map) return;
     const { method, encoder } = chosen(), name = find("map-gene").value, number = map.genes.indexOf(name);
     const layer = predicted(map, method, encoder);
     const observed = map.observed && gene(map.observed, map, number);
@@ -106,23 +104,26 @@
     picture("map-image", map, map.image ? "H&amp;E" : "no H&amp;E", null, null);
     picture("map-observed", map, !observed ? "observed: no counts" : measured ? "observed" : "observed: not measured", measured ? observed : null, "log1p(CP10k), minus mean");
     picture("map-predicted", map, layer ? plain(method) : `${plain(method)}: not kept`, layer ? gene(layer, map, number) : null, unitOf(method));
-    for (const id of ["map-image", "map-observed", "map-predicted"]) linkZoom(find(id), map);
+    for (const id of PLACES) linkZoom(find(id), map);
     find("map-status").textContent = `${name} in ${named(map)} (${page.PATIENTS[map.patients].replace("patients", "patient")}): observed, and by ${method}`
       + (layer ? "" : ", of which no predictions are kept; choose another method");
   }
 
   // All three show the same part, with spots of their true size.
+  function zoom(map, x, y) {
+    for (const div of PLACES.map(find)) {
+      const size = (map.diameter * innerWidth(div)) / Math.abs(x[1] - x[0]);
+      Plotly.update(div, { "marker.size": size }, { "xaxis.range": x, "yaxis.range": y });
+    }
+  }
+
   function linkZoom(div, map) {
-    div.removeAllListeners?.("plotly_relayout");
+    for (const event of ["plotly_relayout", "plotly_doubleclick"]) div.removeAllListeners(event);
+    const [width, height] = extent(map);
+    div.on("plotly_doubleclick", () => zoom(map, [0, width], [height, 0]));
     div.on("plotly_relayout", (change) => {
-      if (change["xaxis.range[0]"] === undefined && !change["xaxis.autorange"]) return;
-      const [width, height] = extent(map), back = change["xaxis.autorange"];
-      const x = back ? [0, width] : [change["xaxis.range[0]"], change["xaxis.range[1]"]];
-      const y = back ? [height, 0] : [...div.layout.yaxis.range];
-      for (const id of ["map-image", "map-observed", "map-predicted"]) {
-        const other = find(id), size = (map.diameter * innerWidth(other)) / Math.abs(x[1] - x[0]);
-        Plotly.update(other, { "marker.size": size }, { "xaxis.range": x, "yaxis.range": y });
-      }
+      if (change["xaxis.range[0]"] !== undefined)
+        zoom(map, [change["xaxis.range[0]"], change["xaxis.range[1]"]], [...div.layout.yaxis.range]);
     });
   }
 
@@ -162,7 +163,7 @@
       height: 420, xaxis: fold("predicted fold change"), yaxis: fold("observed fold change"),
       shapes: [{ type: "line", x0: 10 ** range[0], y0: 10 ** range[0], x1: 10 ** range[1], y1: 10 ** range[1], layer: "below", line: { color: GREY, dash: "dash" } }],
     });
-    find("calibration-finding").textContent = !line ? "There is nothing to calibrate for this choice: it needs observed counts and log rates."
+    find("calibration-finding").textContent = !line ? "There is nothing to calibrate for this choice."
       : `${line.method}: slope ${number(line.pooled.slope, 2)}${line.method === method ? "" : ` (scores of ${method} are no log rates, or are not kept)`}.`;
   }
 
@@ -177,6 +178,9 @@
     wide = entry.contentRect.width;
   }).observe(document.querySelector(".maps"));
 
+  // What this page lacks, its header says.
+  find("maps").hidden = !data.maps.length;
+  find("calibration").hidden = !data.calibration.length;
   fill(find("map-section"), data.maps.map((_, i) => i), (i) => named(data.maps[i]));
   genesOfSection();
   find("map-section").addEventListener("change", () => (genesOfSection(), maps()));

@@ -103,15 +103,16 @@ def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> float:
     seconds = time.perf_counter() - started
     about = {"method": cell.method, "seed": cell.seed, "encoder": task.encoder, **asdict(task.fold)}
     about |= {"seconds": seconds, "strank_version": __version__}
+    obs = pd.concat([adata.obs[["section", "patient"]].astype(str) for adata in tests])
+    # Spots of different sections may have the same name.
+    obs.index = (obs["section"] + ":" + obs.index).to_numpy()
     predictions = AnnData(
         X=np.concatenate(scores).astype(np.float32),
-        obs=pd.concat([adata.obs[["section", "patient"]].astype(str) for adata in tests]),
+        obs=obs,
         var=pd.DataFrame(index=panel) if slope is None else pd.DataFrame({"slope": slope}, panel),
         obsm={"spatial": np.concatenate([adata.obsm["spatial"] for adata in tests])},
         uns={"strank_benchmark": json.dumps(about)},
     )
-    # Spots of different sections may have the same name.
-    predictions.obs_names = predictions.obs["section"] + ":" + predictions.obs_names
     write_h5ad(predictions, cell.path(out))
     return seconds
 
@@ -151,6 +152,9 @@ def score_task(
         seen = str(section.obs["patient"].iloc[0]) in task.fold.shared_patients
         tables.append(table.assign(patient_seen=seen))
         facts.append(ceilings(section, panel, seed=protocol.seed))
+        if protocol.target_depth == "panel":
+            # Ceilings are of the target that all genes' depth divides.
+            facts[-1][["ceiling_scc", "ceiling_pearson"]] = np.nan
     about = {"encoder": task.encoder, "genes": task.genes, "fold": task.fold.name}
     return _long(pd.concat(tables)).assign(**about), pd.concat(facts).assign(**about)
 

@@ -16,12 +16,13 @@ from threadpoolctl import threadpool_limits
 from strank.cohort.contract import counts_checksum, section_info
 from strank.cohort.splits import patients_of
 from strank.cohort.store import read_cohort
-from strank.errors import InputError
+from strank.errors import InputError, some
 from strank.evaluation.folds import Protocol
 from strank.files import atomic_path, output_folder, read_json, write_json
 from strank.studies.benchmark.cells import REFERENCE, Cell, Task, run_cell, score_task
 from strank.studies.benchmark.methods import OTHERS, is_stepwise, method_of
 from strank.studies.benchmark.tables import summarise_benchmark, write_tables
+from strank.training_set import encoder_facts_of
 from strank.version import __version__
 
 __all__ = ["LOSSES", "Grid", "run_benchmark"]
@@ -35,7 +36,7 @@ Advance = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Grid:
-    """What is combined.
+    """What is combined; what is named twice counts once.
 
     Attributes
     ----------
@@ -58,6 +59,10 @@ class Grid:
     n_genes: tuple[int | None, ...] = (50,)
     seeds: int = 1
     most_stepwise: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("losses", "heads", "encoders", "n_genes"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
 
     @property
     def methods(self) -> list[str]:
@@ -86,7 +91,7 @@ class Grid:
         if stepwise and any(self._too_large(size) for size in self.n_genes):
             told.append(
                 f"{'; '.join(stepwise)}: trained step by step, so not at more than "
-                f"{self.most_stepwise} genes"
+                f"{self.most_stepwise} genes, nor at `all`"
             )
         return told
 
@@ -143,7 +148,9 @@ def run_benchmark(
         fits = (delayed(_fit)(cell, protocol, cohort, out) for cell in left)
         failed = [failure for failure in _each(fits, jobs, advance) if failure]
     done = [cell for cell in cells if cell.path(out).is_file()]
-    by_task = [(task, [cell for cell in done if cell.task == task]) for task in tasks]
+    by_task = [(t, found) for t in tasks if (found := [cell for cell in done if cell.task == t])]
+    if not by_task:
+        raise InputError(f"nothing could be fitted: {failed[0]}")
     with progress("Scoring", len(by_task)) as advance:
         scored = (delayed(_alone)(score_task, t, c, protocol, cohort, out) for t, c in by_task)
         results, genes = zip(*_each(scored, jobs, advance), strict=True)
@@ -189,18 +196,9 @@ def _claim(
     patients = patients_of(first)
     folds = protocol.make_folds(patients)
     tasks = [Task(*keys) for keys in product(grid.encoders, grid.n_genes, folds)]
-    checksums = {name: counts_checksum(adata) for name, adata in first.items()}
     path = out / "benchmark.json"
-    before: dict[str, Any] = read_json(path) if path.is_file() else {"seconds": 0.0}
-    if "protocol" in before:
-        same = before["protocol"]["sha256"] == protocol.sha256
-        counts = {name: entry["counts_sha256"] for name, entry in before["sections"].items()}
-        if not same or counts != checksums or before["strank_version"] != __version__:
-            raise InputError(
-                f"{out}: results of another {'cohort or version' if same else 'protocol'}; choose "
-                "another -o, or remove it"
-            )
-    facts = {
+    before: dict[str, Any] = read_json(path) if path.is_file() else {}
+    facts: dict[str, Any] = {
         "strank_version": __version__,
         "protocol": {**protocol.facts, "sha256": protocol.sha256},
         "cohort": str(cohort.resolve()),
@@ -208,7 +206,7 @@ def _claim(
             name: {
                 "patient": patients[name],
                 "n_spots": adata.n_obs,
-                "counts_sha256": checksums[name],
+                "counts_sha256": counts_checksum(adata),
                 "image": section_info(adata).image,
             }
             for name, adata in first.items()
@@ -216,16 +214,39 @@ def _claim(
         "folds": {f.name: {"train": f.train, "test": f.test} for f in folds},
         "methods": grid.methods,
         "encoders": grid.encoders,
+        "features": {name: encoder_facts_of(found, name) for name, found in sections.items()},
         "genes": ["all" if size is None else str(size) for size in grid.n_genes],
         "seeds": grid.seeds,
         "reference": REFERENCE,
         "warnings": protocol.warnings(folds, patients),
         "notes": grid.notes,
-        "seconds": before["seconds"],
+        "seconds": before.get("seconds", 0.0),
     }
+    if before:
+        _check_same(out, before, facts)
+        facts["features"] = before.get("features", {}) | facts["features"]
     write_json(path, facts)
     protocol.write(out / "protocol.toml")
     return facts, tasks
+
+
+def _check_same(out: Path, before: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Refuse to go on where what is done is of something else."""
+    was, counts = (
+        {name: entry["counts_sha256"] for name, entry in about["sections"].items()}
+        for about in (before, facts)
+    )
+    known = facts["features"] | before.get("features", {})
+    different = {
+        "protocol": before["protocol"]["sha256"] != facts["protocol"]["sha256"],
+        "cohort": was != counts,
+        "version of the features": any(known[k] != v for k, v in facts["features"].items()),
+        "version of strank": before["strank_version"] != facts["strank_version"],
+    }
+    if found := [what for what, differs in different.items() if differs]:
+        raise InputError(
+            f"{out}: results of another {some(found)}; choose another -o, or remove it"
+        )
 
 
 def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,8 @@ _SHOWN = ("depth_matched", "lift", "deviance", "scc", "pearson", "pearson_counts
 _FALSE_DISCOVERIES = 0.05
 # Of the draws that p-values come from.
 _LEAST_P = 1e-3
+# What pandas leaves as it is, and LaTeX's usual fonts do not have.
+_IN_LATEX = str.maketrans({"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"})
 
 
 def summarise_benchmark(results: pd.DataFrame, genes: pd.DataFrame) -> pd.DataFrame:
@@ -91,9 +94,11 @@ def _fractions(
 ) -> NDArray[np.float64]:
     """Ratio of mean score to mean ceiling, over the genes that have one worth its name."""
     mine = genes[(genes["encoder"] == keys[0]) & (genes["genes"] == keys[1])]
+    # Folds that are given may test a section twice.
+    by_gene = mine.groupby(["section", "gene"], observed=True)
     found = np.full(len(cube), np.nan)
     for score in _WITH_CEILING:
-        ceiling = mine.set_index(["section", "gene"])[f"ceiling_{score}"].reindex(columns)
+        ceiling = by_gene[f"ceiling_{score}"].mean().reindex(columns)
         top = ceiling.to_numpy().reshape(cube.shape[1:])
         rows = means.index.get_level_values("score") == score
         both = np.isfinite(cube[rows]) & (top > _LEAST_CEILING)
@@ -133,8 +138,12 @@ def predicted_genes(p_value: pd.DataFrame) -> pd.DataFrame:
 
 
 def _predicted(rows: pd.DataFrame, keys: tuple) -> pd.DataFrame:
-    table = []
-    p_values = rows[(rows["score"] == "p_value") & (rows["seed"] == 0)]
+    table, p_values = [], rows[rows["score"] == "p_value"]
+    first = p_values.groupby("method", observed=True)["seed"].transform("min")
+    p_values = p_values[p_values["seed"] == first]
+    # What a method does not order, where others do, it does not predict.
+    defined = p_values.groupby(["section", "gene"], observed=True)["value"].transform("count") > 0
+    p_values = p_values.assign(value=p_values["value"].fillna(1.0).where(defined))
     for method, mine in p_values.groupby("method", observed=True):
         wide = mine.pivot_table("value", "section", "gene", observed=True, dropna=False)
         q = predicted_genes(wide)["q_value"].dropna()
@@ -150,8 +159,9 @@ def write_tables(folder: Path, summary: pd.DataFrame, headline: str) -> None:
     shown = paper_table(summary, headline)
     texts = {
         "summary.csv": summary.to_csv(index=False, float_format="%.6g"),
-        "summary.md": shown.to_markdown(index=False) + "\n",
-        "summary.tex": shown.to_latex(index=False, escape=True),
+        # Numbers stay as they are written.
+        "summary.md": shown.map(_markdown).to_markdown(index=False, disable_numparse=True) + "\n",
+        "summary.tex": shown.to_latex(index=False, escape=True).translate(_IN_LATEX),
     }
     for name, text in texts.items():
         with atomic_path(folder / name) as part:
@@ -176,6 +186,10 @@ def paper_table(summary: pd.DataFrame, headline: str) -> pd.DataFrame:
     sizes = pd.to_numeric(table["genes"], errors="coerce").fillna(np.inf)
     order = table.assign(size=sizes).sort_values(["encoder", "size", "patient"], kind="stable")
     return order.drop(columns="size")
+
+
+def _markdown(text: str) -> str:
+    return html.escape(text, quote=False).replace("|", r"\|")
 
 
 def _cell(row: pd.Series, value: str = "mean") -> str:
