@@ -256,6 +256,9 @@ def test_other_folders_are_refused(copied, tmp_path):
     summary.drop(columns="low").to_csv(copied / "summary.csv", index=False)
     with pytest.raises(InputError, match=r"summary.csv lacks columns low"):
         write_report(copied)
+    (copied / "summary.csv").unlink()
+    with pytest.raises(InputError, match=r"summary.csv: no such file; let `strank benchmark` come"):
+        write_report(copied)
     facts = read_json(copied / "benchmark.json")
     del facts["reference"]
     write_json(copied / "benchmark.json", facts)

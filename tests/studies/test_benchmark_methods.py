@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from PIL import Image
 from scipy import sparse
 from sklearn.linear_model import PoissonRegressor
 from sklearn.preprocessing import StandardScaler
@@ -22,6 +23,7 @@ from strank.cohort.splits import Fold
 from strank.errors import InputError
 from strank.evaluation.baselines import fit_ridge
 from strank.evaluation.folds import Protocol
+from strank.files import sha256
 from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES
 from strank.linear.regressor import STRankRegressor
 from strank.studies.benchmark import cells
@@ -32,7 +34,7 @@ from strank.studies.probe_methods import hest_components, hest_ridge
 from strank.training_set import training_data
 
 PANEL = pd.Index(["G3", "G0", "G4"])
-FOLD = Fold("C", ("A1", "A2", "B1"), ("C1",))
+FOLD = Fold("C", ("A1", "B1"), ("C1",))
 QUICK = ["linear, list", "linear, pair", "linear, poisson", *OTHERS]
 HEADS = ("mlp", "context", "mlp+linear", "context+linear")
 TRAINED = [method_of("linear", loss) for loss in LOSSES if is_stepwise(method_of("linear", loss))]
@@ -41,7 +43,7 @@ TRAINED += [f"{head}, list" for head in HEADS]
 
 @pytest.fixture
 def train(cohort) -> dict[str, AnnData]:
-    return {name: cohort[name] for name in FOLD.train}
+    return {name: cohort[name] for name in ("A1", "A2", "B1")}
 
 
 def run(cohort: dict[str, AnnData], method: str, out: Path, monkeypatch) -> AnnData:
@@ -85,33 +87,35 @@ def test_every_method_predicts_sections_that_have_no_counts(cohort, tmp_path, mo
     """Panel, penalties, networks, slopes: none can have come from the test."""
     new = cohort["C1"]
     cohort["C1"] = AnnData(obs=new.obs[["section", "patient"]], obsm=new.obsm, uns=new.uns)
-    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    state = torch.get_rng_state()
     found = run(cohort, method, tmp_path, monkeypatch)
     assert found.shape == (30, 4)
     assert np.isfinite(found.X).all()
     assert np.ptp(found.X, axis=0).min() > 0
     assert set(found.obs["section"]) == {"C1"}
     # Those who draw numbers beside it get theirs.
-    assert torch.equal(torch.get_rng_state(), state[0])
-    assert np.array_equal(np.random.get_state()[1], state[1])
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("method", [*QUICK, "linear, nb"])
+@pytest.mark.parametrize("method", QUICK)
 def test_other_counts_in_the_test_give_the_same_predictions(cohort, tmp_path, monkeypatch, method):
     one = run(cohort, method, tmp_path / "one", monkeypatch)
-    wild = np.random.default_rng(0).poisson(10.0 ** np.arange(6), size=(30, 6))
-    cohort["C1"].X = sparse.csr_matrix(wild[:, ::-1].astype(np.float32))
-    cohort["C1"].obs["library_size"] = wild.sum(1) + 5.0
+    wild = np.random.default_rng(0).poisson(9000, size=(30, 6))
+    left_out = ~cohort["C1"].var_names.isin(one.var_names)
+    wild[::2, left_out] = 0
+    cohort["C1"].X = sparse.csr_matrix(wild.astype(np.float32))
+    cohort["C1"].obs["library_size"] = 1e5
     other = run(cohort, method, tmp_path / "other", monkeypatch)
     np.testing.assert_array_equal(one.X, other.X)
     pd.testing.assert_frame_equal(one.var, other.var)
-    # As a panel chosen on all sections would notice.
-    protocol = Protocol("all", panel_from="all", n_genes=(4,))
-    assert set(protocol.choose_panel(cohort, FOLD, 4)) != set(one.var_names)
+    # A panel of all sections would be another.
+    panel = Protocol("all", panel_from="all", n_genes=(4,)).choose_panel(cohort, FOLD, 4)
+    assert set(panel) > set(cohort["C1"].var_names[left_out])
 
 
-def test_what_is_kept_of_a_cell(cohort, train, tmp_path, monkeypatch):
+def test_what_is_kept_of_a_cell(cohort, tmp_path, monkeypatch):
     found = run(cohort, "ridge", tmp_path, monkeypatch)
+    train = {name: cohort[name] for name in FOLD.train}
     predict = fit_ridge(training_data(train, found.var_names, "mine"), centred=False)
     np.testing.assert_allclose(found.X, predict(cohort["C1"].obsm["mine"]), rtol=1e-5)
     assert found.obs_names[:2].tolist() == ["C1:0x0", "C1:1x1"]
@@ -147,6 +151,11 @@ def held_out_loss(scores: np.ndarray, counts: np.ndarray, depth: np.ndarray) -> 
 
 def test_poisson_is_scikit_learns_at_the_penalty_of_the_best_held_out_list(train):
     """Two patients, so each of the three sections is left out in turn."""
+    rng, chosen = np.random.default_rng(0), []
+    for section in train.values():
+        noise = rng.normal(size=(30, 4)).astype(np.float32)
+        section.obsm["mine"] = np.hstack([section.obsm["mine"], noise])
+        section.X.data //= 3
     data = training_data(train, PANEL, "mine")
     ours = fit_method("linear, poisson", train, PANEL, encoder="mine")
     scores = np.concatenate([ours(section) for section in train.values()])
@@ -158,9 +167,11 @@ def test_poisson_is_scikit_learns_at_the_penalty_of_the_best_held_out_list(train
             test = data.section == name
             predicted = by_sklearn(data, ~test, gene, penalty)[test]
             losses[number] += held_out_loss(predicted, counts[test], data.library_size[test])
-        assert 0 < losses.argmin() < len(PENALTIES) - 1
-        best = by_sklearn(data, everything, gene, PENALTIES[losses.argmin()])
+        chosen.append(PENALTIES[losses.argmin()])
+        best = by_sklearn(data, everything, gene, chosen[-1])
         np.testing.assert_allclose(scores[:, gene], best, atol=1e-4)
+    assert len(set(chosen)) > 1
+    assert max(PENALTIES) > max(chosen)
 
 
 def test_poisson_shares_one_level_and_the_list_has_one_a_section(train):
@@ -193,22 +204,20 @@ def test_exact_methods_are_those_of_the_package(train, cohort):
     np.testing.assert_array_equal(predicted("hest-ridge"), by_hand)
 
 
-def test_a_network_is_that_of_train_model(train, cohort):
+def test_a_network_is_that_of_train_model(cohort):
+    train = {name: cohort[name] for name in FOLD.train}
     new, options = cohort["C1"], {"encoder": "mine", "genes": list(PANEL), "seed": 1}
     model = train_model(train, head="mlp", loss="poisson", **options)
     expected = np.asarray(model.predict(new).X)
-    one, other = (
-        fit_method("mlp, poisson", train, PANEL, encoder="mine", seed=seed)(new) for seed in (1, 2)
-    )
-    np.testing.assert_array_equal(one, expected)
-    assert not np.array_equal(one, other)
+    found = fit_method("mlp, poisson", train, PANEL, encoder="mine", seed=1)(new)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("method", QUICK)
 def test_one_gene_and_spots_without_counts(train, cohort, method):
     """A spot without counts is not trained on, and predicted as any other."""
     empty = train["A1"]
-    empty.X[:4] = 0
+    empty.X = sparse.csr_matrix(empty.X.toarray() * (np.arange(30) >= 4)[:, None])
     empty.obs.iloc[:4, empty.obs.columns.get_loc("library_size")] = 0
     empty.obsm["mine"][:4] = 1e3
     scores = fit_method(method, train, PANEL[:1], encoder="mine")(cohort["C1"])
@@ -231,3 +240,36 @@ def test_one_training_section(cohort):
     np.testing.assert_allclose(found, expected.predict(cohort["C1"].obsm["mine"]), rtol=1e-9)
     with pytest.raises(InputError, match="there is only section A1"):
         fit_method("mlp, list", one, PANEL, encoder="mine")
+
+
+@pytest.fixture
+def image_network(tmp_path) -> str:
+    """A tiny vision transformer with random weights, in the layout of the hub."""
+    timm = pytest.importorskip("timm")
+    arguments = {"img_size": 32, "patch_size": 8}
+    model = timm.create_model("test_vit", num_classes=2, **arguments)
+    folder, about = tmp_path / "tiny", {"input_size": (3, 32, 32), "mean": [0.5] * 3}
+    timm.models.save_for_hf(model, folder, model_args=arguments, safe_serialization=True)
+    stored = json.loads((folder / "config.json").read_text())
+    stored["pretrained_cfg"].update(about, std=[0.2] * 3)
+    (folder / "config.json").write_text(json.dumps(stored))
+    return f"timm:{folder}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["list", "mse"])
+def test_an_image_network_is_trained_from_images(
+    cohort, image_network, tmp_path, monkeypatch, loss
+):
+    rng = np.random.default_rng(0)
+    for name, section in cohort.items():
+        image = tmp_path / f"{name}.png"
+        Image.fromarray(rng.integers(0, 255, (600, 600, 3)).astype(np.uint8)).save(image)
+        section.uns["strank"] |= {"image": str(image), "image_sha256": sha256(image)}
+        # Features have no part in it.
+        del section.obsm["mine"]
+    cohort["C1"].X = sparse.csr_matrix((30, 6), dtype=np.float32)
+    found = run(cohort, method_of(image_network, loss), tmp_path / "out", monkeypatch)
+    assert found.shape == (30, 4)
+    assert np.ptp(found.X, axis=0).min() > 0
+    assert ("slope" in found.var) == (loss == "mse")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from anndata import AnnData
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
@@ -16,7 +17,7 @@ from strank.linear.geometry import centre_within
 from strank.linear.threads import few_threads
 from strank.training_set import TrainingData
 
-__all__ = ["BASELINES", "fit_ridge", "without_image"]
+__all__ = ["BASELINES", "depth_scores", "fit_ridge", "without_image"]
 
 ALPHAS = np.logspace(-1, 5, 13)
 
@@ -85,9 +86,18 @@ def without_image(scores: NDArray, library_size: NDArray, *, seed: int = 0) -> d
     >>> sorted(rows), rows["library size"].round(2).ravel().tolist()
     (['library size', 'shuffled'], [0.0, 2.3])
     """
-    depth = np.log(np.maximum(library_size, 1))[:, None]
     shuffled = np.random.default_rng(seed).permuted(scores, axis=0)
-    return {"library size": np.broadcast_to(depth, scores.shape), "shuffled": shuffled}
+    return {"library size": _depth(scores.shape[1], library_size), "shuffled": shuffled}
+
+
+def depth_scores(n_genes: int, section: AnnData) -> NDArray[np.float64]:
+    """Scores of the row ``library size``: the log of a section's depth, the same for all genes."""
+    return _depth(n_genes, section.obs["library_size"].to_numpy())
+
+
+def _depth(n_genes: int, library_size: NDArray) -> NDArray[np.float64]:
+    depth = np.log(np.maximum(library_size, 1.0))[:, None]
+    return np.broadcast_to(depth, (len(depth), n_genes))
 
 
 BASELINES: dict[str, Callable[[TrainingData], Predict]] = {

@@ -17,7 +17,7 @@ from scipy import sparse
 from strank.cohort.contract import counts_checksum
 from strank.cohort.splits import FoldUnit, make_folds, patients_of
 from strank.errors import InputError, some
-from strank.evaluation.baselines import BASELINES, without_image
+from strank.evaluation.baselines import BASELINES, depth_scores, without_image
 from strank.evaluation.scores import score_section, summarise
 from strank.files import atomic_path, output_folder, write_json
 from strank.fit import fit_model
@@ -218,6 +218,8 @@ def predict_all(
         for name, predict in methods.items()
         if not has_log_rates(name)
     }
+    depth = partial(depth_scores, len(model.panel))
+    slopes["library size"] = training_slope(depth, train, model.panel.index)
     sections = {}
     for name, adata in cohort.items():
         found = {method: predict(adata) for method, predict in methods.items()}

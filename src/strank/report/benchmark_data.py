@@ -68,6 +68,8 @@ def open_benchmark(folder: Path) -> Benchmark:
     if missing:
         raise InputError(f"{folder}/benchmark.json lacks {some(missing)}; run the benchmark again")
     path = folder / "summary.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; let `strank benchmark` come to its end first")
     try:
         summary = pd.read_csv(path, dtype={"genes": str}, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
@@ -162,24 +164,29 @@ def _by_gene(rows: pd.DataFrame, names: pd.Index) -> dict[str, Any]:
     cells = pd.MultiIndex.from_product([methods, scores, names])
     table = means.reindex(cells).to_numpy(np.float64).reshape(len(methods), len(scores), -1)
     if "p_value" in scores:
-        p = np.stack([_combined(rows[rows["method"] == m], names) for m in methods])
+        p = _combined(rows[rows["score"] == "p_value"], methods, names)
         q = np.stack([false_discovery_rate(row) for row in p])
         table[:, scores.index("p_value")] = p
         table, scores = np.concatenate([table, q[:, None]], axis=1), [*scores, "q_value"]
     return {"methods": methods, "scores": scores, "values": encoded(table.astype(np.float32))}
 
 
-def _combined(rows: pd.DataFrame, names: pd.Index) -> NDArray[np.float64]:
-    """p-values over sections, by Stouffer's method, of the first seed: as in the summary."""
-    mine = rows[(rows["score"] == "p_value") & (rows["seed"] == rows["seed"].min())]
-    wide = mine.pivot_table("value", "section", "gene", dropna=False).reindex(columns=names)
-    known = wide.notna().any().to_numpy()
+def _combined(rows: pd.DataFrame, methods: list[str], names: pd.Index) -> NDArray[np.float64]:
+    """p-values over sections, of the first seed, by Stouffer's method: as in the summary."""
+    rows = rows[rows["seed"] == rows.groupby("method")["seed"].transform("min")]
+    wide = rows.pivot_table("value", ["section", "method"], "gene", dropna=False)
+    sections = wide.index.unique("section")
+    cells = pd.MultiIndex.from_product([sections, methods])
+    p = wide.reindex(index=cells, columns=names).to_numpy().reshape(len(sections), len(methods), -1)
+    # What a method does not order, where others do, it does not predict.
+    p = np.where(np.isnan(p) & np.isfinite(p).any(1, keepdims=True), 1.0, p)
+    known = np.isfinite(p).any((0, 1))
     # A p-value of 1, which a finite number of draws can give, has no finite normal score.
-    bounded = wide.loc[:, known].clip(1e-6, 1 - 1e-6)
-    combined = np.full(len(names), np.nan)
+    bounded = p[:, :, known].clip(1e-6, 1 - 1e-6)
+    combined = np.full(p.shape[1:], np.nan)
     if known.any():
         result = combine_pvalues(bounded, method="stouffer", axis=0, nan_policy="omit")
-        combined[known] = result.pvalue
+        combined[:, known] = result.pvalue
     return combined
 
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from strank.cohort.splits import Fold
 from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
-from strank.evaluation.baselines import without_image
+from strank.evaluation.baselines import depth_scores, without_image
 from strank.evaluation.folds import Protocol
 from strank.evaluation.protocol import has_log_rates, training_slope
 from strank.evaluation.scores import SCORES, ceilings, score_section
@@ -132,6 +132,8 @@ def score_task(
     kept = {f"{cell.method}#{cell.seed}": read_h5ad(cell.path(out)) for cell in cells}
     panel = next(iter(kept.values())).var_names
     slopes = {k: found.var["slope"].to_numpy() for k, found in kept.items() if "slope" in found.var}
+    train = {name: sections[name] for name in task.fold.train}
+    slopes["library size#0"] = training_slope(partial(depth_scores, len(panel)), train, panel)
     tables, facts = [], []
     for name in task.fold.test:
         section = sections[name]
