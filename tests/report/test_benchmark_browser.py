@@ -170,6 +170,10 @@ def test_another_score_changes_the_methods(page):
     first = shown()
     assert len(first[0]) == len(first[1]) == 6
     means = [float(row.split("\t")[1].split()[0]) for row in first[0]]
+    best = next(row for row in first[0] if not row.startswith(("library size", "shuffled")))
+    told = page.locator("#board-finding").inner_text()
+    assert told.startswith(f"Best: {best.split(chr(9))[0].strip()}, ")
+    assert "Library size alone" in told
     assert means == sorted(means, reverse=True)
     assert np.round(sorted(first[1], reverse=True), 3).tolist() == means
     page.get_by_label("Score", exact=True).select_option("lift")

@@ -116,6 +116,15 @@ def test_of_many_genes_some_are_taken_over_all_counts(benchmark_folder, monkeypa
         assert table["n_genes"] == len(by_counts)
 
 
+def test_a_table_lists_the_genes_of_its_own_folds(copied):
+    for name in ("results", "genes"):
+        rows = pd.read_parquet(copied / f"{name}.parquet")
+        rows[(rows["gene"] != "G1") | (rows["fold"] == "C")].to_parquet(copied / f"{name}.parquet")
+    for table in gene_tables(open_benchmark(copied)):
+        assert ("G1" in table["names"]) == (table["patients"] == "known")
+        assert table["n_genes"] == len(table["names"])
+
+
 def test_maps_are_the_predictions_to_a_byte(benchmark_folder):
     benchmark, notes = open_benchmark(benchmark_folder.folder), []
     sections = list(all_sections(benchmark, benchmark_folder.cohort, notes))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
-from scipy.stats import false_discovery_control
+from scipy.stats import false_discovery_control, norm
 
 __all__ = [
+    "combine_sections",
     "false_discovery_rate",
     "moran_basis",
     "null_correlations",
@@ -15,6 +16,9 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+
+# So that a p-value of 1, which a finite number of draws can give, does not outweigh the smallest.
+_LEAST_P = 1e-3
 
 
 def moran_basis(positions: NDArray) -> Array:
@@ -139,6 +143,29 @@ def p_values(observed: NDArray, null: NDArray) -> Array:
     reached = (null >= observed - 1e-12).sum(0)
     undefined = np.isnan(observed) | np.isnan(null).any(0)
     return np.where(undefined, np.nan, (1 + reached) / (1 + len(null)))
+
+
+def combine_sections(p: NDArray) -> Array:
+    """Combine the p-values of sections by Stouffer's method; NaN does not count.
+
+    Parameters
+    ----------
+    p
+        Sections in the first axis.
+
+    Returns
+    -------
+    NDArray
+        Without the first axis; NaN where no section has one.
+
+    Examples
+    --------
+    >>> combine_sections(np.array([[0.01, 0.5, np.nan], [0.02, 0.5, np.nan]])).round(4)
+    array([0.0008, 0.5   ,    nan])
+    """
+    scores, known = norm.isf(p.clip(_LEAST_P, 1 - _LEAST_P)), np.isfinite(p).sum(0)
+    total = np.where(known > 0, np.nansum(scores, axis=0), np.nan)
+    return np.asarray(norm.sf(total / np.sqrt(np.maximum(known, 1))))
 
 
 def false_discovery_rate(p: NDArray) -> Array:

@@ -13,10 +13,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.stats import combine_pvalues
 
 from strank.errors import InputError, some
-from strank.evaluation.significance import false_discovery_rate
+from strank.evaluation.significance import combine_sections, false_discovery_rate
 from strank.files import read_json
 
 __all__ = ["Benchmark", "encoded", "gene_tables", "leaderboard", "open_benchmark"]
@@ -145,12 +144,13 @@ def _of_panel(
             continue
         tested = rows[["fold", "section"]].drop_duplicates()
         about = facts.merge(tested).groupby("gene")[["mean_counts", *ceilings]].mean()
-        about = about.reindex(names).astype(np.float32)
+        shown = names[names.isin(about.index)]
+        n_genes, about = len(about), about.reindex(shown).astype(np.float32)
         yield {
             **{"encoder": encoder, "genes": genes, "patients": kind},
-            **{"names": names.tolist(), "n_genes": len(by_counts)},
+            **{"names": shown.tolist(), "n_genes": n_genes},
             "n_sections": int(tested["section"].nunique()),
-            **_by_gene(rows, names),
+            **_by_gene(rows, shown),
             "mean_counts": encoded(about["mean_counts"].to_numpy()),
             "ceilings": {
                 c.removeprefix("ceiling_"): encoded(about[c].to_numpy()) for c in ceilings
@@ -180,14 +180,7 @@ def _combined(rows: pd.DataFrame, methods: list[str], names: pd.Index) -> NDArra
     p = wide.reindex(index=cells, columns=names).to_numpy().reshape(len(sections), len(methods), -1)
     # What a method does not order, where others do, it does not predict.
     p = np.where(np.isnan(p) & np.isfinite(p).any(1, keepdims=True), 1.0, p)
-    known = np.isfinite(p).any((0, 1))
-    # A p-value of 1, which a finite number of draws can give, has no finite normal score.
-    bounded = p[:, :, known].clip(1e-6, 1 - 1e-6)
-    combined = np.full(p.shape[1:], np.nan)
-    if known.any():
-        result = combine_pvalues(bounded, method="stouffer", axis=0, nan_policy="omit")
-        combined[:, known] = result.pvalue
-    return combined
+    return combine_sections(p)
 
 
 def _read(path: Path, columns: list[str], where: list[tuple[str, str, Any]]) -> pd.DataFrame:

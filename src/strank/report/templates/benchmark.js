@@ -150,7 +150,8 @@ const page = (() => {
   }
 
   function boardFinding(rows, score) {
-    const learnt = rows.filter((r) => !BASELINES.includes(r.method) && r.mean !== null);
+    const blind = ["library size", "shuffled"];
+    const learnt = rows.filter((r) => !blind.includes(r.method) && r.mean !== null);
     const depth = rows.find((r) => r.method === "library size");
     let text = rows.length ? "" : "There are no scores for this choice.";
     if (learnt.length) text = `Best: ${learnt[0].method}, ${number(learnt[0].mean)} ${interval(learnt[0].low, learnt[0].high, number)}.`;

@@ -43,7 +43,7 @@
       if (y.every(Number.isNaN)) continue;
       traces.push({
         name: plain(name), type: "scatter", mode: "markers", x: [...table.mean_counts], y: [...y],
-        marker: { color, size: 6, opacity: table.names.length > 500 ? 0.3 : 0.55, symbol: color === GREY ? "x-thin-open" : "circle" },
+        marker: { color, size: 6, opacity: table.names.length > 500 ? 0.3 : 0.55, symbol: color === GREY ? "x-thin-open" : "circle", line: { width: color === GREY ? 1.4 : 0 } },
         hoverinfo: "text",
         hovertext: table.names.map((gene, i) => `${plain(gene)}<br>${plain(name)}: ${number(y[i])}<br>${number(table.mean_counts[i], 2)} counts a spot`),
       });

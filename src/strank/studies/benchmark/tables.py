@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from strank.evaluation.intervals import mean_intervals
 from strank.evaluation.scores import SCORES
-from strank.evaluation.significance import false_discovery_rate
+from strank.evaluation.significance import combine_sections, false_discovery_rate
 from strank.files import atomic_path
 from strank.studies.benchmark.cells import REFERENCE
 
-__all__ = ["predicted_genes", "summarise_benchmark", "write_tables"]
+__all__ = ["summarise_benchmark", "write_tables"]
 
 _MEANS = tuple(name for name in SCORES if name != "p_value")
 _WITH_CEILING = ("scc", "pearson", "depth_matched")
@@ -26,8 +25,6 @@ _LEAST_CEILING = 0.05
 _GROUP = ["encoder", "genes", "patient_seen"]
 _SHOWN = ("depth_matched", "lift", "deviance", "scc", "pearson", "pearson_counts")
 _FALSE_DISCOVERIES = 0.05
-# Of the draws that p-values come from.
-_LEAST_P = 1e-3
 # What pandas leaves as it is, and LaTeX's usual fonts do not have.
 _IN_LATEX = str.maketrans({"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"})
 
@@ -108,35 +105,6 @@ def _fractions(
     return found
 
 
-def predicted_genes(p_value: pd.DataFrame) -> pd.DataFrame:
-    """Combine the p-values of the sections of each gene, and control false discoveries.
-
-    Parameters
-    ----------
-    p_value
-        Sections in rows, genes in columns; NaN where a section has none.
-
-    Returns
-    -------
-    pandas.DataFrame
-        By gene: ``p_value``, by Stouffer's method, and ``q_value``, by Benjamini and Hochberg's.
-
-    Examples
-    --------
-    >>> predicted_genes(pd.DataFrame({"A": [0.01, 0.02], "B": [0.5, 0.5]})).round(4)
-       p_value  q_value
-    A    0.001    0.002
-    B    0.500    0.500
-    """
-    # A p-value of 1, which a finite number of draws can give, must not outweigh the smallest.
-    scores = norm.isf(p_value.clip(_LEAST_P, 1 - _LEAST_P))
-    known = p_value.notna().sum().to_numpy()
-    mean = np.divide(np.nansum(scores, axis=0), np.sqrt(known), where=known > 0, out=known * np.nan)
-    combined = norm.sf(mean)
-    found = {"p_value": combined, "q_value": false_discovery_rate(combined)}
-    return pd.DataFrame(found, index=p_value.columns)
-
-
 def _predicted(rows: pd.DataFrame, keys: tuple) -> pd.DataFrame:
     table, p_values = [], rows[rows["score"] == "p_value"]
     first = p_values.groupby("method", observed=True)["seed"].transform("min")
@@ -146,7 +114,8 @@ def _predicted(rows: pd.DataFrame, keys: tuple) -> pd.DataFrame:
     p_values = p_values.assign(value=p_values["value"].fillna(1.0).where(defined))
     for method, mine in p_values.groupby("method", observed=True):
         wide = mine.pivot_table("value", "section", "gene", observed=True, dropna=False)
-        q = predicted_genes(wide)["q_value"].dropna()
+        q = false_discovery_rate(combine_sections(wide.to_numpy()))
+        q = q[np.isfinite(q)]
         share = float((q < _FALSE_DISCOVERIES).mean()) if len(q) else np.nan
         row = dict(zip(_GROUP, keys, strict=True))
         row |= {"method": method, "score": "predicted", "mean": share}
