@@ -12,7 +12,7 @@ from strank.version import __version__
 
 if TYPE_CHECKING:
     from strank.cohort.store import read_cohort
-    from strank.evaluation.protocol import cross_validate, evaluate
+    from strank.evaluation.held_out import cross_validate, evaluate
     from strank.finetune import finetune_model
     from strank.fit import fit_model
     from strank.linear.regressor import STRankRegressor
@@ -40,8 +40,8 @@ _HOMES = {
     "RankModel": "strank.model",
     "STRankRegressor": "strank.linear.regressor",
     "STRankRegressorCV": "strank.linear.regressor_cv",
-    "cross_validate": "strank.evaluation.protocol",
-    "evaluate": "strank.evaluation.protocol",
+    "cross_validate": "strank.evaluation.held_out",
+    "evaluate": "strank.evaluation.held_out",
     "finetune_model": "strank.finetune",
     "fit_model": "strank.fit",
     "read_cohort": "strank.cohort.store",

@@ -27,12 +27,13 @@ from strank.cohort.store import features_path, read_cohort, read_h5ad, write_h5a
 from strank.errors import InputError
 from strank.evaluation.folds import Protocol, get_protocol
 from strank.evaluation.scores import SCORES, ceilings
-from strank.functional.deviance import deviance_explained
+from strank.evaluation.significance import combine_sections
+from strank.functional.deviance import deviance_explained, score_slope
 from strank.functional.metrics import spearman
 from strank.studies.benchmark import runner
 from strank.studies.benchmark.cells import Cell, Task
 from strank.studies.benchmark.runner import LOSSES, Grid, run_benchmark
-from strank.studies.benchmark.tables import predicted_genes, summarise_benchmark, write_tables
+from strank.studies.benchmark.tables import summarise_benchmark, write_tables
 
 PATIENTS = {"A1": "A", "A2": "A", "B1": "B", "C1": "C"}
 METHODS = ["linear, list", "ridge", "centred ridge", "linear, poisson"]
@@ -187,7 +188,8 @@ def test_there_is_a_row_for_every_method_section_gene_and_score(cohort, done):
 
 def test_values_are_those_of_the_predictions_that_are_kept(cohort, done):
     results = results_of(done).query("genes == '3' and section == 'A2'")
-    adata = read_cohort(cohort)["A2"]
+    sections = read_cohort(cohort)
+    adata = sections["A2"]
     for method, file in (("ridge", "ridge"), ("linear, list", "linear%2C%20list")):
         kept = read_h5ad(done / f"predictions/mine/3/A/{file}.h5ad")
         scores = np.asarray(kept[kept.obs["section"] == "A2"].X)
@@ -204,6 +206,26 @@ def test_values_are_those_of_the_predictions_that_are_kept(cohort, done):
         )
         for score, values in expected.items():
             np.testing.assert_allclose(ours.loc[kept.var_names, score], values, rtol=1e-9)
+    # Of library size, the slope is that of the training sections, too.
+    train = [sections[name] for name in ("B1", "C1")]
+    counts, depths = (
+        sparse.vstack([a[:, kept.var_names].X for a in train]),
+        np.concatenate([a.obs["library_size"] for a in train]),
+    )
+    slope = score_slope(
+        np.tile(np.log(depths)[:, None], 3),
+        counts,
+        section=np.repeat([0, 1], 30),
+        library_size=depths,
+    )
+    depth = np.tile(np.log(spots["library_size"])[:, None], 3)
+    counts = sparse.csr_matrix(adata[:, kept.var_names].X.toarray())
+    ours = results.query("method == 'library size' and score == 'deviance'").set_index("gene")
+    np.testing.assert_allclose(
+        ours.loc[kept.var_names, "value"],
+        deviance_explained(depth, counts, **spots, slope=slope)[0],
+        rtol=1e-9,
+    )
     genes = pd.read_parquet(done / "genes.parquet")
     rows = genes.query("genes == '3' and section == 'A2'").reset_index(drop=True)
     expected = ceilings(adata, pd.Index(rows["gene"].astype(str)))
@@ -419,6 +441,11 @@ def test_leaks_and_what_is_left_out_are_told(cohort, tmp_path):
     )
     results = results_of(tmp_path)
     assert "linear, nb" not in set(results["method"])
+    # Of two genes whose sum the target divides by, one falls as the other rises.
+    depth = results.query("method == 'library size' and score == 'scc'")
+    sums = depth.groupby("section", observed=True)["value"].agg(["sum", "std"])
+    np.testing.assert_allclose(sums["sum"], 0, atol=1e-12)
+    assert sums["std"].min() > 0
     seen = results.groupby("section", observed=True)["patient_seen"].agg(set)
     assert seen.to_dict() == {"A1": {True}, "A2": {True}, "B1": {False}, "C1": {False}}
     summary = pd.read_csv(tmp_path / "summary.csv")
@@ -545,7 +572,8 @@ def test_summary_of_a_run_by_pandas(done):
         assert ours == pytest.approx(fraction, rel=1e-5)
     p = results[results["score"] == "p_value"].astype({"method": str})
     for (size, method), mine in p.groupby(["genes", "method"], observed=True):
-        q = predicted_genes(mine.pivot_table("value", "section", "gene", observed=True))["q_value"]
+        wide = mine.pivot_table("value", "section", "gene", observed=True)
+        q = stats.false_discovery_control(combine_sections(wide.to_numpy()))
         row = summary.loc[("mine", size, False, method, "predicted")]
         assert row["mean"] == pytest.approx((q < 0.05).mean())
         assert row["n_genes"] == len(q)
@@ -557,17 +585,14 @@ def test_p_values_are_combined_as_scipy_does():
     p = np.random.default_rng(0).uniform(0.002, 0.99, size=(4, 6))
     p[1, 2], p[:3, 3], p[:, 4] = np.nan, np.nan, np.nan
     p[:, 5] = [0.001, 1.0, 0.2, 0.4]
-    table = pd.DataFrame(p, columns=list("ABCDEF"))
-    found = predicted_genes(table)
+    found = combine_sections(p)
     # What came from 999 draws says no more than that it is above 0.999.
     p[1, 5] = 0.999
-    for gene, column in zip("ABCDF", p.T[[0, 1, 2, 3, 5]], strict=True):
-        one = column[np.isfinite(column)]
-        expected = stats.combine_pvalues(one, method="stouffer").pvalue
-        assert found.loc[gene, "p_value"] == pytest.approx(expected, rel=1e-9)
-    assert found.loc["E"].isna().all()
-    known = found.drop(index="E")
-    np.testing.assert_allclose(known["q_value"], stats.false_discovery_control(known["p_value"]))
+    for gene in (0, 1, 2, 3, 5):
+        known = p[np.isfinite(p[:, gene]), gene]
+        expected = stats.combine_pvalues(known, method="stouffer").pvalue
+        assert found[gene] == pytest.approx(expected, rel=1e-9)
+    assert np.isnan(found[4])
 
 
 def test_a_gene_that_a_method_does_not_order_is_not_predicted():

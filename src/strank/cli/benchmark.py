@@ -53,10 +53,9 @@ def benchmark(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """6. Compare objectives, heads, encoders and panels on the folds of a protocol.
+    """Compare objectives, heads, encoders and panels on the folds of a protocol.
 
-    A run that was stopped goes on. Writes results.parquet, summary.csv, .md and .tex;
-    [bold]strank report[/] makes a page of them.
+    A run that was stopped goes on. [bold]strank report[/] makes a page of the tables.
 
     [bold]Example:[/] strank benchmark cohort -o benchmark --genes 50,1000
 

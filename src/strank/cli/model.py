@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from strank.encoders.base import Encoder
-    from strank.evaluation.protocol import Evaluation
+    from strank.evaluation.held_out import Evaluation
     from strank.model import RankModel
     from strank.slides.image import Slide
 
@@ -183,7 +183,7 @@ def _evaluate_model(
     cohort: Path, folder: Path, sections: list[str] | None, train: Path
 ) -> Evaluation:
     from strank.cohort.store import read_cohort, section_names
-    from strank.evaluation.protocol import evaluate as evaluate_model
+    from strank.evaluation.held_out import evaluate as evaluate_model
     from strank.model import RankModel
     from strank.predict import encoder_of
 
@@ -238,7 +238,7 @@ def _cross_validate(
 ) -> Evaluation:
     from strank.cohort.splits import make_folds, patients_of
     from strank.cohort.store import read_cohort
-    from strank.evaluation.protocol import cross_validate
+    from strank.evaluation.held_out import cross_validate
 
     data = read_cohort(cohort, sections=sections, encoder=encoder)
     n_folds = len(make_folds(patients_of(data), folds))  # type: ignore[arg-type]

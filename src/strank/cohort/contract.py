@@ -132,7 +132,8 @@ def positions_um(adata: AnnData) -> NDArray[np.float64]:
 
 def counts_checksum(adata: AnnData) -> str:
     """SHA-256 of a section's counts, spot names and gene names, in hexadecimal."""
-    counts = sparse.csr_matrix(adata.X, dtype=np.float64)
+    # Without a copy, sorting below would move the indices of a matrix of another type, not its data.
+    counts = sparse.csr_matrix(adata.X, dtype=np.float64, copy=True)
     counts.sum_duplicates()
     digest = hashlib.sha256()
     for part in (counts.data, counts.indices.astype(np.int64), counts.indptr.astype(np.int64)):

@@ -165,7 +165,7 @@ def contrast_observed(
         If a region has no spots with counts, or spans hardly more than a block.
     """
     measured = genes[genes.isin(section.var_names)]
-    counts = sparse.csr_matrix(section[:, measured].X, dtype=np.float64)
+    counts = sparse.csr_matrix(section[:, measured].X, dtype=np.float64, copy=True)
     depth = section.obs["library_size"].to_numpy(np.float64)
     # A spot without counts says nothing, and a block of such would have no rate.
     regions = {name: inside & (depth > 0) for name, inside in regions.items()}

@@ -143,7 +143,7 @@ def target_of(
     """Compute what scores are correlated with, log1p(CP10k) or log1p(counts)."""
     if target == "log1p_cp10k":
         return log1p_cp10k(counts, library_size)
-    return sparse.csr_matrix(counts, dtype=np.float64).log1p()
+    return sparse.csr_matrix(counts, dtype=np.float64, copy=True).log1p()
 
 
 def rows_of(section: NDArray) -> list[NDArray[np.intp]]:

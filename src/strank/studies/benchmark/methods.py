@@ -112,7 +112,10 @@ def fit_method(
         model = fit_model(train, encoder=encoder, genes=list(panel))
         return lambda section: np.asarray(model.predict(section).X)
     fit = BASELINES.get(method) or _EXACT.get(method) or _fit_hest
-    return partial(_apply, fit(training_data(train, panel, encoder)), encoder)
+    try:
+        return partial(_apply, fit(training_data(train, panel, encoder)), encoder)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _apply(predict: _ByFeatures, encoder: str, section: AnnData) -> NDArray:
