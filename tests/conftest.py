@@ -34,7 +34,7 @@ def reference() -> Path:
     return _shared("reference")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def section_of() -> Callable[..., AnnData]:
     """Make a section with features of an encoder called "mine" and counts that follow them."""
 

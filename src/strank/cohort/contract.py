@@ -132,7 +132,7 @@ def positions_um(adata: AnnData) -> NDArray[np.float64]:
 
 def counts_checksum(adata: AnnData) -> str:
     """SHA-256 of a section's counts, spot names and gene names, in hexadecimal."""
-    # Without a copy, sorting below would move the indices of a matrix of another type, not its data.
+    # Sorted below: another type shares the indices without a copy, but not the data.
     counts = sparse.csr_matrix(adata.X, dtype=np.float64, copy=True)
     counts.sum_duplicates()
     digest = hashlib.sha256()
