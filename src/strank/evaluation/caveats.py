@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from strank.cohort.splits import Fold
 from strank.errors import some
 
-__all__ = ["of_folds", "of_genes", "of_scores"]
+__all__ = ["of_folds", "of_genes", "of_scores", "shared_patients"]
+
+
+def shared_patients(patients: Iterable[str]) -> str:
+    """Say what patients with sections in training and test mean for the score."""
+    return (
+        f"patient {some(patients)} stands on both sides of the split: the score says how well "
+        "further sections of that patient are predicted, not a new patient"
+    )
 
 
 def of_folds(folds: Sequence[Fold], patients: Mapping[str, str]) -> list[str]:
@@ -21,11 +29,7 @@ def of_folds(folds: Sequence[Fold], patients: Mapping[str, str]) -> list[str]:
     told = []
     if shared := [fold for fold in folds if fold.shared_patients]:
         both = sorted({patient for fold in shared for patient in fold.shared_patients})
-        told.append(
-            f"fold {some(fold.name for fold in shared)}: patient {some(both)} stands on both sides "
-            "of the split: the score says how well further sections of that patient are "
-            "predicted, not a new patient"
-        )
+        told.append(f"fold {some(fold.name for fold in shared)}: {shared_patients(both)}")
     if len(folds) == 1:
         told.append(
             f"a single split (test on {some(folds[0].test)}): how much the score depends on which "

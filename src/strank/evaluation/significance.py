@@ -161,7 +161,7 @@ def combine_sections(p: NDArray) -> Array:
     Examples
     --------
     >>> combine_sections(np.array([[0.01, 0.5, np.nan], [0.02, 0.5, np.nan]])).round(4)
-    array([0.0008, 0.5   ,    nan])
+    array([0.001, 0.5  ,   nan])
     """
     scores, known = norm.isf(p.clip(_LEAST_P, 1 - _LEAST_P)), np.isfinite(p).sum(0)
     total = np.where(known > 0, np.nansum(scores, axis=0), np.nan)

@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 
 from strank.cohort.store import section_names
 from strank.errors import InputError
-from strank.evaluation.held_out import has_log_rates
+from strank.evaluation.predictions import has_log_rates
 from strank.files import atomic_path
 from strank.report.benchmark_data import Benchmark, gene_tables, leaderboard, open_benchmark
 from strank.report.benchmark_maps import TestSection, map_of, prediction_files, test_sections

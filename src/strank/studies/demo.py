@@ -15,7 +15,8 @@ from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
 from strank.encoders.catalogue import get_encoder
 from strank.encoders.embed import embed_cohort
 from strank.errors import InputError
-from strank.evaluation.held_out import Evaluation, evaluate, predict_all
+from strank.evaluation.held_out import Evaluation, evaluate
+from strank.evaluation.predictions import predict_all
 from strank.files import atomic_path, output_folder
 from strank.fit import fit_model
 from strank.functional.metrics import rank_correlation

@@ -19,7 +19,7 @@ from strank.cohort.splits import Fold
 from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
 from strank.evaluation.baselines import depth_scores, without_image
 from strank.evaluation.folds import Protocol
-from strank.evaluation.held_out import has_log_rates, training_slope
+from strank.evaluation.predictions import has_log_rates, training_slope
 from strank.evaluation.scores import SCORES, ceilings, score_section
 from strank.files import safe_name
 from strank.studies.benchmark.methods import fit_method
