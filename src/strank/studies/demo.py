@@ -15,6 +15,7 @@ from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
 from strank.encoders.catalogue import get_encoder
 from strank.encoders.embed import embed_cohort
 from strank.errors import InputError
+from strank.evaluation.baselines import BASELINES
 from strank.evaluation.held_out import Evaluation, evaluate
 from strank.evaluation.predictions import predict_all
 from strank.files import atomic_path, output_folder
@@ -98,7 +99,14 @@ def run_demo(folder: Path, *, seed: int = 0, n_genes: int = 100, say: Say = prin
         name: read_h5ad(folder / "st" / "truth" / f"{name}.h5ad")[adata.obs_names]
         for name, adata in test.items()
     }
-    table = class_table(evaluation.scores, predict_all(model, test, train=train).sections, truth)
+    # Rows without an image are in evaluation/; here they would make the table too wide to read.
+    methods = [model.method, *BASELINES]
+    scores = evaluation.scores[evaluation.scores["method"].isin(methods)]
+    predictions = {
+        name: {method: found[method] for method in methods}
+        for name, found in predict_all(model, test, train=train).sections.items()
+    }
+    table = class_table(scores, predictions, truth)
     with atomic_path(folder / "table.csv") as part:
         table.to_csv(part, index=False, float_format="%.4f")
     name = next(iter(test))
