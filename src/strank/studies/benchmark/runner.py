@@ -155,7 +155,9 @@ def run_benchmark(
         scored = (delayed(_alone)(score_task, t, c, protocol, cohort, out) for t, c in by_task)
         results, genes = zip(*_each(scored, jobs, advance), strict=True)
     facts |= {"failed": failed, "seconds": facts["seconds"] + time.perf_counter() - started}
-    _write(out, _joined(results), _joined(genes), protocol.headline)
+    with progress("Writing", 1) as advance:
+        _write(out, _joined(results), _joined(genes), protocol.headline)
+        advance(1)
     write_json(out / "benchmark.json", facts)
     return facts
 
@@ -172,9 +174,14 @@ def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call with one thread, since the cores are shared among processes."""
     import torch
 
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    with threadpool_limits(1):
-        return function(*arguments)
+    try:
+        with threadpool_limits(1):
+            return function(*arguments)
+    finally:
+        # With one job this is the user's own process.
+        torch.set_num_threads(before)
 
 
 def _fit(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> str | None:
