@@ -145,7 +145,7 @@ def test_what_is_done_is_not_done_again(bench, done, tmp_path, monkeypatch):
 
     bench.run(out, progress=watched)
     rest.unlink()
-    assert told == [("Fitting", 1), 1, ("Scoring", 6), *[1] * 6]
+    assert told == [("Fitting", 1), 1, ("Scoring", 6), *[1] * 6, ("Writing", 1), 1]
     assert [(c.method, c.task.fold.name, c.task.genes) for c in cells] == [("ridge", "B", "3")]
     assert_same_results(out, done)
     after = files(out)
