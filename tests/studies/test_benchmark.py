@@ -40,11 +40,11 @@ def counted(monkeypatch, *, stop_after: int = 10**6) -> list[Cell]:
     cells: list[Cell] = []
     real = runner.run_cell
 
-    def run_cell(cell: Cell, *arguments) -> float:
+    def run_cell(cell: Cell, *arguments) -> None:
         if len(cells) == stop_after:
             raise KeyboardInterrupt
         cells.append(cell)
-        return real(cell, *arguments)
+        real(cell, *arguments)
 
     monkeypatch.setattr(runner, "run_cell", run_cell)
     return cells

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.stats import false_discovery_control, norm
 
 __all__ = [
     "combine_sections",
+    "combine_table",
     "false_discovery_rate",
     "moran_basis",
     "null_correlations",
@@ -166,6 +168,33 @@ def combine_sections(p: NDArray) -> Array:
     scores, known = norm.isf(p.clip(_LEAST_P, 1 - _LEAST_P)), np.isfinite(p).sum(0)
     total = np.where(known > 0, np.nansum(scores, axis=0), np.nan)
     return np.asarray(norm.sf(total / np.sqrt(np.maximum(known, 1))))
+
+
+def combine_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Combine a table of p-values over sections: methods in rows, genes in columns.
+
+    Of several seeds the first stands for a method. What a method does not order, where others do,
+    it does not predict: its p-value there is 1.
+
+    Parameters
+    ----------
+    rows
+        Columns ``method, seed, section, gene, value``; a row a p-value, NaN for none.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"method": ["list", "flat"], "seed": 0, "section": "C2", "gene": "A",
+    ...                      "value": [0.02, np.nan]})
+    >>> combine_table(rows).round(3).to_dict()
+    {'A': {'flat': 0.999, 'list': 0.02}}
+    """
+    rows = rows[rows["seed"] == rows.groupby("method", observed=True)["seed"].transform("min")]
+    wide = rows.pivot_table("value", "method", ["section", "gene"], observed=True, dropna=False)
+    sections, genes = (wide.columns.unique(name) for name in ("section", "gene"))
+    cells = pd.MultiIndex.from_product([sections, genes])
+    p = wide.reindex(columns=cells).to_numpy().reshape(len(wide), len(sections), len(genes))
+    p = np.where(np.isnan(p) & np.isfinite(p).any(0), 1.0, p).swapaxes(0, 1)
+    return pd.DataFrame(combine_sections(p), index=wide.index, columns=genes)
 
 
 def false_discovery_rate(p: NDArray) -> Array:

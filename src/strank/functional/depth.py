@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,19 +146,12 @@ def _mean_ranks(
     counts: sparse.csc_matrix, keep: NDArray, n_draws: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     total, defined = np.zeros(counts.shape), np.zeros(counts.shape[1])
-    for drawn in _draws(counts, keep, n_draws, rng):
-        ranks = unit_ranks(drawn)
+    for _ in range(n_draws):
+        ranks = unit_ranks(thin(counts, keep, rng).toarray())
         defined += np.isfinite(ranks).all(0)
         total += np.nan_to_num(ranks)
     # Not the mean of those defined: a gene's few counts are drawn more often from deep spots.
     return np.where(defined > 0, total / n_draws, np.nan)
-
-
-def _draws(
-    counts: sparse.csc_matrix, keep: NDArray, n_draws: int, rng: np.random.Generator
-) -> Iterator[NDArray]:
-    for _ in range(n_draws):
-        yield thin(counts, keep, rng).toarray()
 
 
 def thin(counts: sparse.spmatrix, keep: NDArray, rng: np.random.Generator) -> sparse.csc_matrix:

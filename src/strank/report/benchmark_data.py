@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from strank.errors import InputError, some
-from strank.evaluation.significance import combine_sections, false_discovery_rate
+from strank.evaluation.significance import combine_table, false_discovery_rate
 from strank.files import read_json
 
 __all__ = ["Benchmark", "encoded", "gene_tables", "leaderboard", "open_benchmark"]
@@ -164,23 +164,11 @@ def _by_gene(rows: pd.DataFrame, names: pd.Index) -> dict[str, Any]:
     cells = pd.MultiIndex.from_product([methods, scores, names])
     table = means.reindex(cells).to_numpy(np.float64).reshape(len(methods), len(scores), -1)
     if "p_value" in scores:
-        p = _combined(rows[rows["score"] == "p_value"], methods, names)
-        q = np.stack([false_discovery_rate(row) for row in p])
+        p = combine_table(rows[rows["score"] == "p_value"]).reindex(methods, columns=names)
+        q = np.stack([false_discovery_rate(row) for row in p.to_numpy()])
         table[:, scores.index("p_value")] = p
         table, scores = np.concatenate([table, q[:, None]], axis=1), [*scores, "q_value"]
     return {"methods": methods, "scores": scores, "values": encoded(table.astype(np.float32))}
-
-
-def _combined(rows: pd.DataFrame, methods: list[str], names: pd.Index) -> NDArray[np.float64]:
-    """p-values over sections, of the first seed, by Stouffer's method: as in the summary."""
-    rows = rows[rows["seed"] == rows.groupby("method")["seed"].transform("min")]
-    wide = rows.pivot_table("value", ["section", "method"], "gene", dropna=False)
-    sections = wide.index.unique("section")
-    cells = pd.MultiIndex.from_product([sections, methods])
-    p = wide.reindex(index=cells, columns=names).to_numpy().reshape(len(sections), len(methods), -1)
-    # What a method does not order, where others do, it does not predict.
-    p = np.where(np.isnan(p) & np.isfinite(p).any(1, keepdims=True), 1.0, p)
-    return combine_sections(p)
 
 
 def _read(path: Path, columns: list[str], where: list[tuple[str, str, Any]]) -> pd.DataFrame:

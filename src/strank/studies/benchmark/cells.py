@@ -85,8 +85,8 @@ def _cohort(folder: Path, encoder: str) -> dict[str, AnnData]:
     return read_cohort(folder, encoder=encoder)
 
 
-def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> float:
-    """Fit a method and keep its predictions of the test sections; returns the seconds.
+def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> None:
+    """Fit a method and keep its predictions of the test sections.
 
     The file has, besides the predictions, the slope of each gene where scores are no log rates.
     """
@@ -114,7 +114,6 @@ def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> float:
         uns={"strank_benchmark": json.dumps(about)},
     )
     write_h5ad(predictions, cell.path(out))
-    return seconds
 
 
 def score_task(

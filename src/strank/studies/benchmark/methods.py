@@ -60,7 +60,7 @@ def method_of(head: str, loss: str) -> str:
     ('linear, list', 'ridge')
     """
     if loss not in OBJECTIVES:
-        raise InputError(f"no loss {loss!r}; choose one of {', '.join(OBJECTIVES)}")
+        raise InputError(f"no loss {loss!r}; choose one of {', '.join((*OBJECTIVES, *OTHERS))}")
     if not needs_images(head) and head != _PAPER:
         head_maker(head.removesuffix("+linear"))
     # The exact linear head of squared error, which is a baseline anyway.

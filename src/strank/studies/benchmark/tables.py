@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from strank.evaluation.intervals import mean_intervals
 from strank.evaluation.scores import SCORES
-from strank.evaluation.significance import combine_sections, false_discovery_rate
+from strank.evaluation.significance import combine_table, false_discovery_rate
 from strank.files import atomic_path
 from strank.studies.benchmark.cells import REFERENCE
 
@@ -106,21 +106,16 @@ def _fractions(
 
 
 def _predicted(rows: pd.DataFrame, keys: tuple) -> pd.DataFrame:
-    table, p_values = [], rows[rows["score"] == "p_value"]
-    first = p_values.groupby("method", observed=True)["seed"].transform("min")
-    p_values = p_values[p_values["seed"] == first]
-    # What a method does not order, where others do, it does not predict.
-    defined = p_values.groupby(["section", "gene"], observed=True)["value"].transform("count") > 0
-    p_values = p_values.assign(value=p_values["value"].fillna(1.0).where(defined))
-    for method, mine in p_values.groupby("method", observed=True):
-        wide = mine.pivot_table("value", "section", "gene", observed=True, dropna=False)
-        q = false_discovery_rate(combine_sections(wide.to_numpy()))
-        q = q[np.isfinite(q)]
-        share = float((q < _FALSE_DISCOVERIES).mean()) if len(q) else np.nan
-        row = dict(zip(_GROUP, keys, strict=True))
-        row |= {"method": method, "score": "predicted", "mean": share}
-        table.append(row | {"n_sections": len(wide), "n_genes": len(q)})
-    return pd.DataFrame(table)
+    """Share of genes that each method predicts at all."""
+    p_values = rows[rows["score"] == "p_value"]
+    combined = combine_table(p_values)
+    q = np.reshape([false_discovery_rate(p) for p in combined.to_numpy()], combined.shape)
+    known = np.isfinite(q).sum(1)
+    found = (q < _FALSE_DISCOVERIES).sum(1)
+    share = np.divide(found, known, out=np.full(len(q), np.nan), where=known > 0)
+    table = pd.DataFrame({"method": combined.index, "score": "predicted", "mean": share})
+    table = table.assign(**dict(zip(_GROUP, keys, strict=True)))
+    return table.assign(n_sections=p_values["section"].nunique(), n_genes=known)
 
 
 def write_tables(folder: Path, summary: pd.DataFrame, headline: str) -> None:
