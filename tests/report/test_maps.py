@@ -10,6 +10,7 @@ from matplotlib.collections import EllipseCollection
 
 from strank.report.maps import MapLayer, draw_maps, map_layers, write_gene_maps
 from strank.slides.image import Slide
+from strank.slides.pixels import ArrayPixels
 
 GENES = ["CD24", "<img src=x>", "a$\\frac{$b", "../up"]
 
@@ -44,7 +45,7 @@ def test_a_flat_map_looks_flat():
 
 
 def test_any_gene_name_is_drawn_as_text_and_kept_in_the_folder(tmp_path):
-    slide = Slide(np.full((300, 300, 3), 200, np.uint8), 2.0, Path("x.png"))
+    slide = Slide(ArrayPixels(np.full((300, 300, 3), 200, np.uint8)), 2.0, Path("x.png"))
     out = tmp_path / "maps"
     out.mkdir()
     paths = write_gene_maps(out, slide, [layer()], GENES)

@@ -75,6 +75,9 @@ _WORKFLOW = (
 _EXTRAS = {
     "cv2": "images",
     "PIL": "images",
+    "openslide": "images",
+    "pyvips": "images",
+    "tifffile": "images",
     "jinja2": "plots",
     "matplotlib": "plots",
     "plotly": "plots",

@@ -63,7 +63,7 @@ def make_section(
     counts: sparse.csr_matrix,
     *,
     spots: pd.DataFrame,
-    genes: pd.Index,
+    genes: pd.Index | pd.DataFrame,
     section: str,
     patient: str,
     info: SectionInfo,
@@ -78,7 +78,7 @@ def make_section(
         One row a spot, indexed by its name, with columns ``x`` and ``y`` (centre in pixels of the
         full-resolution image); further columns are kept in ``obs``.
     genes
-        Gene symbols, unique.
+        Gene symbols, unique; or a table indexed by them, which becomes ``var`` (``gene_id``).
     section, patient
         Names.
     info
@@ -98,7 +98,7 @@ def make_section(
     adata = AnnData(
         X=sparse.csr_matrix(counts, dtype=np.float32),
         obs=obs,
-        var=pd.DataFrame(index=genes),
+        var=genes if isinstance(genes, pd.DataFrame) else pd.DataFrame(index=genes),
         obsm={"spatial": spots[["x", "y"]].to_numpy(np.float64)},
         uns={"strank": {"schema": SCHEMA, **asdict(info)}},
     )

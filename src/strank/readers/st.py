@@ -19,11 +19,12 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from strank.cohort.contract import SectionInfo, check_counts, make_section
-from strank.cohort.store import write_h5ad
+from strank.cohort.contract import check_counts
 from strank.errors import InputError, some
-from strank.files import output_folder, sha256
-from strank.slides.image import IMAGE_SUFFIXES, image_size
+from strank.files import sha256
+from strank.readers.genes import name_genes
+from strank.readers.sections import Origin, build_section, write_sections
+from strank.slides.image import IMAGE_SUFFIXES, open_slide
 
 __all__ = [
     "PATIENT_PATTERN",
@@ -80,15 +81,12 @@ def import_st(
     InputError
         As `find_sections` and `read_st_section`, or if ``cohort`` cannot be written.
     """
-    sections = {}
+    sections = []
     for files in find_sections(folder):
-        sections[files.section] = read_st_section(files, patient_pattern=patient_pattern)
+        sections.append(read_st_section(files, patient_pattern=patient_pattern))
         if advance is not None:
             advance(1)
-    output_folder(cohort)
-    for name, adata in sections.items():
-        write_h5ad(adata, cohort / f"{name}.h5ad")
-    return sections
+    return write_sections(sections, cohort)
 
 
 def find_sections(folder: Path) -> list[StFiles]:
@@ -141,8 +139,7 @@ def read_st_section(files: StFiles, *, patient_pattern: str = PATIENT_PATTERN) -
     InputError
         For anything in the files that cannot be used, named by file, spot and gene.
     """
-    patient = _patient(files.section, patient_pattern)
-    size = image_size(files.image)
+    origin = Origin(files.section, _patient(files.section, patient_pattern))
     counts, spot_names, genes = _read_counts(files.counts)
     spots = _read_spots(files.spots)
     selected = spots[spots["selected"] != 0] if "selected" in spots else spots
@@ -168,22 +165,16 @@ def read_st_section(files: StFiles, *, patient_pattern: str = PATIENT_PATTERN) -
     }
     kept = selected.loc[common].rename(columns={"x": "array_x", "y": "array_y"})
     kept = kept.rename(columns={"pixel_x": "x", "pixel_y": "y"})
-    _check_inside(kept, size, files)
-    return make_section(
+    return build_section(
         counts[spot_names.get_indexer(common)],
         spots=kept[["array_x", "array_y", "x", "y"]],
-        genes=genes,
-        section=files.section,
-        patient=patient,
-        info=SectionInfo(
-            image=str(files.image.resolve()),
-            image_sha256=sha256(files.image),
-            um_per_pixel=SPOT_PITCH_UM / pitch,
-            spot_diameter_um=SPOT_DIAMETER_UM,
-            spot_pitch_um=SPOT_PITCH_UM,
-            technology="ST",
-            provenance=provenance,
-        ),
+        genes=name_genes(genes, None, name=str(files.counts)),
+        origin=origin,
+        slide=open_slide(files.image, SPOT_PITCH_UM / pitch),
+        technology="ST",
+        spot_diameter_um=SPOT_DIAMETER_UM,
+        spot_pitch_um=SPOT_PITCH_UM,
+        provenance=provenance,
     )
 
 
@@ -309,15 +300,3 @@ def _read_spots(path: Path) -> pd.DataFrame:
     if not spots.index.is_unique:
         raise InputError(f"{path}: spot {some(spots.index[spots.index.duplicated()])} stands twice")
     return spots
-
-
-def _check_inside(spots: pd.DataFrame, size: tuple[int, int], files: StFiles) -> None:
-    width, height = size
-    outside = (spots["x"] < 0) | (spots["x"] >= width) | (spots["y"] < 0) | (spots["y"] >= height)
-    if outside.any():
-        first = spots[outside].iloc[0]
-        raise InputError(
-            f"section {files.section}: spot {some(spots.index[outside])} lies outside "
-            f"{files.image.name} ({first['x']:.0f}, {first['y']:.0f}; the image is "
-            f"{width} x {height})"
-        )

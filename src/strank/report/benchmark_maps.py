@@ -25,7 +25,8 @@ from strank.cohort.store import read_h5ad, read_section
 from strank.errors import InputError
 from strank.functional.metrics import log1p_cp10k
 from strank.report.benchmark_data import Benchmark, encoded
-from strank.slides.image import slide_of, thumbnail
+from strank.slides.image import read_region, slide_of, thumbnail
+from strank.slides.pixels import ArrayPixels
 
 __all__ = ["TestSection", "map_of", "prediction_files", "test_sections"]
 
@@ -224,9 +225,11 @@ def _picture(section: AnnData, notes: list[str]) -> dict[str, Any] | None:
     positions, margin = np.asarray(section.obsm["spatial"]), _MARGIN_UM / info.um_per_pixel
     low = np.floor((positions.min(0) - margin).clip(0)).astype(int)
     high = np.ceil(positions.max(0) + margin).astype(int)
-    part = replace(slide, pixels=slide.pixels[low[1] : high[1], low[0] : high[0]])
-    size = np.array(part.pixels.shape[1::-1]) * info.um_per_pixel
-    small, _ = thumbnail(part, max(_THUMBNAIL_UM, float(size.max()) / _MOST_PIXELS))
+    high = np.minimum(high, slide.size)
+    part = read_region(slide, *low, *(high - low))
+    size = (high - low) * info.um_per_pixel
+    cropped = replace(slide, source=ArrayPixels(part))
+    small, _ = thumbnail(cropped, max(_THUMBNAIL_UM, float(size.max()) / _MOST_PIXELS))
     file = BytesIO()
     Image.fromarray(small).save(file, "JPEG", quality=_QUALITY)
     content = b64encode(file.getvalue()).decode()

@@ -1,11 +1,8 @@
-"""Opening an image and reading square fields of a physical size from it."""
+"""A slide: an image at a physical scale, of which windows are read as they are needed."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,56 +10,80 @@ import cv2
 import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from strank.cohort.contract import section_info
 from strank.errors import InputError
+from strank.slides.pixels import Pixels, open_pixels
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "Slide",
-    "image_size",
+    "check_image",
     "open_slide",
     "read_field",
+    "read_region",
     "slide_of",
+    "stored_um_per_pixel",
     "thumbnail",
 ]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
+# Larger levels are shrunk strip by strip: 3 bytes a pixel are held.
+_STRIP_PIXELS = 128_000_000
+
 
 @dataclass(frozen=True)
 class Slide:
-    """An image in memory with its scale.
+    """An image with its scale; it may go to another process, which opens the file again.
 
     Attributes
     ----------
-    pixels
-        RGB, ``uint8``, ``[height, width, 3]``.
+    source
+        Gives its pixels.
     um_per_pixel
-        Size of a pixel, in µm.
+        Size of a pixel of the full resolution, in µm.
     path
         The file it came from.
     """
 
-    pixels: NDArray[np.uint8]
+    source: Pixels
     um_per_pixel: float
     path: Path
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels of the full resolution."""
+        return self.source.sizes[0]
 
-def open_slide(path: Path, um_per_pixel: float) -> Slide:
-    """Read a JPEG, PNG or TIFF into memory (3 bytes a pixel).
+
+def open_slide(path: Path, um_per_pixel: float | None = None) -> Slide:
+    """Open a whole-slide image, TIFF, JPEG or PNG; pixels are read when they are needed.
+
+    Parameters
+    ----------
+    path
+        The file. Formats of scanners go through openslide, everything else through libvips; a
+        plain image is decoded once to temporary disk (3 bytes a pixel).
+    um_per_pixel
+        Size of a pixel, in µm; if ``None``, what the file says. It is never guessed.
 
     Raises
     ------
     InputError
-        For a file that is absent, damaged, truncated or not an image, and for a pixel size that
-        is not positive.
+        For a file that is absent, not an image, of more than 8 bits a colour or a decompression
+        bomb; if its µm per pixel is not known or not positive.
     """
-    if not um_per_pixel > 0:
-        raise InputError(f"{path}: µm per pixel must be positive; got {um_per_pixel}")
-    with _opened(path) as image:
-        return Slide(np.asarray(image.convert("RGB")), um_per_pixel, path)
+    source = open_pixels(path)
+    scale = source.um_per_pixel if um_per_pixel is None else um_per_pixel
+    if scale is None:
+        raise InputError(
+            f"{path}: the file does not say its µm per pixel; look it up (scanner, objective) and "
+            "give it with --mpp"
+        )
+    if not (scale > 0 and np.isfinite(scale)):
+        raise InputError(f"{path}: µm per pixel must be positive; got {scale:g}")
+    return Slide(source, float(scale), path)
 
 
 def slide_of(section: AnnData) -> Slide:
@@ -71,20 +92,21 @@ def slide_of(section: AnnData) -> Slide:
     return open_slide(Path(info.image), info.um_per_pixel)
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of an image that has been decoded to its end.
+def stored_um_per_pixel(path: Path) -> float | None:
+    """Size of a pixel in µm as the file says it, or ``None``; errors as `open_slide`."""
+    return open_pixels(path).um_per_pixel
+
+
+def check_image(slide: Slide) -> None:
+    """Read the last pixel of every level, so that a truncated file is found now.
 
     Raises
     ------
     InputError
-        As `open_slide`.
+        If the image is damaged or truncated; it is named.
     """
-    with _opened(path) as image:
-        size: tuple[int, int] = image.size
-        # A JPEG decodes at an eighth of its size several times faster, and still to its end.
-        image.draft("RGB", (size[0] // 8, size[1] // 8))
-        image.load()
-        return size
+    for level, (width, height) in enumerate(slide.source.sizes):
+        slide.source.read(level, width - 1, height - 1, 1, 1)
 
 
 def read_field(
@@ -97,25 +119,27 @@ def read_field(
     slide
         The image.
     centres
-        Spot centres (x, y) in pixels of the image, ``[n_spots, 2]``.
+        Spot centres (x, y) in pixels of the full resolution, ``[n_spots, 2]``.
     um
         Side of a window, in µm.
     pixels
-        Side of the result, to which a window is resampled (by area when it shrinks).
+        Side of the result, to which a window is resampled (by area when it shrinks), from the
+        coarsest level of the image that is fine enough.
 
     Returns
     -------
     NDArray
         ``uint8``, ``[n_spots, pixels, pixels, 3]``; white where a window leaves the image.
     """
-    side = max(1, round(um / slide.um_per_pixel))
-    corners = np.floor(centres - side / 2 + 0.5).astype(int)
+    level, shrink = _level(slide, um / slide.um_per_pixel / pixels)
+    side = max(1, round(um / slide.um_per_pixel / shrink))
+    corners = np.floor(centres / shrink - side / 2 + 0.5).astype(int)
     out = np.full((len(centres), pixels, pixels, 3), 255, np.uint8)
     method = cv2.INTER_AREA if side > pixels else cv2.INTER_LINEAR
 
     def cut(i: int) -> None:
         x, y = corners[i]
-        window = _window(slide.pixels, x, y, side)
+        window = _window(slide.source, level, x, y, side, side)
         cv2.resize(window, (pixels, pixels), dst=out[i], interpolation=method)
 
     with ThreadPoolExecutor() as pool:
@@ -123,40 +147,55 @@ def read_field(
     return out
 
 
+def read_region(slide: Slide, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    """RGB ``[height, width, 3]`` of a window at full resolution; white outside the image."""
+    return _window(slide.source, 0, x, y, width, height)
+
+
 def thumbnail(slide: Slide, um_per_pixel: float) -> tuple[NDArray[np.uint8], float]:
-    """Shrink a slide to about ``um_per_pixel``; return it with the scale that came out."""
-    height, width = slide.pixels.shape[:2]
-    shrink = max(1.0, um_per_pixel / slide.um_per_pixel)
-    size = max(1, round(width / shrink)), max(1, round(height / shrink))
-    small = cv2.resize(slide.pixels, size, interpolation=cv2.INTER_AREA)
-    return np.asarray(small, dtype=np.uint8), slide.um_per_pixel * width / size[0]
+    """Shrink a slide to about ``um_per_pixel``; return it with the scale that came out.
+
+    A level of more than 128 million pixels is read in strips of at most that many.
+    """
+    wanted = max(1.0, um_per_pixel / slide.um_per_pixel)
+    size = tuple(max(1, round(n / wanted)) for n in slide.size)
+    level, shrink = _level(slide, wanted)
+    width, height = slide.source.sizes[level]
+    step = max(1, int(wanted / shrink)) if width * height > _STRIP_PIXELS else 1
+    rows = height if step == 1 else max(step, _STRIP_PIXELS // width // step * step)
+    strips = [
+        _reduced(slide.source.read(level, 0, y, width, min(rows, height - y)), step)
+        for y in range(0, height, rows)
+    ]
+    small = cv2.resize(np.concatenate(strips), size, interpolation=cv2.INTER_AREA)
+    return np.asarray(small, dtype=np.uint8), slide.um_per_pixel * slide.size[0] / size[0]
 
 
-def _window(pixels: NDArray[np.uint8], x: int, y: int, side: int) -> NDArray[np.uint8]:
-    inside = pixels[max(y, 0) : max(y + side, 0), max(x, 0) : max(x + side, 0)]
-    if inside.shape[:2] == (side, side):
+def _reduced(strip: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
+    if step == 1:
+        return strip
+    size = -(-strip.shape[1] // step), -(-strip.shape[0] // step)
+    return np.asarray(cv2.resize(strip, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _level(slide: Slide, wanted: float) -> tuple[int, float]:
+    """Find the coarsest level that is not coarser than ``wanted`` times the full resolution."""
+    shrinks = [slide.size[0] / width for width, _ in slide.source.sizes]
+    level = max(i for i, shrink in enumerate(shrinks) if i == 0 or shrink <= wanted * 1.001)
+    return level, shrinks[level]
+
+
+def _window(
+    source: Pixels, level: int, x: int, y: int, width: int, height: int
+) -> NDArray[np.uint8]:
+    level_width, level_height = source.sizes[level]
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + width, level_width), min(y + height, level_height)
+    if left >= right or top >= bottom:
+        return np.full((height, width, 3), 255, np.uint8)
+    inside = source.read(level, int(left), int(top), int(right - left), int(bottom - top))
+    if inside.shape[:2] == (height, width):
         return inside
-    top, left = min(max(-y, 0), side), min(max(-x, 0), side)
-    window = np.full((side, side, 3), 255, np.uint8)
-    window[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    window = np.full((height, width, 3), 255, np.uint8)
+    window[top - y : bottom - y, left - x : right - x] = inside
     return window
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such image")
-    try:
-        with warnings.catch_warnings():
-            # Sections of 10,000 x 10,000 px are ordinary; Pillow still refuses twice its limit.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise InputError(f"{path}: not an image of 8 bits a colour; convert it")
-                yield image
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: too large to decode in memory; export it smaller") from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not an image that can be read (JPEG, PNG or TIFF)") from error
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
-        raise InputError(f"{path}: damaged or truncated image ({error})") from error

@@ -1,0 +1,59 @@
+"""Whether spots stand on the tissue, as they should."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strank.errors import InputError
+from strank.slides.image import Slide
+from strank.slides.tissue import tissue_mask
+
+__all__ = ["check_on_tissue"]
+
+_LEAST_SHARE = 0.5
+_CLEARLY_MORE = 0.25
+
+
+def check_on_tissue(slide: Slide, centres: NDArray[np.float64], *, name: str) -> None:
+    """Refuse spots of which most stand on glass, or would stand much better with x and y swapped.
+
+    Parameters
+    ----------
+    slide
+        The image.
+    centres
+        Spots under tissue (x, y), in pixels of the image, ``[n_spots, 2]``.
+    name
+        Section named in the message.
+
+    Raises
+    ------
+    InputError
+        If less than half of the spots stand on tissue, or a quarter more of them would with x and
+        y swapped; also if the image shows no tissue.
+    """
+    mask, scale = tissue_mask(slide)
+    shares = [
+        _share(mask, order * slide.um_per_pixel / scale) for order in (centres, centres[:, ::-1])
+    ]
+    if shares[1] > shares[0] + _CLEARLY_MORE:
+        raise InputError(
+            f"section {name}: {shares[0]:.0%} of the spots stand on the tissue of "
+            f"{slide.path.name}, and {shares[1]:.0%} would with x and y swapped; swap them"
+        )
+    if shares[0] < _LEAST_SHARE:
+        low, high = centres.min(0), centres.max(0)
+        raise InputError(
+            f"section {name}: only {shares[0]:.0%} of the spots stand on the tissue of "
+            f"{slide.path.name} (x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f}; "
+            f"the image is {slide.size[0]} x {slide.size[1]}); is it the image that the positions "
+            f"are pixels of, at {slide.um_per_pixel:g} µm per pixel?"
+        )
+
+
+def _share(mask: NDArray[np.bool_], positions: NDArray[np.float64]) -> float:
+    """Share of positions (x, y in pixels of the mask) on tissue; outside the mask is glass."""
+    column, row = np.floor(positions).astype(int).T
+    inside = (row >= 0) & (row < mask.shape[0]) & (column >= 0) & (column < mask.shape[1])
+    return float(mask[row[inside], column[inside]].sum() / len(positions))

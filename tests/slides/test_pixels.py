@@ -1,0 +1,227 @@
+"""Every kind of file gives the same pixels; what cannot be read, or trusted, is refused."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from strank.errors import InputError
+from strank.slides import pixels as module
+from strank.slides.image import (
+    Slide,
+    check_image,
+    open_slide,
+    read_field,
+    read_region,
+    stored_um_per_pixel,
+    thumbnail,
+)
+
+SIZE = 900, 700
+TILES = {"tile": (128, 128), "compression": "deflate", "photometric": "rgb"}
+HALF_UM = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    """Smooth, so that levels of a pyramid are alike where they should be."""
+    noise = np.random.default_rng(0).normal(size=(SIZE[1], SIZE[0], 3))
+    smooth = cv2.GaussianBlur(noise, (0, 0), 12)
+    return (128 + 60 * smooth / smooth.std()).clip(0, 255).astype(np.uint8)
+
+
+def levels_of(picture: np.ndarray) -> list[np.ndarray]:
+    return [
+        picture,
+        *(cv2.resize(picture, None, fx=f, fy=f, interpolation=cv2.INTER_AREA) for f in (0.5, 0.25)),
+    ]
+
+
+def write_pyramid(path: Path, picture: np.ndarray, **options) -> None:
+    """A generic tiled TIFF with one page a level, as HEST's slides are."""
+    with tifffile.TiffWriter(path) as file:
+        for i, level in enumerate(levels_of(picture)):
+            file.write(level, **TILES, **(options if i == 0 else {}), subfiletype=int(i > 0))
+
+
+def write_ome(path: Path, picture: np.ndarray, axes: str = "YXS", **metadata) -> None:
+    """An OME-TIFF whose lower levels are sub-images; ``CYX`` has a page a channel."""
+    first, *rest = (np.moveaxis(p, -1, 0) if axes == "CYX" else p for p in levels_of(picture))
+    options = TILES if axes == "YXS" else {**TILES, "photometric": "minisblack"}
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(first, **options, subifds=len(rest), metadata={"axes": axes, **metadata})
+        for level in rest:
+            file.write(level, **options, subfiletype=1)
+
+
+def write_svs(path: Path, picture: np.ndarray) -> None:
+    """Enough of Aperio's format for openslide to know it."""
+    description = "Aperio Image Library v10\r\n900x700 (128x128) Q=70|AppMag = 20|MPP = 0.4990"
+    tifffile.imwrite(path, picture, **TILES, description=description, metadata=None)
+
+
+WRITERS = {
+    "plain.png": lambda path, a: Image.fromarray(a).save(path),
+    "alpha.png": lambda path, a: Image.fromarray(a).convert("RGBA").save(path),
+    "plain.tif": lambda path, a: Image.fromarray(a).save(path),
+    "strips.tif": lambda path, a: tifffile.imwrite(path, a, photometric="rgb", rowsperstrip=64),
+    "planar.tif": lambda path, a: tifffile.imwrite(
+        path, np.moveaxis(a, -1, 0), photometric="rgb", planarconfig="separate"
+    ),
+    "tiled.tif": lambda path, a: tifffile.imwrite(path, a, **TILES),
+    "big.tif": lambda path, a: tifffile.imwrite(path, a, **TILES, bigtiff=True),
+    "pyramid.tif": write_pyramid,
+    "slide.svs": write_svs,
+    "slide.ome.tif": write_ome,
+    "channels.ome.tif": lambda path, a: write_ome(path, a, "CYX"),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_lossless_formats_give_the_same_pixels(name, picture, tmp_path):
+    WRITERS[name](tmp_path / name, picture)
+    slide = open_slide(tmp_path / name, 0.5)
+    assert slide.size == SIZE
+    np.testing.assert_array_equal(read_region(slide, 0, 0, *SIZE), picture)
+    np.testing.assert_array_equal(read_region(slide, 301, 207, 90, 41), picture[207:248, 301:391])
+    check_image(slide)
+
+
+@pytest.mark.parametrize("name", ["pyramid.tif", "slide.ome.tif", "channels.ome.tif"])
+def test_windows_of_lower_levels_are_where_they_should_be(name, picture, tmp_path):
+    WRITERS[name](tmp_path / name, picture)
+    WRITERS["tiled.tif"](tmp_path / "one.tif", picture)
+    many, one = open_slide(tmp_path / name, 0.5), open_slide(tmp_path / "one.tif", 0.5)
+    assert len(many.source.sizes) == 3
+    assert len(one.source.sizes) == 1
+    centres = np.random.default_rng(1).uniform(-20, 720, (25, 2))
+    for um in (32.0, 70.0, 150.0):  # 1, 2.2 and 4.7 pixels of the image in one of the field
+        fields = [read_field(s, centres, um=um, pixels=64).astype(float) for s in (many, one)]
+        # Corners are whole pixels of a level: at most two pixels of the full image away.
+        assert np.abs(fields[0] - fields[1]).mean() < 5
+        assert np.corrcoef(fields[0].ravel(), fields[1].ravel())[0, 1] > 0.99
+    smalls = [thumbnail(s, 2.0) for s in (many, one)]
+    assert smalls[0][1] == smalls[1][1]
+    assert np.abs(smalls[0][0].astype(int) - smalls[1][0]).max() <= 3
+
+
+def test_grey_becomes_rgb(picture, tmp_path):
+    Image.fromarray(picture).convert("L").save(tmp_path / "grey.png")
+    region = read_region(open_slide(tmp_path / "grey.png", 0.5), 0, 0, *SIZE)
+    grey = np.asarray(Image.open(tmp_path / "grey.png"))
+    np.testing.assert_array_equal(region, np.stack([grey] * 3, axis=-1))
+
+
+def test_jpeg_as_pillow_decodes_it(picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "a.jpg", quality=90)
+    region = read_region(open_slide(tmp_path / "a.jpg", 0.5), 0, 0, *SIZE)
+    np.testing.assert_array_equal(region, np.asarray(Image.open(tmp_path / "a.jpg")))
+
+
+def test_content_counts_not_the_suffix(picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert open_slide(tmp_path / "a.jpg", 0.5).size == SIZE
+
+
+def test_other_threads_and_processes(picture, tmp_path):
+    for name in ("slide.svs", "slide.ome.tif"):
+        WRITERS[name](tmp_path / name, picture)
+        slide = open_slide(tmp_path / name, 0.5)
+        with ThreadPoolExecutor(8) as pool:
+            parts = list(pool.map(lambda x, s=slide: read_region(s, x, 0, 50, 700), range(850)))
+        for x, part in enumerate(parts):
+            np.testing.assert_array_equal(part, picture[:, x : x + 50])
+        again: Slide = pickle.loads(pickle.dumps(slide))
+        np.testing.assert_array_equal(read_region(again, 0, 0, *SIZE), picture)
+
+
+def test_the_scale_that_the_file_says(picture, tmp_path):
+    write_pyramid(tmp_path / "a.tif", picture, **HALF_UM)
+    write_ome(tmp_path / "b.ome.tif", picture, PhysicalSizeX=0.2125, PhysicalSizeY=0.2125)
+    nm = {"PhysicalSizeX": 274.0, "PhysicalSizeXUnit": "nm"}
+    nm |= {"PhysicalSizeY": 274.0, "PhysicalSizeYUnit": "nm"}
+    write_ome(tmp_path / "c.ome.tif", picture, **nm)
+    write_svs(tmp_path / "d.svs", picture)
+    tifffile.imwrite(tmp_path / "e.tif", picture, photometric="rgb", **HALF_UM)
+    names = ["a.tif", "b.ome.tif", "c.ome.tif", "d.svs", "e.tif"]
+    found = [stored_um_per_pixel(tmp_path / name) for name in names]
+    assert found == pytest.approx([0.5, 0.2125, 0.274, 0.499, 0.5])
+    assert open_slide(tmp_path / "d.svs").um_per_pixel == pytest.approx(0.499)
+    assert open_slide(tmp_path / "d.svs", 0.25).um_per_pixel == 0.25
+
+
+def test_a_scale_that_is_absent_or_a_printers_is_asked_for(picture, tmp_path):
+    write_ome(tmp_path / "a.ome.tif", picture)
+    tifffile.imwrite(tmp_path / "b.tif", picture, photometric="rgb")
+    uneven = {"resolution": (20000, 10000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "c.tif", picture, photometric="rgb", **uneven)
+    Image.fromarray(picture).save(tmp_path / "d.jpg", dpi=(25400, 25400))
+    Image.fromarray(picture).save(tmp_path / "e.tif", dpi=(72, 72))
+    for name in ("a.ome.tif", "b.tif", "c.tif", "d.jpg", "e.tif"):
+        assert stored_um_per_pixel(tmp_path / name) is None
+        with pytest.raises(InputError, match=f"{name}: the file does not say .* --mpp"):
+            open_slide(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", *WRITERS])
+def test_truncated_images_are_refused(name, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+    path = tmp_path / name
+    WRITERS.get(name, WRITERS["plain.png"])(path, noise)
+    # Of a pyramid so much that its full resolution is hit.
+    cut = 0.6 if name in ("pyramid.tif", "slide.ome.tif", "channels.ome.tif") else 0.05
+    path.write_bytes(path.read_bytes()[: -int(path.stat().st_size * cut)])
+    with pytest.raises(InputError, match=f"{name}: (damaged or truncated|truncated|not an image)"):
+        check_image(open_slide(path, 1.0))
+
+
+def test_other_refusals(tmp_path):
+    with pytest.raises(InputError, match=r"none.jpg: no such image"):
+        open_slide(tmp_path / "none.jpg", 1.0)
+    Image.new("I;16", (40, 40)).save(tmp_path / "deep.tif")
+    with pytest.raises(InputError, match=r"deep.tif: not an image of 8 bits a colour"):
+        open_slide(tmp_path / "deep.tif", 1.0)
+    (tmp_path / "text.tif").write_text("Dear reviewer,")
+    with pytest.raises(InputError, match=r"text.tif: not an image that can be read"):
+        open_slide(tmp_path / "text.tif", 1.0)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for wrong in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=r"a.png: µm per pixel must be positive; got"):
+            open_slide(tmp_path / "a.png", wrong)
+
+
+def test_a_decompression_bomb_is_refused_before_it_goes_off(tmp_path):
+    import pyvips
+
+    bomb = tmp_path / "bomb.png"
+    pyvips.Image.black(30_000, 30_000, bands=3).pngsave(str(bomb), compression=9)
+    assert bomb.stat().st_size < 3e6
+    with pytest.raises(InputError, match=r"bomb.png: 30000 x 30000 px in a file of .* MB are no"):
+        open_slide(bomb, 0.25)
+
+
+def test_plain_images_that_do_not_fit_the_disk_are_refused(picture, tmp_path, monkeypatch):
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    write_pyramid(tmp_path / "a.tif", picture)
+    monkeypatch.setattr(module, "_MOST_UNTILED", 1000)
+    with pytest.raises(InputError, match=r"a.png: 900 x 700 px without tiles .* vips tiffsave"):
+        open_slide(tmp_path / "a.png", 0.5)
+    assert open_slide(tmp_path / "a.tif", 0.5).size == SIZE
+
+
+def test_strips_shrink_as_the_whole_does(picture, tmp_path, monkeypatch):
+    WRITERS["tiled.tif"](tmp_path / "a.tif", picture)
+    slide = open_slide(tmp_path / "a.tif", 0.5)
+    whole, scale = thumbnail(slide, 2.0)
+    monkeypatch.setattr("strank.slides.image._STRIP_PIXELS", 100_000)
+    strips, same = thumbnail(slide, 2.0)
+    assert scale == same
+    assert np.abs(whole.astype(int) - strips).max() <= 2
