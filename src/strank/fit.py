@@ -15,6 +15,7 @@ from strank.linear.regressor import STRankRegressor
 from strank.linear.regressor_cv import STRankRegressorCV
 from strank.linear.solution import Status
 from strank.model import RankModel
+from strank.novelty import fit_novelty
 from strank.training_set import (
     TrainingData,
     encoder_facts_of,
@@ -97,6 +98,7 @@ def fit_model(
             "solver": regressor.solution_.message,
             **training_sections(cohort),
         },
+        novelty=fit_novelty(data.features, data.group),
     )
 
 

@@ -25,12 +25,13 @@ from strank.linear.geometry import centre_within
 from strank.linear.head import LinearHead
 from strank.neural.heads import HEADS, stored_head
 from strank.neural.neighbours import find_neighbours
+from strank.novelty import Novelty
 from strank.version import __version__
 
 __all__ = ["RankModel"]
 
 FORMAT = 1
-_HEAD, _BACKBONE = "head.safetensors", "encoder.safetensors"
+_HEAD, _BACKBONE, _NOVELTY = "head.safetensors", "encoder.safetensors", "novelty.safetensors"
 _ROWS = 8192
 # What reading a file that is not as it was written can raise.
 _DAMAGE = (LookupError, TypeError, ValueError, OSError, RuntimeError)
@@ -52,6 +53,8 @@ class RankModel:
         What the model was trained on and with.
     backbone
         The encoder, where it was trained with the head.
+    novelty
+        Which features are usual, where that is known.
 
     Examples
     --------
@@ -70,6 +73,7 @@ class RankModel:
     encoder: Mapping[str, Any]
     provenance: Mapping[str, Any]
     backbone: Backbone | None = None
+    novelty: Novelty | None = None
 
     @property
     def method(self) -> str:
@@ -77,7 +81,7 @@ class RankModel:
         return str(self.provenance.get("method", "list"))
 
     def save(self, folder: Path | str) -> None:
-        """Write ``model.json``, ``head.safetensors`` and, of a trained encoder, its weights.
+        """Write ``model.json``, ``head.safetensors`` and, where they are there, the others.
 
         The folder is whole or absent.
 
@@ -98,6 +102,8 @@ class RankModel:
                 save_file(self.head.state_dict(), part / _HEAD)
                 if self.backbone is not None:
                     save_model(self.backbone, str(part / _BACKBONE))
+                if self.novelty is not None:
+                    save_file(vars(self.novelty), part / _NOVELTY)
                 (part / "model.json").write_text(self._json(part))
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
@@ -123,7 +129,8 @@ class RankModel:
             with torch.random.fork_rng():
                 head = _load_head(folder, stored["head"], stored["encoder"]["n_features"], panel)
                 backbone = _load_backbone(folder, stored.get("backbone"))
-            return cls(head, panel, stored["encoder"], stored["provenance"], backbone)
+            novelty = _load_novelty(folder, stored.get("novelty"))
+            return cls(head, panel, stored["encoder"], stored["provenance"], backbone, novelty)
         except InputError:
             raise
         except (*_DAMAGE, SafetensorError) as error:
@@ -221,6 +228,8 @@ class RankModel:
         if self.backbone is not None:
             checksum = sha256(folder / _BACKBONE)
             content["backbone"] = {"config": self.backbone.config, "sha256": checksum}
+        if self.novelty is not None:
+            content["novelty"] = {"sha256": sha256(folder / _NOVELTY)}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -261,6 +270,10 @@ def _load_backbone(folder: Path, stored: Mapping[str, Any] | None) -> Backbone |
     backbone = backbone_from_config(stored["config"])
     load_model(backbone, _checked(folder / _BACKBONE, stored))
     return backbone
+
+
+def _load_novelty(folder: Path, stored: Mapping[str, Any] | None) -> Novelty | None:
+    return None if stored is None else Novelty(**load_file(_checked(folder / _NOVELTY, stored)))
 
 
 def _kinds(stored: Mapping[str, Any]) -> set[str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -26,6 +27,7 @@ from strank.neural.objectives import MakeLoss, loss_maker, monitored, start_leve
 from strank.neural.recipe import Machine, Recipe, get_recipe
 from strank.neural.run import Run
 from strank.neural.spots import Spots
+from strank.novelty import fit_novelty
 from strank.plan import MakeHead, TrainingPlan, head_maker, method_name
 from strank.training_set import encoder_facts_of
 
@@ -130,7 +132,8 @@ def train_model(
     if with_linear:
         exact = fit_model(cohort, encoder=encoder, genes=list(plan.panel), verbose=verbose)
         mean = MeanHead.of([mean, _as_network(cast(LinearHead, exact.head))])
-    return plan.model(mean.eval(), trained, facts)
+    novelty = fit_novelty(plan.data.features, plan.data.group)
+    return replace(plan.model(mean.eval(), trained, facts), novelty=novelty)
 
 
 def _as_network(linear: LinearHead) -> MLPHead:

@@ -74,7 +74,7 @@ _WORKFLOW = (
 )
 _EXTRAS = {
     "cv2": "images",
-    "PIL": "images",
+    "PIL": "plots",
     "openslide": "images",
     "pyvips": "images",
     "tifffile": "images",

@@ -1,4 +1,4 @@
-"""``strank evaluate`` and ``strank predict``."""
+"""``strank evaluate``."""
 
 from __future__ import annotations
 
@@ -20,20 +20,16 @@ from strank.cli.console import (
     working,
 )
 from strank.cli.fit import NETWORKS, HeadName, LossName, RecipeName, Seed, is_exact, neural_options
-from strank.errors import InputError, some
+from strank.cli.predict import predict
+from strank.errors import InputError
 from strank.progress import progress
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from strank.encoders.base import Encoder
     from strank.evaluation.held_out import Evaluation
     from strank.model import RankModel
-    from strank.slides.image import Slide
 
 __all__ = ["evaluate", "predict"]
-
-_PICTURES = 6
 
 
 def evaluate(
@@ -116,69 +112,6 @@ def evaluate(
     )
 
 
-def predict(
-    image: Annotated[
-        Path, typer.Argument(help="A slide (JPEG, PNG, TIFF), or a section's .h5ad of a cohort.")
-    ],
-    model: Annotated[Path, typer.Option(help="A trained model.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for scores and maps.")],
-    genes: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Genes to draw, separated by commas; the first {_PICTURES} if not given."
-        ),
-    ] = None,
-    mpp: Annotated[
-        float | None, typer.Option(help="µm per pixel of the image; a section's .h5ad knows it.")
-    ] = None,
-    stride: Annotated[
-        float | None, typer.Option(help="µm between tiles; a spot's diameter if not given.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """5. Find the tissue of a slide, score tiles over it and draw maps.
-
-    [bold]Example:[/] strank predict slide.jpg --mpp 0.69 --model model -o out --genes ERBB2,FASN
-
-    [bold]Example:[/] strank predict cohort/C5.h5ad --model model -o out
-    (observed beside predicted)
-    """
-    from strank.cohort.store import write_h5ad
-    from strank.files import output_folder
-    from strank.model import RankModel
-    from strank.predict import predict_slide, tile_grid
-    from strank.report.maps import map_layers, write_gene_maps
-
-    trained = RankModel.load(model)
-    drawn = _genes_to_draw(trained, split_names(genes))
-    slide, section = _open(image, mpp)
-    output_folder(output)
-    tiles = tile_grid(slide, trained, stride_um=stride)
-    with progress("Scoring tiles", tiles.n_obs) as advance:
-        predictions = predict_slide(slide, trained, tiles, advance=advance)
-    write_h5ad(predictions, output / "scores.h5ad")
-    if section is not None:
-        absent = trained.panel.index.difference(section.var_names)
-        if len(absent):
-            note(f"{image} has no counts of {some(absent)}: predicted only")
-    layers = map_layers(predictions, section)
-    with progress("Drawing maps", len(drawn)) as advance:
-        paths = write_gene_maps(output, slide, layers, drawn, advance=advance)
-    finish(
-        {
-            "scores": str(output / "scores.h5ad"),
-            "n_tiles": predictions.n_obs,
-            "n_genes": predictions.n_vars,
-            "maps": [str(path) for path in paths],
-        },
-        as_json=as_json,
-        lines=[
-            f"Scored {predictions.n_obs} tiles for {predictions.n_vars} genes: "
-            f"{output / 'scores.h5ad'}; maps of {some(drawn, 10)}."
-        ],
-    )
-
-
 def _evaluate_model(
     cohort: Path, folder: Path, sections: list[str] | None, train: Path
 ) -> Evaluation:
@@ -251,27 +184,3 @@ def _cross_validate(
             fit=fit,
             advance=advance,
         )
-
-
-def _genes_to_draw(model: RankModel, genes: list[str] | None) -> list[str]:
-    panel = list(model.panel.index)
-    unknown = [gene for gene in genes or [] if gene not in panel]
-    if unknown:
-        raise InputError(
-            f"--genes: the model has no {some(unknown)}; its panel is {some(panel, 60)}"
-        )
-    return genes or panel[:_PICTURES]
-
-
-def _open(image: Path, mpp: float | None) -> tuple[Slide, AnnData | None]:
-    from strank.cohort.store import read_section
-    from strank.slides.image import open_slide, slide_of
-
-    if image.suffix == ".h5ad":
-        if mpp is not None:
-            raise InputError(f"--mpp: {image} knows its µm per pixel; leave the option out")
-        section = read_section(image)
-        return slide_of(section), section
-    if mpp is None:
-        raise InputError(f"{image}: give its µm per pixel with --mpp")
-    return open_slide(image, mpp), None

@@ -80,8 +80,10 @@ def evaluate(
     Raises
     ------
     InputError
-        If ``train`` lacks a training section, or holds other counts under its name.
+        If ``train`` lacks a training section, or holds other counts under its name; if a section
+        to score measures no gene of the model's.
     """
+    measured = {name: _measured(name, adata, model) for name, adata in cohort.items()}
     expected: dict[str, dict[str, Any]] = model.provenance["sections"]
     trained = {name: _same(name, train, expected) for name in expected}
     patients = patients_of(cohort)
@@ -96,6 +98,7 @@ def evaluate(
         "strank_version": __version__,
         "protocol": "a given model",
         "sections": {name: counts_checksum(adata) for name, adata in cohort.items()},
+        "measured_genes": measured,
         "model": dict(model.provenance),
     }
     return Evaluation(scores, facts, (*warnings, *_unscored(scores, model.method)))
@@ -182,10 +185,29 @@ def _same(
     return train[name]
 
 
+def _measured(name: str, section: AnnData, model: RankModel) -> int:
+    """Count the genes of the model that a section measures."""
+    panel = model.panel.index
+    if not (number := int(panel.isin(section.var_names).sum())):
+        raise InputError(
+            f"section {name} measures none of the model's {len(panel)} genes ({some(panel)}); it "
+            f"has {some(section.var_names)}: are both named by symbols?"
+        )
+    return number
+
+
 def _unscored(scores: pd.DataFrame, method: str) -> list[str]:
-    noted = scores[(scores["note"] != "") & (scores["method"] == method)]
-    return [
-        f"{len(rows)} of {len(scores) // scores['method'].nunique()} gene-section pairs: {note}"
-        + (", counted as 0" if note == "constant scores" else ", not scored")
-        for note, rows in noted.groupby("note")
-    ]
+    own = scores[scores["method"] == method]
+    told = []
+    lacking = own[own["note"] == "not measured"].groupby("section").size()
+    for number, sections in lacking.groupby(lacking):
+        n_genes = own["section"].eq(sections.index[0]).sum()
+        told.append(
+            f"section {some(sections.index)}: scored for the {n_genes - number} of the model's "
+            f"{n_genes} genes that are measured there"
+        )
+    for note in ("constant counts", "constant scores"):
+        if number := (own["note"] == note).sum():
+            how = "counted as 0" if note == "constant scores" else "not scored"
+            told.append(f"{number} of {len(own)} gene-section pairs: {note}, {how}")
+    return told

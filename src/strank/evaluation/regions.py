@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ def find_regions(spots: AnnData, groups: str) -> Regions:
     Raises
     ------
     InputError
-        If it is neither, the file has no polygon, or the spots no positions.
+        If it is neither, the file has no polygon, or none near the spots, or the spots no
+        positions.
 
     Examples
     --------
@@ -59,7 +60,9 @@ def find_regions(spots: AnnData, groups: str) -> Regions:
     regions = outlines(path)
     if "spatial" not in spots.obsm:
         raise InputError('obsm["spatial"] is needed: positions in pixels of the full image')
-    return spots_within(regions, np.asarray(spots.obsm["spatial"], dtype=np.float64))
+    positions = np.asarray(spots.obsm["spatial"], dtype=np.float64)
+    _check_near(path, regions, positions)
+    return spots_within(regions, positions)
 
 
 def spots_within(regions: Mapping[str, Any], positions: NDArray[np.float64]) -> Regions:
@@ -171,6 +174,24 @@ def separate(regions: Regions, pair: tuple[str, ...]) -> tuple[Regions, int]:
     """
     shared = regions[pair[0]] & regions[pair[1]]
     return {name: regions[name] & ~shared for name in pair}, int(shared.sum())
+
+
+def _check_near(path: Path, regions: Mapping[str, Any], positions: NDArray[np.float64]) -> None:
+    """Refuse a file all of whose regions lie where no spot is: it is of another slide or scale."""
+    spots = np.concatenate([positions.min(0), positions.max(0)])
+    bounds = np.array([region.bounds for region in regions.values()])
+    near = (bounds[:, :2] <= spots[2:]) & (bounds[:, 2:] >= spots[:2])
+    if not near.all(1).any():
+        where = [f"{name!r} at {_extent(region.bounds)}" for name, region in regions.items()]
+        raise InputError(
+            f"{path}: region {some(where, 3)}; but spots lie at {_extent(spots)} (pixels of the "
+            "full image): are the regions of this slide, and in its pixels, not in µm?"
+        )
+
+
+def _extent(bounds: Iterable[float]) -> str:
+    left, top, right, bottom = bounds
+    return f"x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}"
 
 
 def _features(content: Any) -> list[Any]:
