@@ -1,61 +1,151 @@
-"""How many spots and patches a second the built-in encoder describes.
+"""What variants of the built-in features are worth, and how fast they are.
 
-    python benchmarks/morphology.py
-    python benchmarks/morphology.py --images DIR    # crops of the first image in DIR as well
+    python benchmarks/morphology.py speed
+    python benchmarks/morphology.py variants COHORT DEMO... -o OUT
 
-Two patches of 224 x 224 px a spot (150 and 450 µm).
+COHORT is a cohort folder of her2st; every DEMO a folder with st/ (by `strank.simulate`, its truth
+included) and cohort/, its import. Features are kept in OUT. Every variant gets the exact list head,
+50 genes chosen and penalties found on training sections. her2st: each section is predicted from the
+other four, C2..C5 (one patient, whose other sections are in training) and B4 (another patient)
+apart. Simulated: each patient is predicted from the others. scc is Spearman with log1p(CP10k),
+matched is depth-matched Spearman, r is Pearson with the true log rates; means over genes, sections.
 
-What the features are worth: mean Spearman of the 50 most variable genes against
-log1p(counts per 10k) on her2st, each section predicted from the other four (list likelihood with a
-linear head; ridge; ridge on section-centred features and targets; penalties by inner folds):
+Windows are described by `strank.encoders.morphology.describe_patch` at 224 px. "n" are windows
+whose hematoxylin and eosin were scaled first, so that the 95 % quantiles over the slide's own
+tissue are always the same. "around" is the mean of the spot's window over its six nearest spots.
 
-    182 features           list   ridge  centred ridge
-    C2                     0.424  0.309  0.387
-    C3                     0.519  0.426  0.464
-    C4                     0.517  0.419  0.454
-    C5                     0.494  0.364  0.440
-    mean of C2..C5         0.489  0.379  0.436
-    B4 (another patient)   0.141  0.188  0.231
-
-What was tried, as list and ridge on C2..C5 (mean), list and ridge on B4. B4 was looked at in these
-choices too, so its figures flatter.
-
-    66 colour statistics, no stains or nuclei         0.436  0.209   0.055  0.135
-    first set, 344 features                           0.488  0.372   0.111  0.173
-      without bands / without nuclei                  0.476 / 0.486  0.360 / 0.346
-      without patterns / fibres / rings               0.483 / 0.485 / 0.486
-      bands alone / nuclei alone / stains alone       0.468 / 0.447 / 0.402
-      spot's field alone / surroundings alone         0.457 / 0.465
-    surroundings of 300 / 600 / 800 µm (450)   0.481 / 0.490 / 0.491, B4 0.139 / 0.104 / 0.062
-    spot of 100 / 220 µm, not 150                     0.478 / 0.487, B4 0.118 / 0.134
-    a third field of 1200 µm                          0.499  0.396   0.078  0.158
-    second-order (scattering) bands added             0.488  0.378   0.117  0.190
-    bands without skewness / correlation              0.480 / 0.480
-    one more, coarser or finer, band a field          0.485 for 0.482
-    solidity and alignment of nuclei added            0.489  0.375   0.111  0.171
-    shape of nuclei in the surroundings left out      0.488  0.377   0.142  0.188
-    image divided by its background colour (344)      0.489  0.387   0.112  0.192
+benchmarks/morphology.md keeps the table and what follows from it.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
+import pandas as pd
+import typer
+from anndata import AnnData
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
+from strank import fit_model, read_cohort
+from strank.cohort.splits import patients_of
+from strank.cohort.store import read_h5ad
 from strank.encoders.base import Field
-from strank.encoders.morphology import Morphology
+from strank.encoders.morphology import Morphology, describe_patch
+from strank.encoders.stain import TISSUE_DENSITY, optical_density, unmixing_matrix
+from strank.evaluation.scores import score_section
+from strank.functional.metrics import correlation
+from strank.slides.image import Slide, read_field, slide_of, thumbnail
 
-UM_PER_PIXEL = 0.687
+app = typer.Typer(add_completion=False, help=__doc__.partition("\n")[0])
+
+SIDES = {"150": 150.0, "450": 450.0, "900": 900.0}
+VARIANTS = {
+    "version 1": ("150", "450"),
+    "900 in place of 450": ("150", "900"),
+    "with 900": ("150", "450", "900"),
+    "with around": ("150", "450", "around"),
+    "normalised": ("150n", "450n"),
+    "normalised, with 900": ("150n", "450n", "900n"),
+    "plain and normalised": ("150", "450", "150n", "450n"),
+}
+# Quantiles of hematoxylin and eosin over tissue that slides are scaled to.
+_TARGET, _SHARE, _REFERENCE_UM = np.array([0.75, 0.55]), 0.95, 8.0
 
 
-def noise(n_spots: int, field: Field, rng: np.random.Generator) -> NDArray[np.uint8]:
-    return rng.integers(0, 256, (n_spots, field.pixels, field.pixels, 3), dtype=np.uint8)
+# --- features ---
+
+
+def normaliser(slide: Slide) -> NDArray[np.float64]:
+    """Matrix that scales the stains in an optical density of the slide, ``[3, 3]``."""
+    density = optical_density(thumbnail(slide, _REFERENCE_UM)[0])
+    tissue = density[density.mean(-1) > TISSUE_DENSITY]
+    unmix = unmixing_matrix()
+    found = np.quantile(tissue @ unmix[:2].T, _SHARE, axis=0)
+    scale = np.append(_TARGET / np.maximum(found, 0.05), 1.0)
+    return np.linalg.inv(unmix) @ np.diag(scale) @ unmix
+
+
+def describe(section: AnnData, block: str) -> NDArray[np.float32]:
+    """Features of the spots' windows, ``[n_spots, n_features]``."""
+    slide, um = slide_of(section), SIDES[block.removesuffix("n")]
+    matrix = normaliser(slide).astype(np.float32) if block.endswith("n") else None
+    rows = []
+    for centres in np.array_split(section.obsm["spatial"], 1 + section.n_obs // 64):
+        for patch in read_field(slide, centres, um=um, pixels=224):
+            if matrix is not None:
+                density = cv2.transform(optical_density(patch), matrix)
+                patch = np.clip(256 * 10**-density - 1, 0, 255).round().astype(np.uint8)
+            rows.append(list(describe_patch(patch, um).values()))
+    return np.array(rows, np.float32)
+
+
+def features(section: AnnData, block: str, kept: Path) -> NDArray[np.float32]:
+    if block == "around":
+        tree = cKDTree(section.obsm["spatial"])
+        nearest = tree.query(section.obsm["spatial"], 7)[1][:, 1:]
+        return features(section, "150", kept)[nearest].mean(1)
+    path = kept / f"{section.obs['section'].iloc[0]}-{block}.npy"
+    if not path.is_file():
+        kept.mkdir(parents=True, exist_ok=True)
+        np.save(path, describe(section, block))
+    return np.load(path)
+
+
+# --- scores ---
+
+
+def score(
+    cohort: dict[str, AnnData], blocks: tuple[str, ...], kept: Path, by: dict, truth: Path | None
+) -> pd.DataFrame:
+    """One row a section: it is left out with all others of its group, ``by`` section."""
+    for section in cohort.values():
+        section.obsm["x"] = np.hstack([features(section, block, kept) for block in blocks])
+    rows = []
+    for group in sorted(set(by.values())):
+        model = fit_model({n: a for n, a in cohort.items() if by[n] != group}, encoder="x")
+        for name in (name for name in cohort if by[name] == group):
+            scores = np.asarray(model.predict(cohort[name]).X)
+            table = score_section({"": scores}, cohort[name], model.panel.index)
+            row = {"section": name, "scc": table.scc.mean(), "matched": table.depth_matched.mean()}
+            if truth is not None:
+                true = read_h5ad(truth / f"{name}.h5ad")[cohort[name].obs_names, model.panel.index]
+                row["r"] = np.nanmean(correlation(scores, np.asarray(true.X, np.float64)))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@app.command()
+def variants(
+    cohort: Annotated[Path, typer.Argument(help="Cohort folder of her2st.")],
+    simulated: Annotated[list[Path], typer.Argument(metavar="DEMO...", help="Simulated.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="For features and tables.")],
+) -> None:
+    """Held-out scores of every variant, side by side."""
+    data = [("her2st", cohort, None)]
+    data += [(demo.name, demo / "cohort", demo / "st" / "truth") for demo in simulated]
+    tables = []
+    for variant, blocks in VARIANTS.items():
+        for name, folder, truth in data:
+            sections = read_cohort(folder)
+            by = patients_of(sections) if truth else {section: section for section in sections}
+            table = score(sections, blocks, out / name, by, truth)
+            tables.append(table.assign(variant=variant, data=name))
+            typer.echo(f"{variant}, {name}: {table.mean(numeric_only=True).round(4).to_dict()}")
+            pd.concat(tables).to_csv(out / "sections.csv", index=False, float_format="%.5f")
+    rows = pd.concat(tables)
+    rows["of"] = np.where(rows.data != "her2st", "simulated", "C2..C5")
+    rows.loc[(rows.data == "her2st") & (rows.section == "B4"), "of"] = "B4"
+    wide = rows.pivot_table(["scc", "matched", "r"], "variant", "of", sort=False)
+    wide.columns = [f"{of} {measure}" for measure, of in wide.columns]
+    typer.echo(wide.round(3).to_string())
+
+
+# --- speed ---
 
 
 def blobs(n_spots: int, field: Field, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -68,49 +158,20 @@ def blobs(n_spots: int, field: Field, rng: np.random.Generator) -> NDArray[np.ui
     return patches
 
 
-def crops(n_spots: int, field: Field, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Windows at the same random places of the middle of an image for every field."""
-    side = round(field.um / UM_PER_PIXEL)
+@app.command()
+def speed(n_spots: int = 100, repeats: int = 5) -> None:
+    """Spots and patches (224 px) a second, of one thread and of all cores."""
     rng = np.random.default_rng(0)
-    patches = []
-    for share in rng.uniform(0.3, 0.7, (n_spots, 2)):
-        top, left = (int(middle - side / 2) for middle in share * image.shape[:2])
-        window = image[top : top + side, left : left + side]
-        size = (field.pixels, field.pixels)
-        patches.append(cv2.resize(window, size, interpolation=cv2.INTER_AREA))
-    return np.stack(patches)
-
-
-def race(label: str, patches: list[NDArray[np.uint8]], repeats: int) -> None:
-    n_spots, n_cores = len(patches[0]), os.cpu_count() or 1
-    for threads in sorted({1, n_cores}):
-        encoder = Morphology(threads=threads)
+    patches = [blobs(n_spots, field, rng) for field in Morphology().fields]
+    for threads in (1, None):
         seconds = []
         for _ in range(repeats):
             start = time.perf_counter()
-            encoder.encode(patches)
+            Morphology(threads=threads).encode(patches)
             seconds.append(time.perf_counter() - start)
         rate = n_spots / min(seconds)
-        total = len(patches) * rate
-        print(f"{label:8} {threads:3} threads {rate:7.0f} spots/s {total:7.0f} patches/s")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=Path, help="folder with .jpg images of tissue")
-    parser.add_argument("--spots", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-
-    fields = Morphology().fields
-    rng = np.random.default_rng(0)
-    race("noise", [noise(options.spots, field, rng) for field in fields], options.repeats)
-    race("blobs", [blobs(options.spots, field, rng) for field in fields], options.repeats)
-    if options.images:
-        path = sorted(options.images.glob("*.jpg"))[0]
-        image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-        race(path.stem, [crops(options.spots, field, image) for field in fields], options.repeats)
+        typer.echo(f"{threads or 'all'}: {rate:.0f} spots/s, {rate * len(patches):.0f} patches/s")
 
 
 if __name__ == "__main__":
-    main()
+    app()

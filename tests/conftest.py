@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -96,3 +98,25 @@ def st_folder(tmp_path: Path) -> Path:
         counts.to_csv(folder / "counts" / f"{name}.tsv.gz", sep="\t")
         spots.to_csv(folder / "spots" / f"{name}_selection.tsv", sep="\t", index=False)
     return folder
+
+
+@pytest.fixture
+def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Give a hub on localhost, asked by huggingface_hub instead of the real one; see hub_server.py.
+
+    Its client has an empty cache, a token of its own, and no patience.
+    """
+    from huggingface_hub import constants
+
+    serve = runpy.run_path(str(Path(__file__).with_name("hub_server.py")))["serve"]
+    with serve() as hub:
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        facts = {"ENDPOINT": hub.address, "HUGGINGFACE_CO_URL_TEMPLATE": template}
+        facts |= {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_TOKEN_PATH": str(tmp_path / "token")}
+        facts |= {"HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False, "HF_HUB_ETAG_TIMEOUT": 1}
+        facts |= {"HF_HUB_DOWNLOAD_TIMEOUT": 1, "DOWNLOAD_CHUNK_SIZE": 50_000}
+        for name, value in facts.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr("strank.hub._TIMEOUT", 1)
+        monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
+        yield hub

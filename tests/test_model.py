@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from strank import RankModel, STRankRegressorCV, fit_model
 from strank.errors import InputError
 from strank.linear.penalty import DEFAULT_PENALTY
+from strank.novelty import novelty_of
 
 
 @pytest.fixture
@@ -40,7 +42,8 @@ def test_a_model_survives_the_disk(cohort, model, tmp_path):
     back = RankModel.load(tmp_path / "m")
     np.testing.assert_array_equal(back.predict(cohort["A1"]).X, model.predict(cohort["A1"]).X)
     assert back.provenance == json.loads(json.dumps(model.provenance))
-    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["head.safetensors", "model.json"]
+    files = ["head.safetensors", "model.json", "novelty.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == files
     model.save(tmp_path / "m")  # a model may take the place of a model
     (tmp_path / "other").mkdir()
     with pytest.raises(InputError, match="other: exists and is not a model"):
@@ -48,6 +51,18 @@ def test_a_model_survives_the_disk(cohort, model, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file"):
         model.save(tmp_path / "file" / "m")
+
+
+def test_what_is_usual_survives_the_disk_and_older_models_lack_it(cohort, model, tmp_path):
+    model.save(tmp_path / "m")
+    back = RankModel.load(tmp_path / "m")
+    features = np.vstack([cohort["A1"].obsm["mine"], [[40.0, 0.0, 0.0]]])
+    distances = novelty_of(features, back.novelty)
+    np.testing.assert_array_equal(distances, novelty_of(features, model.novelty))
+    assert distances[-1] > 1 > np.median(distances)
+    replace(model, novelty=None).save(tmp_path / "old")
+    assert "novelty" not in json.loads((tmp_path / "old" / "model.json").read_text())
+    assert RankModel.load(tmp_path / "old").novelty is None
 
 
 def test_predictions_are_anndata_with_provenance(cohort, model):
@@ -107,6 +122,8 @@ def damage(name, change):
             "update strank",
         ),
         (damage("head.safetensors", lambda c: c[:-4]), "head.safetensors: damaged"),
+        (damage("novelty.safetensors", lambda c: c[:-4]), "novelty.safetensors: damaged"),
+        (lambda f: (f / "novelty.safetensors").unlink(), "damaged model folder"),
     ],
 )
 def test_damaged_folders_are_refused(model, tmp_path, break_it, message):
@@ -125,7 +142,7 @@ def test_the_panel_is_of_the_training_sections_only(cohort):
     assert list(fit_model(train, encoder="mine", n_genes=3).panel.index) == list(before.panel.index)
     given = fit_model(train, encoder="mine", genes=["G5", "G0"])
     assert list(given.panel.index) == ["G5", "G0"]
-    assert given.provenance["panel_choice"] == "given"
+    assert given.provenance["panel_choice"].startswith("given; of ")
 
 
 def test_one_section_takes_the_default_penalty_and_says_so(cohort):
@@ -188,3 +205,23 @@ def test_genes_borrow_if_asked(section_of):
         fit_model(cohort, encoder="mine", n_genes=3, borrow=True)
     with pytest.raises(InputError, match="max_memory=1e-07 GiB is too little"):
         fit_model(cohort, encoder="mine", n_genes=3, max_memory=1e-7)
+
+
+def test_a_section_that_does_not_measure_a_gene_has_no_say_in_it(cohort):
+    """Without penalty, whatever the scale of the features, only the sections with counts count."""
+    lacking = {**cohort, "A1": cohort["A1"][:, ["G0", "G1", "G2"]].copy()}
+    others = {name: adata for name, adata in cohort.items() if name != "A1"}
+    how = {"encoder": "mine", "genes": ["G1", "G5"], "penalty": 0}
+    union = fit_model(lacking, **how, union=True)
+    without, with_all = fit_model(others, **how), fit_model(cohort, **how)
+
+    def slopes(model) -> np.ndarray:
+        return (model.head.weight / model.head.scale[:, None]).detach().numpy()
+
+    np.testing.assert_allclose(slopes(union)[:, 1], slopes(without)[:, 1], rtol=1e-3)
+    np.testing.assert_allclose(slopes(union)[:, 0], slopes(with_all)[:, 0], rtol=1e-3)
+    assert union.provenance["panel_choice"] == "given; of 6 that any section measures; 1 not in all"
+    with pytest.raises(InputError, match="section A1 has no gene G5"):
+        fit_model(lacking, **how)
+    with pytest.raises(InputError, match="no section has gene G9"):
+        fit_model(lacking, **{**how, "genes": ["G9"]}, union=True)

@@ -35,6 +35,7 @@ def fit_model(
     encoder: str = "morphology",
     n_genes: int | None = 50,
     genes: Sequence[str] | None = None,
+    union: bool = False,
     penalty: float | None = None,
     borrow: bool = False,
     max_memory: float = 4.0,
@@ -52,6 +53,9 @@ def fit_model(
         Size of the panel, chosen by variance on these sections; ``None`` for all genes that vary.
     genes
         The panel, if it is given.
+    union
+        Whether a gene may be measured in some of the sections only; the others have no say in its
+        likelihood.
     penalty
         In counts; chosen for each gene if ``None``, by leaving out patients, or sections where
         there are fewer than three patients. From one section nothing can be left out: then it is
@@ -76,7 +80,7 @@ def fit_model(
     """
     regressor, how = _regressor(cohort, penalty, borrow)
     facts = encoder_facts_of(cohort, encoder)
-    panel, panel_choice = panel_of(cohort, n_genes, genes)
+    panel, panel_choice = panel_of(cohort, n_genes, genes, union=union)
     data = training_data(cohort, panel, encoder)
     spots = {"section": data.section, "offset": np.log(data.library_size)}
     if isinstance(regressor, STRankRegressorCV):

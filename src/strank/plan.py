@@ -73,6 +73,7 @@ class TrainingPlan:
         encoder: str | None,
         n_genes: int | None,
         genes: Sequence[str] | None,
+        union: bool = False,
         held_out: Sequence[str] | None,
         seed: int,
         about: Mapping[str, Any],
@@ -87,12 +88,12 @@ class TrainingPlan:
             How many networks there are to be.
         encoder
             Whose features; ``None`` for none.
-        n_genes, genes, held_out, seed
+        n_genes, genes, union, held_out, seed
             As in `strank.train.train_model`.
         about
             What else the provenance says.
         """
-        panel, panel_choice = panel_of(cohort, n_genes, genes)
+        panel, panel_choice = panel_of(cohort, n_genes, genes, union=union)
         data = training_data(cohort, panel, encoder)
         names, codes = np.unique(data.section, return_inverse=True)
         sections = tuple(names.tolist())

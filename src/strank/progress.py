@@ -10,9 +10,18 @@ __all__ = ["progress"]
 
 @contextmanager
 def progress(
-    description: str, total: int, *, hidden: bool = False
+    description: str, total: int, *, unit: str = "", hidden: bool = False
 ) -> Iterator[Callable[[int], object]]:
     """Show a progress bar with the time left; yields what advances it.
+
+    Parameters
+    ----------
+    description, total
+        What is done, and how many.
+    unit
+        What they are called; so many a second are shown.
+    hidden
+        Show nothing.
 
     Examples
     --------
@@ -24,11 +33,19 @@ def progress(
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.0f} {unit}/s" if unit and speed else "")
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed()
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
         task = bar.add_task(description, total=total)

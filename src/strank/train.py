@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
 
+from strank.errors import InputError
 from strank.fit import fit_model
 from strank.linear.geometry import centre_within
 from strank.linear.head import LinearHead
@@ -34,6 +35,8 @@ from strank.training_set import encoder_facts_of
 __all__ = ["start_head", "train_model"]
 
 _WITH_LINEAR = "+linear"
+# In their likelihood a section without counts of a gene has no say.
+_UNION_LOSSES = ("list", "pair")
 
 
 # First weights are drawn from torch's generator, which is the user's.
@@ -47,6 +50,7 @@ def train_model(
     encoder: str = "morphology",
     n_genes: int | None = 50,
     genes: Sequence[str] | None = None,
+    union: bool = False,
     held_out: Sequence[str] | None = None,
     seed: int = 0,
     machine: Machine | None = None,
@@ -76,8 +80,9 @@ def train_model(
         ``"default"``, ``"paper"``, or a `strank.neural.recipe.Recipe`.
     encoder
         Whose features.
-    n_genes, genes
-        Size of the panel, or the panel, as in `strank.fit.fit_model`.
+    n_genes, genes, union
+        Size of the panel, the panel, and whether a gene may be measured in some sections only, as in
+        `strank.fit.fit_model`; such genes need the list or pair objective.
     held_out
         Sections for a single network not to see, rather than networks that take turns.
     seed
@@ -100,10 +105,15 @@ def train_model(
     ------
     InputError
         For features that are absent or not the same in all sections, a panel that is not measured,
-        an unknown head, loss, recipe or section, fewer than two sections, a folder of another
+        an unknown head, loss, recipe or section, ``union`` with another objective, fewer than two sections, a folder of another
         training, and a loss that is not finite.
     """
     recipe = monitored(get_recipe(recipe) if isinstance(recipe, str) else recipe, loss)
+    if union and loss not in _UNION_LOSSES:
+        raise InputError(
+            f"{loss} cannot tell a gene that a section does not measure from one without counts: "
+            "leave union out, or use the list or pair objective"
+        )
     with_linear = isinstance(head, str) and head.endswith(_WITH_LINEAR)
     make = head_maker(head.removesuffix(_WITH_LINEAR) if isinstance(head, str) else head)
     facts = encoder_facts_of(cohort, encoder)
@@ -114,6 +124,7 @@ def train_model(
         encoder=encoder,
         n_genes=n_genes,
         genes=genes,
+        union=union,
         held_out=held_out,
         seed=seed,
         about={"method": method_name(head, loss)},
@@ -130,7 +141,7 @@ def train_model(
     heads = [network.head for network, _ in trained]
     mean = heads[0] if len(heads) == 1 else MeanHead.of(heads)
     if with_linear:
-        exact = fit_model(cohort, encoder=encoder, genes=list(plan.panel), verbose=verbose)
+        exact = fit_model(cohort, encoder=encoder, genes=list(plan.panel), union=union, verbose=verbose)
         mean = MeanHead.of([mean, _as_network(cast(LinearHead, exact.head))])
     novelty = fit_novelty(plan.data.features, plan.data.group)
     return replace(plan.model(mean.eval(), trained, facts), novelty=novelty)

@@ -12,9 +12,9 @@ from anndata import AnnData
 from scipy import sparse
 
 from strank.cohort.contract import counts_checksum, positions_um, section_info
-from strank.cohort.panel import check_genes, choose_panel
+from strank.cohort.panel import all_genes, check_genes, choose_panel, counts_of, shared_genes
 from strank.cohort.splits import patients_of
-from strank.errors import InputError
+from strank.errors import InputError, some
 
 __all__ = [
     "TrainingData",
@@ -71,7 +71,7 @@ def training_data(
         features=np.concatenate(
             [a.obsm[encoder] if encoder else np.empty((a.n_obs, 0)) for a in kept.values()]
         ),
-        counts=sparse.vstack([sparse.csr_matrix(a[:, panel].X) for a in kept.values()], "csr"),
+        counts=sparse.vstack([counts_of(a, panel) for a in kept.values()], "csr"),
         library_size=np.concatenate([a.obs["library_size"].to_numpy() for a in kept.values()]),
         section=np.repeat(list(kept), n_spots),
         positions=np.concatenate([positions_um(a) for a in kept.values()]),
@@ -87,13 +87,30 @@ def groups_of(cohort: Mapping[str, AnnData]) -> tuple[str, list[str]]:
 
 
 def panel_of(
-    cohort: Mapping[str, AnnData], n_genes: int | None, genes: Sequence[str] | None
+    cohort: Mapping[str, AnnData],
+    n_genes: int | None,
+    genes: Sequence[str] | None,
+    *,
+    union: bool = False,
 ) -> tuple[pd.Index, str]:
     """Take the panel that is given, or choose it by variance; and say which."""
-    if genes is not None:
-        return check_genes(cohort, genes), "given"
-    how = f"{n_genes} of highest log1p(CP10k) variance" if n_genes else "all that vary"
-    return choose_panel(cohort, n_genes), how
+    if genes is None:
+        panel = choose_panel(cohort, n_genes, union=union)
+        how = f"{n_genes} of highest log1p(CP10k) variance" if n_genes else "all that vary"
+    else:
+        panel, how = pd.Index(genes), "given"
+        if not union:
+            check_genes(cohort, genes)
+        elif len(absent := panel.difference(all_genes(cohort))):
+            raise InputError(f"no section has gene {some(absent)}")
+    return panel, f"{how}; {_measured_where(cohort, panel, union)}"
+
+
+def _measured_where(cohort: Mapping[str, AnnData], panel: pd.Index, union: bool) -> str:
+    if not union:
+        return f"of {len(shared_genes(cohort))} that all sections measure"
+    partly = int((~panel.isin(shared_genes(cohort))).sum())
+    return f"of {len(all_genes(cohort))} that any section measures; {partly} not in all"
 
 
 def encoder_facts_of(cohort: Mapping[str, AnnData], encoder: str) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
 from strank.cohort.contract import positions_um
-from strank.cohort.panel import check_genes, choose_panel, shared_genes
+from strank.cohort.panel import check_genes, choose_panel, counts_of, shared_genes
 from strank.errors import InputError
 
 
@@ -119,3 +120,19 @@ def test_refusals(cohort):
     cohort["C1"].var_names = list("abcdef")
     with pytest.raises(InputError, match="no gene is measured in all of the sections"):
         shared_genes(cohort)
+
+
+def test_genes_that_some_sections_lack(cohort):
+    """The intersection by default; in a union each gene is judged where it is measured."""
+    lacking = {**cohort, "A1": cohort["A1"][:, ["G0", "G1", "G2"]].copy()}
+    assert set(choose_panel(lacking, None)) == {"G0", "G1", "G2"}
+    assert set(choose_panel(lacking, None, union=True)) == {f"G{i}" for i in range(6)}
+    without = {name: adata for name, adata in cohort.items() if name != "A1"}
+    for by in ("variance", "mean"):
+        alone = [g for g in choose_panel(without, None, by) if g in ("G3", "G4", "G5")]
+        among = [g for g in choose_panel(lacking, None, by, union=True) if g in alone]
+        assert alone == among
+    np.testing.assert_array_equal(
+        counts_of(lacking["A1"], pd.Index(["G5", "G1", "none"])).toarray(),
+        np.column_stack([np.zeros(30), cohort["A1"][:, "G1"].X.toarray(), np.zeros(30)]),
+    )

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from strank.encoders.backbone import BackboneEncoder, weights_checksum
-from strank.encoders.base import Field, encoder_facts
+from strank.encoders.backbone import Backbone, BackboneEncoder, place, weights_checksum
+from strank.encoders.base import Field, encoder_facts, preprocessing_hash
+from strank.encoders.catalogue import get_encoder
 from strank.encoders.hub import backbone_from_config, load_backbone, load_encoder
 from strank.errors import InputError
 
@@ -191,6 +192,48 @@ def test_the_version_follows_the_weights(folder):
     assert weights_checksum(backbone) != before
 
 
+def test_placing_leaves_the_encoder_and_its_facts_as_they_are(folder, patches):
+    encoder = BackboneEncoder(_load(folder, "timm:resnet"), "mine", "1")
+    # A device without memory stands for one that is not there to test on.
+    moved = place(encoder, "meta", "bf16")
+    assert {t.device.type for t in moved.backbone.state_dict().values()} == {"meta"}
+    assert {t.device.type for t in encoder.backbone.state_dict().values()} == {"cpu"}
+    assert moved.backbone.state_dict().keys() == encoder.backbone.state_dict().keys()
+    assert (moved.precision, encoder.precision) == ("bf16", "float32")
+    assert encoder_facts(moved) == encoder_facts(encoder)
+    here = place(encoder, "cpu", "bf16")
+    np.testing.assert_array_equal(here.encode([patches]), encoder.encode([patches]))
+
+
+def test_places_that_are_not_there_are_refused(folder):
+    encoder = BackboneEncoder(_load(folder, "timm:resnet"), "mine", "1")
+    with pytest.raises(InputError, match=r"no precision 'half'; choose one of float32, bf16, fp16"):
+        place(encoder, "cpu", "half")
+    with pytest.raises(InputError, match=r"no GPU cuda:99: torch sees \d+; use cpu"):
+        place(encoder, "cuda:99")
+
+
+def test_what_is_not_a_network_stays_on_the_cpu():
+    encoder = get_encoder("morphology")
+    assert place(encoder, "meta", "fp16") is encoder
+
+
+def test_preprocessing_follows_colours_and_scale_but_not_the_weights(folder):
+    backbone = _load(folder, "timm:resnet")
+    known = preprocessing_hash(BackboneEncoder(backbone, "mine", "1"))
+    assert preprocessing_hash(BackboneEncoder(backbone, "other", "2", "bf16")) == known
+    assert encoder_facts(BackboneEncoder(backbone, "mine", "1"))["preprocessing"] == known
+    others = [
+        preprocessing_hash(BackboneEncoder(Backbone(backbone.model, changed), "mine", "1"))
+        for changed in (
+            {**backbone.config, "um": 100.0},
+            {**backbone.config, "mean": [0.7, 0.5, 0.6]},
+            {**backbone.config, "std": [0.2, 0.2, 0.2]},
+        )
+    ]
+    assert len({known, *others}) == 4
+
+
 def test_patches_of_another_shape_are_refused(folder, patches):
     encoder = BackboneEncoder(_load(folder, "timm:resnet"), "mine", "1")
     for wrong in ([], [patches, patches], [patches[:, :16]], [patches.astype(float)], [patches[0]]):
@@ -274,15 +317,14 @@ def test_an_untrained_pooler_is_neither_needed_nor_used(folder, tmp_path):
 def test_the_hub_is_asked_for_safetensors(
     folder, monkeypatch, tmp_path, name, kind, repository, encoder
 ):
-    hub = pytest.importorskip("huggingface_hub")
     asked = []
 
-    def download(repo_id, allow_patterns):
-        asked.append(repo_id)
+    def download(repo, *, allow_patterns):
+        asked.append(repo)
         assert not any(pattern.endswith(".bin") for pattern in allow_patterns)
-        return str(folder(kind))
+        return folder(kind)
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr("strank.encoders.hub.download", download)
     monkeypatch.chdir(tmp_path)
     loaded = load_encoder(name)
     assert asked == [repository]
@@ -292,14 +334,12 @@ def test_the_hub_is_asked_for_safetensors(
 
 def test_no_network_is_one_clear_error(monkeypatch):
     pytest.importorskip("timm")
-    hub = pytest.importorskip("huggingface_hub")
 
     def download(*_, **__):
-        raise ConnectionError("offline\nsecond line")
+        raise InputError("owner/net: the hub cannot be reached")
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
-    expected = r"^hf:owner/net: cannot be loaded \(ConnectionError: offline\); check the name"
-    with pytest.raises(InputError, match=expected):
+    monkeypatch.setattr("strank.encoders.hub.download", download)
+    with pytest.raises(InputError, match=r"^owner/net: the hub cannot be reached$"):
         load_backbone("hf:owner/net")
     with pytest.raises(InputError, match=r"timm:resnet1: no such pretrained network"):
         load_backbone("timm:resnet1")

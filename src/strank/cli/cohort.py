@@ -1,4 +1,4 @@
-"""``strank import`` and ``strank embed``: from files to a cohort with features."""
+"""``strank embed``: features beside the counts."""
 
 from __future__ import annotations
 
@@ -7,65 +7,10 @@ from typing import Annotated
 
 import typer
 
-from strank.cli.console import Json, finish, note
+from strank.cli.console import Json, finish
 from strank.progress import progress
 
-__all__ = ["embed", "import_st"]
-
-
-def import_st(
-    folder: Annotated[Path, typer.Argument(help="Folder with images/, counts/ and spots/.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The cohort to write.")],
-    patient_pattern: Annotated[
-        str | None,
-        typer.Option(
-            help="Regular expression that finds the patient in a section's name; "
-            "the leading letters if not given."
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Read legacy Spatial Transcriptomics sections into a cohort.
-
-    Nothing is written unless every section can be read.
-
-    [bold]Example:[/] strank import st her2st -o cohort
-    """
-    from strank.cohort.contract import section_info
-    from strank.readers import st
-
-    pattern = st.PATIENT_PATTERN if patient_pattern is None else patient_pattern
-    with progress("Reading", len(st.find_sections(folder))) as advance:
-        sections = st.import_st(folder, output, patient_pattern=pattern, advance=advance)
-    summary = []
-    for name, adata in sections.items():
-        info = section_info(adata)
-        dropped = {why: n for why, n in info.provenance["dropped_spots"].items() if n}
-        if dropped:
-            what = ", ".join(f"{n} {why}" for why, n in dropped.items())
-            note(f"section {name}: dropped spots: {what}")
-        summary.append(
-            {
-                "section": name,
-                "patient": adata.obs["patient"].iloc[0],
-                "spots": adata.n_obs,
-                "genes": adata.n_vars,
-                "um_per_pixel": round(info.um_per_pixel, 4),
-                "dropped": dropped,
-            }
-        )
-    finish(
-        {"cohort": str(output), "sections": summary},
-        as_json=as_json,
-        lines=[
-            *(
-                f"{e['section']}: patient {e['patient']}, {e['spots']} spots, {e['genes']} genes, "
-                f"{e['um_per_pixel']} µm per pixel"
-                for e in summary
-            ),
-            f"Wrote {len(summary)} sections to {output}. Next: strank embed {output}",
-        ],
-    )
+__all__ = ["embed"]
 
 
 def embed(

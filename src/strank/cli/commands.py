@@ -6,8 +6,20 @@ from typing import Annotated
 
 import typer
 
-from strank.cli import benchmark, cohort, contrast, demo, fit, model, probe, report, synthetic
+from strank.cli import (
+    benchmark,
+    cohort,
+    contrast,
+    demo,
+    fit,
+    model,
+    predict,
+    probe,
+    report,
+    synthetic,
+)
 from strank.cli.console import ErrorGroup
+from strank.cli.imports import imports
 from strank.version import __version__
 
 __all__ = ["app", "main"]
@@ -28,13 +40,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-imports = typer.Typer(help="1. Read sections of a platform into a cohort.", no_args_is_help=True)
-imports.command("st")(cohort.import_st)
 app.add_typer(imports, name="import")
 app.command("embed")(cohort.embed)
 app.command("fit")(fit.fit)
 app.command("evaluate")(model.evaluate)
-app.command("predict")(model.predict)
+app.command("predict")(predict.predict)
 app.command("contrast")(contrast.contrast)
 app.command("benchmark")(benchmark.benchmark)
 app.command("report")(report.report)

@@ -58,6 +58,13 @@ def fit(
     genes: Annotated[
         str, typer.Option(help="Size of the panel, by variance in training; or `all` that vary.")
     ] = "50",
+    union: Annotated[
+        bool,
+        typer.Option(
+            "--union",
+            help="Also genes that only some sections measure; the others have no say in them.",
+        ),
+    ] = False,
     sections: Sections = None,
     encoder: Annotated[str, typer.Option(help="Which image features.")] = "morphology",
     head: HeadName = "linear",
@@ -152,7 +159,10 @@ def fit(
     _check_options(context, exact, finetune)
     features = encoder if finetune is None else None
     train = read_cohort(cohort, sections=split_names(sections), encoder=features)
-    panel = {"n_genes": None if genes == "all" else int(genes), "encoder": encoder}
+    if union and finetune is not None:
+        raise InputError("--union is not for --finetune; leave it out")
+    panel: dict[str, Any] = {"union": union} if finetune is None else {}
+    panel |= {"n_genes": None if genes == "all" else int(genes), "encoder": encoder}
     if exact:
         solver = {"penalty": penalty, "borrow": borrow, "max_memory": max_memory, "verbose": True}
         _fit_exact(train, output, as_json, **solver, **panel)
@@ -263,6 +273,7 @@ def _finish(model: RankModel, output: Path, as_json: bool, *lines: str) -> None:
         as_json=as_json,
         lines=[
             *lines,
+            f"Panel: {facts['panel_choice']}.",
             f"Wrote a model of {len(model.panel)} genes from {len(facts['sections'])} sections to "
             f"{output}.",
         ],

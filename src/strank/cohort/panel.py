@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
+from scipy import sparse
 
 from strank.cohort.contract import positions_um, section_info
 from strank.errors import InputError, some
 from strank.functional.metrics import log1p_cp10k
 from strank.functional.spatial import morans_i, neighbours_within
 
-__all__ = ["PanelRule", "check_genes", "choose_panel", "shared_genes"]
+__all__ = ["PanelRule", "all_genes", "check_genes", "choose_panel", "counts_of", "shared_genes"]
 
 PanelRule = Literal["variance", "mean", "moran"]
 
@@ -25,14 +26,18 @@ _SEEN = 0.05
 
 
 def choose_panel(
-    cohort: Mapping[str, AnnData], n_genes: int | None, by: PanelRule = "variance"
+    cohort: Mapping[str, AnnData],
+    n_genes: int | None,
+    by: PanelRule = "variance",
+    *,
+    union: bool = False,
 ) -> pd.Index:
     """Choose genes by what their counts look like in the sections given.
 
     Parameters
     ----------
     cohort
-        Training sections; a gene must be measured in each of them.
+        Training sections.
     n_genes
         Size of the panel, at least 1; ``None`` for all that vary.
     by
@@ -45,6 +50,9 @@ def choose_panel(
           less than 5 % of all spots are left out, since chance alone puts a few spots side by
           side in some of so many genes. It prefers genes with a pattern, whatever it comes from:
           that of depth is among them.
+    union
+        Whether genes count that only some sections measure, which alone are looked at then; else
+        a gene must be measured in every section.
 
     Returns
     -------
@@ -59,7 +67,7 @@ def choose_panel(
     """
     if by not in get_args(PanelRule):
         raise InputError(f"panel by {by!r}: choose one of {', '.join(get_args(PanelRule))}")
-    genes = shared_genes(cohort)
+    genes = all_genes(cohort) if union else shared_genes(cohort)
     table = _moments(cohort, genes)
     which = "that vary"
     table = table[table["variance"] > 1e-12]
@@ -76,12 +84,15 @@ def choose_panel(
 
 
 def _moments(cohort: Mapping[str, AnnData], genes: pd.Index) -> pd.DataFrame:
-    """Over all spots: variance of log1p(CP10k), mean share of counts, how often a gene is seen."""
-    n_spots, total, squares, share, seen = 0, *np.zeros((4, len(genes)))
+    """Variance of log1p(CP10k), mean share of counts, and how often a gene is seen.
+
+    Over all spots of the sections that measure it.
+    """
+    n_spots, total, squares, share, seen = np.zeros((5, len(genes)))
     for adata in cohort.values():
-        counts, library_size = adata[:, genes].X, adata.obs["library_size"].to_numpy()
+        counts, library_size = counts_of(adata, genes), adata.obs["library_size"].to_numpy()
         target = log1p_cp10k(counts, library_size)
-        n_spots += target.shape[0]
+        n_spots += adata.n_obs * genes.isin(adata.var_names)
         total += np.asarray(target.sum(0)).ravel()
         squares += np.asarray(target.multiply(target).sum(0)).ravel()
         share += counts.T @ (1 / np.maximum(library_size, 1.0))
@@ -93,7 +104,7 @@ def _moments(cohort: Mapping[str, AnnData], genes: pd.Index) -> pd.DataFrame:
 
 
 def _mean_moran(cohort: Mapping[str, AnnData], genes: pd.Index) -> NDArray[np.float64]:
-    total = np.zeros(len(genes))
+    total, n_sections = np.zeros((2, len(genes)))
     for name, adata in cohort.items():
         pitch = section_info(adata).spot_pitch_um
         neighbours = neighbours_within(positions_um(adata), _REACH * pitch)
@@ -103,9 +114,10 @@ def _mean_moran(cohort: Mapping[str, AnnData], genes: pd.Index) -> NDArray[np.fl
                 "Moran's I is undefined; check spot_pitch_um and um_per_pixel, or choose the "
                 "panel by variance"
             )
-        target = log1p_cp10k(adata[:, genes].X, adata.obs["library_size"])
+        target = log1p_cp10k(counts_of(adata, genes), adata.obs["library_size"])
         total += np.nan_to_num(morans_i(target, neighbours))
-    return total / len(cohort)
+        n_sections += genes.isin(adata.var_names)
+    return total / n_sections
 
 
 def shared_genes(cohort: Mapping[str, AnnData]) -> pd.Index:
@@ -116,6 +128,28 @@ def shared_genes(cohort: Mapping[str, AnnData]) -> pd.Index:
     if genes is None or genes.empty:
         raise InputError(f"no gene is measured in all of the sections {some(cohort)}")
     return genes.sort_values()
+
+
+def all_genes(cohort: Mapping[str, AnnData]) -> pd.Index:
+    """Genes measured in any section, in alphabetical order."""
+    genes = pd.Index([])
+    for adata in cohort.values():
+        genes = genes.union(adata.var_names, sort=False)
+    return genes.sort_values()
+
+
+def counts_of(adata: AnnData, genes: pd.Index) -> sparse.csr_matrix:
+    """Counts of genes, ``[n_spots, n_genes]``, without any of those that are not measured.
+
+    A section without counts of a gene has no say in the gene's list or pair likelihood.
+    """
+    found = adata.var_names.get_indexer(genes)
+    measured = np.flatnonzero(found >= 0)
+    place = sparse.csr_matrix(
+        (np.ones(len(measured), adata.X.dtype), (found[measured], measured)),
+        shape=(adata.n_vars, len(genes)),
+    )
+    return sparse.csr_matrix(adata.X @ place)
 
 
 def check_genes(cohort: Mapping[str, AnnData], genes: Sequence[str]) -> pd.Index:

@@ -17,6 +17,7 @@ import numpy as np
 from anndata import AnnData
 
 from strank.cohort.contract import check_section, spots_checksum
+from strank.cohort.naming import check_naming
 from strank.errors import InputError, some
 from strank.files import atomic_path
 
@@ -76,8 +77,8 @@ def read_cohort(
     Raises
     ------
     InputError
-        For an absent folder, an unknown section, a file that breaks the contract, or features
-        that are absent or do not fit.
+        For an absent folder, an unknown section, a file that breaks the contract, sections that
+        name genes in two ways (symbols, ids), or features that are absent or do not fit.
     """
     folder = Path(folder)
     names = section_names(folder)
@@ -86,6 +87,7 @@ def read_cohort(
     if unknown:
         raise InputError(f"{folder}: no section {some(unknown)}; there are {some(names, 20)}")
     cohort = {name: read_section(folder / f"{name}.h5ad") for name in wanted}
+    check_naming({name: adata.var_names for name, adata in cohort.items()})
     if encoder is not None:
         for name, adata in cohort.items():
             join_features(adata, features_path(folder, encoder, name), encoder)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,19 +15,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from strank.encoders.base import Field
+from strank.encoders.base import Encoder, Field
 from strank.errors import InputError
 
 __all__ = [
     "FIELD_UM",
+    "PRECISIONS",
     "Backbone",
     "BackboneEncoder",
     "has_class_token",
+    "place",
     "weights_checksum",
 ]
 
 #: Side of the window around a spot, in µm: 224 pixels of 0.5 µm, as most networks are trained on.
 FIELD_UM = 112.0
+
+#: What networks may compute in on a GPU; on a CPU it is always float32.
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Backbone(nn.Module):
@@ -38,7 +45,8 @@ class Backbone(nn.Module):
     config
         JSON-able: ``library`` (``"timm"`` or ``"transformers"``), ``name``, ``architecture`` (what
         rebuilds it without weights), ``mean`` and ``std`` of red, green and blue between 0 and 1,
-        ``pixels`` and ``um`` of a patch's side.
+        ``pixels`` and ``um`` of a patch's side; ``pooling``, if it is ``"class+mean"``: the class
+        token and the mean of the patch tokens; ``revision``, the commit, where it is known.
 
     Raises
     ------
@@ -70,12 +78,23 @@ class Backbone(nn.Module):
         on it is often untrained; else what the model pools.
         """
         images = (patches.movedim(-1, 1).float() / 255 - self.mean) / self.std
+        if self.config.get("pooling") == "class+mean":
+            return self._class_and_mean(images).float()
         if self.config["library"] == "timm":
             return self.model(images).float()
         output = self.model(pixel_values=images)
         if has_class_token(self.model):
             return output.last_hidden_state[:, 0].float()
         return output.pooler_output.flatten(1).float()
+
+    def _class_and_mean(self, images: Tensor) -> Tensor:
+        model: Any = self.model
+        if self.config["library"] == "timm":
+            tokens, n_other = model(images), model.num_prefix_tokens
+        else:
+            tokens = model(pixel_values=images).last_hidden_state
+            n_other = 1 + getattr(model.config, "num_register_tokens", 0)
+        return torch.cat([tokens[:, 0], tokens[:, n_other:].mean(1)], dim=1)
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode, in which batch normalisation keeps the statistics it came with.
@@ -92,16 +111,37 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class BackboneEncoder:
-    """A backbone as an encoder, used on the device where it is; ``version`` is of its weights."""
+    """A backbone as an encoder, used on the device where it is.
+
+    Attributes
+    ----------
+    backbone
+        The network.
+    name, version
+        Of the encoder; the version is its weights' checksum.
+    precision
+        That it computes in on a GPU: a name of `PRECISIONS`.
+    """
 
     backbone: Backbone
     name: str
     version: str
+    precision: str = "float32"
 
     @property
     def source(self) -> str:
         """Where it came from, as `strank.encoders.hub.load_encoder` takes it."""
         return str(self.backbone.config["name"])
+
+    @property
+    def revision(self) -> str | None:
+        """Commit on the hub that the weights came from, where it is known."""
+        return self.backbone.config.get("revision")
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """What is done to a patch before it meets the weights."""
+        return {name: list(self.backbone.config[name]) for name in ("mean", "std")}
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -129,10 +169,55 @@ class BackboneEncoder:
             )
         was_training = self.backbone.training
         self.backbone.eval()
-        with torch.inference_mode():
-            features = self.backbone(torch.as_tensor(patches[0]).to(self.backbone.mean.device))
+        device = self.backbone.mean.device
+        with torch.inference_mode(), self._autocast(device):
+            features = self.backbone(torch.as_tensor(patches[0]).to(device))
         self.backbone.train(was_training)
         return np.asarray(features.cpu())
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        if device.type == "cpu" or self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(device.type, PRECISIONS[self.precision])
+
+
+def place(encoder: Encoder, device: str | torch.device, precision: str = "float32") -> Encoder:
+    """Give a copy of an encoder that computes on a device; the one given stays where it is.
+
+    Parameters
+    ----------
+    encoder
+        Any; those that are no `BackboneEncoder` compute on the CPU and are given back.
+    device
+        As torch names it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+    precision
+        A name of `PRECISIONS`.
+
+    Returns
+    -------
+    Encoder
+        With the same facts.
+
+    Raises
+    ------
+    InputError
+        For an unknown precision, or a GPU that is not there.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"no precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    device = torch.device(device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"no GPU {device}: torch sees {torch.cuda.device_count()}; use cpu")
+    if not isinstance(encoder, BackboneEncoder):
+        return encoder
+    backbone = encoder.backbone
+    if backbone.mean.device != device:
+        # So that a large network is not copied on the CPU first.
+        moved: dict[int, Any] = {id(b): b.to(device) for b in backbone.buffers()}
+        for parameter in backbone.parameters():
+            moved[id(parameter)] = nn.Parameter(parameter.to(device), parameter.requires_grad)
+        backbone = copy.deepcopy(backbone, moved)
+    return replace(encoder, backbone=backbone, precision=precision)
 
 
 def weights_checksum(module: nn.Module) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -9,7 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Encoder", "Field", "encoder_facts"]
+__all__ = ["Encoder", "Field", "encoder_facts", "preprocessing_hash"]
+
+# How `strank.slides.image.read_field` resamples a window: change it when that changes.
+_RESAMPLING = "area where it shrinks, else linear"
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,22 @@ def encoder_facts(encoder: Encoder) -> dict[str, Any]:
         "version": encoder.version,
         "fields": [asdict(field) for field in encoder.fields],
         "n_features": len(encoder.feature_names),
+        "preprocessing": preprocessing_hash(encoder),
     }
     source = getattr(encoder, "source", encoder.name)
     return facts if source == encoder.name else {**facts, "source": source}
+
+
+def preprocessing_hash(encoder: Encoder) -> str:
+    """First 16 digits of the SHA-256 of what happens to an image before an encoder's weights.
+
+    That is its fields, how they are resampled and, of image networks, the ``preparation``: mean
+    and standard deviation of the colours. Precision is no part of it: a model is to be used on a
+    GPU in bf16 and on a CPU in float32 alike.
+    """
+    prepared = {
+        "fields": [asdict(field) for field in encoder.fields],
+        "resampling": _RESAMPLING,
+        **getattr(encoder, "preparation", {}),
+    }
+    return hashlib.sha256(json.dumps(prepared, sort_keys=True).encode()).hexdigest()[:16]

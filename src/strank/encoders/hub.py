@@ -1,18 +1,21 @@
-"""Image networks of timm and transformers, from the hub or from a local folder.
+"""Image networks: those of the catalogue, and any of timm and transformers.
 
-Nothing is unpickled and no code of a hub is run: weights come as safetensors, architectures from
-the installed library.
+No code of a hub is run and nothing but tensors is read: architectures come from the installed
+library.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from strank.encoders.backbone import (
     FIELD_UM,
@@ -21,8 +24,12 @@ from strank.encoders.backbone import (
     has_class_token,
     weights_checksum,
 )
+from strank.encoders.pathology import NETWORKS, EncoderEntry
+from strank.encoders.towers import TOWERS, fitted
+from strank.encoders.weights import match_weights, read_weights
 from strank.errors import InputError, some
 from strank.files import read_json, safe_name
+from strank.hub import download
 
 __all__ = ["backbone_from_config", "load_backbone", "load_encoder"]
 
@@ -34,36 +41,46 @@ _TIMM_FACTS = {"num_classes", "label_offset", "input_size", "fixed_input_size", 
 _TIMM_FACTS |= {"first_conv", "classifier", "mean", "std"}
 
 
-def load_encoder(name: str, *, um: float = FIELD_UM) -> BackboneEncoder:
+def load_encoder(
+    name: str, *, um: float | None = None, weights: Path | None = None
+) -> BackboneEncoder:
     """Load a pretrained network as an encoder; parameters and errors as `load_backbone`.
 
     Its name is fit for a file: ``timm_resnet18`` for ``timm:resnet18``, ``hf_owner_name`` for
     ``hf:owner/name``, and the folder's own name for a folder.
     """
-    library, source = _split(name)
-    folder = Path(source).expanduser()
-    stem = folder.resolve().name if folder.is_dir() else source.replace("/", "_")
-    backbone = load_backbone(name, um=um)
-    return BackboneEncoder(backbone, f"{library}_{safe_name(stem)}", weights_checksum(backbone))
+    backbone = load_backbone(name, um=um, weights=weights)
+    if name not in NETWORKS:
+        library, source = _split(name)
+        folder = Path(source).expanduser()
+        stem = folder.resolve().name if folder.is_dir() else source.replace("/", "_")
+        name = f"{library}_{safe_name(stem)}"
+    return BackboneEncoder(backbone, name, weights_checksum(backbone))
 
 
-def load_backbone(name: str, *, um: float = FIELD_UM) -> Backbone:
+def load_backbone(name: str, *, um: float | None = None, weights: Path | None = None) -> Backbone:
     """Load a pretrained network, in evaluation mode.
 
     Parameters
     ----------
     name
-        ``timm:resnet18``, ``timm:owner/name`` or ``hf:owner/name`` (transformers) from the hub;
+        One of `strank.encoders.pathology.NETWORKS`, such as ``uni``; any other of the hub as
+        ``timm:resnet18``, ``timm:owner/name`` or ``hf:owner/name`` (transformers);
         ``timm:folder`` or ``hf:folder`` from a local folder in the hub's layout: ``config.json``,
         ``model.safetensors`` and, of transformers, ``preprocessor_config.json``.
     um
-        Side of the window around a spot, in µm; its pixels are those of the network.
+        Side of the window around a spot, in µm; its pixels are those of the network. If ``None``,
+        what the catalogue says, or 112 µm.
+    weights
+        Of a network in the catalogue, in place of those on the hub: safetensors, or a checkpoint
+        as `strank.encoders.weights.read_weights` reads it.
 
     Raises
     ------
     InputError
         If it cannot be loaded: an unknown name, no network, a damaged folder, weights that are not
-        safetensors or incomplete.
+        safetensors or incomplete or of another network; a hub that cannot be reached, or does not
+        give them.
 
     Examples
     --------
@@ -72,12 +89,20 @@ def load_backbone(name: str, *, um: float = FIELD_UM) -> Backbone:
     ...
     strank.errors.InputError: no image network 'resnet18'; write timm:NAME, hf:OWNER/NAME, ...
     """
+    if name in NETWORKS:
+        return _load_entry(NETWORKS[name], um, weights)
     library, source = _split(name)
+    if weights is not None:
+        raise InputError(
+            f"{name}: --weights is for networks of the catalogue; give a folder with its "
+            f"config.json and {_WEIGHTS} as {library}:FOLDER"
+        )
     with _explained(f"{name}: cannot be loaded", "check the name, the network or the folder"):
         folder = _folder(name, library, source)
         load = _load_timm if library == "timm" else _load_transformers
         model, facts = load(folder)
-        config = {"library": _LIBRARIES[library], "name": name, **facts, "um": um}
+        config = {"library": _LIBRARIES[library], "name": name, **facts, "um": um or FIELD_UM}
+        config |= _revision(folder)
         return Backbone(model, json.loads(json.dumps(config)))
 
 
@@ -93,6 +118,68 @@ def backbone_from_config(config: Mapping[str, Any]) -> Backbone:
     with _explained(f"{config['name']}: cannot be built", f"install another version of {library}"):
         build = _build_timm if library == "timm" else _build_transformers
         return Backbone(build(config["architecture"]), config)
+
+
+def _load_entry(entry: EncoderEntry, um: float | None, path: Path | None) -> Backbone:
+    revision = {}
+    if path is None:
+        try:
+            folder = download(entry.repo, revision=entry.revision, allow_patterns=[entry.file])
+        except InputError as error:
+            raise InputError(
+                f"{error}; or give the file with --weights ({entry.name}: {entry.terms})"
+            ) from error
+        path, revision = folder / entry.file, _revision(folder)
+    weights = read_weights(path)
+    config = json.loads(json.dumps(_config_of(entry, um) | revision))
+    return _filled(entry, config, weights, str(path))
+
+
+def _config_of(entry: EncoderEntry, um: float | None = None) -> dict[str, Any]:
+    mean, std = entry.colours
+    return {
+        "library": entry.library,
+        "name": entry.name,
+        "architecture": entry.architecture,
+        "mean": mean,
+        "std": std,
+        "pixels": entry.pixels,
+        "um": um or entry.field.um,
+        "pooling": entry.pooling,
+    }
+
+
+def _filled(
+    entry: EncoderEntry, config: dict[str, Any], weights: dict[str, Tensor], source: str
+) -> Backbone:
+    positions = weights.get("embeddings.position_embeddings")
+    if entry.library == "transformers" and positions is not None and positions.ndim == 3:
+        # They are for the size of training, and interpolated when the network is used.
+        side = isqrt(positions.shape[1] - 1) * config["architecture"]["patch_size"]
+        config["architecture"]["image_size"] = side
+    # First without memory: drawing weights takes longer than reading them.
+    with torch.device("meta"):
+        backbone = backbone_from_config(config)
+    architecture = config["architecture"].get("architecture", "")
+    rest = {key: value for key, value in weights.items() if not key.startswith(entry.rest)}
+    problem = f"{source}: not the weights of {entry.name}"
+    with _explained(problem, "give the file that its authors offer"):
+        tensors = fitted(architecture, rest, backbone.model)
+    wanted = backbone.model.state_dict()
+    matched = match_weights(tensors, wanted, source=source, name=entry.name)
+    state = {f"model.{key}": value for key, value in matched.items()}
+    state |= {name: torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std")}
+    if {name for name, _ in backbone.named_buffers()} - state.keys():
+        # It computes what it does not store, for which it needs memory after all.
+        with torch.random.fork_rng(devices=[]):
+            backbone = backbone_from_config(config)
+    backbone.load_state_dict(state, assign=True)
+    return backbone
+
+
+def _revision(folder: Path) -> dict[str, str]:
+    """Find the commit that a snapshot in the hub's cache is of, by its folder's name."""
+    return {"revision": folder.name} if re.fullmatch("[0-9a-f]{40}", folder.name) else {}
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -122,8 +209,6 @@ def _folder(name: str, library: str, source: str) -> Path:
         return folder
     if folder.is_absolute() or source.startswith("."):
         raise InputError(f"{name}: no such folder")
-    from huggingface_hub import snapshot_download
-
     if library == "timm" and "/" not in source:
         from timm import get_pretrained_cfg
 
@@ -131,7 +216,7 @@ def _folder(name: str, library: str, source: str) -> Path:
         if known is None or not known.hf_hub_id:
             raise InputError(f"{name}: no such pretrained network; see timm.list_pretrained()")
         source = known.hf_hub_id
-    return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
+    return download(source, allow_patterns=_HUB_FILES)
 
 
 def _load_timm(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -153,13 +238,19 @@ def _load_timm(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 def _build_timm(architecture: Mapping[str, Any], weights: Path | None = None) -> nn.Module:
     from timm import create_model
+    from timm.layers.mlp import SwiGLUPacked
 
+    name, model_args = architecture["architecture"], dict(architecture["model_args"])
+    if name in TOWERS:
+        return TOWERS[name]()
+    if model_args.get("mlp_layer") == "swiglu":
+        model_args["mlp_layer"] = SwiGLUPacked
     model: Any = create_model(
-        architecture["architecture"],
+        name,
         pretrained=weights is not None,
         pretrained_cfg=dict(architecture["pretrained_cfg"]),
         pretrained_cfg_overlay={"file": str(weights), "custom_load": False} if weights else None,
-        **architecture["model_args"],
+        **model_args,
     )
     # Only now, because timm tolerates missing weights when it makes a model without classifier.
     model.reset_classifier(0)

@@ -1,0 +1,122 @@
+"""``strank model show``, ``push`` and ``pull``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from strank.cli.console import Json, finish, note, records, working
+
+if TYPE_CHECKING:
+    from strank.model import RankModel
+    from strank.model_card import Evidence
+
+__all__ = ["pull", "push", "show"]
+
+ModelFolder = Annotated[Path, typer.Argument(help="A trained model.")]
+EvaluationFolder = Annotated[
+    Path | None, typer.Option(help="Folder of `strank evaluate` for this model, to say how well.")
+]
+
+
+def show(
+    model: ModelFolder,
+    evaluation: EvaluationFolder = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As plain Markdown.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the card of a model: what, on what, how well, what not to use it for.
+
+    [bold]Example:[/] strank model show model --evaluation evaluation
+    """
+    from strank.model_card import model_card
+
+    trained, evidence = _read(model, evaluation)
+    card = model_card(trained, evidence)
+    if not (markdown or as_json):
+        _print(card)
+    finish(
+        {
+            "card": card,
+            "genes": list(trained.panel.index),
+            "encoder": dict(trained.encoder),
+            "provenance": dict(trained.provenance),
+            "evaluation": None if evidence is None else records(evidence.summary),
+        },
+        as_json=as_json,
+        lines=[card] if markdown else [],
+    )
+
+
+def push(
+    model: ModelFolder,
+    repo: Annotated[
+        str, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or a folder: ./NAME.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Only for those who are let in.")
+    ] = False,
+    evaluation: EvaluationFolder = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="As the hub abbreviates it: mit, cc-by-4.0, ...")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put a model with its card on the Hugging Face hub.
+
+    The names of its training sections and patients go with it.
+
+    [bold]Example:[/] strank model push model me/her2-breast --evaluation evaluation --private
+    """
+    from strank.model_card import model_card, push_model
+
+    trained, evidence = _read(model, evaluation)
+    if licence is None:
+        note("the card names no licence, so that others may not use the model; give --license")
+    with working("Uploading"):
+        place = push_model(
+            model, repo, card=model_card(trained, evidence, licence=licence), private=private
+        )
+    finish({"repo": repo, "at": place}, as_json=as_json, lines=[f"The model is at {place}"])
+
+
+def pull(
+    repo: Annotated[
+        str, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or a folder: ./NAME.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the model to write.")],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the hub; the newest if not given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Get a model from the Hugging Face hub, and check it.
+
+    [bold]Example:[/] strank model pull me/her2-breast -o model
+    """
+    from strank.model_card import pull_model
+
+    folder = pull_model(repo, output, revision=revision)
+    finish(
+        {"repo": repo, "revision": revision, "model": str(folder)},
+        as_json=as_json,
+        lines=[f"Wrote {folder}. Next: strank model show {folder}"],
+    )
+
+
+def _read(folder: Path, evaluation: Path | None) -> tuple[RankModel, Evidence | None]:
+    from strank.model import RankModel
+    from strank.model_card import read_evidence
+
+    model = RankModel.load(folder)
+    return model, None if evaluation is None else read_evidence(evaluation, model)
+
+
+def _print(card: str) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    # The header is for the hub.
+    Console().print(Markdown(card.split("---\n", 2)[2]))

@@ -1,0 +1,117 @@
+"""``strank embed``: features beside the counts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from strank.cli.console import Json, finish, note
+from strank.progress import progress
+
+if TYPE_CHECKING:
+    from strank.encoders.base import Encoder
+
+__all__ = ["embed"]
+
+# More bring nothing: so many feed one GPU.
+_MOST_WORKERS = 8
+
+
+def embed(
+    cohort: Annotated[Path, typer.Argument(help="A cohort from `strank import`.")],
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="A name from `strank encoders`, timm:NAME, hf:NAME, or your own module:callable."
+        ),
+    ] = "morphology",
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="File with the encoder's weights, in place of those on the hub."),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Store features as float32 or float16; as they are, or float32."),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="A GPU computes in bf16, fp16 or float32; in bf16 if it can and none is given."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Spots at a time; halved if a GPU has no memory for them.")
+    ] = 64,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that read tiles; none if the encoder uses the CPU."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """2. Turn the image around every spot into features, kept beside the counts.
+
+    What is done is not done again, and a stopped run goes on where it stopped. An image network
+    runs on the first GPU; for more of them start the command once for each: every one takes
+    sections that no other has.
+
+    [bold]Example:[/] strank embed cohort --encoder morphology
+
+    [bold]Example:[/] strank embed cohort --encoder uni2-h --dtype float16
+
+    [bold]Example:[/] for gpu in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$gpu strank embed cohort
+    --encoder uni & done; wait
+    """
+    from strank.cohort.store import count_spots
+    from strank.encoders.catalogue import get_encoder
+    from strank.encoders.embed import embed_cohort
+
+    n_spots = count_spots(cohort)
+    chosen, on_gpu = _placed(get_encoder(encoder, weights=weights), precision)
+    if workers is None:
+        workers = min(_MOST_WORKERS, os.cpu_count() or 1) if on_gpu else 0
+    with progress("Embedding", n_spots, unit="tiles") as advance:
+        done = embed_cohort(
+            cohort,
+            chosen,
+            dtype=dtype,
+            batch_size=batch_size,
+            workers=workers,
+            advance=advance,
+            say=note,
+        )
+    new = [entry.section for entry in done if not entry.done_before]
+    summary = {
+        "cohort": str(cohort),
+        "encoder": chosen.name,
+        "version": chosen.version,
+        "n_features": len(chosen.feature_names),
+        "embedded": new,
+        "done_before": [entry.section for entry in done if entry.done_before],
+    }
+    finish(
+        summary,
+        as_json=as_json,
+        lines=[
+            f"{chosen.name} {chosen.version}: {summary['n_features']} features a spot; "
+            f"{len(new)} sections embedded, {len(done) - len(new)} were done before. "
+            f"Next: strank fit {cohort} -o model"
+            + f" --encoder {chosen.name}"
+            * (chosen.name != "morphology")
+        ],
+    )
+
+
+def _placed(encoder: Encoder, precision: str | None) -> tuple[Encoder, bool]:
+    """Put an image network on the GPU, if there is one."""
+    import torch
+
+    from strank.encoders.backbone import BackboneEncoder, place
+
+    if not torch.cuda.is_available():
+        return place(encoder, "cpu", precision or "float32"), False
+    if precision is None:
+        precision = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
+    return place(encoder, "cuda", precision), isinstance(encoder, BackboneEncoder)

@@ -1,0 +1,242 @@
+"""Embedding section after section: which lack features, who is at which, and how far it is."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from strank.cohort.contract import section_info, spots_checksum
+from strank.cohort.store import features_path, read_h5ad, read_section
+from strank.encoders.base import Encoder, encoder_facts
+from strank.encoders.parts import Part, writing
+from strank.encoders.tiles import Batch, Say, check_scale
+from strank.errors import InputError, some
+from strank.files import atomic_path, sha256
+from strank.slides.image import Slide, slide_of
+
+__all__ = ["Run", "check_unchanged", "features_of"]
+
+_DTYPES = ("float32", "float16")
+
+
+@dataclass
+class _Work:
+    """A section that is being embedded."""
+
+    section: AnnData
+    slide: Slide
+    image_sha256: Future[str]
+    path: Path
+    part: Part
+    lock: FileLock
+
+
+@dataclass
+class Run:
+    """What is to be embedded in a cohort, is under way and was done; a context that ends claims.
+
+    Parameters
+    ----------
+    folder, encoder, dtype, advance, say
+        As in `strank.encoders.embed.embed_cohort`.
+
+    Attributes
+    ----------
+    todo
+        Sections that lack features.
+    embedded
+        Those that this run completed.
+    """
+
+    folder: Path
+    encoder: Encoder
+    dtype: str | None
+    advance: Callable[[int], object]
+    say: Say
+    todo: list[str] = field(default_factory=list)
+    embedded: set[str] = field(default_factory=set)
+    _under_way: deque[_Work] = field(default_factory=deque)
+    _claims: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, *_DTYPES):
+            raise InputError(f"dtype {self.dtype!r}: choose one of {', '.join(_DTYPES)}")
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._under_way.clear()
+        self._claims.close()
+
+    def look(self, name: str) -> int:
+        """Count the spots of a section, and put it on the list if it lacks features."""
+        section = read_h5ad(self.folder / f"{name}.h5ad", backed="r")
+        lacks = self._lacks(name, section)
+        section.file.close()
+        if lacks is not None:
+            self.todo.append(name)
+        if lacks:
+            self.say(f"section {name}: embedded again, because {lacks}")
+        return int(section.n_obs)
+
+    def batches(self, size: int, *, wait: bool) -> Iterator[Batch]:
+        """Claim what is to be done, section by section, and yield what each still lacks.
+
+        Parameters
+        ----------
+        size
+            Spots of a batch.
+        wait
+            Wait for other processes, so that nothing remains to be done; else it may.
+        """
+        names, self.todo = self.todo, []
+        with ThreadPoolExecutor(1) as hashing:
+            for name in names:
+                work = self._take(name, hashing, wait=wait)
+                if work is not None:
+                    self._under_way.append(work)
+                    centres = np.asarray(work.section.obsm["spatial"])
+                    for start in range(work.part.n_done, len(centres), size):
+                        yield Batch(work.slide, centres[start : start + size])
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """Keep the features of the next batch, and write the section that they complete."""
+        work = self._under_way[0]
+        with np.errstate(over="ignore"):
+            rows = rows.astype(work.part.features.dtype)
+        wrong = ~np.isfinite(rows).all(1)
+        if wrong.any():
+            spots = work.section.obs_names[work.part.n_done :][: len(rows)][wrong]
+            raise InputError(
+                f"section {work.path.stem}: {self.encoder.name} features of spot {some(spots)} "
+                f"are not finite as {rows.dtype}"
+            )
+        work.part.add(rows)
+        self.advance(len(rows))
+        if work.part.n_done == work.section.n_obs:
+            self._finish(self._under_way.popleft())
+
+    def _take(self, name: str, hashing: ThreadPoolExecutor, *, wait: bool) -> _Work | None:
+        path = features_path(self.folder, self.encoder.name, name)
+        lock = self._claim(path, wait=wait)
+        if lock is None:
+            self.todo.append(name)
+            return None
+        section = read_section(self.folder / f"{name}.h5ad")
+        if self._lacks(name, section) is None:
+            self.advance(section.n_obs)
+            _release(lock)
+            return None
+        slide = slide_of(section)
+        check_scale(slide, self.encoder)
+        stat = slide.path.stat()
+        belongs_to = _facts(section, self.encoder) | {"image": [stat.st_size, stat.st_mtime_ns]}
+        shape = section.n_obs, len(self.encoder.feature_names)
+        part = Part(_beside(path, "part"), belongs_to, shape, self.dtype or "float32")
+        work = _Work(section, slide, hashing.submit(sha256, slide.path), path, part, lock)
+        self.advance(part.n_done)
+        if part.n_done == section.n_obs:
+            self._finish(work)
+            return None
+        return work
+
+    def _claim(self, path: Path, *, wait: bool) -> FileLock | None:
+        """Have a section's features to itself; the claim ends with the process at the latest."""
+        lock = FileLock(_beside(path, "lock"))
+        if wait:
+            self.say(f"section {path.stem}: another run is at it; waiting ({lock.lock_file})")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(blocking=wait)
+            except Timeout:
+                return None
+        self._claims.callback(_release, lock)
+        return lock
+
+    def _finish(self, work: _Work) -> None:
+        try:
+            check_unchanged(work.image_sha256.result(), work.section)
+        except InputError:
+            work.part.path.unlink()
+            raise
+        features = features_of(work.section, self.encoder, work.part.features)
+        # Not compressed: features hardly shrink, and a GPU would wait for it.
+        with writing(work.path), atomic_path(work.path) as part:
+            features.write_h5ad(part)
+        work.part.path.unlink()
+        _release(work.lock)
+        self.embedded.add(work.path.stem)
+
+    def _lacks(self, name: str, section: AnnData) -> str | None:
+        """Say why a section's features are not what they should be; ``None`` if they are.
+
+        Empty if there are none.
+        """
+        path = features_path(self.folder, self.encoder.name, name)
+        if not path.is_file():
+            return ""
+        try:
+            stored = read_h5ad(path, backed="r")
+            uns, dtype = dict(stored.uns), stored.X.dtype
+            stored.file.close()
+            facts, now = json.loads(uns["encoder"]), encoder_facts(self.encoder)
+            same_spots = uns["spots_sha256"] == spots_checksum(section)
+        except (InputError, KeyError, ValueError):
+            return f"{path} is damaged"
+        changed = [key for key in now | facts if facts.get(key) != now.get(key)]
+        if changed:
+            was = ", ".join(f"{key} was {facts.get(key)}, now {now.get(key)}" for key in changed)
+            return f"the encoder changed: {was}"
+        if not same_spots:
+            return "its spots or its image changed"
+        if self.dtype not in (None, dtype):
+            return f"its features are stored as {dtype}, not {self.dtype}"
+        return None
+
+
+def features_of(section: AnnData, encoder: Encoder, features: NDArray) -> AnnData:
+    """Features of a section as an AnnData: ``X`` features, ``obs`` spots, ``var`` their names."""
+    return AnnData(
+        X=features,
+        obs=pd.DataFrame(index=section.obs_names),
+        var=pd.DataFrame(index=pd.Index(encoder.feature_names)),
+        uns=_facts(section, encoder),
+    )
+
+
+def check_unchanged(image_sha256: str, section: AnnData) -> None:
+    """Refuse an image that is not the one that was imported."""
+    info = section_info(section)
+    if image_sha256 != info.image_sha256:
+        raise InputError(f"{info.image}: the image changed since the import; import again")
+
+
+def _facts(section: AnnData, encoder: Encoder) -> dict[str, Any]:
+    facts = json.dumps(encoder_facts(encoder))
+    return {"encoder": facts, "spots_sha256": spots_checksum(section)}
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.stem}.{suffix}")
+
+
+def _release(lock: FileLock) -> None:
+    if lock.is_locked:
+        # Before the release, after which it may be the lock of another process.
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
+        lock.release()

@@ -1,0 +1,291 @@
+"""The Hugging Face hub: downloads that go on where they stopped, uploads, errors that explain."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from strank.errors import InputError, some
+from strank.files import atomic_path, sha256
+
+if TYPE_CHECKING:
+    from huggingface_hub import RepoFile
+    from huggingface_hub.errors import HfHubHTTPError
+
+__all__ = ["download", "explained", "upload"]
+
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+_AGAIN = "run it again: what has arrived is kept"
+# For a first answer, in seconds.
+_TIMEOUT = 15
+
+
+def download(
+    repo: str,
+    *,
+    repo_type: str = "model",
+    revision: str | None = None,
+    allow_patterns: Sequence[str] | None = None,
+    folder: Path | None = None,
+) -> Path:
+    """Get files of a repository, at one commit; those that are there already are not asked for.
+
+    Without a network it works from what was downloaded before. Progress is shown on stderr.
+
+    Parameters
+    ----------
+    repo
+        ``owner/name``.
+    repo_type
+        ``"model"`` or ``"dataset"``.
+    revision
+        Branch, tag or commit; the main branch if ``None``.
+    allow_patterns
+        Which files, as in a shell; all if ``None``.
+    folder
+        Where they are laid out as in the repository, and checked against the hub's checksums; into
+        the hub's own cache if ``None``.
+
+    Returns
+    -------
+    Path
+        Folder with the files.
+
+    Raises
+    ------
+    InputError
+        As `explained` says; if no file fits the patterns; and if a file in the folder has another
+        checksum than on the hub, which removes it.
+
+    Examples
+    --------
+    >>> download("not a name")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: not a name: not the name of a repository; write owner/name
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    what: dict[str, Any] = {"repo_id": repo, "repo_type": repo_type, "revision": revision}
+    patterns = ["*"] if allow_patterns is None else list(allow_patterns)
+    with explained(repo, repo_type):
+        try:
+            HfApi().repo_info(**what, timeout=_TIMEOUT)
+        except _hub_errors() as error:
+            # Its answers, unlike its silence, are for the user to know.
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+                raise
+            return _without_hub(what, patterns, folder)
+        return _with_hub(what, patterns, folder)
+
+
+def upload(folder: Path, repo: str, *, message: str, private: bool = False) -> str:
+    """Put the files of a folder into a model repository, which is made if there is none.
+
+    Parameters
+    ----------
+    folder
+        What to upload.
+    repo
+        ``owner/name``.
+    message
+        Of the commit.
+    private
+        Only for those who are let in.
+
+    Returns
+    -------
+    str
+        Address of the repository.
+
+    Raises
+    ------
+    InputError
+        As `explained` says, and if it is to be private and a public one is there.
+    """
+    from huggingface_hub import HfApi
+
+    with explained(repo):
+        api = HfApi()
+        address = str(api.create_repo(repo, private=private, exist_ok=True))
+        if private and not api.repo_info(repo).private:
+            raise InputError(f"{repo}: is there already, and public; make it private on the hub")
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+    return address
+
+
+@contextmanager
+def explained(repo: str, repo_type: str = "model") -> Iterator[None]:
+    """Turn what goes wrong between here and the hub into one `InputError` that says what to do.
+
+    A refused or absent token, a licence not accepted, a name that does not exist, no connection, a
+    full disk. The message never holds the token.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except _hub_errors() as error:
+        # Not `from error`, whose text may hold the token.
+        raise InputError(_redacted(f"{repo}: {_explanation(error, repo, repo_type)}")) from None
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        RevisionResolutionError,
+        XetDownloadError,
+    )
+
+    # Its first base is that of all errors of the HTTP client in use.
+    client = HfHubHTTPError.__bases__[0]
+    named = EntryNotFoundError, HFValidationError, RevisionResolutionError, XetDownloadError
+    return OSError, client, *named
+
+
+def _explanation(error: BaseException, repo: str, repo_type: str) -> str:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, HFValidationError):
+            return "not the name of a repository; write owner/name"
+        if isinstance(link, HfHubHTTPError):
+            return _answer(link, repo, repo_type)
+        if isinstance(link, OfflineModeIsEnabled):
+            return "not, or not all of it, in the cache, and HF_HUB_OFFLINE is set; unset it"
+    for link in chain:
+        if isinstance(link, OSError) and link.errno == errno.ENOSPC:
+            return f"the disk is full; free some space, or choose another folder, and {_AGAIN}"
+        if isinstance(link, OSError) and link.filename is not None:
+            return f"{link.filename}: {link.strerror}"
+    if "Consistency check failed" in str(error):
+        return f"a file arrived incomplete; {_AGAIN}"
+    reason = type(chain[-1]).__name__
+    return (
+        f"the hub cannot be reached ({reason}), and the cache does not have all of it; check the "
+        f"connection and {_AGAIN}"
+    )
+
+
+def _answer(error: HfHubHTTPError, repo: str, repo_type: str) -> str:
+    """Say what an answer of the hub means."""
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RevisionNotFoundError
+
+    status = error.response.status_code
+    page = f"https://huggingface.co/{'datasets/' * (repo_type == 'dataset')}{repo}"
+    if isinstance(error, GatedRepoError):
+        return (
+            f"gated ({status}): accept its licence at {page}, wait for the approval if it needs "
+            f"one, and {_LOG_IN}"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return "no such revision (404); see its branches, tags and commits at " + page
+    if isinstance(error, EntryNotFoundError):
+        return f"no such file (404): {error.response.url.path}"
+    if status == 401:
+        return (
+            f"no access (401): the token is absent or not valid, or there is no such {repo_type}; "
+            f"check the name, and {_LOG_IN}"
+        )
+    if status == 403:
+        return (
+            f"forbidden (403): accept its licence at {page}, and use a token with the right to "
+            f"this; {_LOG_IN}"
+        )
+    if status == 404:
+        return (
+            f"no such {repo_type} (404): check the spelling; a private one looks like this, too: "
+            f"{_LOG_IN}"
+        )
+    return f"the hub answers {status}; wait, and {_AGAIN}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Give the error, and what it came from."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _redacted(text: str) -> str:
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return re.sub(r"hf_\w{8,}", "<token>", text.replace(token, "<token>") if token else text)
+
+
+def _with_hub(what: dict[str, Any], patterns: list[str], folder: Path | None) -> Path:
+    from huggingface_hub import HfApi, RepoFile, snapshot_download
+
+    what["revision"] = HfApi().resolve_revision(**what).resolved
+    if folder is None:
+        return Path(snapshot_download(**what, allow_patterns=patterns))
+    listed = HfApi().list_repo_tree(**what, recursive=True)
+    files = {file.path: file for file in listed if isinstance(file, RepoFile)}
+    names = _fitting(files, patterns)
+    if not names:
+        raise InputError(f"{what['repo_id']}: has no {some(patterns)}")
+    snapshot_download(**what, allow_patterns=patterns, local_dir=folder)
+    _check(folder, [files[name] for name in names])
+    return folder
+
+
+def _check(folder: Path, files: Iterable[RepoFile]) -> None:
+    """Compare with the hub's checksums: SHA-256 of large files, git's own of small ones."""
+    wrong = []
+    for file in files:
+        path = folder / file.path
+        found = sha256(path) if file.lfs else _git_sha1(path.read_bytes())
+        if found != (file.lfs.sha256 if file.lfs else file.blob_id):
+            path.unlink()
+            wrong.append(path)
+    if wrong:
+        raise InputError(
+            f"{some(wrong)}: damaged (other checksum than on the hub), and removed; run it again"
+        )
+
+
+def _git_sha1(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _without_hub(what: dict[str, Any], patterns: list[str], folder: Path | None) -> Path:
+    """Be content with what is in the folder, if it is whole, or in the hub's cache."""
+    from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+
+    what["revision"] = HfApi().resolve_revision(**what, local_files_only=True).resolved
+    if folder is not None:
+        with suppress(CachedRepoTreeNotFoundError):
+            listed = get_cached_repo_tree(**what, local_dir=folder)
+            names = _fitting((file.path for file in listed), patterns)
+            if names and all((folder / name).is_file() for name in names):
+                return folder
+    cached = Path(snapshot_download(**what, allow_patterns=patterns, local_files_only=True))
+    there = (path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.is_file())
+    names = _fitting(there, patterns)
+    if not names:
+        raise LocalEntryNotFoundError("no such files")
+    if folder is None:
+        return cached
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / name) as part:
+            shutil.copyfile(cached / name, part)
+    return folder
+
+
+def _fitting(names: Iterable[str], patterns: list[str]) -> list[str]:
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
