@@ -66,15 +66,24 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
+    def _asked(self) -> str | None:
+        """Note the request; ``None`` if it was refused."""
+        hub, path = self.hub, self.path.split("?")[0]
+        hub.requests.append((self.command, path, self.headers.get("Range")))
+        time.sleep(hub.silent)
+        for text, (status, headers) in hub.fail.items():
+            if text in path:
+                self._answer(status, b"{}", headers)
+                return None
+        return path
+
     def do_POST(self) -> None:
         """Make a repository, say how files are to come, take them."""
         length = int(self.headers.get("Content-Length") or 0)
         lines = [json.loads(line) for line in self.rfile.read(length).splitlines()]
-        hub, path = self.hub, self.path.split("?")[0]
-        hub.requests.append((self.command, path, None))
-        for text, (status, headers) in hub.fail.items():
-            if text in path:
-                return self._answer(status, b"{}", headers)
+        if (path := self._asked()) is None:
+            return None
+        hub = self.hub
         repo = "/".join(path.split("/")[3:5])
         told: dict[str, object] = {"errors": [], "warnings": []}
         if path == "/api/repos/create":
@@ -91,12 +100,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, json.dumps(told).encode())
 
     def _serve(self) -> None:
-        hub, path = self.hub, self.path.split("?")[0]
-        hub.requests.append((self.command, path, self.headers.get("Range")))
-        time.sleep(hub.silent)
-        for text, (status, headers) in hub.fail.items():
-            if text in path:
-                return self._answer(status, b"{}", headers)
+        if (path := self._asked()) is None:
+            return None
+        hub = self.hub
         if match := re.fullmatch(r"/api/(?:model|dataset)s/([^/]+/[^/]+)/tree/.*", path):
             files = [_described(*file) for file in hub.repos[match[1]].items()]
             return self._answer(200, json.dumps(files).encode())

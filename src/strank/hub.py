@@ -37,6 +37,7 @@ def download(
 ) -> Path:
     """Get files of a repository, at one commit; those that are there already are not asked for.
 
+    A broken connection goes on where it broke, a stopped run with the files that are missing.
     Without a network it works from what was downloaded before. Progress is shown on stderr.
 
     Parameters
@@ -71,12 +72,21 @@ def download(
     ...
     strank.errors.InputError: not a name: not the name of a repository; write owner/name
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import HfApi, get_cached_repo_tree
+    from huggingface_hub.errors import (
+        CachedRepoTreeNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+    )
 
     what: dict[str, Any] = {"repo_id": repo, "repo_type": repo_type, "revision": revision}
     patterns = ["*"] if allow_patterns is None else list(allow_patterns)
     with explained(repo, repo_type):
+        if folder is None and re.fullmatch("[0-9a-f]{40}", revision or ""):
+            # A commit does not change: where all of it is known to be here, nobody is asked.
+            with suppress(CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
+                get_cached_repo_tree(**what)
+                return _without_hub(what, patterns, None)
         try:
             HfApi().repo_info(**what, timeout=_TIMEOUT)
         except _hub_errors() as error:
@@ -128,6 +138,16 @@ def explained(repo: str, repo_type: str = "model") -> Iterator[None]:
 
     A refused or absent token, a licence not accepted, a name that does not exist, no connection, a
     full disk. The message never holds the token.
+
+    Parameters
+    ----------
+    repo, repo_type
+        What is asked for, as in `download`.
+
+    Raises
+    ------
+    InputError
+        For these; other errors pass.
     """
     try:
         yield
@@ -156,7 +176,9 @@ def _hub_errors() -> tuple[type[Exception], ...]:
 def _explanation(error: BaseException, repo: str, repo_type: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    chain = list(_chain(error))
+    chain = [error]
+    while link := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(link)
     for link in chain:
         if isinstance(link, HFValidationError):
             return "not the name of a repository; write owner/name"
@@ -193,37 +215,22 @@ def _answer(error: HfHubHTTPError, repo: str, repo_type: str) -> str:
         return "no such revision (404); see its branches, tags and commits at " + page
     if isinstance(error, EntryNotFoundError):
         return f"no such file (404): {error.response.url.path}"
-    if status == 401:
-        return (
-            f"no access (401): the token is absent or not valid, or there is no such {repo_type}; "
-            f"check the name, and {_LOG_IN}"
-        )
-    if status == 403:
-        return (
-            f"forbidden (403): accept its licence at {page}, and use a token with the right to "
-            f"this; {_LOG_IN}"
-        )
-    if status == 404:
-        return (
-            f"no such {repo_type} (404): check the spelling; a private one looks like this, too: "
-            f"{_LOG_IN}"
-        )
+    told = {
+        401: f"no access (401): no valid token, or no such {repo_type}",
+        403: f"forbidden (403): accept its licence at {page}; the token may lack a right, too",
+        404: f"no such {repo_type} (404), or a private one: check the spelling",
+    }
+    if status in told:
+        return f"{told[status]}; {_LOG_IN}"
     return f"the hub answers {status}; wait, and {_AGAIN}"
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Give the error, and what it came from."""
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or link.__context__
 
 
 def _redacted(text: str) -> str:
     from huggingface_hub import get_token
 
-    token = get_token()
-    return re.sub(r"hf_\w{8,}", "<token>", text.replace(token, "<token>") if token else text)
+    if token := get_token():
+        text = text.replace(token, "<token>")
+    return re.sub(r"\bhf_[A-Za-z0-9]{20,}", "<token>", text)
 
 
 def _with_hub(what: dict[str, Any], patterns: list[str], folder: Path | None) -> Path:

@@ -21,7 +21,8 @@ from strank.version import __version__
 
 __all__ = ["Evidence", "model_card", "pull_model", "push_model", "read_evidence"]
 
-_FILES = ("model.json", "head.safetensors", "encoder.safetensors")
+_MODEL = "model.json"
+_FILES = (_MODEL, "README.md", "*.safetensors")
 _TAGS = ("spatial-transcriptomics", "gene-expression", "histology", "pathology", "learning-to-rank")
 _LISTED = 30
 
@@ -172,13 +173,13 @@ def pull_model(source: str, folder: Path | str, *, revision: str | None = None) 
         `strank.hub.download` says.
     """
     if _on_hub(source):
-        found = download(source, revision=revision, allow_patterns=[*_FILES, "README.md"])
+        found = download(source, revision=revision, allow_patterns=_FILES)
     elif revision is not None:
         raise InputError(f"{source}: a folder, which has no --revision")
     else:
         found = Path(source).expanduser()
-    if not (found / _FILES[0]).is_file():
-        raise InputError(f"{source}: not a model of strank (it has no {_FILES[0]})")
+    if not (found / _MODEL).is_file():
+        raise InputError(f"{source}: not a model of strank (it has no {_MODEL})")
     RankModel.load(found)
     return _place(found, Path(folder))
 
@@ -188,7 +189,7 @@ def _on_hub(name: str) -> bool:
 
 
 def _place(model: Path, folder: Path) -> Path:
-    if folder.exists() and not (folder / _FILES[0]).is_file():
+    if folder.exists() and not (folder / _MODEL).is_file():
         raise InputError(f"{folder}: exists and is not a model; choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder) as part:
@@ -199,9 +200,8 @@ def _place(model: Path, folder: Path) -> Path:
 def _copy(model: Path, folder: Path) -> None:
     """Copy what belongs to a model, and nothing that happens to lie beside it."""
     folder.mkdir()
-    for name in (*_FILES, "README.md"):
-        if (model / name).is_file():
-            shutil.copyfile(model / name, folder / name)
+    for file in (file for pattern in _FILES for file in model.glob(pattern)):
+        shutil.copyfile(file, folder / file.name)
 
 
 def _header(licence: str | None) -> str:

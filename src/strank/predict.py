@@ -16,6 +16,7 @@ from strank.encoders.catalogue import get_encoder
 from strank.encoders.embed import check_scale, embed_spots
 from strank.errors import InputError
 from strank.model import RankModel
+from strank.novelty import novelty_of, warning_of
 from strank.slides.image import Slide
 from strank.slides.tissue import tile_centres
 
@@ -182,12 +183,9 @@ def encoder_of(model: RankModel) -> Encoder:
 
 
 def _add_novelty(predictions: AnnData, model: RankModel, features: NDArray[np.float32]) -> None:
-    novelty = getattr(model, "novelty", None)
-    if novelty is None:
+    if model.novelty is None:
         return
-    from strank.novelty import novelty_of, warning_of
-
-    far = novelty_of(features, novelty)
+    far = novelty_of(features, model.novelty)
     predictions.obs["novelty"] = far
     predictions.uns["strank_novelty"] = {
         "share": float((far > 1).mean()),

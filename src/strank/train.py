@@ -81,8 +81,8 @@ def train_model(
     encoder
         Whose features.
     n_genes, genes, union
-        Size of the panel, the panel, and whether a gene may be measured in some sections only, as in
-        `strank.fit.fit_model`; such genes need the list or pair objective.
+        Size of the panel, the panel, and whether a gene may be measured in some sections only, as
+        in `strank.fit.fit_model`; such genes need the list or pair objective.
     held_out
         Sections for a single network not to see, rather than networks that take turns.
     seed
@@ -105,8 +105,8 @@ def train_model(
     ------
     InputError
         For features that are absent or not the same in all sections, a panel that is not measured,
-        an unknown head, loss, recipe or section, ``union`` with another objective, fewer than two sections, a folder of another
-        training, and a loss that is not finite.
+        an unknown head, loss, recipe or section, ``union`` with another objective,
+        fewer than two sections, a folder of another training, and a loss that is not finite.
     """
     recipe = monitored(get_recipe(recipe) if isinstance(recipe, str) else recipe, loss)
     if union and loss not in _UNION_LOSSES:
@@ -141,7 +141,8 @@ def train_model(
     heads = [network.head for network, _ in trained]
     mean = heads[0] if len(heads) == 1 else MeanHead.of(heads)
     if with_linear:
-        exact = fit_model(cohort, encoder=encoder, genes=list(plan.panel), union=union, verbose=verbose)
+        panel = {"genes": list(plan.panel), "union": union}
+        exact = fit_model(cohort, encoder=encoder, **panel, verbose=verbose)  # type: ignore[arg-type]
         mean = MeanHead.of([mean, _as_network(cast(LinearHead, exact.head))])
     novelty = fit_novelty(plan.data.features, plan.data.group)
     return replace(plan.model(mean.eval(), trained, facts), novelty=novelty)

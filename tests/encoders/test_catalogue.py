@@ -57,13 +57,20 @@ def test_anything_else_is_refused(module, name, message):
         get_encoder(name)
 
 
+def test_code_that_a_file_names_is_not_run(module):
+    with pytest.raises(InputError, match=f"^{module}:Grey: code that a file names is not run"):
+        get_encoder(f"{module}:Grey", own=False)
+
+
 def test_what_the_users_module_lacks_passes_through(module):
     with pytest.raises(ModuleNotFoundError, match="no_such_library_of_a_test"):
         get_encoder("needy_of_a_test:make")
 
 
 def test_an_unknown_name_lists_all_and_suggests_the_nearest():
-    with pytest.raises(InputError, match=r"did you mean 'uni2-h'\? choose one of morphology, ") as e:
+    with pytest.raises(
+        InputError, match=r"did you mean 'uni2-h'\? choose one of morphology, "
+    ) as e:
         get_encoder("UNI2h")
     assert all(name in str(e.value) for name in (*ENCODERS, *NETWORKS))
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from strank.cohort.store import count_spots, features_path, read_cohort
+from strank.cohort.store import count_spots, features_path, read_cohort, read_h5ad
 from strank.encoders.base import Field
-from strank.encoders.catalogue import get_encoder
 from strank.encoders.embed import embed_cohort
 from strank.errors import InputError
 from strank.readers.st import import_st
@@ -18,19 +18,16 @@ from strank.readers.st import import_st
 
 @dataclass
 class Means:
-    """Mean colour of two fields; dies after a number of spots if asked to."""
+    """Mean colour of two fields."""
 
     name: str = "means"
     version: str = "1"
     fields: tuple[Field, ...] = (Field(100, 8), Field(400, 8))
     feature_names: tuple[str, ...] = tuple(f"{f}.{c}" for f in "ab" for c in "rgb")
     calls: int = 0
-    dies_at: int = -1
 
     def encode(self, patches):
         self.calls += 1
-        if self.calls == self.dies_at:
-            raise KeyboardInterrupt
         return np.concatenate([p.mean((1, 2)) for p in patches], 1).astype(np.float32)
 
 
@@ -68,34 +65,119 @@ def test_counts_are_not_rewritten_and_nothing_is_done_twice(folder):
     assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("*.h5ad")}
 
 
-def test_a_killed_run_continues(folder):
-    with pytest.raises(KeyboardInterrupt):
-        embed_cohort(folder, Means(dies_at=2))
-    files = [p.name for p in (folder / "features/means").iterdir()]
-    assert files == ["A1.h5ad"]
-    rest = Means()
-    assert [e.done_before for e in embed_cohort(folder, rest)] == [True, False]
-    assert rest.calls == 1
+def test_what_changed_is_done_again_and_said(folder, st_folder):
+    def embed(version, **options):
+        said = []
+        done = embed_cohort(folder, Means(version=version), say=said.append, **options)
+        return [entry.done_before for entry in done], said
 
-
-def test_what_changed_is_done_again(folder, st_folder):
-    embed_cohort(folder, Means())
-    assert not embed_cohort(folder, Means(version="2"))[0].done_before
+    assert embed("1") == ([False, False], [])
+    assert embed("1") == ([True, True], [])
+    done, said = embed("2")
+    assert done == [False, False]
+    assert said == [
+        f"section {name}: embedded again, because the encoder changed: version was 1, now 2"
+        for name in ("A1", "B1")
+    ]
     features_path(folder, "means", "A1").write_bytes(b"damaged")
-    done = embed_cohort(folder, Means(version="2"))
-    assert [e.done_before for e in done] == [False, True]
+    done, said = embed("2")
+    assert done == [False, True]
+    assert "A1.h5ad is damaged" in said[0]
+    section = read_h5ad(folder / "B1.h5ad")
+    section.obsm["spatial"] += 1
+    section.write_h5ad(folder / "B1.h5ad")
+    done, said = embed("2")
+    assert done == [True, False]
+    assert said == ["section B1: embedded again, because its spots or its image changed"]
     Image.new("RGB", (300, 280)).save(st_folder / "images/B1.jpg")
-    embed_cohort(folder, Means(version="2"))  # done before: the image is not needed
-    with pytest.raises(InputError, match=r"B1.jpg: the image changed since the import"):
-        embed_cohort(folder, Means(version="3"))
+    assert embed("2")[0] == [True, True]  # the image is not needed
+    for _ in range(2):  # and nothing of the wrong image is kept
+        with pytest.raises(InputError, match=r"B1.jpg: the image changed since the import"):
+            embed("3")
+
+
+def test_half_precision_is_stored_if_asked_for_and_read_as_single(folder):
+    embed_cohort(folder, Means())
+    single = read_cohort(folder, encoder="means")["A1"].obsm["means"]
+    said = []
+    embed_cohort(folder, Means(), dtype="float16", say=said.append)
+    assert "its features are stored as float32, not float16" in said[0]
+    assert read_h5ad(features_path(folder, "means", "A1")).X.dtype == np.float16
+    half = read_cohort(folder, encoder="means")["A1"].obsm["means"]
+    assert half.dtype == np.float32
+    np.testing.assert_array_equal(half, single.astype(np.float16))
+    # Whoever does not ask takes what there is.
+    assert all(entry.done_before for entry in embed_cohort(folder, Means()))
+    with pytest.raises(InputError, match=r"dtype 'int8': choose one of float32, float16"):
+        embed_cohort(folder, Means(), dtype="int8")
+
+
+@dataclass
+class Huge(Means):
+    value: float = 1e5
+
+    def encode(self, patches):
+        features = super().encode(patches)
+        features[:, 0] = self.value
+        return features
+
+
+def test_features_that_are_not_finite_are_refused(folder):
+    for value, dtype in ((1e5, "float16"), (np.nan, "float32")):
+        told = rf"A1: means features of spot 3x2, .* are not finite as {dtype}"
+        with pytest.raises(InputError, match=told):
+            embed_cohort(folder, Huge(value=value), dtype=dtype)
+    assert not features_path(folder, "means", "A1").exists()
+    embed_cohort(folder, Huge(value=1e5))
+
+
+@dataclass
+class Crowded(Means):
+    """As on a GPU that has memory for so many spots."""
+
+    most: int = 4
+    sizes: list[int] = field(default_factory=list)
+
+    def encode(self, patches):
+        if len(patches[0]) > self.most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        self.sizes.append(len(patches[0]))
+        return super().encode(patches)
+
+
+def test_out_of_memory_halves_the_batch_and_is_said_once(folder):
+    embed_cohort(folder, Means())
+    expected = read_cohort(folder, encoder="means")["B1"].obsm["means"]
+    said, encoder = [], Crowded(version="2")
+    embed_cohort(folder, encoder, batch_size=16, say=lambda line: said.append(line))
+    assert [line for line in said if "memory" in line] == [
+        "out of GPU memory with 16 tiles at once; going on with 4"
+    ]
+    assert encoder.sizes == 2 * [4, 4, 4, 4, 4, 4, 1]
+    again = read_cohort(folder, encoder="means")["B1"].obsm["means"]
+    np.testing.assert_array_equal(again, expected)
+    with pytest.raises(InputError, match=r"means: the GPU has no memory for a single tile"):
+        embed_cohort(folder, Crowded(version="3", most=0))
+
+
+@pytest.mark.slow
+def test_workers_and_batches_change_nothing(folder):
+    embed_cohort(folder, Means())
+    expected = {n: a.obsm["means"] for n, a in read_cohort(folder, encoder="means").items()}
+    embed_cohort(folder, Means(version="2"), batch_size=4, workers=2)
+    for name, adata in read_cohort(folder, encoder="means").items():
+        np.testing.assert_array_equal(adata.obsm["means"], expected[name])
+
+
+def test_what_a_worker_finds_is_one_clear_error(folder, st_folder):
+    image = st_folder / "images/A1.jpg"
+    image.write_bytes(image.read_bytes()[:9000])
+    with pytest.raises(InputError, match=r"A1.jpg: damaged or truncated image") as error:
+        embed_cohort(folder, Means(), workers=1)
+    assert "Traceback" not in str(error.value)
 
 
 def test_an_absent_image_is_named(folder, st_folder):
     (st_folder / "images/A1.jpg").unlink()
     with pytest.raises(InputError, match=r"A1.jpg: no such image"):
         embed_cohort(folder, Means())
-
-
-def test_unknown_encoders_suggest_the_nearest():
-    with pytest.raises(InputError, match=r"no encoder 'uni'; choose one of morphology"):
-        get_encoder("uni")

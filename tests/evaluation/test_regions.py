@@ -126,3 +126,22 @@ def test_spots_in_both_regions_are_in_neither():
     assert list(found) == ["b", "a"]
     assert shared == 1
     assert not (found["a"] | found["b"])[1]
+
+
+def test_regions_outside_the_slide_are_refused(tmp_path):
+    path = tmp_path / "regions.geojson"
+    far = feature({"type": "Polygon", "coordinates": [square(1000, 200, 50)]}, name="Tumor")
+    path.write_text(json.dumps([far, feature(TWO, name="rim")]))
+    tiles = AnnData(np.zeros((5, 1)), obsm={"spatial": POINTS})
+    # One that is near is enough: which regions are needed is not known here.
+    assert not find_regions(tiles, str(path))["Tumor"].any()
+    path.write_text(json.dumps([far]))
+    with pytest.raises(
+        InputError,
+        match=r"regions\.geojson: region 'Tumor' at x 1000 to 1050, y 200 to 250; but spots lie at "
+        r"x 1 to 99, y 1 to 99 \(pixels of the full image\): are the regions of this slide",
+    ):
+        find_regions(tiles, str(path))
+    # A single tile has no extent, and lies in a region all the same.
+    one = AnnData(np.zeros((1, 1)), obsm={"spatial": np.array([[1010.0, 210.0]])})
+    assert find_regions(one, str(path))["Tumor"].all()

@@ -26,6 +26,8 @@ def _write_h5(path: Path, counts, barcodes, features: pd.DataFrame) -> None:
         matrix["shape"] = np.array(by_barcode.shape[::-1], dtype=np.int32)
         group = matrix.create_group("features")
         group["_all_tag_keys"] = np.array(["genome"], dtype="S")
+        # Of probes for fixed tissue: the features that they target.
+        group["target_sets/Transcriptome Probe Set"] = np.arange(len(features))
         group["genome"] = np.array(["GRCh38"] * len(features), dtype="S")
         group["id"], group["name"], group["feature_type"] = (
             features[c].to_numpy().astype("S") for c in ("id", "symbol", "kind")

@@ -154,7 +154,7 @@ def test_without_patches_all_spots_of_a_slide_are_kept(hest):
     (hest / "patches/X1.h5").unlink()
     assert load(hest, ["X1"])["X1"].n_obs == 30
     (hest / "patches/X2.h5").unlink()
-    with pytest.raises(InputError, match="sample X2: neither .*wsis/X2.tif nor .*patches/X2.h5"):
+    with pytest.raises(InputError, match=r"sample X2: neither .*wsis/X2.tif nor .*/X2.h5"):
         load(hest, ["X2"])
 
 
@@ -168,6 +168,14 @@ def test_the_newest_table_corrects_the_patients(hest):
     assert hest_patients(hest / "HEST_v1_10_0.csv") == {"X1": "Patient 2 (A study)"}
     cohort = load(hest, patients={"X2": "Q"})
     assert cohort["X2"].obs["patient"].iloc[0] == "Q"
+
+
+def test_tables_of_patients(tmp_path):
+    (tmp_path / "mine.csv").write_text("section,patient\nX1,P1\n")
+    assert hest_patients(tmp_path / "mine.csv") == {"X1": "P1"}
+    (tmp_path / "HEST_v2_0_0.csv").write_text("sample,patient\nX1,P1\n")
+    with pytest.raises(InputError, match=r"HEST_v2_0_0.csv: lacks column id; it has sample, pati"):
+        hest_patients(tmp_path / "HEST_v2_0_0.csv")
 
 
 def test_visium_keeps_its_own_spot_size(hest):
@@ -233,6 +241,10 @@ def test_data_that_cannot_be_used(hest):
     (hest / "patches/X1.h5").write_bytes(b"no HDF5")
     assert "/patches/X1.h5: not a readable HDF5 file" in refused(hest)
     (hest / "patches/X1.h5").unlink()
+    whole = (hest / "wsis/X1.tif").read_bytes()
+    (hest / "wsis/X1.tif").write_bytes(whole[: len(whole) // 2])
+    # Its directory stands at the end, so nothing of it can be read.
+    assert "/wsis/X1.tif: not an image that can be read" in refused(hest)
     (hest / "metadata/X1.json").write_text('{"id": ')
     assert "/metadata/X1.json: not a readable JSON file" in refused(hest)
 

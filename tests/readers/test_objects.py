@@ -1,4 +1,4 @@
-"""AnnData and SpatialData of any origin: positions in the image's pixels, whatever the transform."""
+"""AnnData and SpatialData of any origin: positions come into the pixels of the image."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def image(tmp_path: Path) -> Path:
     return tmp_path / "he.png"
 
 
-def load(image: Path, adata: anndata.AnnData, **options):
-    path = image.parent / "mine.h5ad"
+def load(he: Path, adata: anndata.AnnData, **options):
+    path = he.parent / "mine.h5ad"
     adata.write_h5ad(path)
-    given = {"image": image, "um_per_pixel": UM, "patient": "P", **options}
-    return import_anndata(path, image.parent / "cohort", **given)
+    given = {"image": he, "um_per_pixel": UM, "patient": "P", **options}
+    return import_anndata(path, he.parent / "cohort", **given)
 
 
-def refused(image: Path, adata: anndata.AnnData, **options) -> str:
+def refused(he: Path, adata: anndata.AnnData, **options) -> str:
     with pytest.raises(InputError) as caught:
-        load(image, adata, **options)
-    assert not (image.parent / "cohort").exists()
-    return str(caught.value).replace(str(image.parent), "")
+        load(he, adata, **options)
+    assert not (he.parent / "cohort").exists()
+    return str(caught.value).replace(str(he.parent), "")
 
 
 def test_anndata_with_a_layer_an_annotation_and_scanpys_spot_size(image):
@@ -86,8 +86,8 @@ def test_anndata_with_a_layer_an_annotation_and_scanpys_spot_size(image):
 def test_sections_and_patients_of_obs(image):
     half = np.repeat(["left", "right"], 15)
     obs = pd.DataFrame({"section": half, "patient": ["P" + side for side in half]}, index=SPOTS)
-    told = refused(image, make(obs=obs), image=image.parent, patient=None)
-    assert told == ": no image called left; name one image by the section"
+    with pytest.raises(InputError, match="no image called left; name one image by the section"):
+        load(image, make(obs=obs), image=image.parent)
     folder = image.parent / "images"
     folder.mkdir()
     for name in ("left", "right"):
@@ -126,7 +126,11 @@ def test_genes_by_symbol_and_by_id(image):
             "is negative; raw counts are needed; are they in --layer raw?",
         ),
         (make(centres=np.where(CENTRES > 320, np.nan, CENTRES)), {}, "s5, s11, s17, s23, s29 is"),
-        (make(centres=CENTRES + 300), {}, "section mine: spot s2, s3, s4, s5, s8 and"),
+        (
+            make(centres=CENTRES + 300),
+            {},
+            "spot s2, s3, s4, s5, s6 and 23 more lies outside he.png",
+        ),
         (make(), {"um_per_pixel": None}, "/he.png: the file does not say its µm per pixel"),
         (make(), {"patient": None}, "section mine: the patient is not known"),
         (make()[:1].copy(), {}, "a section of one spot"),
@@ -263,3 +267,25 @@ def test_spatialdata_that_cannot_be_used(tmp_path):
         import_spatialdata(tmp_path / "P1.zarr", tmp_path / "cohort")
     with pytest.raises(InputError, match="no such folder; a SpatialData zarr is one"):
         import_spatialdata(tmp_path / "P2.zarr", tmp_path / "cohort")
+
+
+def test_what_spatialdata_io_makes_of_a_visium_run(tmp_path, write_space_ranger, image):
+    """Its own reader decides names, transformations and the order of spots."""
+    visium = pytest.importorskip("spatialdata_io").visium
+    barcodes = [f"AAAC{i:02d}-1" for i in range(30)]
+    positions = pd.DataFrame({"barcode": barcodes, "in_tissue": 1, "array_row": Y, "array_col": X})
+    positions["pxl_row_in_fullres"], positions["pxl_col_in_fullres"] = CENTRES.T[::-1]
+    features = pd.DataFrame({"id": [f"ENSG{i:011d}" for i in range(4)], "symbol": list("ABCD")})
+    outs = write_space_ranger(tmp_path / "outs", COUNTS, features, positions)
+    data = visium(
+        outs,
+        dataset_id="run",
+        fullres_image_file=image,
+        counts_file="filtered_feature_bc_matrix.h5",
+    )
+    adata = load_zarr(tmp_path, data, image="run_full_image", patient="P")["P1"]
+    number = [int(name[4:6]) for name in adata.obs_names]
+    np.testing.assert_allclose(adata.obsm["spatial"], CENTRES[number])
+    np.testing.assert_array_equal(adata.X.toarray(), COUNTS[number])
+    assert list(adata.var["gene_id"]) == list(features["id"])
+    np.testing.assert_array_equal(read_region(slide_of(adata), 0, 0, WIDTH, HEIGHT), tissue())

@@ -121,6 +121,7 @@ def test_nothing_is_written_unless_all_can_be_read(image, tmp_path):
 def test_sections_join_a_cohort_and_replace_those_of_their_name(image, tmp_path):
     written = write_sections([build(image, name="S2"), build(image)], tmp_path / "cohort")
     assert list(written) == ["S1", "S2"]
+    (tmp_path / "cohort/S1.h5ad").write_bytes(b"damaged; importing it again is the way out")
     write_sections([build(image, counts=COUNTS * 2)], tmp_path / "cohort")
     cohort = read_cohort(tmp_path / "cohort")
     assert {n: a.X.sum() for n, a in cohort.items()} == {"S1": COUNTS.sum() * 2, "S2": COUNTS.sum()}

@@ -16,7 +16,7 @@ from strank.readers.tenx import find_file, read_matrix
 COUNTS = np.array([[0, 2, 5], [1, 0, 7]])
 BARCODES = ["AC-1", "GT-1"]
 # pandas would take "NA" for nothing, and a quote for the beginning of a text.
-FEATURES = pd.DataFrame({"id": ["ENSG1", "ENSG2", "ENSG3"], "symbol": ["NA", '5"', "C"]})
+FEATURES = pd.DataFrame({"id": ["ENSG1", "ENSG2", "ENSG3"], "symbol": ["NA", '"B', "C"]})
 
 
 @pytest.fixture(params=["m.h5", "m"])

@@ -164,7 +164,7 @@ def test_bins_off_the_tissue_are_dropped_and_counted(run):
     adata = read(run, 8)
     assert adata.n_obs == n_bins - 8
     dropped = section_info(adata).provenance["dropped_spots"]
-    assert dropped == {"in counts only": 8, "no counts": 2}
+    assert dropped == {"in counts only": 8, "in positions only": 2}
 
 
 def write(name, text):

@@ -199,7 +199,7 @@ def test_what_is_dropped_is_counted(world):
     np.testing.assert_array_equal(adata.X.toarray(), world.counts[seen, :10])
     assert section_info(adata).provenance["dropped_spots"] == {
         "in counts only": 3,
-        "no counts": 0,
+        "in positions only": 0,
         "beyond the image": N_CELLS - 3 - seen.sum(),
     }
 
@@ -222,7 +222,7 @@ BAD = {
     "no experiment": (
         lambda w: (w.folder / "experiment.xenium").unlink(),
         {},
-        "bundle: no experiment.xenium; give the output of a Xenium run",
+        "bundle: no experiment.xenium; give the output folder of a Xenium run",
     ),
     "no pixel size": (write("experiment.xenium", "{}"), {}, "experiment.xenium: lacks pixel_size"),
     "no cells": (

@@ -8,10 +8,13 @@ import typer
 
 from strank.cli import (
     benchmark,
-    cohort,
+    card,
     contrast,
     demo,
+    embed,
+    encoders,
     fit,
+    hest,
     model,
     predict,
     probe,
@@ -40,11 +43,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+hub_data = typer.Typer(help="HEST-1k and HEST-Benchmark.", no_args_is_help=True)
+hub_data.command("download")(hest.download)
+app.add_typer(hub_data, name="hest")
 app.add_typer(imports, name="import")
-app.command("embed")(cohort.embed)
+app.command("encoders")(encoders.encoders)
+app.command("embed")(embed.embed)
 app.command("fit")(fit.fit)
 app.command("evaluate")(model.evaluate)
 app.command("predict")(predict.predict)
+models = typer.Typer(
+    help="Cards of models; to and from the Hugging Face hub.", no_args_is_help=True
+)
+models.command("show")(card.show)
+models.command("push")(card.push)
+models.command("pull")(card.pull)
+app.add_typer(models, name="model")
 app.command("contrast")(contrast.contrast)
 app.command("benchmark")(benchmark.benchmark)
 app.command("report")(report.report)

@@ -60,11 +60,14 @@ class ErrorGroup(TyperGroup):
 
 
 _WORKFLOW = (
+    "hest",
     "import",
+    "encoders",
     "embed",
     "fit",
     "evaluate",
     "predict",
+    "model",
     "contrast",
     "benchmark",
     "report",
@@ -78,16 +81,20 @@ _EXTRAS = {
     "openslide": "images",
     "pyvips": "images",
     "tifffile": "images",
+    "geopandas": "scverse",
+    "huggingface_hub": "hub",
     "jinja2": "plots",
     "matplotlib": "plots",
     "plotly": "plots",
     "pyarrow": "plots",
+    "scanpy": "scverse",
+    "spatialdata": "scverse",
     "shapely": "plots",
     "tabulate": "plots",
     "lightning": "neural",
     "peft": "finetune",
-    "timm": "finetune",
-    "transformers": "finetune",
+    "timm": "encoders",
+    "transformers": "encoders",
 }
 
 

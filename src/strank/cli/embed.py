@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from strank.cli.console import Json, finish, note
+from strank.errors import InputError
 from strank.progress import progress
 
 if TYPE_CHECKING:
@@ -105,13 +106,16 @@ def embed(
 
 
 def _placed(encoder: Encoder, precision: str | None) -> tuple[Encoder, bool]:
-    """Put an image network on the GPU, if there is one."""
+    """Put an image network on the GPU, if there is one; tell whether it is there."""
     import torch
 
     from strank.encoders.backbone import BackboneEncoder, place
 
-    if not torch.cuda.is_available():
-        return place(encoder, "cpu", precision or "float32"), False
+    on_gpu = torch.cuda.is_available() and isinstance(encoder, BackboneEncoder)
     if precision is None:
-        precision = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
-    return place(encoder, "cuda", precision), isinstance(encoder, BackboneEncoder)
+        fit = on_gpu and torch.cuda.get_device_capability() >= (8, 0)
+        precision = "bf16" if fit else "float32"
+    placed = place(encoder, "cuda" if on_gpu else "cpu", precision)
+    if precision != "float32" and not on_gpu:
+        raise InputError(f"--precision {precision} is for image networks on a GPU; leave it out")
+    return placed, on_gpu

@@ -20,7 +20,6 @@ from strank.cli.console import (
     working,
 )
 from strank.cli.fit import NETWORKS, HeadName, LossName, RecipeName, Seed, is_exact, neural_options
-from strank.cli.predict import predict
 from strank.errors import InputError
 from strank.progress import progress
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from strank.evaluation.held_out import Evaluation
     from strank.model import RankModel
 
-__all__ = ["evaluate", "predict"]
+__all__ = ["evaluate"]
 
 
 def evaluate(

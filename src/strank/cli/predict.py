@@ -94,6 +94,12 @@ def predict(
     drawn = _genes_to_draw(trained, split_names(genes))
     facts = {"model_sha256": sha256(model / "model.json"), "strank_version": __version__}
     job = _Job(trained, encoder_of(trained), facts, drawn, mpp, stride, spatialdata, geojson)
+    pitch = float(trained.provenance["spot_pitch_um"])
+    if stride not in (None, pitch) and getattr(trained.head, "n_neighbours", 0) > 0:
+        note(
+            f"the model looks at neighbours, {pitch:g} µm away in training and {stride:g} µm here: "
+            "a map without --stride is closer to what was evaluated"
+        )
     done, failed = [], {}
     for slide, folder in _folders(slides, output).items():
         try:

@@ -21,7 +21,7 @@ _LIBRARIES = ("timm", "hf")
 _PROTOCOL = ("name", "version", "fields", "feature_names", "encode")
 
 
-def get_encoder(name: str, *, weights: Path | None = None) -> Encoder:
+def get_encoder(name: str, *, weights: Path | None = None, own: bool = True) -> Encoder:
     """Make the encoder of that name, on the CPU; `strank.encoders.backbone.place` moves it.
 
     Parameters
@@ -32,6 +32,9 @@ def get_encoder(name: str, *, weights: Path | None = None) -> Encoder:
         gives an object with the attributes of `strank.encoders.base.Encoder` when it is called.
     weights
         File with the weights of a network of the catalogue, in place of those on the hub.
+    own
+        Whether ``module:callable`` is imported: not where the name comes out of a file, such as a
+        model that was downloaded, which could name any code.
 
     Raises
     ------
@@ -53,6 +56,8 @@ def get_encoder(name: str, *, weights: Path | None = None) -> Encoder:
     if weights is not None:
         raise InputError(f"--weights is for networks of the catalogue, which {name!r} is not")
     if ":" in name:
+        if not own:
+            raise InputError(f"{name}: code that a file names is not run; give the encoder")
         return _made_by(name)
     if name not in ENCODERS:
         choices = [*ENCODERS, *NETWORKS]

@@ -70,8 +70,8 @@ def embed_cohort(
     Raises
     ------
     InputError
-        For an unknown dtype, a section or image that cannot be read, an image that changed since the import, features
-        that are not finite, or a full disk.
+        For an unknown dtype, a section or image that cannot be read, an image that changed since
+        the import, features that are not finite, or a full disk.
     """
     run = Run(folder, encoder, dtype, advance or _ignore, say or _ignore)
     n_spots = {name: run.look(name) for name in section_names(folder)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -109,8 +110,16 @@ def writing(path: Path) -> Iterator[None]:
     """Explain why a file could not be written: a full disk most of all."""
     try:
         yield
-    except OSError as error:
+    # Of HDF5, which raises the second kind when it closes a file, only the number can be read.
+    except (OSError, RuntimeError) as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        if number is not None:
+            reason = os.strerror(int(number[1]))
+        elif isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        else:
+            raise
         raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); make room there and run "
-            "again: what is done is kept"
+            f"{path}: cannot be written ({reason}); make room there and run again: what is done is "
+            "kept"
         ) from error

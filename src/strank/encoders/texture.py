@@ -174,7 +174,8 @@ def describe_fibres(
         energy, plain, diagonal = map(_mean, tensor)
         window = _WINDOW * scale / um_per_pixel / 2
         windows = [blur(_halve(part), window) for part in tensor]
-        directed = cv2.magnitude(windows[1], windows[2])
+        # OpenCV's magnitude differs in the last digit by where in memory its arguments lie.
+        directed = np.sqrt(windows[1] ** 2 + windows[2] ** 2)
         noise = _GRADIENT_NOISE**2
         features[f"alignment_{scale}um"] = math.hypot(plain, diagonal) / (energy + noise)
         features[f"coherence_{scale}um"] = _mean(directed) / (energy + noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import geopandas
@@ -52,7 +53,9 @@ def write_spatialdata(path: Path, slide: Slide, predictions: AnnData) -> None:
             )
         },
     )
-    with atomic_path(path) as part:
+    with warnings.catch_warnings(), atomic_path(path) as part:
+        # anndata announces a default of its next version, once an array.
+        warnings.filterwarnings("ignore", "zarr v3 autosharding", UserWarning)
         data.write(part, update_sdata_path=False)
 
 

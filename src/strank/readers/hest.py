@@ -38,7 +38,7 @@ __all__ = [
 
 # Probes that measure no gene; HEST keeps them among the genes of Xenium.
 _CONTROLS = r"NegControl|BLANK|Unassigned|Deprecated|antisense_|Intergenic"
-_UM_KEY = "pixel_size_um_estimated"
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def find_hest(folder: Path, samples: Iterable[str] | None = None) -> list[HestFi
     names = present if samples is None else sorted(set(samples))
     if absent := [name for name in names if name not in present]:
         raise InputError(f"{folder}: no st/{absent[0]}.h5ad; there are {some(present, 20)}")
-    tables = sorted(folder.glob("HEST_v*.csv"), key=lambda p: _version(p.stem))
+    tables = sorted(
+        folder.glob("HEST_v*.csv"), key=lambda p: list(map(int, _NUMBER.findall(p.stem)))
+    )
     table = _read_table(tables[-1]) if tables else {}
     found = []
     for name in names:
@@ -199,7 +201,7 @@ def read_hest(
     InputError
         For anything that is absent or cannot be used.
     """
-    um = files.facts.get(_UM_KEY) if um_per_pixel is None else um_per_pixel
+    um = files.facts.get("pixel_size_um_estimated") if um_per_pixel is None else um_per_pixel
     adata = read_h5ad(files.counts)
     spots = spots_of(adata, files.counts)
     genes = ~adata.var_names.astype(str).str.match(_CONTROLS)
@@ -300,7 +302,3 @@ def _read_table(path: Path) -> dict[str, dict[str, Any]]:
         str(name): {str(key): value for key, value in row.items() if pd.notna(value)}
         for name, row in rows.items()
     }
-
-
-def _version(stem: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", stem)]

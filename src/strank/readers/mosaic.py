@@ -146,7 +146,7 @@ def write_mosaic(patches: Patches, path: Path) -> float:
 def write_tiff(
     path: Path, bands: Iterable[NDArray[np.uint8]], size: tuple[int, int], um_per_pixel: float
 ) -> None:
-    """Write a tiled TIFF (deflate, so no pixel changes) band by band, with a level shrunk by 8.
+    """Write a tiled TIFF band by band, deflated, so no pixel changes; if large, also shrunk by 8.
 
     Parameters
     ----------
@@ -181,7 +181,8 @@ def write_tiff(
             resolutionunit="CENTIMETER",
             **options,
         )
-        file.write(np.concatenate(small), subfiletype=1, **options)
+        if min(size) >= BAND * _SHRINK:
+            file.write(np.concatenate(small), subfiletype=1, **options)
 
 
 def _tiles(

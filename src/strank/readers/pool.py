@@ -68,7 +68,7 @@ def join_points(
             f"{some(points.index, 2)}; {some(matrix.barcodes, 2)}); are they of one run?"
         )
     n_joined = int(known.sum())
-    dropped = {"in counts only": len(known) - n_joined, "no counts": len(points) - n_joined}
+    dropped = {"in counts only": len(known) - n_joined, "in positions only": len(points) - n_joined}
     # The matrix of 2 µm is not copied for nothing.
     counts = matrix.counts if known.all() else matrix.counts[known]
     return counts, points.iloc[at[known]], dropped

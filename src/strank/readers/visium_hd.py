@@ -128,7 +128,7 @@ def _read_positions(path: Path) -> pd.DataFrame:
         )
     except (ValueError, OSError) as error:  # pyarrow's errors are ValueErrors
         raise InputError(f"{path}: not a readable table of positions ({error})") from error
-    return table.set_index("barcode").rename(columns=_COLUMNS)
+    return table.set_index("barcode").rename_axis(None).rename(columns=_COLUMNS)
 
 
 def _pool_bins(

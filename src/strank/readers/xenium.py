@@ -24,7 +24,7 @@ from strank.readers.sections import Origin, build_section, open_measured
 from strank.readers.tenx import find_file, read_matrix
 from strank.slides.image import Slide
 
-__all__ = ["read_alignment", "read_xenium"]
+__all__ = ["read_xenium"]
 
 _EXPERIMENT = ("experiment.xenium",)
 _CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
@@ -79,7 +79,7 @@ def read_xenium(
         raise InputError(f"size of a pseudo-spot: {size_um:g} µm must be positive")
     pixel_um, about = _read_experiment(_present(bundle, _EXPERIMENT))
     alignment = alignment or _alignment_of(image)
-    to_morphology = read_alignment(alignment)
+    to_morphology = _read_alignment(alignment)
     scale = float(np.sqrt(abs(np.linalg.det(to_morphology[:2, :2]))))
     slide = open_measured(image, pixel_um * scale, um_per_pixel)
     counts_file, cells_file = _present(bundle, _MATRICES), _present(bundle, _CELLS)
@@ -116,14 +116,8 @@ def read_xenium(
     )
 
 
-def read_alignment(path: Path) -> NDArray[np.float64]:
-    """Read a matrix from pixels of the H&E image to pixels of the morphology image, ``[3, 3]``.
-
-    Raises
-    ------
-    InputError
-        If it is not a 3 x 3 matrix that rotates, mirrors, scales and shifts.
-    """
+def _read_alignment(path: Path) -> NDArray[np.float64]:
+    """Matrix from pixels of the H&E image to pixels of the morphology image, ``[3, 3]``."""
     try:
         matrix = pd.read_csv(path, header=None).to_numpy(np.float64)
     except (ValueError, OSError) as error:
