@@ -111,9 +111,8 @@ def bare_speed(encoder: BackboneEncoder, batch_size: int, n_batches: int) -> Sec
 
     with torch.inference_mode():
         speed = {"autocast": _speed(autocast, batch_size, n_batches)}
-        half = place(encoder, device).backbone.model
-        half = half if half is not model else network(encoder.source).backbone.model.to(device)
-        half, images = half.to(torch.bfloat16), images.to(torch.bfloat16)
+        half = network(encoder.source).backbone.model.to(device, torch.bfloat16)
+        images = images.to(torch.bfloat16)
         return speed | {"bf16": _speed(lambda: half(images), batch_size, n_batches)}
 
 
@@ -144,9 +143,9 @@ def race_network(name: str, n_tiles: int, batch_size: int, workers: list[int]) -
         for n_workers in workers:
             done: list[float] = []
             advance = partial(_note_time, done)
-            how: dict[str, int] = {"batch_size": batch_size, "workers": n_workers}
+            how = {"batch_size": batch_size, "workers": n_workers, "advance": advance}
             with clock() as whole:
-                embed_spots(slide, centres, encoder, **how, advance=advance)
+                embed_spots(slide, centres, encoder, **how)
             # Without the start of the workers and of the GPU: from the first batch that is done.
             speed = (n_tiles - batch_size) / (done[-1] - done[0])
             ratios = ", ".join(f"{speed / of:.2f} of {how}" for how, of in bare.items())

@@ -43,11 +43,13 @@ from strank.slides.image import Slide, read_field, slide_of, thumbnail
 
 app = typer.Typer(add_completion=False, help=__doc__.partition("\n")[0])
 
-SIDES = {"150": 150.0, "450": 450.0, "900": 900.0}
+SIDES = {"100": 100.0, "150": 150.0, "250": 250.0, "450": 450.0, "900": 900.0}
 VARIANTS = {
     "version 1": ("150", "450"),
-    "900 in place of 450": ("150", "900"),
+    "with 100": ("100", "150", "450"),
+    "with 250": ("150", "250", "450"),
     "with 900": ("150", "450", "900"),
+    "900 in place of 450": ("150", "900"),
     "with around": ("150", "450", "around"),
     "normalised": ("150n", "450n"),
     "normalised, with 900": ("150n", "450n", "900n"),

@@ -45,3 +45,14 @@ def test_swapped_coordinates_are_recognised(slide, centres):
 def test_spots_at_another_scale_fall_off(slide, centres, factor):
     with pytest.raises(InputError, match=r"section S1: (only \d+%|\d+% of the spots).* tissue"):
         check_on_tissue(slide, centres * factor + np.array([0, 900 * (factor < 1)]), name="S1")
+
+
+def test_an_image_cut_out_of_tissue_cannot_tell(centres):
+    """Its pale half, of uneven stroma, is no glass."""
+    rng = np.random.default_rng(0)
+    pale = cv2.GaussianBlur(rng.normal(size=(1500, 1500)), (0, 0), 15)
+    shade = 190 + 25 * pale / pale.std()
+    shade[:, 900:] -= 90
+    pixels = np.repeat(shade.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    crop = Slide(ArrayPixels(pixels), 2.0, Path("crop.tif"))
+    check_on_tissue(crop, centres * 0.6, name="S1")

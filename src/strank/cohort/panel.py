@@ -139,7 +139,7 @@ def all_genes(cohort: Mapping[str, AnnData]) -> pd.Index:
 
 
 def counts_of(adata: AnnData, genes: pd.Index) -> sparse.csr_matrix:
-    """Counts of genes, ``[n_spots, n_genes]``, without any of those that are not measured.
+    """Take the counts of genes, ``[n_spots, n_genes]``: none of those that are not measured.
 
     A section without counts of a gene has no say in the gene's list or pair likelihood.
     """

@@ -6,17 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strank.errors import InputError
-from strank.slides.image import Slide
+from strank.slides.image import Slide, thumbnail
 from strank.slides.tissue import tissue_mask
 
 __all__ = ["check_on_tissue"]
 
 _LEAST_SHARE = 0.5
 _CLEARLY_MORE = 0.25
+# Range of the optical density of glass; of pale tissue it is at least twice that.
+_EVEN_OD = 0.1
 
 
 def check_on_tissue(slide: Slide, centres: NDArray[np.float64], *, name: str) -> None:
     """Refuse spots of which most stand on glass, or would stand much better with x and y swapped.
+
+    An image without glass, cut out of tissue, cannot tell, and passes: what lies outside its mask
+    is pale tissue, and uneven.
 
     Parameters
     ----------
@@ -34,6 +39,12 @@ def check_on_tissue(slide: Slide, centres: NDArray[np.float64], *, name: str) ->
         y swapped; also if the image shows no tissue.
     """
     mask, scale = tissue_mask(slide)
+    green = thumbnail(slide, scale)[0][..., 1]
+    low, high = (
+        np.quantile(np.log10(green[~mask] + 1.0), [0.05, 0.95]) if not mask.all() else (0, 1)
+    )
+    if high - low > _EVEN_OD:
+        return
     shares = [
         _share(mask, order * slide.um_per_pixel / scale) for order in (centres, centres[:, ::-1])
     ]
@@ -43,12 +54,12 @@ def check_on_tissue(slide: Slide, centres: NDArray[np.float64], *, name: str) ->
             f"{slide.path.name}, and {shares[1]:.0%} would with x and y swapped; swap them"
         )
     if shares[0] < _LEAST_SHARE:
-        low, high = centres.min(0), centres.max(0)
+        first, last = centres.min(0), centres.max(0)
         raise InputError(
             f"section {name}: only {shares[0]:.0%} of the spots stand on the tissue of "
-            f"{slide.path.name} (x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f}; "
-            f"the image is {slide.size[0]} x {slide.size[1]}); is it the image that the positions "
-            f"are pixels of, at {slide.um_per_pixel:g} µm per pixel?"
+            f"{slide.path.name} (x {first[0]:.0f} to {last[0]:.0f}, y {first[1]:.0f} to "
+            f"{last[1]:.0f}; the image is {slide.size[0]} x {slide.size[1]}); is it the image that "
+            f"the positions are pixels of, at {slide.um_per_pixel:g} µm per pixel?"
         )
 
 
