@@ -51,7 +51,7 @@ def grid_facts(slide: Slide, model: RankModel, *, stride_um: float | None = None
     around = getattr(model.head, "n_neighbours", 0) > 0
     usual = float(model.provenance["spot_pitch_um"]) if around else diameter
     stride = usual if stride_um is None else stride_um
-    if not slide.um_per_pixel <= stride < float("inf"):
+    if stride_um is not None and not slide.um_per_pixel <= stride < float("inf"):
         raise InputError(
             f"--stride must be at least a pixel of {slide.path} ({slide.um_per_pixel:g} µm); "
             f"got {stride:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from strank.cohort.store import count_spots, features_path, read_cohort, read_h5ad
-from strank.encoders.base import Field
+from strank.encoders.base import Field, encoder_facts
 from strank.encoders.embed import embed_cohort
 from strank.errors import InputError
 from strank.readers.st import import_st
@@ -129,6 +130,32 @@ def test_features_that_are_not_finite_are_refused(folder):
             embed_cohort(folder, Huge(value=value), dtype=dtype)
     assert not features_path(folder, "means", "A1").exists()
     embed_cohort(folder, Huge(value=1e5))
+
+
+def test_features_of_another_shape_are_refused(folder):
+    encoder = Means(feature_names=("r", "g"))
+    told = r"means: gives features \[25, 6\], but \[25 spots, 2 feature_names\] are needed"
+    with pytest.raises(InputError, match=told):
+        embed_cohort(folder, encoder)
+
+
+def test_what_is_known_of_the_weights_stands_beside_the_features(folder):
+    encoder = Means()
+    encoder.revision, encoder.precision = "0123abcd", "bf16"
+    embed_cohort(folder, encoder)
+    uns = read_h5ad(features_path(folder, "means", "A1")).uns
+    assert (uns["revision"], uns["precision"]) == ("0123abcd", "bf16")
+    facts = json.loads(uns["encoder"])
+    assert facts == encoder_facts(encoder)
+    assert {"name", "version", "preprocessing"} <= facts.keys()
+    # The same weights of another commit, on another machine, give the same features.
+    assert all(entry.done_before for entry in embed_cohort(folder, Means()))
+
+
+def test_embedding_leaves_the_global_generator_alone(folder):
+    before = torch.random.get_rng_state()
+    embed_cohort(folder, Means())
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @dataclass

@@ -136,7 +136,9 @@ def show_table(table: pd.DataFrame, title: str) -> None:
     shown = Table(title=Text(title), title_justify="left")
     for column in table.columns:
         number = table[column].dtype.kind in "fi"
-        shown.add_column(Text(str(column)), justify="right" if number else "left")
+        shown.add_column(
+            Text(str(column)), justify="right" if number else "left", overflow="fold"
+        )
     for row in table.itertuples(index=False):
         shown.add_row(*(Text(_cell(value)) for value in row))
     Console().print(shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,8 +83,10 @@ def embed_cohort(
         for wait in (False, True):
             if run.todo:
                 batches = run.batches(batch_size, wait=wait)
-                for rows in encode_batches(batches, encoder, workers=workers, say=say):
-                    run.add(rows)
+                encoded = encode_batches(batches, encoder, workers=workers, say=say)
+                with closing(encoded):
+                    for rows in encoded:
+                        run.add(rows)
     return [Embedded(name, n, name not in run.embedded) for name, n in n_spots.items()]
 
 

@@ -214,7 +214,7 @@ def features_of(section: AnnData, encoder: Encoder, features: NDArray) -> AnnDat
         X=features,
         obs=pd.DataFrame(index=section.obs_names),
         var=pd.DataFrame(index=pd.Index(encoder.feature_names)),
-        uns=_facts(section, encoder),
+        uns=_facts(section, encoder) | _known(encoder),
     )
 
 
@@ -228,6 +228,12 @@ def check_unchanged(image_sha256: str, section: AnnData) -> None:
 def _facts(section: AnnData, encoder: Encoder) -> dict[str, Any]:
     facts = json.dumps(encoder_facts(encoder))
     return {"encoder": facts, "spots_sha256": spots_checksum(section)}
+
+
+def _known(encoder: Encoder) -> dict[str, str]:
+    """List what is worth knowing of an encoder, but makes no other features."""
+    known = {name: getattr(encoder, name, None) for name in ("revision", "precision")}
+    return {name: str(value) for name, value in known.items() if value is not None}
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ def check_scale(slide: Slide, encoder: Encoder) -> None:
 
 def encode_batches(
     batches: Iterable[Batch], encoder: Encoder, *, workers: int = 0, say: Say | None = None
-) -> Iterator[NDArray[np.float32]]:
+) -> Generator[NDArray[np.float32], None, None]:
     """Features of batches, in their order; while one is encoded the next is read.
 
     Parameters
@@ -102,6 +102,7 @@ def read_batches(
         sampler=batches,
         batch_size=None,
         num_workers=workers,
+        generator=torch.Generator(),  # else it draws from the global one
         **processes,
     )
     try:
@@ -146,6 +147,7 @@ class _InParts:
 
     def __init__(self, encoder: Encoder, say: Say | None) -> None:
         self.encoder = encoder
+        self.n_features = len(encoder.feature_names)
         self.say = say
         self.most: int | None = None
 
@@ -164,6 +166,11 @@ class _InParts:
             self.say(f"out of GPU memory with {n_spots} tiles at once; going on with {size}")
         if size < n_spots:
             self.most = size
+        if features.shape != (n_spots, self.n_features):
+            raise InputError(
+                f"{self.encoder.name}: gives features {list(features.shape)}, but "
+                f"[{n_spots} spots, {self.n_features} feature_names] are needed"
+            )
         return features
 
     def _try(self, patches: list[NDArray[np.uint8]], size: int) -> NDArray[np.float32] | None:
