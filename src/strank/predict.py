@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,8 +167,20 @@ def predict_slide(
     return predictions
 
 
-def encoder_of(model: RankModel) -> Encoder:
+def encoder_of(
+    model: RankModel, *, name: str | None = None, weights: Path | None = None
+) -> Encoder:
     """Make the encoder that a model's features come from: its own, or one of the catalogue.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    name
+        The encoder, where it is a ``module:callable`` of the user's: code that a model's file
+        names is not run.
+    weights
+        File with the weights, where they are not to come from the hub.
 
     Raises
     ------
@@ -177,7 +190,8 @@ def encoder_of(model: RankModel) -> Encoder:
     if model.backbone is not None:
         facts = model.encoder
         return BackboneEncoder(model.backbone, facts["name"], facts["version"])
-    encoder = get_encoder(model.encoder.get("source", model.encoder["name"]))
+    stored = model.encoder.get("source", model.encoder["name"])
+    encoder = get_encoder(name or stored, weights=weights, own=name is not None)
     model.check_encoder(encoder_facts(encoder))
     return encoder
 

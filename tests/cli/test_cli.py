@@ -124,7 +124,7 @@ def test_unwritable_outputs_are_refused(cohort, st_folder, tmp_path):
 def test_other_refusals(cohort, st_folder, tmp_path):
     model, out = tmp_path / "model", tmp_path / "out"
     run("fit", cohort, "-o", model, "--genes", 3)
-    assert "no encoder 'uni'" in refuse("embed", cohort, "--encoder", "uni")
+    assert "no encoder 'unicorn'" in refuse("embed", cohort, "--encoder", "unicorn")
     assert "no section Z1; there are A1, B1" in refuse("fit", cohort, "-o", out, "--sections", "Z1")
     assert "900 genes asked for" in refuse("fit", cohort, "-o", out, "--genes", 900)
     assert "give either --model or --folds" in refuse("evaluate", cohort, "-o", out)
@@ -141,10 +141,10 @@ def test_other_refusals(cohort, st_folder, tmp_path):
     assert "no such model folder" in refuse(
         "predict", cohort / "A1.h5ad", "--model", tmp_path / "none", "-o", out
     )
-    assert "give its µm per pixel with --mpp" in refuse(
-        "predict", tmp_path / "a.jpg", "--model", model, "-o", out
-    )
     image = st_folder / "images/A1.jpg"
+    assert "the file does not say its µm per pixel" in refuse(
+        "predict", image, "--model", model, "-o", out
+    )
     options = ["--model", model, "-o", out, "--mpp", 500]
     assert "window of 150 µm is 0 pixels wide" in refuse("predict", image, *options)
     assert "the model has no NOPE" in refuse(

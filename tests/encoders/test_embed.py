@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from PIL import Image
 
 from strank.cohort.store import count_spots, features_path, read_cohort, read_h5ad
 from strank.encoders.base import Field, encoder_facts
-from strank.encoders.embed import embed_cohort
+from strank.encoders.embed import embed_cohort, embed_spots
 from strank.errors import InputError
 from strank.readers.st import import_st
+from strank.slides.image import Slide
 
 
 @dataclass
@@ -202,6 +204,25 @@ def test_what_a_worker_finds_is_one_clear_error(folder, st_folder):
     with pytest.raises(InputError, match=r"A1.jpg: damaged or truncated image") as error:
         embed_cohort(folder, Means(), workers=1)
     assert "Traceback" not in str(error.value)
+
+
+DEADLY = """
+import os, signal
+
+class Deadly:
+    sizes, um_per_pixel = ((300, 300),), None
+    def read(self, *window):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_worker_is_explained(tmp_path, monkeypatch):
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    monkeypatch.syspath_prepend(tmp_path)
+    slide = Slide(import_module("deadly").Deadly(), 5.0, tmp_path / "A1.jpg")
+    told = r"a process that reads tiles was killed .* Use fewer --workers, 0 for none"
+    with pytest.raises(InputError, match=told):
+        embed_spots(slide, np.full((3, 2), 150.0), Means(), workers=1)
 
 
 def test_an_absent_image_is_named(folder, st_folder):

@@ -155,3 +155,20 @@ def test_tables_on_disk(cohort, tmp_path):
     assert facts["folds"][0]["sections"]["B1"]["counts_sha256"]
     summary = pd.read_csv(tmp_path / "out/summary.csv")
     assert summary["section"].tolist()[-3:] == ["mean"] * 3
+
+
+def test_genes_that_training_sections_lack(cohort):
+    """Everything is fitted where a gene is measured, and scored where it is measured."""
+    lacking = {**cohort, "A1": cohort["A1"][:, ["G0", "G1", "G2"]].copy()}
+    train = {name: lacking[name] for name in ("A1", "A2", "B1")}
+    model = fit_model(train, encoder="mine", genes=["G1", "G5"], union=True)
+    scores = evaluate(model, {"C1": lacking["C1"]}, train=train).scores.set_index("method")
+    assert scores["note"].eq("").all()
+    few = {name: lacking[name] for name in ("A2", "B1")}
+    alone = evaluate(
+        fit_model(few, encoder="mine", genes=["G5"]), {"C1": lacking["C1"]}, train=few
+    ).scores.set_index("method")
+    for method in ("ridge", "centred ridge"):
+        both = scores.loc[method].set_index("gene")
+        assert both.loc["G5", "scc"] == pytest.approx(alone.loc[method, "scc"])
+    assert scores.loc["list", "scc"].min() > 0.3

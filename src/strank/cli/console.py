@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from errno import ENOSPC
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -51,9 +52,13 @@ class ErrorGroup(TyperGroup):
             extra = _EXTRAS[error.name.split(".")[0]]
             message = f"this needs {error.name}: pip install 'strank[{extra}]'"
         except OSError as error:
-            if error.filename is None:
+            if error.errno == ENOSPC or "No space left" in str(error):
+                where = f"{error.filename}: " if error.filename else ""
+                message = f"{where}the disk is full; free some space, what was finished is kept"
+            elif error.filename is None:
                 raise
-            message = f"{error.filename}: {error.strerror}"
+            else:
+                message = f"{error.filename}: {error.strerror}"
         typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
         typer.echo(message, err=True)
         raise typer.Exit(2)
@@ -136,9 +141,7 @@ def show_table(table: pd.DataFrame, title: str) -> None:
     shown = Table(title=Text(title), title_justify="left")
     for column in table.columns:
         number = table[column].dtype.kind in "fi"
-        shown.add_column(
-            Text(str(column)), justify="right" if number else "left", overflow="fold"
-        )
+        shown.add_column(Text(str(column)), justify="right" if number else "left", overflow="fold")
     for row in table.itertuples(index=False):
         shown.add_row(*(Text(_cell(value)) for value in row))
     Console().print(shown)

@@ -66,6 +66,13 @@ def predict(
         float | None,
         typer.Option(help="µm between tiles; a spot's diameter if not given, less is denser."),
     ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="The model's encoder, where it is a module:callable of your own."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="File with the encoder's weights, not those on the hub.")
+    ] = None,
     spatialdata: Annotated[
         bool, typer.Option("--spatialdata", help="Also write scores.zarr (napari, squidpy).")
     ] = False,
@@ -93,7 +100,8 @@ def predict(
     trained = RankModel.load(model)
     drawn = _genes_to_draw(trained, split_names(genes))
     facts = {"model_sha256": sha256(model / "model.json"), "strank_version": __version__}
-    job = _Job(trained, encoder_of(trained), facts, drawn, mpp, stride, spatialdata, geojson)
+    eyes = encoder_of(trained, name=encoder, weights=weights)
+    job = _Job(trained, eyes, facts, drawn, mpp, stride, spatialdata, geojson)
     pitch = float(trained.provenance["spot_pitch_um"])
     if stride not in (None, pitch) and getattr(trained.head, "n_neighbours", 0) > 0:
         note(

@@ -57,7 +57,9 @@ def get_encoder(name: str, *, weights: Path | None = None, own: bool = True) -> 
         raise InputError(f"--weights is for networks of the catalogue, which {name!r} is not")
     if ":" in name:
         if not own:
-            raise InputError(f"{name}: code that a file names is not run; give the encoder")
+            raise InputError(
+                f"{name}: code that a file names is not run; if you trust it, give --encoder {name}"
+            )
         return _made_by(name)
     if name not in ENCODERS:
         choices = [*ENCODERS, *NETWORKS]

@@ -17,7 +17,7 @@ from strank.linear.geometry import centre_within
 from strank.linear.threads import few_threads
 from strank.training_set import TrainingData
 
-__all__ = ["BASELINES", "depth_scores", "fit_ridge", "without_image"]
+__all__ = ["BASELINES", "Predict", "depth_scores", "fit_ridge", "without_image"]
 
 ALPHAS = np.logspace(-1, 5, 13)
 

@@ -12,11 +12,12 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-from strank.evaluation.baselines import BASELINES, depth_scores, without_image
+from strank.cohort.panel import counts_of
+from strank.evaluation.baselines import BASELINES, Predict, depth_scores, without_image
 from strank.functional.deviance import score_slope
 from strank.model import RankModel
 from strank.neural.objectives import LOG_RATES
-from strank.training_set import training_data
+from strank.training_set import TrainingData, training_data
 
 __all__ = ["Predicted", "has_log_rates", "predict_all", "training_slope"]
 
@@ -56,8 +57,10 @@ def predict_all(
         (`without_image`).
     """
     encoder = model.encoder["name"]
-    data = training_data(train, model.panel.index, encoder)
-    baselines = {method: fit(data) for method, fit in BASELINES.items()}
+    baselines = {
+        method: _fit_where_measured(fit, train, model.panel.index, encoder)
+        for method, fit in BASELINES.items()
+    }
     methods: dict[str, Callable[[AnnData], NDArray]] = {
         model.method: lambda adata: np.asarray(model.predict(adata).X)
     } | {name: partial(_by_features, predict, encoder) for name, predict in baselines.items()}
@@ -92,10 +95,34 @@ def training_slope(
     """
     return score_slope(
         np.concatenate([predict(adata) for adata in train.values()]),
-        sparse.vstack([adata[:, panel].X for adata in train.values()]),
+        sparse.vstack([counts_of(adata, panel) for adata in train.values()]),
         section=np.repeat(list(train), [adata.n_obs for adata in train.values()]),
         library_size=np.concatenate([adata.obs["library_size"] for adata in train.values()]),
     )
+
+
+def _fit_where_measured(
+    fit: Callable[[TrainingData], Predict],
+    train: Mapping[str, AnnData],
+    panel: pd.Index,
+    encoder: str,
+) -> Predict:
+    """Fit genes on the sections that measure them: those with the same sections together."""
+    measured = np.stack([panel.isin(adata.var_names) for adata in train.values()])
+    patterns, of_gene = np.unique(measured, axis=1, return_inverse=True)
+    fitted = []
+    for number, pattern in enumerate(patterns.T):
+        sections = {name: train[name] for name in np.array(list(train))[pattern]}
+        genes = of_gene == number
+        fitted.append((genes, fit(training_data(sections, panel[genes], encoder))))
+
+    def predict(features: NDArray) -> NDArray[np.float64]:
+        scores = np.empty((len(features), len(panel)))
+        for genes, part in fitted:
+            scores[:, genes] = part(features)
+        return scores
+
+    return predict
 
 
 def has_log_rates(method: str) -> bool:
