@@ -8,11 +8,11 @@ import typer
 
 from strank.cli import (
     benchmark,
-    card,
     contrast,
     demo,
     embed,
     encoders,
+    evaluate,
     fit,
     hest,
     model,
@@ -50,14 +50,14 @@ app.add_typer(imports, name="import")
 app.command("encoders")(encoders.encoders)
 app.command("embed")(embed.embed)
 app.command("fit")(fit.fit)
-app.command("evaluate")(model.evaluate)
+app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 models = typer.Typer(
     help="Cards of models; to and from the Hugging Face hub.", no_args_is_help=True
 )
-models.command("show")(card.show)
-models.command("push")(card.push)
-models.command("pull")(card.pull)
+models.command("show")(model.show)
+models.command("push")(model.push)
+models.command("pull")(model.pull)
 app.add_typer(models, name="model")
 app.command("contrast")(contrast.contrast)
 app.command("benchmark")(benchmark.benchmark)

@@ -1,185 +1,122 @@
-"""``strank evaluate``."""
+"""``strank model show``, ``push`` and ``pull``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from strank.cli.console import (
-    Json,
-    finish,
-    given_options,
-    note,
-    records,
-    show_table,
-    split_names,
-    working,
-)
-from strank.cli.fit import NETWORKS, HeadName, LossName, RecipeName, Seed, is_exact, neural_options
-from strank.errors import InputError
-from strank.progress import progress
+from strank.cli.console import Json, finish, note, records, working
 
 if TYPE_CHECKING:
-    from strank.encoders.base import Encoder
-    from strank.evaluation.held_out import Evaluation
     from strank.model import RankModel
+    from strank.model_card import Evidence
 
-__all__ = ["evaluate"]
+__all__ = ["pull", "push", "show"]
+
+ModelFolder = Annotated[Path, typer.Argument(help="A trained model.")]
+EvaluationFolder = Annotated[
+    Path | None, typer.Option(help="Folder of `strank evaluate` for this model, to say how well.")
+]
 
 
-def evaluate(
-    context: typer.Context,
-    cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the tables.")],
-    model: Annotated[
-        Path | None, typer.Option(help="A trained model; it is scored on sections of the cohort.")
-    ] = None,
-    sections: Annotated[
-        str | None,
-        typer.Option(help="Sections to score; those the model was not trained on if not given."),
-    ] = None,
-    folds: Annotated[
-        str | None, typer.Option(help="Hold out every `section` or every `patient` once.")
-    ] = None,
-    train: Annotated[
-        Path | None,
-        typer.Option(help="Cohort with the model's training sections, for the baselines."),
-    ] = None,
-    genes: Annotated[
-        int | None, typer.Option(min=1, help="Size of the panel of every fold; 50 if not given.")
-    ] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="Image features of the folds; morphology if not given.")
-    ] = None,
-    head: HeadName = "linear",
-    loss: LossName = "list",
-    recipe: RecipeName = None,
-    seed: Seed = 0,
+def show(
+    model: ModelFolder,
+    evaluation: EvaluationFolder = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As plain Markdown.")] = False,
     as_json: Json = False,
 ) -> None:
-    """4. Score held-out sections, beside ridges, library size alone and shuffled scores.
+    """Show the card of a model: what, on what, how well, what not to use it for.
 
-    Give either --model or --folds. Shows Spearman correlation (SCC) against log1p(CP10k), and with
-    depth taken out; scores.csv has more.
-
-    [bold]Example:[/] strank evaluate cohort --folds section -o evaluation
-
-    [bold]Example:[/] strank evaluate cohort --folds section --head mlp -o evaluation-mlp
+    [bold]Example:[/] strank model show model --evaluation evaluation
     """
-    from strank.files import output_folder
+    from strank.model_card import model_card
 
-    if (model is None) == (folds is None):
-        raise InputError("give either --model or --folds")
-    output_folder(output)
-    if model is not None:
-        typed = given_options(context, NETWORKS)
-        if typed or genes is not None or encoder is not None or not is_exact(head, loss, recipe):
-            raise InputError("--genes, --encoder, --head, --loss and --recipe are the model's own")
-        result = _evaluate_model(cohort, model, split_names(sections), train or cohort)
-    else:
-        if train is not None:
-            raise InputError("--train goes with --model; folds train on the cohort itself")
-        if is_exact(head, loss, recipe) and (typed := given_options(context, NETWORKS)):
-            raise InputError(f"{typed[0]} is for networks: give --head mlp or context")
-        names = split_names(sections)
-        result = _cross_validate(
-            cohort,
-            str(folds),
-            names,
-            encoder=encoder or "morphology",
-            n_genes=genes or 50,
-            fit=_fit_of(head, loss, recipe, seed),
-        )
-    result.write(output)
-    summary = result.summary
-    for warning in result.warnings:
-        note(warning)
-    if not as_json:
-        for score, title in {"scc": "SCC", "depth_matched": "Depth-matched SCC"}.items():
-            wide = summary.pivot(index="section", columns="method", values=score)
-            wide = wide.loc[summary["section"].unique(), summary["method"].unique()]
-            show_table(wide.reset_index(), f"{title}, mean of genes ({result.facts['protocol']})")
-    facts = {"output": str(output), "protocol": result.facts["protocol"]}
+    trained, evidence = _read(model, evaluation)
+    card = model_card(trained, evidence)
+    if not (markdown or as_json):
+        _print(card)
     finish(
-        {**facts, "warnings": result.warnings, "summary": records(summary)},
+        {
+            "card": card,
+            "genes": list(trained.panel.index),
+            "encoder": dict(trained.encoder),
+            "provenance": dict(trained.provenance),
+            "evaluation": None if evidence is None else records(evidence.summary),
+        },
         as_json=as_json,
-        lines=[f"Wrote scores.csv, summary.csv and evaluation.json to {output}."],
+        lines=[card] if markdown else [],
     )
 
 
-def _evaluate_model(
-    cohort: Path, folder: Path, sections: list[str] | None, train: Path
-) -> Evaluation:
-    from strank.cohort.store import read_cohort, section_names
-    from strank.evaluation.held_out import evaluate as evaluate_model
+def push(
+    model: ModelFolder,
+    repo: Annotated[
+        str, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or a folder: ./NAME.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Only for those who are let in.")
+    ] = False,
+    evaluation: EvaluationFolder = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="As the hub abbreviates it: mit, cc-by-4.0, ...")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put a model with its card on the Hugging Face hub.
+
+    The names of its training sections and patients go with it.
+
+    [bold]Example:[/] strank model push model me/her2-breast --evaluation evaluation --private
+    """
+    from strank.model_card import model_card, push_model
+
+    trained, evidence = _read(model, evaluation)
+    if licence is None:
+        note("the card names no licence, so that others may not use the model; give --license")
+    with working("Uploading"):
+        place = push_model(
+            model, repo, card=model_card(trained, evidence, licence=licence), private=private
+        )
+    finish({"repo": repo, "at": place}, as_json=as_json, lines=[f"The model is at {place}"])
+
+
+def pull(
+    repo: Annotated[
+        str, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or a folder: ./NAME.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the model to write.")],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the hub; the newest if not given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Get a model from the Hugging Face hub, and check it.
+
+    [bold]Example:[/] strank model pull me/her2-breast -o model
+    """
+    from strank.model_card import pull_model
+
+    folder = pull_model(repo, output, revision=revision)
+    finish(
+        {"repo": repo, "revision": revision, "model": str(folder)},
+        as_json=as_json,
+        lines=[f"Wrote {folder}. Next: strank model show {folder}"],
+    )
+
+
+def _read(folder: Path, evaluation: Path | None) -> tuple[RankModel, Evidence | None]:
     from strank.model import RankModel
-    from strank.predict import encoder_of
+    from strank.model_card import read_evidence
 
     model = RankModel.load(folder)
-    encoder, trained = model.encoder["name"], list(model.provenance["sections"])
-    if sections is None:
-        sections = [name for name in section_names(cohort) if name not in trained]
-        if not sections:
-            raise InputError(
-                f"{cohort}: the model was trained on all of its sections; name some with "
-                "--sections, or evaluate with --folds"
-            )
-    known = [name for name in section_names(train) if name in trained]
-    if model.backbone is not None:
-        for place in {cohort, train}:
-            _embed(place, encoder_of(model))
-    with working("Scoring, and fitting the baselines"):
-        return evaluate_model(
-            model,
-            read_cohort(cohort, sections=sections, encoder=encoder),
-            train=read_cohort(train, sections=known, encoder=encoder),
-        )
+    return model, None if evaluation is None else read_evidence(evaluation, model)
 
 
-def _embed(cohort: Path, encoder: Encoder) -> None:
-    """Embed by an encoder that was trained with its model; what was done before is kept."""
-    from strank.cohort.store import count_spots
-    from strank.encoders.embed import embed_cohort
+def _print(card: str) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
 
-    with progress(f"Embedding by the model's encoder ({cohort})", count_spots(cohort)) as advance:
-        embed_cohort(cohort, encoder, advance=advance)
-
-
-def _fit_of(head: str, loss: str, recipe: str | None, seed: int) -> Callable[..., RankModel]:
-    if is_exact(head, loss, recipe):
-        from strank.fit import fit_model
-
-        return fit_model
-    from strank.train import train_model
-
-    return partial(train_model, **neural_options(head, loss, recipe or "default", seed))
-
-
-def _cross_validate(
-    cohort: Path,
-    folds: str,
-    sections: list[str] | None,
-    *,
-    encoder: str,
-    n_genes: int,
-    fit: Callable[..., RankModel],
-) -> Evaluation:
-    from strank.cohort.splits import make_folds, patients_of
-    from strank.cohort.store import read_cohort
-    from strank.evaluation.held_out import cross_validate
-
-    data = read_cohort(cohort, sections=sections, encoder=encoder)
-    n_folds = len(make_folds(patients_of(data), folds))  # type: ignore[arg-type]
-    with progress("Folds", n_folds) as advance:
-        return cross_validate(
-            data,
-            by=folds,  # type: ignore[arg-type]
-            encoder=encoder,
-            n_genes=n_genes,
-            fit=fit,
-            advance=advance,
-        )
+    # The header is for the hub.
+    Console().print(Markdown(card.split("---\n", 2)[2]))

@@ -1,0 +1,185 @@
+"""``strank evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from strank.cli.console import (
+    Json,
+    finish,
+    given_options,
+    note,
+    records,
+    show_table,
+    split_names,
+    working,
+)
+from strank.cli.fit import NETWORKS, HeadName, LossName, RecipeName, Seed, is_exact, neural_options
+from strank.errors import InputError
+from strank.progress import progress
+
+if TYPE_CHECKING:
+    from strank.encoders.base import Encoder
+    from strank.evaluation.held_out import Evaluation
+    from strank.model import RankModel
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    context: typer.Context,
+    cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the tables.")],
+    model: Annotated[
+        Path | None, typer.Option(help="A trained model; it is scored on sections of the cohort.")
+    ] = None,
+    sections: Annotated[
+        str | None,
+        typer.Option(help="Sections to score; those the model was not trained on if not given."),
+    ] = None,
+    folds: Annotated[
+        str | None, typer.Option(help="Hold out every `section` or every `patient` once.")
+    ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(help="Cohort with the model's training sections, for the baselines."),
+    ] = None,
+    genes: Annotated[
+        int | None, typer.Option(min=1, help="Size of the panel of every fold; 50 if not given.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Image features of the folds; morphology if not given.")
+    ] = None,
+    head: HeadName = "linear",
+    loss: LossName = "list",
+    recipe: RecipeName = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """4. Score held-out sections, beside ridges, library size alone and shuffled scores.
+
+    Give either --model or --folds. Shows Spearman correlation (SCC) against log1p(CP10k), and with
+    depth taken out; scores.csv has more.
+
+    [bold]Example:[/] strank evaluate cohort --folds section -o evaluation
+
+    [bold]Example:[/] strank evaluate cohort --folds section --head mlp -o evaluation-mlp
+    """
+    from strank.files import output_folder
+
+    if (model is None) == (folds is None):
+        raise InputError("give either --model or --folds")
+    output_folder(output)
+    if model is not None:
+        typed = given_options(context, NETWORKS)
+        if typed or genes is not None or encoder is not None or not is_exact(head, loss, recipe):
+            raise InputError("--genes, --encoder, --head, --loss and --recipe are the model's own")
+        result = _evaluate_model(cohort, model, split_names(sections), train or cohort)
+    else:
+        if train is not None:
+            raise InputError("--train goes with --model; folds train on the cohort itself")
+        if is_exact(head, loss, recipe) and (typed := given_options(context, NETWORKS)):
+            raise InputError(f"{typed[0]} is for networks: give --head mlp or context")
+        names = split_names(sections)
+        result = _cross_validate(
+            cohort,
+            str(folds),
+            names,
+            encoder=encoder or "morphology",
+            n_genes=genes or 50,
+            fit=_fit_of(head, loss, recipe, seed),
+        )
+    result.write(output)
+    summary = result.summary
+    for warning in result.warnings:
+        note(warning)
+    if not as_json:
+        for score, title in {"scc": "SCC", "depth_matched": "Depth-matched SCC"}.items():
+            wide = summary.pivot(index="section", columns="method", values=score)
+            wide = wide.loc[summary["section"].unique(), summary["method"].unique()]
+            show_table(wide.reset_index(), f"{title}, mean of genes ({result.facts['protocol']})")
+    facts = {"output": str(output), "protocol": result.facts["protocol"]}
+    finish(
+        {**facts, "warnings": result.warnings, "summary": records(summary)},
+        as_json=as_json,
+        lines=[f"Wrote scores.csv, summary.csv and evaluation.json to {output}."],
+    )
+
+
+def _evaluate_model(
+    cohort: Path, folder: Path, sections: list[str] | None, train: Path
+) -> Evaluation:
+    from strank.cohort.store import read_cohort, section_names
+    from strank.evaluation.held_out import evaluate as evaluate_model
+    from strank.model import RankModel
+    from strank.predict import encoder_of
+
+    model = RankModel.load(folder)
+    encoder, trained = model.encoder["name"], list(model.provenance["sections"])
+    if sections is None:
+        sections = [name for name in section_names(cohort) if name not in trained]
+        if not sections:
+            raise InputError(
+                f"{cohort}: the model was trained on all of its sections; name some with "
+                "--sections, or evaluate with --folds"
+            )
+    known = [name for name in section_names(train) if name in trained]
+    if model.backbone is not None:
+        for place in {cohort, train}:
+            _embed(place, encoder_of(model))
+    with working("Scoring, and fitting the baselines"):
+        return evaluate_model(
+            model,
+            read_cohort(cohort, sections=sections, encoder=encoder),
+            train=read_cohort(train, sections=known, encoder=encoder),
+        )
+
+
+def _embed(cohort: Path, encoder: Encoder) -> None:
+    """Embed by an encoder that was trained with its model; what was done before is kept."""
+    from strank.cohort.store import count_spots
+    from strank.encoders.embed import embed_cohort
+
+    with progress(f"Embedding by the model's encoder ({cohort})", count_spots(cohort)) as advance:
+        embed_cohort(cohort, encoder, advance=advance)
+
+
+def _fit_of(head: str, loss: str, recipe: str | None, seed: int) -> Callable[..., RankModel]:
+    if is_exact(head, loss, recipe):
+        from strank.fit import fit_model
+
+        return fit_model
+    from strank.train import train_model
+
+    return partial(train_model, **neural_options(head, loss, recipe or "default", seed))
+
+
+def _cross_validate(
+    cohort: Path,
+    folds: str,
+    sections: list[str] | None,
+    *,
+    encoder: str,
+    n_genes: int,
+    fit: Callable[..., RankModel],
+) -> Evaluation:
+    from strank.cohort.splits import make_folds, patients_of
+    from strank.cohort.store import read_cohort
+    from strank.evaluation.held_out import cross_validate
+
+    data = read_cohort(cohort, sections=sections, encoder=encoder)
+    n_folds = len(make_folds(patients_of(data), folds))  # type: ignore[arg-type]
+    with progress("Folds", n_folds) as advance:
+        return cross_validate(
+            data,
+            by=folds,  # type: ignore[arg-type]
+            encoder=encoder,
+            n_genes=n_genes,
+            fit=fit,
+            advance=advance,
+        )
