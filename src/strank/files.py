@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,15 @@ from uuid import uuid4
 
 from strank.errors import InputError
 
-__all__ = ["atomic_path", "output_folder", "read_json", "safe_name", "sha256", "write_json"]
+__all__ = [
+    "atomic_path",
+    "output_folder",
+    "read_json",
+    "safe_name",
+    "sha256",
+    "write_json",
+    "writing",
+]
 
 
 @contextmanager
@@ -46,6 +55,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
             shutil.rmtree(part)
         else:
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Explain why a file could not be written: a full disk most of all."""
+    try:
+        yield
+    # Of HDF5, which raises the second kind when it closes a file, only the number can be read.
+    except (OSError, RuntimeError) as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        if number is not None:
+            reason = os.strerror(int(number[1]))
+        elif isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        else:
+            raise
+        raise InputError(
+            f"{path}: cannot be written ({reason}); make room there and run again: what is done is "
+            "kept"
+        ) from error
 
 
 def output_folder(path: Path) -> Path:

@@ -19,7 +19,7 @@ _QUANTILE = 0.99
 # Share of a slide's tiles beyond that quantile from which it is spoken of.
 _MANY = 0.25
 # What bounds the work: spots looked at, axes of wide features, folds; and rows at a time.
-_SPOTS, _AXES, _FOLDS, _ROWS = 10_000, 256, 10, 8192
+_SPOTS, _AXES, _FOLDS, _ROWS = 10_000, 384, 10, 8192
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def fit_novelty(features: ArrayLike, group: NDArray) -> Novelty:
     r"""Learn which features are usual.
 
     The distance is Mahalanobis', :math:`\sqrt{(x - \mu)^\top \Sigma^{-1} (x - \mu)}`, with the
-    covariance of the standardised features shrunken as by Ledoit and Wolf (2004); of more than 256
+    covariance of the standardised features shrunken as by Ledoit and Wolf (2004); of more than 384
     features on their first 256 principal axes. The threshold is honest: every group is left out of
     the mean and covariance in turn, and its own 99 % quantile of distances found. The median of the
     groups' quantiles is taken, so that one odd patient does not make the model blind.

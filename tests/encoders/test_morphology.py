@@ -54,7 +54,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def patches():
-    return [np.stack([random_tissue(seed + shift) for seed in range(9)]) for shift in (0, 100)]
+    return [np.stack([random_tissue(seed + shift) for seed in range(9)]) for shift in (0, 100, 200)]
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +67,21 @@ def test_features_have_unique_names_and_are_finite(encoder, features):
     assert features.shape == (9, len(names))
     assert features.dtype == np.float32
     assert len(set(names)) == len(names)
-    assert 100 <= len(names) <= 250
-    assert {name.split(".")[0] for name in names} == {"spot", "surroundings"}
+    assert 100 <= len(names) <= 300
+    assert {name.split(".")[0] for name in names} == {"spot", "nearby", "surroundings"}
     assert np.isfinite(features).all()
 
 
 @pytest.mark.parametrize("colour", [WHITE, (0, 0, 0), (128, 128, 128), PINK, (255, 0, 0), PURPLE])
 def test_constant_patches_give_finite_features(encoder, colour):
-    features = encoder.encode([plain(colour)[None]] * 2)
+    features = encoder.encode([plain(colour)[None]] * 3)
     assert np.isfinite(features).all()
     assert np.abs(features).max() < 100
 
 
 def test_no_spots_give_no_rows(encoder):
     none = np.empty((0, 224, 224, 3), np.uint8)
-    assert encoder.encode([none, none]).shape == (0, len(encoder.feature_names))
+    assert encoder.encode([none] * 3).shape == (0, len(encoder.feature_names))
 
 
 def test_a_row_depends_on_its_own_patches_only(encoder, patches, features):
@@ -213,14 +213,14 @@ def test_scales_are_powers_of_two_that_the_field_can_show():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda p: p[:1], r"one array of patches a field is needed \(spot, surroundings\); 1"),
-        (lambda p: [p[0], p[1].astype(float)], "field 'surroundings': expected uint8 .* float64"),
+        (lambda p: p[:1], r"one array of patches a field is needed \(spot, .*surroundings\); 1"),
+        (lambda p: [p[0], p[1].astype(float), p[2]], "field 'nearby': expected uint8 .* float64"),
         (
-            lambda p: [p[0][:, :200], p[1]],
+            lambda p: [p[0][:, :200], *p[1:]],
             r"field 'spot': expected .* got uint8 \[9, 200, 224, 3\]",
         ),
-        (lambda p: [p[0][0], p[1]], r"field 'spot': expected .* got uint8 \[224, 224, 3\]"),
-        (lambda p: [p[0], p[1][:4]], "field 'surroundings': 4 patches; field 'spot' has 9"),
+        (lambda p: [p[0][0], *p[1:]], r"field 'spot': expected .* got uint8 \[224, 224, 3\]"),
+        (lambda p: [*p[:2], p[2][:4]], "field 'surroundings': 4 patches; field 'spot' has 9"),
     ],
     ids=["one field", "float", "not square", "one patch", "unequal"],
 )
@@ -230,7 +230,7 @@ def test_wrong_patches_are_refused_by_field(encoder, patches, wrong, message):
 
 
 def test_wrong_fields_are_refused():
-    with pytest.raises(ValueError, match="looks at two fields"):
+    with pytest.raises(ValueError, match="looks at 3 fields"):
         Morphology(fields=(Field(150, 224),))
     with pytest.raises(ValueError, match="'surroundings': 16 pixels over 450 µm are too coarse"):
-        Morphology(fields=(Field(150, 224), Field(450, 16)))
+        Morphology(fields=(Field(100, 224), Field(250, 224), Field(450, 16)))

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from strank.cli.console import Json, finish, note
-from strank.errors import InputError
 from strank.progress import progress
-
-if TYPE_CHECKING:
-    from strank.encoders.base import Encoder
 
 __all__ = ["embed"]
 
@@ -66,13 +62,14 @@ def embed(
     --encoder uni & done; wait
     """
     from strank.cohort.store import count_spots
+    from strank.encoders.backbone import on_gpu
     from strank.encoders.catalogue import get_encoder
     from strank.encoders.embed import embed_cohort
 
     n_spots = count_spots(cohort)
-    chosen, on_gpu = _placed(get_encoder(encoder, weights=weights), precision)
+    chosen, there = on_gpu(get_encoder(encoder, weights=weights), precision)
     if workers is None:
-        workers = min(_MOST_WORKERS, os.cpu_count() or 1) if on_gpu else 0
+        workers = min(_MOST_WORKERS, os.cpu_count() or 1) if there else 0
     with progress("Embedding", n_spots, unit="tiles") as advance:
         done = embed_cohort(
             cohort,
@@ -103,19 +100,3 @@ def embed(
             * (chosen.name != "morphology")
         ],
     )
-
-
-def _placed(encoder: Encoder, precision: str | None) -> tuple[Encoder, bool]:
-    """Put an image network on the GPU, if there is one; tell whether it is there."""
-    import torch
-
-    from strank.encoders.backbone import BackboneEncoder, place
-
-    on_gpu = torch.cuda.is_available() and isinstance(encoder, BackboneEncoder)
-    if precision is None:
-        fit = on_gpu and torch.cuda.get_device_capability() >= (8, 0)
-        precision = "bf16" if fit else "float32"
-    placed = place(encoder, "cuda" if on_gpu else "cpu", precision)
-    if precision != "float32" and not on_gpu:
-        raise InputError(f"--precision {precision} is for image networks on a GPU; leave it out")
-    return placed, on_gpu

@@ -115,6 +115,7 @@ def _evaluate_model(
     cohort: Path, folder: Path, sections: list[str] | None, train: Path
 ) -> Evaluation:
     from strank.cohort.store import read_cohort, section_names
+    from strank.encoders.backbone import on_gpu
     from strank.evaluation.held_out import evaluate as evaluate_model
     from strank.model import RankModel
     from strank.predict import encoder_of
@@ -131,7 +132,7 @@ def _evaluate_model(
     known = [name for name in section_names(train) if name in trained]
     if model.backbone is not None:
         for place in {cohort, train}:
-            _embed(place, encoder_of(model))
+            _embed(place, on_gpu(encoder_of(model))[0])
     with working("Scoring, and fitting the baselines"):
         return evaluate_model(
             model,

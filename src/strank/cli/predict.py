@@ -92,6 +92,7 @@ def predict(
     [bold]Example:[/] strank predict cohort/C5.h5ad --model model -o out
     (observed beside predicted)
     """
+    from strank.encoders.backbone import on_gpu
     from strank.files import sha256
     from strank.model import RankModel
     from strank.predict import encoder_of
@@ -100,7 +101,7 @@ def predict(
     trained = RankModel.load(model)
     drawn = _genes_to_draw(trained, split_names(genes))
     facts = {"model_sha256": sha256(model / "model.json"), "strank_version": __version__}
-    eyes = encoder_of(trained, name=encoder, weights=weights)
+    eyes, _ = on_gpu(encoder_of(trained, name=encoder, weights=weights))
     job = _Job(trained, eyes, facts, drawn, mpp, stride, spatialdata, geojson)
     pitch = float(trained.provenance["spot_pitch_um"])
     if stride not in (None, pitch) and getattr(trained.head, "n_neighbours", 0) > 0:

@@ -19,7 +19,7 @@ from anndata import AnnData
 from strank.cohort.contract import check_section, spots_checksum
 from strank.cohort.naming import check_naming
 from strank.errors import InputError, some
-from strank.files import atomic_path
+from strank.files import atomic_path, writing
 
 __all__ = [
     "count_spots",
@@ -121,7 +121,7 @@ def join_features(adata: AnnData, path: Path, encoder: str) -> None:
         raise InputError(
             f"{path}: features of other spots or another image; run `strank embed` again"
         )
-    values = np.asarray(features.X)
+    values = np.asarray(features.X, dtype=np.float32)
     wrong = ~np.isfinite(values).all(1)
     if wrong.any():
         raise InputError(f"{path}: features of spot {some(adata.obs_names[wrong])} are not finite")
@@ -143,7 +143,7 @@ def read_h5ad(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
 
 
 def write_h5ad(adata: AnnData, path: Path) -> None:
-    """Write an AnnData file atomically, compressed."""
+    """Write an AnnData file atomically, compressed; an :class:`InputError` on a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as part:
+    with writing(path), atomic_path(path) as part:
         adata.write_h5ad(part, compression="gzip")

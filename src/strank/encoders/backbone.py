@@ -24,6 +24,7 @@ __all__ = [
     "Backbone",
     "BackboneEncoder",
     "has_class_token",
+    "on_gpu",
     "place",
     "weights_checksum",
 ]
@@ -168,11 +169,13 @@ class BackboneEncoder:
                 f"{self.name}: expected one array of uint8 patches [n_spots, {side}, {side}, 3]"
             )
         was_training = self.backbone.training
-        self.backbone.eval()
+        if was_training:  # both walk through all modules
+            self.backbone.eval()
         device = self.backbone.mean.device
         with torch.inference_mode(), self._autocast(device):
             features = self.backbone(torch.as_tensor(patches[0]).to(device))
-        self.backbone.train(was_training)
+        if was_training:
+            self.backbone.train()
         return np.asarray(features.cpu())
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
@@ -218,6 +221,31 @@ def place(encoder: Encoder, device: str | torch.device, precision: str = "float3
             moved[id(parameter)] = nn.Parameter(parameter.to(device), parameter.requires_grad)
         backbone = copy.deepcopy(backbone, moved)
     return replace(encoder, backbone=backbone, precision=precision)
+
+
+def on_gpu(encoder: Encoder, precision: str | None = None) -> tuple[Encoder, bool]:
+    """Put an image network on the first GPU, if there is one; tell whether it is there.
+
+    Parameters
+    ----------
+    encoder
+        Any, as in `place`.
+    precision
+        A name of `PRECISIONS`; if ``None``, bf16 on a GPU that computes in it, else float32.
+
+    Raises
+    ------
+    InputError
+        For a precision that is unknown, or not for the CPU.
+    """
+    there = torch.cuda.is_available() and isinstance(encoder, BackboneEncoder)
+    if precision is None:
+        fit = there and torch.cuda.get_device_capability() >= (8, 0)
+        precision = "bf16" if fit else "float32"
+    placed = place(encoder, "cuda" if there else "cpu", precision)
+    if precision != "float32" and not there:
+        raise InputError(f"--precision {precision} is for image networks on a GPU; leave it out")
+    return placed, there
 
 
 def weights_checksum(module: nn.Module) -> str:

@@ -31,8 +31,8 @@ from strank.errors import InputError
 
 __all__ = ["FIELD_NAMES", "Morphology", "describe_patch"]
 
-#: What the two fields are called in the names of the features.
-FIELD_NAMES = ("spot", "surroundings")
+#: What the fields are called in the names of the features.
+FIELD_NAMES = ("spot", "nearby", "surroundings")
 
 # Fibres and local patterns are fine structures: they are sought in the smallest scales only.
 _N_FIBRE_SCALES = 3
@@ -79,19 +79,19 @@ def describe_patch(patch: NDArray[np.uint8], um: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Morphology:
-    """Stain, texture, fibres and nuclei, at the spot and in its surroundings.
+    """Stain, texture, fibres and nuclei, at the spot, nearby and in its surroundings.
 
     Parameters
     ----------
     fields
-        The spot's window and that of its surroundings.
+        The spot's window, that of what is nearby, and that of its surroundings.
     threads
         How many patches are described at a time; all cores by default. Does not change the result.
 
     Raises
     ------
     InputError
-        Unless there are two fields, each with pixels fine enough to show three scales of texture
+        Unless there are three fields, each with pixels fine enough to show three scales of texture
         (at least 48 pixels).
 
     Examples
@@ -100,20 +100,20 @@ class Morphology:
     >>> encoder.feature_names[0]
     'spot.hematoxylin.mean'
     >>> white = np.full((3, 224, 224, 3), 255, np.uint8)
-    >>> encoder.encode([white, white]).shape == (3, len(encoder.feature_names))
+    >>> encoder.encode([white, white, white]).shape == (3, len(encoder.feature_names))
     True
     """
 
     name: ClassVar[str] = "morphology"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
 
-    fields: tuple[Field, ...] = (Field(150.0, 224), Field(450.0, 224))
+    fields: tuple[Field, ...] = (Field(100.0, 224), Field(250.0, 224), Field(450.0, 224))
     threads: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.fields) != len(FIELD_NAMES):
             raise InputError(
-                f"morphology looks at two fields ({' and '.join(FIELD_NAMES)}); "
+                f"morphology looks at {len(FIELD_NAMES)} fields ({', '.join(FIELD_NAMES)}); "
                 f"{len(self.fields)} given"
             )
         for name, field in zip(FIELD_NAMES, self.fields, strict=True):

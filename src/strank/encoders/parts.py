@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from zlib import crc32
@@ -15,9 +13,9 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from strank.errors import InputError
+from strank.files import writing
 
-__all__ = ["Part", "writing"]
+__all__ = ["Part"]
 
 # First row, number of rows and CRC-32 of their bytes, before every batch.
 _RECORD = struct.Struct("<III")
@@ -103,23 +101,3 @@ class Part:
         rows[:] = np.frombuffer(stored, rows.dtype).reshape(rows.shape)
         self.n_done += n_rows
         return True
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Explain why a file could not be written: a full disk most of all."""
-    try:
-        yield
-    # Of HDF5, which raises the second kind when it closes a file, only the number can be read.
-    except (OSError, RuntimeError) as error:
-        number = re.search(r"errno = (\d+)", str(error))
-        if number is not None:
-            reason = os.strerror(int(number[1]))
-        elif isinstance(error, OSError):
-            reason = error.strerror or str(error)
-        else:
-            raise
-        raise InputError(
-            f"{path}: cannot be written ({reason}); make room there and run again: what is done is "
-            "kept"
-        ) from error

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from strank.cohort.contract import section_info, spots_checksum
 from strank.cohort.store import features_path, read_h5ad, read_section
 from strank.encoders.base import Encoder, encoder_facts
-from strank.encoders.parts import Part, writing
+from strank.encoders.parts import Part
 from strank.encoders.tiles import Batch, Say, check_scale
 from strank.errors import InputError, some
-from strank.files import atomic_path, sha256
+from strank.files import atomic_path, sha256, writing
 from strank.slides.image import Slide, slide_of
 
 __all__ = ["Run", "check_unchanged", "features_of"]

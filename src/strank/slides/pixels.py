@@ -240,6 +240,11 @@ def _explained(path: Path) -> Iterator[None]:
             raise InputError(
                 f"{path}: not an image that can be read (whole-slide formats, TIFF, JPEG, PNG)"
             ) from error
+        if "write failed" in reason:
+            raise InputError(
+                f"{path}: the temporary disk ({tempfile.gettempdir()}) is full; make room, or "
+                "set TMPDIR"
+            ) from error
         raise InputError(f"{path}: damaged or truncated image ({reason})") from error
 
 
