@@ -146,7 +146,7 @@ def test_other_refusals(cohort, st_folder, tmp_path):
         "predict", image, "--model", model, "-o", out
     )
     options = ["--model", model, "-o", out, "--mpp", 500]
-    assert "window of 150 µm is 0 pixels wide" in refuse("predict", image, *options)
+    assert "window of 100 µm is 0 pixels wide" in refuse("predict", image, *options)
     assert "the model has no NOPE" in refuse(
         "predict", cohort / "A1.h5ad", "--model", model, "-o", out, "--genes", "NOPE"
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import cv2
 import numpy as np
 import pytest
@@ -90,6 +93,15 @@ def test_a_row_depends_on_its_own_patches_only(encoder, patches, features):
     np.testing.assert_array_equal(
         Morphology(threads=1).encode([p[3:4] for p in patches])[0], features[3]
     )
+
+
+def test_features_do_not_depend_on_where_in_memory_they_are_computed(patches):
+    """To the last digit; many threads at once make the memory of each a matter of chance."""
+    describe = partial(describe_patch, um=250.0)
+    alone = [describe(patch) for patch in patches[1]]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(6):
+            assert list(pool.map(describe, patches[1])) == alone
 
 
 @pytest.mark.parametrize(

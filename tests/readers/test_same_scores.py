@@ -26,7 +26,7 @@ def test_real_sections_score_the_same_from_a_tiled_tiff(her2st: Path, tmp_path: 
     for files in find_sections(her2st):
         if files.section not in names:
             continue
-        section = read_st_section(files)
+        section = read_st_section(files)[::2].copy()
         pyvips.Image.new_from_file(str(files.image)).tiffsave(
             str(tmp_path / "slide.tif"), tile=True, compression="deflate", bigtiff=True
         )

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from strank.errors import InputError
 from strank.slides.image import Slide, thumbnail
-from strank.slides.tissue import tissue_mask
+from strank.slides.tissue import MASK_UM, tissue_mask
 
 __all__ = ["check_on_tissue"]
 
@@ -39,11 +39,9 @@ def check_on_tissue(slide: Slide, centres: NDArray[np.float64], *, name: str) ->
         y swapped; also if the image shows no tissue.
     """
     mask, scale = tissue_mask(slide)
-    green = thumbnail(slide, scale)[0][..., 1]
-    low, high = (
-        np.quantile(np.log10(green[~mask] + 1.0), [0.05, 0.95]) if not mask.all() else (0, 1)
-    )
-    if high - low > _EVEN_OD:
+    green = thumbnail(slide, MASK_UM)[0][..., 1]
+    glass = np.log10(green[~mask] + 1.0)
+    if len(glass) and np.ptp(np.quantile(glass, [0.05, 0.95])) > _EVEN_OD:
         return
     shares = [
         _share(mask, order * slide.um_per_pixel / scale) for order in (centres, centres[:, ::-1])

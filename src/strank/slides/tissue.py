@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from strank.errors import InputError
 from strank.slides.image import Slide, thumbnail
 
-__all__ = ["tile_centres", "tissue_mask"]
+__all__ = ["MASK_UM", "tile_centres", "tissue_mask"]
 
-_MASK_UM = 8.0
+#: About the size of a pixel of the mask, in µm.
+MASK_UM = 8.0
 _SMALLEST_MM2 = 0.02
 _DARKEST_GLASS_OD = 0.15
 # Below this, the difference between the two classes is glass and dust, not stain.
@@ -37,7 +38,7 @@ def tissue_mask(slide: Slide) -> tuple[NDArray[np.bool_], float]:
     InputError
         If there is no tissue.
     """
-    small, scale = thumbnail(slide, _MASK_UM)
+    small, scale = thumbnail(slide, MASK_UM)
     density = -np.log10((small[..., 1].astype(np.float32) + 1) / 256)
     density = cv2.GaussianBlur(density, (0, 0), 15 / scale)
     # Glass is rarely pure white: density is counted from the brightest tenth of the image, unless
