@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 __all__ = ["Encoder", "Field", "encoder_facts", "preprocessing_hash"]
 
 # How `strank.slides.image.read_field` resamples a window: change it when that changes.
-_RESAMPLING = "area where it shrinks, else linear"
+_RESAMPLING = "halved as often as possible, then area where it shrinks, else linear"
 
 
 @dataclass(frozen=True)

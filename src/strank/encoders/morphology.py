@@ -9,12 +9,14 @@ logs, roots or shares, because a linear head that extrapolates to another patien
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -160,10 +162,21 @@ class Morphology:
                 ]
 
         # OpenCV and NumPy release the interpreter's lock in what takes the time.
-        with ThreadPoolExecutor(self.threads or os.cpu_count()) as pool:
+        with _one_thread_each(), ThreadPoolExecutor(self.threads or os.cpu_count()) as pool:
             for _ in pool.map(describe, range(0, n_spots, _CHUNK)):
                 pass
         return features
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Keep OpenCV from starting threads of its own, which would wait for each other."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 @lru_cache(maxsize=8)
