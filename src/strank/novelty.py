@@ -43,7 +43,7 @@ def fit_novelty(features: ArrayLike, group: NDArray) -> Novelty:
 
     The distance is Mahalanobis', :math:`\sqrt{(x - \mu)^\top \Sigma^{-1} (x - \mu)}`, with the
     covariance of the standardised features shrunken as by Ledoit and Wolf (2004); of more than 384
-    features on their first 256 principal axes. The threshold is honest: every group is left out of
+    features on their first 384 principal axes. The threshold is honest: every group is left out of
     the mean and covariance in turn, and its own 99 % quantile of distances found. The median of the
     groups' quantiles is taken, so that one odd patient does not make the model blind.
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from strank.cli.console import Json, finish, note, split_names
+from strank.cli.console import Json, split_names
+from strank.cli.imported import (
+    GeneId,
+    Images,
+    Mpp,
+    Names,
+    Output,
+    Patient,
+    Patients,
+    patient_table,
+    tell,
+)
 from strank.errors import InputError
 from strank.progress import progress
 
@@ -20,28 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["imports"]
 
 imports = typer.Typer(help="1. Read sections of a platform into a cohort.", no_args_is_help=True)
-
-Output = Annotated[Path, typer.Option("-o", "--output", help="The cohort to write, or to add to.")]
-Images = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--image", help="The full-resolution H&E; of several runs one each, in their order."
-    ),
-]
-Names = Annotated[
-    str | None,
-    typer.Option(
-        "--section", help="Name, of several runs separated by commas; the folders' if not given."
-    ),
-]
-Patient = Annotated[str | None, typer.Option(help="The patient of all sections.")]
-Patients = Annotated[
-    Path | None, typer.Option(help="CSV table with columns section,patient instead.")
-]
-Mpp = Annotated[
-    float | None, typer.Option(help="µm per pixel of the image, where no file says it.")
-]
-GeneId = Annotated[bool, typer.Option("--gene-id", help="Name genes by Ensembl id, not symbol.")]
 
 
 @imports.command("st")
@@ -68,7 +57,7 @@ def import_st(
     pattern = st.PATIENT_PATTERN if patient_pattern is None else patient_pattern
     with progress("Reading", len(st.find_sections(folder))) as advance:
         sections = st.import_st(folder, output, patient_pattern=pattern, advance=advance)
-    _tell(sections, output, as_json)
+    tell(sections, output, as_json)
 
 
 @imports.command("visium")
@@ -237,8 +226,8 @@ def import_anndata(
     from strank.readers.objects import import_anndata as read
 
     options: dict[str, Any] = {"section": section, "layer": layer, "gene_id": gene_id}
-    options |= {"patient": patient, "patients": _table(patients), "um_per_pixel": mpp}
-    _tell(read(file, output, image=image, **options), output, as_json)
+    options |= {"patient": patient, "patients": patient_table(patients), "um_per_pixel": mpp}
+    tell(read(file, output, image=image, **options), output, as_json)
 
 
 @imports.command("spatialdata")
@@ -263,8 +252,8 @@ def import_spatialdata(
     from strank.readers.spatial_data import import_spatialdata as read
 
     options: dict[str, Any] = {"section": section, "table": table, "gene_id": gene_id}
-    options |= {"patient": patient, "patients": _table(patients), "um_per_pixel": mpp}
-    _tell(read(zarr, output, image=image, **options), output, as_json)
+    options |= {"patient": patient, "patients": patient_table(patients), "um_per_pixel": mpp}
+    tell(read(zarr, output, image=image, **options), output, as_json)
 
 
 def _import_runs(
@@ -286,7 +275,7 @@ def _import_runs(
     for option, n in {"--image": len(pictures), "--section": len(sections)}.items():
         if n != len(runs):
             raise InputError(f"{option}: {n} for {len(runs)} runs; give one each")
-    patient, patients = of_patients[0], _table(of_patients[1])
+    patient, patients = of_patients[0], patient_table(of_patients[1])
     origins = [Origin(name, patient_of(name, patient, patients)) for name in sections]
 
     with progress("Reading", len(runs)) as advance:
@@ -297,7 +286,7 @@ def _import_runs(
                 advance(1)
 
         written = write_sections(read_all(), output)
-    _tell(written, output, as_json)
+    tell(written, output, as_json)
 
 
 def _import_hest(
@@ -315,75 +304,10 @@ def _import_hest(
     options: dict[str, Any] = {"patient": patient, "patients": patients, "um_per_pixel": mpp}
     with progress("Reading", len(found)) as advance:
         sections = import_hest(found, output, gene_id=gene_id, advance=advance, **options)
-    _tell(sections, output, as_json)
+    tell(sections, output, as_json)
 
 
 def _needed(picture: Path | None, run: Path) -> Path:
     if picture is None:
         raise InputError(f"{run}: give the full-resolution H&E image with --image")
     return picture
-
-
-def _table(path: Path | None) -> dict[str, str] | None:
-    from strank.readers.sections import read_patients
-
-    return None if path is None else read_patients(path)
-
-
-def _tell(sections: Mapping[str, AnnData], output: Path, as_json: bool) -> None:
-    """Say what was read, what was left out, and where patches stand in for a slide."""
-    from strank.cohort.contract import section_info
-
-    summary = []
-    for name, adata in sections.items():
-        info = section_info(adata)
-        dropped = {
-            what: {str(why): int(n) for why, n in info.provenance.get(key, {}).items() if n}
-            for key, what in {"dropped_spots": "spots", "dropped_features": "features"}.items()
-        }
-        for what, reasons in dropped.items():
-            if reasons:
-                told = ", ".join(f"{n} {why}" for why, n in reasons.items())
-                note(f"section {name}: dropped {what}: {told}")
-        if info.provenance.get("image_from") == "patches":
-            note(f"section {name}: no slide, so patches stand in; there is white between them")
-        summary.append(
-            {
-                "section": name,
-                "patient": adata.obs["patient"].iloc[0],
-                "technology": info.technology,
-                "spots": adata.n_obs,
-                "genes": adata.n_vars,
-                "um_per_pixel": round(info.um_per_pixel, 4),
-                "dropped": dropped["spots"],
-                "dropped_features": dropped["features"],
-            }
-        )
-    finish(
-        {"cohort": str(output), "sections": summary},
-        as_json=as_json,
-        lines=[
-            *(
-                f"{e['section']}: {e['technology']}, patient {e['patient']}, {e['spots']} spots, "
-                f"{e['genes']} genes, {e['um_per_pixel']} µm per pixel"
-                for e in summary
-            ),
-            *_genes_lines(sections),
-            f"Wrote {len(summary)} sections to {output}. Next: strank embed {output}",
-        ],
-    )
-
-
-def _genes_lines(sections: Mapping[str, AnnData]) -> list[str]:
-    """Where sections measure different genes, how many they share."""
-    from strank.cohort.panel import all_genes
-
-    union = all_genes(sections)
-    shared = sum(union.isin(adata.var_names).astype(int) for adata in sections.values())
-    in_all = int((shared == len(sections)).sum())
-    if in_all == len(union):
-        return []
-    return [
-        f"{in_all} of {len(union)} genes are measured in all of these sections; a panel is chosen "
-        "among those, or of all with `strank fit --union`"
-    ]
