@@ -11,9 +11,13 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import Result
 from PIL import Image
 from scipy import sparse
 from scipy.io import mmwrite
+from typer.testing import CliRunner
+
+from strank.cli import app
 
 
 def _write_h5(path: Path, counts, barcodes, features: pd.DataFrame) -> None:
@@ -87,3 +91,15 @@ def write_space_ranger(write_tenx) -> Callable[..., Path]:
         return outs
 
     return write
+
+
+@pytest.fixture
+def command() -> Callable[..., Result]:
+    """Run the command line; ``code`` is what it must end with."""
+
+    def run(*arguments: object, code: int = 0) -> Result:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == code, result.output
+        return result
+
+    return run

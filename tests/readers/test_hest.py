@@ -335,3 +335,19 @@ def test_real_sections_come_back_identical(her2st, tmp_path):
 @pytest.mark.slow
 def test_all_real_sections_come_back_identical(her2st, tmp_path):
     check_real(her2st, tmp_path, slice(None))
+
+
+def test_the_commands_say_where_patches_stand_in(hest, tmp_path, command):
+    done = command("import", "hest", hest, "--samples", "X2,X1", "-o", tmp_path / "c")
+    assert "section X2: no slide, so patches stand in" in done.stderr
+    assert "section X1: no slide" not in done.stderr
+    assert "2 control probes" in done.stderr
+    assert sorted(read_cohort(tmp_path / "c")) == ["X1", "X2"]
+    for number, name in enumerate(["X1", "X2"]):
+        write_sample(tmp_path / "IDC", name, number, counts_in="adata")
+    write_task(tmp_path / "IDC", "X1", "X2")
+    table = tmp_path / "HEST_v1_1_0.csv"
+    table.write_text("id,patient,dataset_title\nX1,Patient 1,A\nX2,Patient 1,B\n")
+    command("import", "hest-bench", tmp_path / "IDC", "--patients", table, "-o", tmp_path / "b")
+    patients = {a.obs["patient"].iloc[0] for a in read_cohort(tmp_path / "b").values()}
+    assert len(patients) == 2

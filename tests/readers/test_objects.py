@@ -289,3 +289,15 @@ def test_what_spatialdata_io_makes_of_a_visium_run(tmp_path, write_space_ranger,
     np.testing.assert_array_equal(adata.X.toarray(), COUNTS[number])
     assert list(adata.var["gene_id"]) == list(features["id"])
     np.testing.assert_array_equal(read_region(slide_of(adata), 0, 0, WIDTH, HEIGHT), tissue())
+
+
+def test_the_commands(tmp_path, image, command):
+    make().write_h5ad(tmp_path / "mine.h5ad")
+    start = "import", "anndata", tmp_path / "mine.h5ad", "--image", image, "-o", tmp_path / "c"
+    assert "does not say its µm per pixel" in command(*start, "--patient", "P", code=2).stderr
+    assert "mine: " in command(*start, "--patient", "P", "--mpp", UM).stdout
+    spatial(circles()).write(tmp_path / "zarr.zarr")
+    start = "import", "spatialdata", tmp_path / "zarr.zarr", "-o", tmp_path / "c"
+    done = command(*start, "--patient", "P", "--mpp", UM, "--section", "other")
+    assert "other: " in done.stdout
+    assert sorted(p.name for p in (tmp_path / "c").glob("*.h5ad")) == ["mine.h5ad", "other.h5ad"]

@@ -419,3 +419,30 @@ def test_real_sections_come_back_identical(her2st, tmp_path, write_space_ranger,
         for a in (back, section)
     ]
     assert facts[0] == facts[1]
+
+
+def test_the_command_reads_runs_in_their_order(tmp_path, image, write_space_ranger, command):
+    other = write_image(tmp_path / "other.png")
+    for name in ("S1", "S2"):
+        write_space_ranger(tmp_path / name / "outs", COUNTS, FEATURES, grid())
+    runs, out = [tmp_path / "S1" / "outs", tmp_path / "S2"], tmp_path / "cohort"
+    (tmp_path / "patients.csv").write_text("section,patient\nS1,P1\nS2,P2\n")
+    start = "import", "visium", *runs, "-o", out
+    told = command(*start, "--image", image, "--patient", "P", code=2).stderr
+    assert "Error: --image: 1 for 2 runs; give one each" in told
+    images = "--image", image, "--image", other
+    assert "section S1: the patient is not known" in command(*start, *images, code=2).stderr
+    assert not out.exists()
+    done = command(*start, *images, "--patients", tmp_path / "patients.csv")
+    assert "S1: Visium, patient P1," in done.stdout
+    for name, picture in {"S1": image, "S2": other}.items():
+        section = read_section(out / f"{name}.h5ad")
+        assert section_info(section).image == str(picture.resolve())
+        assert list(section.var_names) == NAMES
+    told = command(
+        *("import", "visium", runs[1], "--image", image, "--gene-id", "--patient", "P2"),
+        *("--section", "S3", "-o", out),
+        code=2,
+    )
+    assert "section S3 by Ensembl ids" in told.stderr
+    assert sorted(p.name for p in out.iterdir()) == ["S1.h5ad", "S2.h5ad"]

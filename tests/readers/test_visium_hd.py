@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import sparse
 
 from strank.cohort.contract import section_info
+from strank.cohort.store import read_section
 from strank.errors import InputError
 from strank.readers.sections import Origin
 from strank.readers.visium_hd import read_visium_hd
@@ -245,3 +246,11 @@ def test_spatialdata_reads_the_same(run):
     np.testing.assert_allclose(mine.obsm["spatial"], theirs.obsm["spatial"])
     centres = sdata.shapes["_square_008um"].centroid.get_coordinates()
     np.testing.assert_allclose(mine.obsm["spatial"], centres)
+
+
+def test_the_command_pools_bins(run, tmp_path, command):
+    start = "import", "visium-hd", run, "--patient", "P", "--section", "H1", "-o", tmp_path / "c"
+    done = command(*start, "--image", run.parent / "he.png", "--bin", 20, "--json")
+    told = json.loads(done.stdout)["sections"]
+    assert [(e["section"], e["technology"]) for e in told] == [("H1", "Visium HD")]
+    assert read_section(tmp_path / "c/H1.h5ad").n_obs == told[0]["spots"]

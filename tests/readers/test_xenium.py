@@ -16,6 +16,7 @@ from scipy import sparse
 from scipy.io import mmwrite
 
 from strank.cohort.contract import section_info
+from strank.cohort.store import read_section
 from strank.errors import InputError
 from strank.readers.sections import Origin, write_sections
 from strank.readers.xenium import read_xenium
@@ -319,3 +320,13 @@ def test_spatialdata_puts_cells_and_image_in_the_same_places(world):
     np.testing.assert_allclose(mine.obsm["spatial"], theirs, atol=1e-6)
     assert (mine.X != sdata["table"].X).nnz == 0
     assert list(mine.obs_names) == list(sdata["table"].obs["cell_id"])
+
+
+def test_the_command_pools_cells(world, tmp_path, command):
+    start = "import", "xenium", world.folder, "--patient", "P", "--section", "X1", "-o", tmp_path
+    assert "give the full-resolution H&E" in command(*start, code=2).stderr
+    done = command(*start, "--image", world.folder / IMAGE, "--bin", 100)
+    assert "X1: Xenium, patient P," in done.stdout
+    assert "2 Negative Control Probe" in done.stderr
+    written = read_section(tmp_path / "X1.h5ad")
+    np.testing.assert_array_equal(written.X.toarray(), world.read(100.0).X.toarray())

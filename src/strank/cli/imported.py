@@ -66,6 +66,8 @@ def tell(sections: Mapping[str, AnnData], output: Path, as_json: bool) -> None:
             what: {str(why): int(n) for why, n in info.provenance.get(key, {}).items() if n}
             for key, what in {"dropped_spots": "spots", "dropped_features": "features"}.items()
         }
+        if n_controls := int(info.provenance.get("dropped_controls", 0)):
+            dropped["features"]["control probes"] = n_controls
         for what, reasons in dropped.items():
             if reasons:
                 told = ", ".join(f"{n} {why}" for why, n in reasons.items())
