@@ -92,6 +92,10 @@ def test_json_on_stdout_is_all_there_is(cohort, st_folder, tmp_path):
         "evaluate", cohort, "--folds", "patient", "-o", tmp_path / "e", "--json", "--genes", 3
     )
     assert len(json.loads(told.stdout)["summary"]) == 15
+    union = json.loads(
+        run("fit", cohort, "-o", tmp_path / "u", "--genes", "all", "--union", "--json").stdout
+    )
+    assert "8 that any section measures; 0 not in all" in union["panel_choice"]
     image = st_folder / "images/A1.jpg"
     options = ["--model", tmp_path / "m", "-o", tmp_path / "p", "--mpp", 5, "--json"]
     assert json.loads(run("predict", image, *options).stdout)["n_genes"] == 3
@@ -125,6 +129,8 @@ def test_other_refusals(cohort, st_folder, tmp_path):
     model, out = tmp_path / "model", tmp_path / "out"
     run("fit", cohort, "-o", model, "--genes", 3)
     assert "no encoder 'unicorn'" in refuse("embed", cohort, "--encoder", "unicorn")
+    options = ["-o", out, "--finetune", "lora", "--union"]
+    assert "--union is not for --finetune" in refuse("fit", cohort, *options)
     assert "no section Z1; there are A1, B1" in refuse("fit", cohort, "-o", out, "--sections", "Z1")
     assert "900 genes asked for" in refuse("fit", cohort, "-o", out, "--genes", 900)
     assert "give either --model or --folds" in refuse("evaluate", cohort, "-o", out)

@@ -271,11 +271,27 @@ def test_any_module_is_trained_but_saved_only_under_a_name(fit, section_of, tmp_
         ({"held_out": ["A1", "B1", "C1", "D1"]}, "cannot hold out A1, B1, C1"),
         ({"encoder": "theirs"}, r"has no features obsm\['theirs'\]"),
         ({"machine": Machine(accelerator="abacus")}, "cannot train on abacus"),
+        ({"union": True, "loss": "mse"}, "mse cannot tell a gene that a section does not measure"),
     ],
 )
 def test_what_does_not_exist_is_refused(fit, options, message):
     with pytest.raises(InputError, match=message):
         fit(**options)
+
+
+def test_a_section_without_a_gene_has_no_say_in_it(cohort):
+    """Whatever the counts of that section were: the same network."""
+    measured = [g for g in cohort["A1"].var_names if g != "G5"]
+    lacking = {**cohort, "A1": cohort["A1"][:, measured].copy()}
+    empty = {**cohort, "A1": cohort["A1"].copy()}
+    empty["A1"].X = empty["A1"].X.multiply(cohort["A1"].var_names != "G5").tocsr()
+    options = {"encoder": "mine", "genes": ["G0", "G5"], "seed": 0, "head": "linear"}
+    recipe = Recipe(max_epochs=3, networks=1)
+    one = train_model(lacking, **options, recipe=recipe, union=True)
+    other = train_model(empty, **options, recipe=recipe)
+    np.testing.assert_array_equal(*(scores_of(model, cohort["A1"]) for model in (one, other)))
+    with pytest.raises(InputError, match="section A1 has no gene G5"):
+        train_model(lacking, **options, recipe=recipe)
 
 
 def test_one_section_cannot_stop_a_network(section_of):
