@@ -45,7 +45,7 @@ def rendered(card: str) -> str:
 def test_the_card_says_what_on_what_and_how_well(model, evaluation):
     card = model_card(model, read_evidence(evaluation, model))
     text = rendered(card)
-    assert "3 sections of 2 patients, 90 spots of 100.0 µm" in text
+    assert "Sections: 3; patients: 2; spots: 90, of 100.0 µm" in text
     for name, entry in model.provenance["sections"].items():
         assert f"| {name} | {entry['patient']} | 30 | {entry['counts_sha256'][:12]} |" in card
     assert all(gene in text for gene in model.panel.index)

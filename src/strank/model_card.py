@@ -221,7 +221,7 @@ def _training(known: Mapping[str, Any]) -> str:
     spots = sum(entry["n_spots"] for entry in sections.values())
     how = known.get("objective", known.get("method", "not recorded"))
     return (
-        f"{len(sections)} sections of {len(patients)} patients, {spots} spots of "
+        f"Sections: {len(sections)}; patients: {len(patients)}; spots: {spots}, of "
         f"{known.get('spot_diameter_um', '?')} µm. Objective: {_escaped(how)}. Written by strank "
         f"{_escaped(known.get('strank_version', '?'))}.\n\n"
         + _table(["section", "patient", "spots", "SHA-256 of counts"], rows)
