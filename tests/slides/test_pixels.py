@@ -225,3 +225,16 @@ def test_strips_shrink_as_the_whole_does(picture, tmp_path, monkeypatch):
     strips, same = thumbnail(slide, 2.0)
     assert scale == same
     assert np.abs(whole.astype(int) - strips).max() <= 2
+
+
+@pytest.mark.parametrize("name", ["pyramid.tif", "slide.ome.tif"])
+def test_levels_are_opened_anew_while_others_read(name, picture, tmp_path, monkeypatch):
+    WRITERS[name](tmp_path / name, picture)
+    slide = open_slide(tmp_path / name, 0.5)
+    before = slide.source._levels[0]._image
+    monkeypatch.setattr(module, "_MOST_DECODED", 500_000)
+    with ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(lambda x: read_region(slide, x, 0, 50, 700), range(0, 850, 5)))
+    for x, part in zip(range(0, 850, 5), parts, strict=True):
+        np.testing.assert_array_equal(part, picture[:, x : x + 50])
+    assert slide.source._levels[0]._image is not before

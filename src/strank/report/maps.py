@@ -23,7 +23,8 @@ from strank.slides.image import Slide, thumbnail
 
 __all__ = ["MapLayer", "draw_maps", "map_layers", "write_gene_maps"]
 
-_THUMBNAIL_UM = 4.0
+# Of the picture below the marks: fine for a small section, and no larger than can be seen.
+_THUMBNAIL_UM, _MOST_PIXELS = 4.0, 2000
 _MARGIN_UM = 150.0
 # Red and blue keep apart in all common colour deficiencies; the middle is light, like unstained.
 _COLOURS = "RdBu_r"
@@ -106,7 +107,8 @@ def write_gene_maps(
     A layer that lacks a gene is left out of its picture. File names are the genes', escaped.
     ``advance`` is called with 1 after every picture.
     """
-    small, scale = thumbnail(slide, _THUMBNAIL_UM)
+    side_um = max(slide.size) * slide.um_per_pixel
+    small, scale = thumbnail(slide, max(_THUMBNAIL_UM, side_um / _MOST_PIXELS))
     paths = []
     for gene in genes:
         path = folder / f"{safe_name(gene)}.png"

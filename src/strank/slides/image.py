@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -149,8 +151,7 @@ def read_field(
             window = np.asarray(cv2.resize(window, size, interpolation=cv2.INTER_AREA))
         cv2.resize(window, (pixels, pixels), dst=out[i], interpolation=method)
 
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(cut, range(len(centres))))
+    list(_readers().map(cut, range(len(centres))))
     return out
 
 
@@ -190,6 +191,16 @@ def _level(slide: Slide, wanted: float) -> tuple[int, float]:
     shrinks = [slide.size[0] / width for width, _ in slide.source.sizes]
     level = max(i for i, shrink in enumerate(shrinks) if i == 0 or shrink <= wanted * 1.001)
     return level, shrinks[level]
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    """Threads that read; always the same, since libvips keeps buffers for each that ever did."""
+    return ThreadPoolExecutor(thread_name_prefix="read")
+
+
+# Threads do not follow into a forked process.
+os.register_at_fork(after_in_child=_readers.cache_clear)
 
 
 def _window(

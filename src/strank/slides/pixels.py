@@ -30,6 +30,8 @@ Size = tuple[int, int]
 
 _UNTILED = re.compile(r"(jpeg|png|webp|gif|heif|jp2k)load")
 _MOST_UNTILED = 5_000_000_000
+# Bytes of tiles after which a level is opened anew.
+_MOST_DECODED = 256_000_000
 _BOMB_PIXELS, _BOMB_RATIO = 500_000_000, 1000
 # Outside, a TIFF's resolution is that of a printer or a default of the program that wrote it.
 _PLAUSIBLE_UM = (0.05, 10.0)
@@ -126,13 +128,13 @@ class _OpenSlidePixels:
 class _VipsPixels:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.sizes: tuple[Size, ...] = tuple((im.width, im.height) for im in self._levels)
+        self.sizes: tuple[Size, ...] = tuple(level.size for level in self._levels)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path,)
 
     @cached_property
-    def _levels(self) -> list[pyvips.Image]:
+    def _levels(self) -> list[_VipsLevel]:
         with _explained(self.path):
             full = _open(self.path)
             _check_size(self.path, full)
@@ -141,7 +143,7 @@ class _VipsPixels:
             parts = [{"subifd": i} for i in range(_number(full, "n-subifds"))]
             parts = parts or [{"page": i} for i in range(1, _number(full, "n-pages"))]
             smaller = [part for part in parts if _is_level(_open(self.path, **part), full)]
-            return [_rgb(self.path, part) for part in ({}, *smaller)]
+            return [_VipsLevel(self.path, part) for part in ({}, *smaller)]
 
     @property
     def um_per_pixel(self) -> float | None:
@@ -154,15 +156,38 @@ class _VipsPixels:
         return _plausible(1e3 / full.xres, 1e3 / full.yres)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        with _explained(self.path):
+            return self._levels[level].read(x, y, width, height)
+
+
+class _VipsLevel:
+    """One level, opened anew from time to time: libvips keeps up to a thousand of its tiles."""
+
+    def __init__(self, path: Path, part: Mapping[str, int]) -> None:
+        self.path, self.part = path, part
+        self._image = _rgb(path, part)
+        self._tile = [_number(self._image, f"tile-{side}") for side in ("width", "height")]
+        self._decoded = 0
+
+    @property
+    def size(self) -> Size:
+        return self._image.width, self._image.height
+
+    def read(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         import pyvips
 
-        with _explained(self.path):
-            # Images are shared between threads, regions are not.
-            window = pyvips.Region.new(self._levels[level]).fetch(x, y, width, height)
+        # Images are shared between threads, regions are not.
+        window = pyvips.Region.new(self._image).fetch(x, y, width, height)
+        if all(self._tile):
+            across, down = self._tile
+            self._decoded += 3 * (width + 2 * across) * (height + 2 * down)
+            if self._decoded > _MOST_DECODED:
+                self._decoded = 0
+                self._image = _rgb(self.path, {**self.part, "revalidate": True})
         return np.frombuffer(window, np.uint8).reshape(height, width, 3)
 
 
-def _open(path: Path, **options: int) -> pyvips.Image:
+def _open(path: Path, **options: int | bool) -> pyvips.Image:
     import pyvips
 
     return pyvips.Image.new_from_file(str(path), fail_on="error", **options)
