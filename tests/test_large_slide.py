@@ -21,14 +21,14 @@ from strank.linear.head import LinearHead
 from strank.model import RankModel
 
 TILE = 256
-# Prints the peak of what the process itself holds.
+# Prints the peak of the process; `ru_maxrss` would be that of the tests that started it, too.
 RUN = """
-import json, resource, sys
+import sys
 from strank.cli.commands import app
 try:
     app(sys.argv[1:])
 finally:
-    print(json.dumps({"gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+    print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
 
 
@@ -79,6 +79,7 @@ def model(tmp_path) -> Path:
     return tmp_path / "model"
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
 @pytest.mark.parametrize("side", [16_000, pytest.param(60_000, marks=pytest.mark.slow)])
 def test_tissue_tiles_features_and_scores_in_less_than_2_gib(side, model, tmp_path):
     write_slide(tmp_path / "slide.tif", side)
@@ -89,4 +90,4 @@ def test_tissue_tiles_features_and_scores_in_less_than_2_gib(side, model, tmp_pa
     assert run.returncode == 0, run.stderr
     summary, peak = run.stdout.rstrip().rsplit("\n", 1)
     assert json.loads(summary)["n_tiles"] == pytest.approx(144, abs=30)
-    assert json.loads(peak)["gib"] < 2
+    assert 0.3 < int(peak) / 2**20 < 2

@@ -131,6 +131,14 @@ def test_content_counts_not_the_suffix(picture, tmp_path):
     assert open_slide(tmp_path / "a.jpg", 0.5).size == SIZE
 
 
+@pytest.mark.parametrize("name", ["plain.png", "tiled.tif", "pyramid.tif", "slide.ome.tif"])
+def test_a_file_that_was_written_anew_is_read_anew(name, picture, tmp_path):
+    for shown in (picture, 255 - picture, picture[::-1].copy()):
+        WRITERS[name](tmp_path / name, shown)
+        slide = open_slide(tmp_path / name, 0.5)
+        np.testing.assert_array_equal(read_region(slide, 0, 0, *SIZE), shown)
+
+
 def test_other_threads_and_processes(picture, tmp_path):
     for name in ("slide.svs", "slide.ome.tif"):
         WRITERS[name](tmp_path / name, picture)

@@ -183,14 +183,15 @@ class _VipsLevel:
             self._decoded += 3 * (width + 2 * across) * (height + 2 * down)
             if self._decoded > _MOST_DECODED:
                 self._decoded = 0
-                self._image = _rgb(self.path, {**self.part, "revalidate": True})
+                self._image = _rgb(self.path, self.part)
         return np.frombuffer(window, np.uint8).reshape(height, width, 3)
 
 
-def _open(path: Path, **options: int | bool) -> pyvips.Image:
+def _open(path: Path, **options: int) -> pyvips.Image:
     import pyvips
 
-    return pyvips.Image.new_from_file(str(path), fail_on="error", **options)
+    # Else libvips may answer with what stood in the file before, and with all that it cached.
+    return pyvips.Image.new_from_file(str(path), fail_on="error", revalidate=True, **options)
 
 
 def _number(image: pyvips.Image, field: str) -> int:
