@@ -84,7 +84,7 @@ def st_folder(tmp_path: Path) -> Path:
         rng = np.random.default_rng(number)
         y, x = np.mgrid[2:7, 3:8].reshape(2, -1)
         spots = pd.DataFrame({"x": x, "y": y, "new_x": x + 0.01, "new_y": y - 0.01})
-        spots = spots.assign(pixel_x=40.0 * x - 80, pixel_y=40.0 * y - 60, selected=1)
+        spots = spots.assign(pixel_x=45.0 * x - 95, pixel_y=45.0 * y - 75, selected=1)
         counts = pd.DataFrame(
             rng.poisson(4, size=(25, 8)),
             index=[f"{a}x{b}" for a, b in zip(x, y, strict=True)],

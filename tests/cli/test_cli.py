@@ -97,7 +97,7 @@ def test_json_on_stdout_is_all_there_is(cohort, st_folder, tmp_path):
     )
     assert "8 that any section measures; 0 not in all" in union["panel_choice"]
     image = st_folder / "images/A1.jpg"
-    options = ["--model", tmp_path / "m", "-o", tmp_path / "p", "--mpp", 5, "--json"]
+    options = ["--model", tmp_path / "m", "-o", tmp_path / "p", "--mpp", 4.4, "--json"]
     assert json.loads(run("predict", image, *options).stdout)["n_genes"] == 3
 
 

@@ -46,8 +46,8 @@ def test_features_are_those_of_the_image_at_the_spot(folder, st_folder):
     pixels = np.asarray(Image.open(st_folder / "images/A1.jpg"))
     i = list(adata.obs_names).index("5x4")
     x, y = adata.obsm["spatial"][i].astype(int)
-    # 100 µm are 20 px at 5 µm per pixel.
-    expected = pixels[y - 10 : y + 10, x - 10 : x + 10].mean((0, 1))
+    # 100 µm are 22 whole px at 4.44 µm per pixel.
+    expected = pixels[y - 11 : y + 11, x - 11 : x + 11].mean((0, 1))
     np.testing.assert_allclose(adata.obsm["means"][i, :3], expected, atol=0.6)
 
 
@@ -219,7 +219,7 @@ class Deadly:
 def test_a_killed_worker_is_explained(tmp_path, monkeypatch):
     (tmp_path / "deadly.py").write_text(DEADLY)
     monkeypatch.syspath_prepend(tmp_path)
-    slide = Slide(import_module("deadly").Deadly(), 5.0, tmp_path / "A1.jpg")
+    slide = Slide(import_module("deadly").Deadly(), 4.0, tmp_path / "A1.jpg")
     told = r"a process that reads tiles was killed .* Use fewer --workers, 0 for none"
     with pytest.raises(InputError, match=told):
         embed_spots(slide, np.full((3, 2), 150.0), Means(), workers=1)

@@ -38,9 +38,9 @@ def test_a_section_holds_what_its_files_say(st_folder):
     assert adata.obs["patient"].unique().tolist() == ["A"]
     np.testing.assert_array_equal(adata.obs["library_size"], counts.loc[adata.obs_names].sum(1))
     x, y = adata.obsm["spatial"][list(adata.obs_names).index("4x3")]
-    assert (x, y) == (80.0, 60.0)
+    assert (x, y) == (85.0, 60.0)
     info = section_info(adata)
-    assert info.um_per_pixel == pytest.approx(200 / 40)
+    assert info.um_per_pixel == pytest.approx(200 / 45)
     assert info.image == str((st_folder / "images/A1.jpg").resolve())
 
 

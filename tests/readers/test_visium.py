@@ -17,9 +17,9 @@ from scipy import sparse
 from strank.cohort.contract import section_info
 from strank.cohort.store import read_section
 from strank.errors import InputError
-from strank.readers.sections import Origin
+from strank.readers.sections import Origin, write_sections
 from strank.readers.st import find_sections, read_st_section
-from strank.readers.visium import SpotArray, VisiumRun, import_visium, read_visium
+from strank.readers.visium import SpotArray, VisiumRun, read_visium
 
 FEATURES = pd.DataFrame(
     {"id": [f"ENSG{i:011}" for i in range(6)], "symbol": [*"ABCD", "MATR3", "MATR3"]}
@@ -219,13 +219,13 @@ def test_an_image_that_contradicts_the_grid_is_refused(outs, image):
 
 
 def test_import_writes_all_or_nothing(outs, image, tmp_path):
-    told: list[int] = []
     runs = [VisiumRun(outs, Origin(name, "P1"), image) for name in ("S2", "S1")]
-    sections = import_visium(runs, tmp_path / "cohort", advance=told.append)
-    assert (list(sections), told) == (["S1", "S2"], [1, 1])
+    sections = write_sections(map(read_visium, runs), tmp_path / "cohort")
+    assert list(sections) == ["S1", "S2"]
     check_whole(read_section(tmp_path / "cohort/S2.h5ad"))
+    broken = VisiumRun(outs, ORIGIN, None)
     with pytest.raises(InputError, match="full-resolution"):
-        import_visium([runs[0], VisiumRun(outs, ORIGIN, None)], tmp_path / "other")
+        write_sections(map(read_visium, [runs[0], broken]), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 

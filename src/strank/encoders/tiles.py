@@ -20,7 +20,7 @@ __all__ = ["Batch", "Say", "check_scale", "encode_batches", "read_batches"]
 Say = Callable[[str], object]
 
 # Windows magnified more than this hold nothing that an encoder could see.
-_MOST_MAGNIFICATION = 12
+_MOST_MAGNIFICATION = 10
 
 
 class Batch(NamedTuple):

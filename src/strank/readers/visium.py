@@ -9,7 +9,6 @@ hexagonal grid of 100 µm, on slides of 6.5 and 11 mm, with or without CytAssist
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +19,11 @@ from anndata import AnnData
 from strank.errors import InputError, some
 from strank.files import sha256
 from strank.readers.genes import name_genes
-from strank.readers.sections import Origin, build_section, open_measured, write_sections
+from strank.readers.sections import Origin, build_section, open_measured
 from strank.readers.st import pixels_per_pitch
 from strank.readers.tenx import find_file, read_matrix
 
-__all__ = ["VISIUM", "SpotArray", "VisiumRun", "import_visium", "read_visium"]
+__all__ = ["VISIUM", "SpotArray", "VisiumRun", "read_visium"]
 
 _NUMBERS = ["in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 
@@ -73,45 +72,6 @@ class VisiumRun:
     origin: Origin
     image: Path | None
     um_per_pixel: float | None = None
-
-
-def import_visium(
-    runs: Iterable[VisiumRun],
-    cohort: Path,
-    *,
-    gene_id: bool = False,
-    raw: bool = False,
-    advance: Callable[[int], object] | None = None,
-) -> dict[str, AnnData]:
-    """Read runs and write them to a cohort; nothing is written unless all can be read.
-
-    Parameters
-    ----------
-    runs
-        One a section.
-    cohort
-        The folder to write to.
-    gene_id, raw
-        As in `read_visium`.
-    advance
-        Called with 1 after every section read.
-
-    Returns
-    -------
-    dict[str, AnnData]
-        Section name to section, sorted.
-
-    Raises
-    ------
-    InputError
-        As `read_visium` and `strank.readers.sections.write_sections`.
-    """
-    sections = []
-    for run in runs:
-        sections.append(read_visium(run, gene_id=gene_id, raw=raw))
-        if advance is not None:
-            advance(1)
-    return write_sections(sections, cohort)
 
 
 def read_visium(
