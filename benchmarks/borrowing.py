@@ -25,7 +25,7 @@ from scipy import sparse
 from scipy.special import logsumexp
 
 from strank import STRankRegressorCV, read_cohort
-from strank.training_set import TrainingData, training_data
+from strank.cohort.training_set import TrainingData, training_data
 
 STRATA = {"< 0.1": (0.01, 0.1), "0.1 to 0.5": (0.1, 0.5), "0.5 to 2": (0.5, 2), "> 2": (2, np.inf)}
 # Kind, standard deviation of the true scores, gamma noise, scores that differ between sections.

@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from strank.cohort.store import read_cohort
 from strank.encoders.backbone import Backbone, BackboneEncoder, place
 from strank.encoders.base import Encoder
-from strank.encoders.catalogue import get_encoder
-from strank.encoders.embed import embed_spots
+from strank.encoders.embedding import embed_spots
+from strank.encoders.load import get_encoder
 from strank.encoders.tiles import Batch, read_batches
-from strank.slides.image import Slide, open_slide, slide_of
+from strank.slides.slide import Slide, open_slide, slide_of
 
 Seconds = dict[str, float]
 

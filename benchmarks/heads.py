@@ -41,15 +41,15 @@ from anndata import AnnData
 from borrowing import gain
 
 from strank import STRankRegressorCV, fit_model, read_cohort
+from strank.cohort.folds import make_folds, patients_of
 from strank.cohort.panel import choose_panel
-from strank.cohort.splits import make_folds, patients_of
 from strank.cohort.store import read_h5ad
-from strank.evaluation.baselines import BASELINES
+from strank.cohort.training_set import training_data
+from strank.evaluation.methods import BASELINES
 from strank.evaluation.scores import score_section
 from strank.files import atomic_path
+from strank.fitting.networks import train_model
 from strank.neural.recipe import Machine
-from strank.train import train_model
-from strank.training_set import training_data
 
 KEY = ["method", "loss", "seed", "section"]
 MEASURES = ["scc", "gain", "r"]

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from strank import cross_validate, fit_model, read_cohort
-from strank.encoders.catalogue import get_encoder
-from strank.encoders.embed import embed_cohort
-from strank.readers.st import import_st
+from strank.encoders.embedding import embed_cohort
+from strank.encoders.load import get_encoder
+from strank.io.st import import_st
 
 
 def prepare(data: Path, cohort: Path) -> None:

@@ -10,7 +10,7 @@ other four, C2..C5 (one patient, whose other sections are in training) and B4 (a
 apart. Simulated: each patient is predicted from the others. scc is Spearman with log1p(CP10k),
 matched is depth-matched Spearman, r is Pearson with the true log rates; means over genes, sections.
 
-Windows are described by `strank.encoders.morphology.describe_patch` at 224 px. "n" are windows
+Windows are described by `describe_patch` at 224 px. "n" are windows
 whose hematoxylin and eosin were scaled first, so that the 95 % quantiles over the slide's own
 tissue are always the same. "around" is the mean of the spot's window over its six nearest spots.
 
@@ -32,14 +32,14 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from strank import fit_model, read_cohort
-from strank.cohort.splits import patients_of
+from strank.cohort.folds import patients_of
 from strank.cohort.store import read_h5ad
 from strank.encoders.base import Field
-from strank.encoders.morphology import Morphology, describe_patch
-from strank.encoders.stain import TISSUE_DENSITY, optical_density, unmixing_matrix
+from strank.encoders.morphology.encoder import Morphology, describe_patch
+from strank.encoders.morphology.stain import TISSUE_DENSITY, optical_density, unmixing_matrix
 from strank.evaluation.scores import score_section
-from strank.functional.metrics import correlation
-from strank.slides.image import Slide, read_field, slide_of, thumbnail
+from strank.metrics.correlation import correlation
+from strank.slides.slide import Slide, read_field, slide_of, thumbnail
 
 app = typer.Typer(add_completion=False, help=__doc__.partition("\n")[0])
 

@@ -18,12 +18,12 @@ import numpy as np
 from anndata import AnnData
 
 from strank.cohort.store import read_cohort
-from strank.encoders.catalogue import get_encoder
-from strank.encoders.embed import embed_spots
-from strank.novelty import fit_novelty, novelty_of, warning_of
-from strank.slides.image import Slide, read_region, slide_of
+from strank.cohort.training_set import groups_of
+from strank.encoders.embedding import embed_spots
+from strank.encoders.load import get_encoder
+from strank.model.novelty import fit_novelty, novelty_of, warning_of
 from strank.slides.pixels import ArrayPixels
-from strank.training_set import groups_of
+from strank.slides.slide import Slide, read_region, slide_of
 
 COLOURS = {
     "inverted": lambda rgb: 255 - rgb,

@@ -15,8 +15,8 @@ import torch
 from scipy import sparse
 from solver_sides import Task, exact, measure
 
+from strank.linear.data import gather
 from strank.linear.design import Design, Plan
-from strank.linear.inputs import gather
 from strank.linear.objective import Problem, evaluate
 from strank.linear.solver import HISTORY, Optimum, _Search, minimise
 

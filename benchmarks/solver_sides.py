@@ -26,12 +26,11 @@ from scipy import sparse
 from scipy.special import logsumexp, xlogy
 from threadpoolctl import threadpool_limits
 
+from strank.cohort.training_set import training_data
+from strank.functional.groups import centre_within
 from strank.functional.listwise import list_loss
-from strank.functional.metrics import log1p_cp10k, spearman
-from strank.linear.geometry import centre_within
-from strank.linear.regressor import STRankRegressor
-from strank.linear.regressor_cv import STRankRegressorCV
-from strank.training_set import training_data
+from strank.linear.regressor import STRankRegressor, STRankRegressorCV
+from strank.metrics.correlation import log1p_cp10k, spearman
 
 # Indicator columns of sections, so large that the penalty of scikit-learn does not reach them:
 # with 1e3 coefficients are right to 2e-6, with 1e4 to 2e-8.

@@ -5,10 +5,10 @@
     python benchmarks/training.py pipeline DATA      # also processes, compile
 
 Set OMP_NUM_THREADS=1 where other programs use the cores. The last section is held out. Spots,
-heads and objective are made as `strank.train.train_model` makes them.
+heads and objective are made as `strank.fitting.networks.train_model` makes them.
 
 recipe: the paper's (linear head, AdamW 5e-5, 256 of any spots, list loss over a section's spots in
-the batch, held-out section scored every epoch), by `strank.neural.run.train` and by Lightning as
+the batch, held-out section scored every epoch), by `neural.training.train` and by Lightning as
 one writes it without us: a TensorDataset, a loop over the sections of the batch, ``self.log``,
 EarlyStopping, ModelCheckpoint (best and last), CSVLogger. Both start at the same weights and see
 the same batches, so their curves must be the same: "difference" is the largest in any epoch, beside
@@ -55,13 +55,12 @@ import typer
 from safetensors.torch import load_file
 from training_sides import LOSS, SCORE, SEED, fit, recipe_of, silent, spots_of, start, steps_of
 
-from strank.encoders.hub import backbone_from_config
+from strank.encoders.load import backbone_from_config
 from strank.losses import ListSTRankLoss
 from strank.neural.augment import Augmentation
+from strank.neural.checkpoints import BEST, HISTORY
 from strank.neural.finetune import freeze_unused, prepare
-from strank.neural.heads import MLPHead
-from strank.neural.keep import BEST, HISTORY
-from strank.neural.network import Network
+from strank.neural.heads import MLPHead, Network
 from strank.neural.recipe import RECIPES, Machine
 
 MODES = ("eager", "compiled", "eager"), ("32-true", "32-true", "bf16-mixed")

@@ -23,18 +23,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from strank import read_cohort
-from strank.linear.geometry import centre_within
+from strank.cohort.training_set import TrainingData
+from strank.fitting.networks import TrainingPlan, start_head
+from strank.functional.groups import centre_within
 from strank.losses import SectionLoss
-from strank.neural.batches import SectionBatches
-from strank.neural.heads import ContextHead, Head, MLPHead
-from strank.neural.network import Network
-from strank.neural.objectives import loss_maker
-from strank.neural.recipe import RECIPES, Machine, Recipe
-from strank.neural.run import Run, train
-from strank.neural.spots import Spots, training_loader
-from strank.plan import TrainingPlan
-from strank.train import start_head
-from strank.training_set import TrainingData
+from strank.neural.data import SectionBatches, Spots, training_loader
+from strank.neural.heads import ContextHead, Head, MLPHead, Network
+from strank.neural.recipe import RECIPES, Machine, Recipe, loss_maker
+from strank.neural.training import Run, train
 
 HEADS: dict[str, Callable[..., Head]] = {
     "linear": partial(MLPHead, depth=0, centred=False),
@@ -79,7 +75,7 @@ def training_rows(plan: TrainingPlan) -> np.ndarray:
 
 
 def spots_of(plan: TrainingPlan, name: str) -> Spots:
-    """Features and neighbours as `strank.train.train_model` gives them to such a head."""
+    """Features and neighbours as `train_model` gives them to such a head."""
     features = plan.data.features
     like = HEADS[name](features.shape[1], len(plan.panel))
     if like.centred:
@@ -143,7 +139,7 @@ def steps_of(training: Callable[[], Any]) -> pd.DataFrame:
     def watched(*given: Any, **how: Any) -> Watched:
         return Watched(training_loader(*given, **how), steps)
 
-    with silent(), patch("strank.neural.run.training_loader", watched):
+    with silent(), patch("strank.neural.training.training_loader", watched):
         training()
     return pd.DataFrame(steps, columns=["epoch", "wait ms", "step ms"])
 

@@ -19,7 +19,7 @@ from strank.cli import app
 from strank.cohort.contract import SectionInfo, make_section
 from strank.cohort.store import write_h5ad
 from strank.files import sha256
-from strank.functional.metrics import rank_correlation
+from strank.metrics.correlation import rank_correlation
 from strank.simulate.counts import CountDesign, draw_counts, draw_genes
 from strank.simulate.drawing import draw_section, draw_stain
 from strank.simulate.tissue import LAYOUT_UM, REGIONS, Tissue, TissueDesign, grow_tissue

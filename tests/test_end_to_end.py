@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from strank import RankModel, read_cohort
 from strank.cli import app
-from strank.functional.metrics import rank_correlation
+from strank.metrics.correlation import rank_correlation
 from strank.simulate.cohort import simulate_cohort
 from strank.simulate.tissue import TissueDesign
 from strank.studies.demo import class_table, run_demo

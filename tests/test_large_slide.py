@@ -16,9 +16,9 @@ import tifffile
 import torch
 
 from strank.encoders.base import encoder_facts
-from strank.encoders.morphology import Morphology
-from strank.linear.head import LinearHead
-from strank.model import RankModel
+from strank.encoders.morphology.encoder import Morphology
+from strank.model.rank_model import RankModel
+from strank.neural.heads import LinearHead
 
 TILE = 256
 # Prints the peak of the process; `ru_maxrss` would be that of the tests that started it, too.

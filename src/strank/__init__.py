@@ -13,10 +13,10 @@ from strank.version import __version__
 if TYPE_CHECKING:
     from strank.cohort.store import read_cohort
     from strank.evaluation.held_out import cross_validate, evaluate
-    from strank.finetune import finetune_model
-    from strank.fit import fit_model
-    from strank.linear.regressor import STRankRegressor
-    from strank.linear.regressor_cv import STRankRegressorCV
+    from strank.fitting.exact import fit_model
+    from strank.fitting.finetune import finetune_model
+    from strank.fitting.networks import train_model
+    from strank.linear.regressor import STRankRegressor, STRankRegressorCV
     from strank.losses import (
         ListSTRankLoss,
         MarginRankingLoss,
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
         PearsonLoss,
         PoissonLoss,
     )
-    from strank.model import RankModel
-    from strank.train import train_model
+    from strank.model.rank_model import RankModel
 
 _HOMES = {
     "ListSTRankLoss": "strank.losses",
@@ -37,15 +36,15 @@ _HOMES = {
     "NegativeBinomialLoss": "strank.losses",
     "PearsonLoss": "strank.losses",
     "PoissonLoss": "strank.losses",
-    "RankModel": "strank.model",
+    "RankModel": "strank.model.rank_model",
     "STRankRegressor": "strank.linear.regressor",
-    "STRankRegressorCV": "strank.linear.regressor_cv",
+    "STRankRegressorCV": "strank.linear.regressor",
     "cross_validate": "strank.evaluation.held_out",
     "evaluate": "strank.evaluation.held_out",
-    "finetune_model": "strank.finetune",
-    "fit_model": "strank.fit",
+    "finetune_model": "strank.fitting.finetune",
+    "fit_model": "strank.fitting.exact",
     "read_cohort": "strank.cohort.store",
-    "train_model": "strank.train",
+    "train_model": "strank.fitting.networks",
 }
 
 __all__ = [

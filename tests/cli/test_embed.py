@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from strank.cli import app
-from strank.readers.st import import_st
+from strank.io.st import import_st
 
 ENCODER = """
 import numpy as np

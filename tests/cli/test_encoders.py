@@ -9,8 +9,8 @@ import sys
 import typer
 from typer.testing import CliRunner
 
-from strank.cli.encoders import encoders
-from strank.encoders.pathology import NETWORKS
+from strank.cli.embed import encoders
+from strank.encoders.catalogue import NETWORKS
 
 
 def _run(*arguments: str):
@@ -40,7 +40,7 @@ def test_json_has_everything():
 
 def test_listing_needs_no_torch():
     code = (
-        "import sys; from strank.cli.encoders import encoders; encoders(False);"
+        "import sys; from strank.cli.embed import encoders; encoders(False);"
         "heavy = {'torch', 'timm', 'transformers', 'lazyslide_models'} & set(sys.modules);"
         "assert not heavy, heavy"
     )

@@ -244,12 +244,12 @@ def test_a_trained_encoder_that_is_damaged_is_refused(cohort, image_network, tmp
 
 def test_finetuning_learns_what_the_image_shows(cohort, image_network, tmp_path):
     from strank import RankModel, read_cohort
-    from strank.encoders.embed import embed_section
-    from strank.finetune import finetune_model
-    from strank.neural.batches import BatchPlan
+    from strank.encoders.embedding import embed_section
+    from strank.fitting.finetune import finetune_model
+    from strank.neural.data import BatchPlan
     from strank.neural.finetune import Finetune
     from strank.neural.recipe import Recipe
-    from strank.predict import encoder_of
+    from strank.prediction import encoder_of
 
     recipe = Recipe(learning_rate=3e-3, weight_decay=1e-2, max_epochs=40, patience=40)
     recipe = Recipe(**{**vars(recipe), "batches": BatchPlan(sections=2, spots=36)})

@@ -17,12 +17,11 @@ from typer.testing import CliRunner
 
 from strank.cli import app
 from strank.encoders.base import encoder_facts
-from strank.encoders.catalogue import get_encoder
-from strank.exports import geojson
-from strank.linear.head import LinearHead
-from strank.model import RankModel
-from strank.neural.heads import ContextHead
-from strank.novelty import fit_novelty
+from strank.encoders.load import get_encoder
+from strank.io import exports as geojson
+from strank.model.novelty import fit_novelty
+from strank.model.rank_model import RankModel
+from strank.neural.heads import ContextHead, LinearHead
 
 GENES = ["ERBB2", "HLA/A <b>", "VWF"]
 
@@ -78,8 +77,8 @@ def slides(tmp_path) -> list[Path]:
 @pytest.fixture
 def embedded(monkeypatch) -> list[str]:
     """Names of the slides that were embedded, in order."""
-    from strank import predict
-    from strank.encoders.embed import embed_spots
+    from strank import prediction as predict
+    from strank.encoders.embedding import embed_spots
 
     seen: list[str] = []
 
@@ -147,7 +146,7 @@ def test_other_scale_stride_model_image_or_a_damaged_file_are_scored_again(
 
 
 def test_a_job_that_was_killed_goes_on(slides, model, tmp_path, monkeypatch, embedded):
-    from strank import predict
+    from strank import prediction as predict
 
     spy = predict.embed_spots
 

@@ -13,7 +13,7 @@ from strank.cohort.contract import check_section, counts_checksum, spots_checksu
 from strank.cohort.store import features_path, read_cohort, write_h5ad
 from strank.errors import InputError
 from strank.files import atomic_path, output_folder, read_json, safe_name
-from strank.functional.metrics import target_of
+from strank.metrics.correlation import target_of
 
 
 def write(cohort, folder):

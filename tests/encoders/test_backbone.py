@@ -12,8 +12,7 @@ from torch import nn
 
 from strank.encoders.backbone import Backbone, BackboneEncoder, place, weights_checksum
 from strank.encoders.base import Field, encoder_facts, preprocessing_hash
-from strank.encoders.catalogue import get_encoder
-from strank.encoders.hub import backbone_from_config, load_backbone, load_encoder
+from strank.encoders.load import backbone_from_config, get_encoder, load_backbone, load_encoder
 from strank.errors import InputError
 
 MEAN, STD = (0.7, 0.55, 0.6), (0.2, 0.25, 0.15)
@@ -324,7 +323,7 @@ def test_the_hub_is_asked_for_safetensors(
         assert not any(pattern.endswith(".bin") for pattern in allow_patterns)
         return folder(kind)
 
-    monkeypatch.setattr("strank.encoders.hub.download", download)
+    monkeypatch.setattr("strank.encoders.load.download", download)
     monkeypatch.chdir(tmp_path)
     loaded = load_encoder(name)
     assert asked == [repository]
@@ -338,7 +337,7 @@ def test_no_network_is_one_clear_error(monkeypatch):
     def download(*_, **__):
         raise InputError("owner/net: the hub cannot be reached")
 
-    monkeypatch.setattr("strank.encoders.hub.download", download)
+    monkeypatch.setattr("strank.encoders.load.download", download)
     with pytest.raises(InputError, match=r"^owner/net: the hub cannot be reached$"):
         load_backbone("hf:owner/net")
     with pytest.raises(InputError, match=r"timm:resnet1: no such pretrained network"):

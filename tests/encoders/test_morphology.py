@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from strank.encoders.base import Field
-from strank.encoders.morphology import Morphology, describe_patch
-from strank.encoders.nuclei import find_nuclei, measure_nuclei
-from strank.encoders.stain import (
+from strank.encoders.morphology.encoder import Morphology, describe_patch
+from strank.encoders.morphology.nuclei import find_nuclei, measure_nuclei
+from strank.encoders.morphology.stain import (
     HEMATOXYLIN_EOSIN,
     optical_density,
     quantiles,
     separate,
     unmixing_matrix,
 )
-from strank.encoders.texture import describe_fibres, dyadic_scales
+from strank.encoders.morphology.texture import describe_fibres, dyadic_scales
 
 PINK, PURPLE, WHITE = (210, 150, 200), (70, 50, 120), (255, 255, 255)
 

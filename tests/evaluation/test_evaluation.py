@@ -10,10 +10,10 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from strank import cross_validate, evaluate, fit_model
+from strank.cohort.training_set import training_data
 from strank.errors import InputError
-from strank.evaluation.baselines import fit_ridge
+from strank.evaluation.methods import fit_ridge
 from strank.evaluation.scores import score_section, summarise
-from strank.training_set import training_data
 
 METHODS = {"list", "ridge", "centred ridge", "library size", "shuffled"}
 

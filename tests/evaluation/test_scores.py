@@ -9,10 +9,10 @@ from scipy import sparse, stats
 
 from strank.evaluation import scores as module
 from strank.evaluation.scores import SCORES, ceilings, score_section
-from strank.evaluation.significance import moran_basis, null_correlations, p_values
-from strank.functional.depth import deep_enough, depth_matched_spearman, lift, thinned_ranks
-from strank.functional.deviance import deviance_explained
-from strank.functional.metrics import pearson, spearman, unit_ranks
+from strank.metrics.correlation import pearson, spearman, unit_ranks
+from strank.metrics.depth import deep_enough, depth_matched_spearman, lift, thinned_ranks
+from strank.metrics.deviance import deviance_explained
+from strank.metrics.significance import moran_basis, null_correlations, p_values
 
 PANEL = pd.Index(["G4", "G0", "GONE", "G2", "G5"])
 MEASURED = np.array([0, 1, 3, 4])

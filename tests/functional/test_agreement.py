@@ -11,8 +11,7 @@ from scipy.special import gammaln
 from torch.nn import functional
 
 from strank.functional.listwise import list_loss, pearson_loss
-from strank.functional.pairs import all_pairs
-from strank.functional.pairwise import margin_ranking_loss, pair_loss
+from strank.functional.pairwise import all_pairs, margin_ranking_loss, pair_loss
 from strank.functional.pointwise import mse_loss, negative_binomial_loss, poisson_loss
 
 PHI = torch.tensor(0.4, dtype=torch.float64)

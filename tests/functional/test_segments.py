@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strank.functional.pairs import all_pairs
+from strank.functional.pairwise import all_pairs
 from strank.functional.segments import (
     random_lists,
     section_codes,

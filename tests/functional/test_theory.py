@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from strank.functional.listwise import list_loss
-from strank.functional.pairs import sample_pairs
-from strank.functional.pairwise import pair_loss
+from strank.functional.pairwise import pair_loss, sample_pairs
 from strank.functional.pointwise import negative_binomial_loss, poisson_loss
 from strank.functional.segments import random_lists
 

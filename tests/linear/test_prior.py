@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from strank import STRankRegressor, STRankRegressorCV
+from strank.linear.data import gather
 from strank.linear.design import Design, Plan
-from strank.linear.inputs import gather
 from strank.linear.penalty import choose_penalty
 from strank.linear.prior import borrow, estimate_prior, pooled_choice
 

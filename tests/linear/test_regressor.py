@@ -14,9 +14,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from strank import STRankRegressor, STRankRegressorCV
+from strank.functional.groups import deal
+from strank.linear.data import gather
 from strank.linear.design import Design, Plan
-from strank.linear.inputs import deal, gather
-from strank.linear.solution import Status
+from strank.linear.exact import Status
 
 
 @pytest.fixture

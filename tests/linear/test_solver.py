@@ -11,13 +11,11 @@ from scipy import sparse
 from scipy.optimize import root
 
 from strank.functional.listwise import list_loss
-from strank.functional.pairs import all_pairs
-from strank.functional.pairwise import pair_loss
+from strank.functional.pairwise import all_pairs, pair_loss
+from strank.linear.data import gather
 from strank.linear.design import Design, Plan
-from strank.linear.exact import fit_genes
-from strank.linear.inputs import gather
+from strank.linear.exact import Solution, Status, fit_genes
 from strank.linear.objective import evaluate
-from strank.linear.solution import Solution, Status
 
 
 def simulate(n_spots=60, n_features=4, n_genes=5, n_sections=3, seed=0, rate=5.0):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strank.neural.batches import BatchPlan, SectionBatches, cut_epoch
+from strank.neural.data import BatchPlan, SectionBatches, cut_epoch
 
 # Codes with gaps, in any order; sections of one spot and of many.
 CODES = st.lists(st.sampled_from([0, 1, 4, 9]), min_size=1, max_size=60).map(np.array)

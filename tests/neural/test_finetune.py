@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from strank.encoders.backbone import Backbone
-from strank.encoders.hub import backbone_from_config
+from strank.encoders.load import backbone_from_config
 from strank.errors import InputError
 from strank.neural.finetune import checkpoint_activations, freeze_unused, merge, prepare
 

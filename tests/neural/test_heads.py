@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strank.neural.data import find_neighbours
 from strank.neural.heads import HEADS, ContextHead, MeanHead, MLPHead, stored_head
-from strank.neural.neighbours import find_neighbours
 
 N_FEATURES, N_GENES = 3, 7
 CONTEXT = {"n_neighbours": 4, "n_heads": 2, "attention": 5, "width": 8}

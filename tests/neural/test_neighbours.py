@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strank.neural.neighbours import find_neighbours
+from strank.neural.data import find_neighbours
 
 
 @st.composite

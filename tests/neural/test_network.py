@@ -9,8 +9,7 @@ from torch import nn
 from strank.functional.listwise import list_loss, pearson_loss
 from strank.functional.pairwise import pair_loss
 from strank.functional.pointwise import mse_loss
-from strank.neural.heads import ContextHead
-from strank.neural.network import Network
+from strank.neural.heads import ContextHead, Network
 
 N_SPOTS, PIXELS, N_FEATURES, N_GENES = 11, 4, 6, 3
 

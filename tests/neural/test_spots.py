@@ -10,9 +10,14 @@ import torch
 from scipy import sparse
 
 from strank.neural.augment import Augmentation
-from strank.neural.batches import BatchPlan, SectionBatches
-from strank.neural.neighbours import find_neighbours
-from strank.neural.spots import Spots, section_loader, training_loader
+from strank.neural.data import (
+    BatchPlan,
+    SectionBatches,
+    Spots,
+    find_neighbours,
+    section_loader,
+    training_loader,
+)
 
 N_SPOTS = 30
 

@@ -15,16 +15,16 @@ from torch import nn
 pytest.importorskip("lightning")
 
 from strank.errors import InputError
-from strank.fit import fit_model
-from strank.model import RankModel
-from strank.neural import keep, logs
-from strank.neural import run as run_module
-from strank.neural.batches import BatchPlan
+from strank.fitting.exact import fit_model
+from strank.fitting.networks import train_model
+from strank.model.rank_model import RankModel
+from strank.neural import checkpoints as keep
+from strank.neural import training as logs
+from strank.neural import training as run_module
+from strank.neural.data import BatchPlan
 from strank.neural.heads import ContextHead, MLPHead
-from strank.neural.objectives import OBJECTIVES
-from strank.neural.recipe import RECIPES, Machine, Recipe
-from strank.neural.step import Step
-from strank.train import train_model
+from strank.neural.recipe import OBJECTIVES, RECIPES, Machine, Recipe
+from strank.neural.training import Step
 
 QUICK = Recipe(learning_rate=0.02, weight_decay=0.01, max_epochs=15, patience=15, networks=1)
 SMALL = partial(MLPHead, width=16)

@@ -17,11 +17,17 @@ from strank.cli import app
 from strank.cohort.store import read_h5ad, write_h5ad
 from strank.errors import InputError
 from strank.files import read_json, write_json
-from strank.report import benchmark_data, benchmark_page
-from strank.report.benchmark_data import gene_tables, open_benchmark
-from strank.report.benchmark_maps import map_of, test_sections
-from strank.report.benchmark_page import write_report
-from strank.report.calibration import calibration_line, change_sums
+from strank.report.benchmark import data as benchmark_data
+from strank.report.benchmark import page as benchmark_page
+from strank.report.benchmark.data import (
+    calibration_line,
+    change_sums,
+    gene_tables,
+    map_of,
+    open_benchmark,
+    test_sections,
+)
+from strank.report.benchmark.page import write_report
 
 # What pytest would take for a test of its own.
 all_sections = test_sections

@@ -9,8 +9,8 @@ from PIL import Image
 
 from strank.errors import InputError
 from strank.files import safe_name
-from strank.report import learning
-from strank.report.learning import draw_learning_curves
+from strank.report import plots as learning
+from strank.report.plots import draw_learning_curves
 
 SCORES = {"A": [-3.0, 0.5, 0.75, 0.25], "B": [-9.0, 0.125, 0.25]}
 

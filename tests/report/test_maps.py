@@ -9,8 +9,8 @@ from anndata import AnnData
 from matplotlib.collections import EllipseCollection
 
 from strank.report.maps import MapLayer, draw_maps, map_layers, write_gene_maps
-from strank.slides.image import Slide
 from strank.slides.pixels import ArrayPixels
+from strank.slides.slide import Slide
 
 GENES = ["CD24", "<img src=x>", "a$\\frac{$b", "../up"]
 

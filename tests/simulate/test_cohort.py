@@ -9,7 +9,7 @@ from scipy.stats import rankdata, spearmanr
 
 from strank.errors import InputError
 from strank.files import sha256
-from strank.readers.st import find_sections, read_st_section
+from strank.io.st import find_sections, read_st_section
 from strank.simulate import TissueDesign, simulate_cohort
 from strank.simulate.cohort import _letters
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from strank.errors import InputError
 from strank.slides import pixels as module
-from strank.slides.image import (
+from strank.slides.slide import (
     Slide,
     check_image,
     open_slide,
@@ -229,7 +229,7 @@ def test_strips_shrink_as_the_whole_does(picture, tmp_path, monkeypatch):
     WRITERS["tiled.tif"](tmp_path / "a.tif", picture)
     slide = open_slide(tmp_path / "a.tif", 0.5)
     whole, scale = thumbnail(slide, 2.0)
-    monkeypatch.setattr("strank.slides.image._STRIP_PIXELS", 100_000)
+    monkeypatch.setattr("strank.slides.slide._STRIP_PIXELS", 100_000)
     strips, same = thumbnail(slide, 2.0)
     assert scale == same
     assert np.abs(whole.astype(int) - strips).max() <= 2

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from strank.errors import InputError
-from strank.slides.image import Slide
 from strank.slides.pixels import ArrayPixels
-from strank.slides.placement import check_on_tissue
+from strank.slides.slide import Slide
+from strank.slides.tissue import check_on_tissue
 
 
 @pytest.fixture

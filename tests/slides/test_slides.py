@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from strank.errors import InputError
-from strank.slides.image import Slide, read_field
 from strank.slides.pixels import ArrayPixels
+from strank.slides.slide import Slide, read_field
 from strank.slides.tissue import tile_centres, tissue_mask
 
 UM = 2.0

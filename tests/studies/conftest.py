@@ -15,7 +15,7 @@ from anndata import AnnData
 
 from strank.cohort.contract import spots_checksum
 from strank.cohort.store import features_path, write_h5ad
-from strank.evaluation.folds import Protocol
+from strank.evaluation.protocol import Protocol
 from strank.studies.benchmark.runner import Grid, run_benchmark
 
 BY_PATIENT = Protocol("patients", n_genes=(3, None))

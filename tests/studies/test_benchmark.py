@@ -18,13 +18,12 @@ import pandas as pd
 import pytest
 from joblib import parallel_config
 
-from strank.cohort.splits import Fold
+from strank.cohort.folds import Fold
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError
-from strank.evaluation.folds import Protocol, get_protocol
+from strank.evaluation.protocol import Protocol, get_protocol
 from strank.studies.benchmark import runner
-from strank.studies.benchmark.cells import Cell, Task
-from strank.studies.benchmark.runner import LOSSES, Grid
+from strank.studies.benchmark.runner import LOSSES, Cell, Grid, Task
 
 METHODS = ["linear, list", "ridge", "centred ridge", "linear, poisson"]
 
@@ -180,7 +179,7 @@ def test_several_at_once_find_what_one_finds(bench, done, tmp_path, kind):
 def test_a_run_that_was_killed_goes_on(bench, done, tmp_path, monkeypatch):
     script = (
         "import sys; from pathlib import Path; from functools import partial\n"
-        "from strank.evaluation.folds import Protocol\n"
+        "from strank.evaluation.protocol import Protocol\n"
         "from strank.progress import progress\n"
         "from strank.studies.benchmark.runner import Grid, run_benchmark\n"
         "grid = Grid(('list', 'poisson'), encoders=('mine',), n_genes=(3, None))\n"

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from strank.cohort.splits import Fold
+from strank.cohort.folds import Fold
 from strank.cohort.store import read_cohort, read_h5ad
-from strank.evaluation.folds import Protocol
+from strank.evaluation.protocol import Protocol
 from strank.evaluation.scores import SCORES, ceilings
-from strank.functional.deviance import deviance_explained, score_slope
-from strank.functional.metrics import spearman
+from strank.metrics.correlation import spearman
+from strank.metrics.deviance import deviance_explained, score_slope
 
 ALWAYS = {"linear, list", "ridge", "centred ridge", "library size", "shuffled"}
 ALL = {*ALWAYS, "linear, poisson"}

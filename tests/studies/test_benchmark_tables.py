@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from strank.evaluation.scores import SCORES
-from strank.evaluation.significance import combine_sections
+from strank.metrics.significance import combine_sections
 from strank.studies.benchmark.tables import summarise_benchmark, write_tables
 
 # Four that are fitted, library size, and the first of all shuffled.

@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from strank.studies.synthetic.findings import findings
 from strank.studies.synthetic.objectives import LIST_SIZES, OBJECTIVES, PAPER
-from strank.studies.synthetic.tables import Scores, sweep_table, table1, table3
+from strank.studies.synthetic.tables import Scores, findings, sweep_table, table1, table3
 
 
 def cells():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from strank.losses import ListSTRankLoss, MSELoss, NegativeBinomialLoss
-from strank.studies.synthetic.networks import CurveNetworks, Recipe, Spots, train
+from strank.studies.synthetic.cells import CurveNetworks, Recipe, Spots, train
 
 RECIPE = Recipe(steps=30, batch=32, checks=3)
 

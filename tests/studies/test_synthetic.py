@@ -16,8 +16,7 @@ from strank.cli import app
 from strank.errors import InputError
 from strank.simulate.curves import CurveDesign, curve, draw_curves
 from strank.studies.synthetic import study
-from strank.studies.synthetic.cells import Cell, fit_spline, run_cell
-from strank.studies.synthetic.networks import Recipe
+from strank.studies.synthetic.cells import Cell, Recipe, fit_spline, run_cell
 from strank.studies.synthetic.tables import Scores
 
 POINTWISE = ("mse", "poisson", "nb")

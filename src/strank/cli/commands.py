@@ -6,23 +6,8 @@ from typing import Annotated
 
 import typer
 
-from strank.cli import (
-    benchmark,
-    contrast,
-    demo,
-    embed,
-    encoders,
-    evaluate,
-    fit,
-    hest,
-    model,
-    predict,
-    probe,
-    report,
-    synthetic,
-)
+from strank.cli import contrast, embed, evaluate, fit, imports, model, predict, studies
 from strank.cli.console import ErrorGroup
-from strank.cli.imports import imports
 from strank.version import __version__
 
 __all__ = ["app", "main"]
@@ -44,10 +29,10 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 hub_data = typer.Typer(help="HEST-1k and HEST-Benchmark.", no_args_is_help=True)
-hub_data.command("download")(hest.download)
+hub_data.command("download")(imports.download)
 app.add_typer(hub_data, name="hest")
-app.add_typer(imports, name="import")
-app.command("encoders")(encoders.encoders)
+app.add_typer(imports.imports, name="import")
+app.command("encoders")(embed.encoders)
 app.command("embed")(embed.embed)
 app.command("fit")(fit.fit)
 app.command("evaluate")(evaluate.evaluate)
@@ -60,11 +45,11 @@ models.command("push")(model.push)
 models.command("pull")(model.pull)
 app.add_typer(models, name="model")
 app.command("contrast")(contrast.contrast)
-app.command("benchmark")(benchmark.benchmark)
-app.command("report")(report.report)
-app.command("demo")(demo.demo)
-app.command("synthetic")(synthetic.synthetic)
-app.command("hest-probe")(probe.hest_probe)
+app.command("benchmark")(studies.benchmark)
+app.command("report")(studies.report)
+app.command("demo")(studies.demo)
+app.command("synthetic")(studies.synthetic)
+app.command("hest-probe")(studies.hest_probe)
 
 
 def _print_version(wanted: bool) -> None:

@@ -59,8 +59,7 @@ def contrast(
     [bold]Example:[/] strank contrast out/scores.h5ad --groups regions.geojson
     --between Tumor,Stroma --counts cohort/C5.h5ad -o contrast
     """
-    from strank.evaluation.blocks import BLOCK_UM
-    from strank.evaluation.contrast import contrast_predicted
+    from strank.evaluation.fold_change import BLOCK_UM, contrast_predicted
     from strank.evaluation.regions import choose_pair, find_regions
     from strank.files import output_folder
 
@@ -97,7 +96,7 @@ def _add_observed(
     how: dict[str, Any],
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """Join the observed changes; what limits them, and how they agree, goes to the facts."""
-    from strank.evaluation.contrast import agreement, contrast_observed
+    from strank.evaluation.fold_change import agreement, contrast_observed
 
     section, chosen, told = _observed_regions(path, tiles, groups, tuple(facts["between"]))
     observed = contrast_observed(section, chosen, tiles.var_names, **how)
@@ -109,7 +108,7 @@ def _add_observed(
 
 def _write(output: Path, table: pd.DataFrame, content: dict[str, Any]) -> None:
     from strank.files import atomic_path, write_json
-    from strank.report.volcano import write_volcano
+    from strank.report.plots import write_volcano
 
     with atomic_path(output / "contrast.csv") as part:
         table.to_csv(part, index=False, float_format="%.6g")
@@ -120,7 +119,7 @@ def _write(output: Path, table: pd.DataFrame, content: dict[str, Any]) -> None:
 def _provenance(
     inputs: dict[str, Path | None], tiles: AnnData, groups: str, how: dict[str, Any]
 ) -> dict[str, Any]:
-    from strank.evaluation.blocks import N_DRAWS
+    from strank.evaluation.fold_change import N_DRAWS
     from strank.files import sha256
     from strank.version import __version__
 

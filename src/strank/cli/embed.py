@@ -1,4 +1,4 @@
-"""``strank embed``: features beside the counts."""
+"""``strank encoders`` and ``strank embed``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from typing import Annotated
 
 import typer
 
-from strank.cli.console import Json, finish, note
+from strank.cli.console import Json, finish, note, show_table
 from strank.progress import progress
-
-__all__ = ["embed"]
 
 # More bring nothing: so many feed one GPU.
 _MOST_WORKERS = 8
@@ -63,8 +61,8 @@ def embed(
     """
     from strank.cohort.store import count_spots
     from strank.encoders.backbone import on_gpu
-    from strank.encoders.catalogue import get_encoder
-    from strank.encoders.embed import embed_cohort
+    from strank.encoders.embedding import embed_cohort
+    from strank.encoders.load import get_encoder
 
     n_spots = count_spots(cohort)
     chosen, there = on_gpu(get_encoder(encoder, weights=weights), precision)
@@ -99,4 +97,30 @@ def embed(
             + f" --encoder {chosen.name}"
             * (chosen.name != "morphology")
         ],
+    )
+
+
+def encoders(as_json: Json = False) -> None:
+    """List the encoders that `strank embed --encoder` knows by name.
+
+    Besides, it takes any network of timm (timm:NAME) or transformers (hf:OWNER/NAME), a folder with
+    one, and what a module of yours gives (module:callable). Weights come from the hub, or with
+    --weights from a file. --json has the file, revision, colours, precision and citation, too.
+
+    [bold]Example:[/] strank encoders
+    """
+    import pandas as pd
+
+    from strank.encoders.load import encoder_table
+
+    rows = encoder_table()
+    if not as_json:
+        shown = pd.DataFrame(rows).rename(columns={"um_per_pixel": "µm/px", "pixels": "input"})
+        shown["gated"] = shown["gated"].map({True: "yes", False: "no"})
+        names = ["name", "width", "µm/px", "input", "licence", "gated", "source"]
+        show_table(shown[names], "Encoders")
+    finish(
+        {"encoders": rows},
+        as_json=as_json,
+        lines=["Gated: accept the terms at https://huggingface.co/SOURCE, then `hf auth login`."],
     )

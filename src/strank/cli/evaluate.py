@@ -26,7 +26,7 @@ from strank.progress import progress
 if TYPE_CHECKING:
     from strank.encoders.base import Encoder
     from strank.evaluation.held_out import Evaluation
-    from strank.model import RankModel
+    from strank.model.rank_model import RankModel
 
 __all__ = ["evaluate"]
 
@@ -117,8 +117,8 @@ def _evaluate_model(
     from strank.cohort.store import read_cohort, section_names
     from strank.encoders.backbone import on_gpu
     from strank.evaluation.held_out import evaluate as evaluate_model
-    from strank.model import RankModel
-    from strank.predict import encoder_of
+    from strank.model.rank_model import RankModel
+    from strank.prediction import encoder_of
 
     model = RankModel.load(folder)
     encoder, trained = model.encoder["name"], list(model.provenance["sections"])
@@ -144,7 +144,7 @@ def _evaluate_model(
 def _embed(cohort: Path, encoder: Encoder) -> None:
     """Embed by an encoder that was trained with its model; what was done before is kept."""
     from strank.cohort.store import count_spots
-    from strank.encoders.embed import embed_cohort
+    from strank.encoders.embedding import embed_cohort
 
     with progress(f"Embedding by the model's encoder ({cohort})", count_spots(cohort)) as advance:
         embed_cohort(cohort, encoder, advance=advance)
@@ -152,10 +152,10 @@ def _embed(cohort: Path, encoder: Encoder) -> None:
 
 def _fit_of(head: str, loss: str, recipe: str | None, seed: int) -> Callable[..., RankModel]:
     if is_exact(head, loss, recipe):
-        from strank.fit import fit_model
+        from strank.fitting.exact import fit_model
 
         return fit_model
-    from strank.train import train_model
+    from strank.fitting.networks import train_model
 
     return partial(train_model, **neural_options(head, loss, recipe or "default", seed))
 
@@ -169,7 +169,7 @@ def _cross_validate(
     n_genes: int,
     fit: Callable[..., RankModel],
 ) -> Evaluation:
-    from strank.cohort.splits import make_folds, patients_of
+    from strank.cohort.folds import make_folds, patients_of
     from strank.cohort.store import read_cohort
     from strank.evaluation.held_out import cross_validate
 

@@ -16,7 +16,7 @@ from strank.errors import InputError
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from strank.model import RankModel
+    from strank.model.rank_model import RankModel
 
 __all__ = [
     "NETWORKS",
@@ -186,7 +186,7 @@ def is_exact(head: str, loss: str, recipe: str | None) -> bool:
 
 
 def neural_options(head: str, loss: str, recipe: str, seed: int) -> dict[str, Any]:
-    """Options of `strank.train.train_model` that several commands have."""
+    """Options of `strank.fitting.networks.train_model` that several commands have."""
     from strank.neural.recipe import get_recipe
 
     return {"head": head, "loss": loss, "recipe": get_recipe(recipe), "seed": seed}
@@ -194,10 +194,10 @@ def neural_options(head: str, loss: str, recipe: str, seed: int) -> dict[str, An
 
 def _trainer(finetune: str | None, micro_batch: int | None) -> Callable[..., RankModel]:
     if finetune is None:
-        from strank.train import train_model
+        from strank.fitting.networks import train_model
 
         return train_model
-    from strank.finetune import finetune_model
+    from strank.fitting.finetune import finetune_model
     from strank.neural.finetune import Finetune
 
     return partial(finetune_model, how=Finetune(finetune, micro_batch=micro_batch))
@@ -214,7 +214,7 @@ def _check_options(context: typer.Context, exact: bool, finetune: str | None) ->
 
 
 def _fit_exact(train: Mapping[str, AnnData], output: Path, as_json: bool, **options: Any) -> None:
-    from strank.fit import fit_model
+    from strank.fitting.exact import fit_model
 
     model = fit_model(train, **options)
     model.save(output)
@@ -238,7 +238,7 @@ def _train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    from strank.neural.logs import is_first_process
+    from strank.neural.training import is_first_process
 
     folder = output.with_name(output.name + ".training")
     model = train_model(train, **options, folder=folder)
@@ -258,7 +258,7 @@ def _train(
 
 
 def _draw(folder: Path) -> None:
-    from strank.report.learning import draw_learning_curves
+    from strank.report.plots import draw_learning_curves
 
     try:
         draw_learning_curves(folder)

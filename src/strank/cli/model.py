@@ -10,8 +10,8 @@ import typer
 from strank.cli.console import Json, finish, note, records, working
 
 if TYPE_CHECKING:
-    from strank.model import RankModel
-    from strank.model_card import Evidence
+    from strank.model.card import Evidence
+    from strank.model.rank_model import RankModel
 
 __all__ = ["pull", "push", "show"]
 
@@ -31,7 +31,7 @@ def show(
 
     [bold]Example:[/] strank model show model --evaluation evaluation
     """
-    from strank.model_card import model_card
+    from strank.model.card import model_card
 
     trained, evidence = _read(model, evaluation)
     card = model_card(trained, evidence)
@@ -70,7 +70,7 @@ def push(
 
     [bold]Example:[/] strank model push model me/her2-breast --evaluation evaluation --private
     """
-    from strank.model_card import model_card, push_model
+    from strank.model.card import model_card, push_model
 
     trained, evidence = _read(model, evaluation)
     if licence is None:
@@ -96,7 +96,7 @@ def pull(
 
     [bold]Example:[/] strank model pull me/her2-breast -o model
     """
-    from strank.model_card import pull_model
+    from strank.model.card import pull_model
 
     folder = pull_model(repo, output, revision=revision)
     finish(
@@ -107,8 +107,8 @@ def pull(
 
 
 def _read(folder: Path, evaluation: Path | None) -> tuple[RankModel, Evidence | None]:
-    from strank.model import RankModel
-    from strank.model_card import read_evidence
+    from strank.model.card import read_evidence
+    from strank.model.rank_model import RankModel
 
     model = RankModel.load(folder)
     return model, None if evaluation is None else read_evidence(evaluation, model)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from strank.encoders.base import Encoder
-    from strank.model import RankModel
-    from strank.slides.image import Slide
+    from strank.model.rank_model import RankModel
+    from strank.slides.slide import Slide
 
 __all__ = ["predict"]
 
@@ -94,8 +94,8 @@ def predict(
     """
     from strank.encoders.backbone import on_gpu
     from strank.files import sha256
-    from strank.model import RankModel
-    from strank.predict import encoder_of
+    from strank.model.rank_model import RankModel
+    from strank.prediction import encoder_of
     from strank.version import __version__
 
     trained = RankModel.load(model)
@@ -173,9 +173,9 @@ def _predict_one(path: Path, folder: Path, job: _Job) -> dict[str, Any]:
 def _scores(slide: Slide, path: Path, job: _Job) -> tuple[AnnData, bool]:
     """Score a slide, or read its scores if they are there; and say which."""
     from strank.cohort.store import write_h5ad
-    from strank.exports.geojson import check_geojson_size
     from strank.files import sha256
-    from strank.predict import grid_facts, predict_slide, tile_grid
+    from strank.io.exports import check_geojson_size
+    from strank.prediction import grid_facts, predict_slide, tile_grid
 
     facts = grid_facts(slide, job.model, stride_um=job.stride)
     facts |= {"image_sha256": sha256(slide.path), **job.facts}
@@ -210,12 +210,12 @@ def _before(path: Path, facts: dict[str, Any]) -> AnnData | None:
 def _export(slide: Slide, predictions: AnnData, folder: Path, job: _Job) -> dict[str, str]:
     written = {}
     if job.geojson:
-        from strank.exports.geojson import write_geojson
+        from strank.io.exports import write_geojson
 
         write_geojson(folder / "scores.geojson", predictions, job.genes)
         written["geojson"] = str(folder / "scores.geojson")
     if job.spatialdata:
-        from strank.exports.spatial_data import write_spatialdata
+        from strank.io.exports import write_spatialdata
 
         write_spatialdata(folder / "scores.zarr", slide, predictions)
         written["spatialdata"] = str(folder / "scores.zarr")
@@ -242,7 +242,7 @@ def _genes_to_draw(model: RankModel, genes: list[str] | None) -> list[str]:
 
 def _open(image: Path, mpp: float | None) -> tuple[Slide, AnnData | None]:
     from strank.cohort.store import read_section
-    from strank.slides.image import open_slide, slide_of
+    from strank.slides.slide import open_slide, slide_of
 
     if image.suffix == ".h5ad":
         if mpp is not None:

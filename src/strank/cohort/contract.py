@@ -1,10 +1,11 @@
-"""What every section must look like, and the check that refuses what does not."""
+"""What a section is: slots, checks, and how its genes are named."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,20 +15,45 @@ from scipy import sparse
 
 from strank.errors import InputError, some
 
-__all__ = [
-    "SCHEMA",
-    "SectionInfo",
-    "check_counts",
-    "check_section",
-    "counts_checksum",
-    "make_section",
-    "positions_um",
-    "section_info",
-    "spots_checksum",
-]
-
+_ENSEMBL = r"ENS[A-Z]*G\d+"
 SCHEMA = 1
 _NUMBERS = ("um_per_pixel", "spot_diameter_um", "spot_pitch_um")
+
+
+def naming(names: pd.Index) -> Literal["Ensembl ids", "symbols"]:
+    """Tell Ensembl ids from symbols, by what most names are.
+
+    Examples
+    --------
+    >>> naming(pd.Index(["ENSG00000141736", "ENSMUSG00000062312.5", "ERBB2"]))
+    'Ensembl ids'
+    """
+    n_ids = names.astype(str).str.match(_ENSEMBL).sum()
+    return "Ensembl ids" if 2 * n_ids > len(names) else "symbols"
+
+
+def check_naming(names: Mapping[str, pd.Index]) -> None:
+    """Refuse sections that have no name of a gene in common because their files name them unalike.
+
+    Parameters
+    ----------
+    names
+        Section to the names of its genes.
+
+    Raises
+    ------
+    InputError
+        If some are named by Ensembl ids and some by symbols.
+    """
+    sections: dict[str, list[str]] = {}
+    for section, genes in names.items():
+        sections.setdefault(naming(genes), []).append(section)
+    if len(sections) > 1:
+        told = " and ".join(f"section {some(those)} by {how}" for how, those in sections.items())
+        raise InputError(
+            f"genes are named in two ways: {told}; import all with --gene-id, or all from files "
+            "that hold symbols"
+        )
 
 
 @dataclass(frozen=True)

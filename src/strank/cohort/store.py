@@ -16,8 +16,7 @@ import anndata
 import numpy as np
 from anndata import AnnData
 
-from strank.cohort.contract import check_section, spots_checksum
-from strank.cohort.naming import check_naming
+from strank.cohort.contract import check_naming, check_section, spots_checksum
 from strank.errors import InputError, some
 from strank.files import atomic_path, writing
 

@@ -131,7 +131,7 @@ class BackboneEncoder:
 
     @property
     def source(self) -> str:
-        """Where it came from, as `strank.encoders.hub.load_encoder` takes it."""
+        """Where it came from, as `strank.encoders.load.load_encoder` takes it."""
         return str(self.backbone.config["name"])
 
     @property

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Encoder", "Field", "encoder_facts", "preprocessing_hash"]
 
-# How `strank.slides.image.read_field` resamples a window: change it when that changes.
+# How `strank.slides.slide.read_field` resamples a window: change it when that changes.
 _RESAMPLING = "halved as often as possible, then area where it shrinks, else linear"
 
 

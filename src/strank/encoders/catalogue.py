@@ -1,146 +1,267 @@
-"""Encoders by name."""
+"""Facts of the image networks in the catalogue: where from, on what terms, for what patches.
+
+They are the models' cards, as `lazyslide-models` registers them; a test compares. Nothing is
+imported for them, so that listing them is cheap.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from strank.encoders.base import Encoder
-from strank.encoders.pathology import NETWORKS
-from strank.errors import InputError
+from strank.encoders.base import Field
 
-__all__ = ["ENCODERS", "encoder_table", "get_encoder"]
+_Colour = tuple[float, float, float]
 
-#: Encoders that are made from images alone, by what makes them.
-ENCODERS: dict[str, str] = {"morphology": "strank.encoders.morphology:Morphology"}
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-_LIBRARIES = ("timm", "hf")
-_PROTOCOL = ("name", "version", "fields", "feature_names", "encode")
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+_BIOPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
+
+_HIBOU = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
+
+_HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+_SWIGLU = {"mlp_layer": "swiglu", "act_layer": "silu"}
 
 
-def get_encoder(name: str, *, weights: Path | None = None, own: bool = True) -> Encoder:
-    """Make the encoder of that name, on the CPU; `strank.encoders.backbone.place` moves it.
+@dataclass(frozen=True)
+class EncoderEntry:
+    """An image network with published weights.
 
-    Parameters
+    Attributes
     ----------
     name
-        ``morphology``; a network of the catalogue, such as ``uni``; ``timm:NAME``, ``hf:REPO`` or
-        a folder as `strank.encoders.hub.load_backbone` takes them; or ``module:callable``, what
-        gives an object with the attributes of `strank.encoders.base.Encoder` when it is called.
-    weights
-        File with the weights of a network of the catalogue, in place of those on the hub.
-    own
-        Whether ``module:callable`` is imported: not where the name comes out of a file, such as a
-        model that was downloaded, which could name any code.
-
-    Raises
-    ------
-    InputError
-        For an unknown name, with the choices; if it cannot be loaded, as `load_backbone`; or if
-        what ``module:callable`` gives is no encoder.
-
-    Examples
-    --------
-    >>> get_encoder("morphologie")
-    Traceback (most recent call last):
-    ...
-    strank.errors.InputError: no encoder 'morphologie'; did you mean 'morphology'? choose one of ...
+        In the catalogue and in ``obsm``.
+    repo, file
+        Where its weights lie on the Hugging Face hub.
+    licence, gated, citation
+        Of the weights; gated ones are given after its terms were accepted on the hub.
+    n_features
+        Width.
+    library, architecture
+        What builds it without weights, as in `strank.encoders.backbone.Backbone`.
+    um_per_pixel, pixels
+        Of the patches it expects.
+    colours
+        Mean and standard deviation of red, green and blue between 0 and 1.
+    pooling
+        ``"own"`` for what the network gives by itself, mostly its class token, or
+        ``"class+mean"``, which appends the mean of the patch tokens.
+    precision
+        That its authors compute in on a GPU: ``"float32"``, ``"fp16"`` or ``"bf16"``.
+    rest
+        How names of weights begin that the file has besides.
+    revision
+        Commit; ``None`` where nobody pinned one: the newest is taken, and recorded.
     """
-    if name in NETWORKS or name.partition(":")[0] in _LIBRARIES:
-        from strank.encoders.hub import load_encoder
 
-        return load_encoder(name, weights=weights)
-    if weights is not None:
-        raise InputError(f"--weights is for networks of the catalogue, which {name!r} is not")
-    if ":" in name:
-        if not own:
-            raise InputError(
-                f"{name}: code that a file names is not run; if you trust it, give --encoder {name}"
-            )
-        return _made_by(name)
-    if name not in ENCODERS:
-        choices = [*ENCODERS, *NETWORKS]
-        near = difflib.get_close_matches(name.lower(), choices, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(
-            f"no encoder {name!r}; {hint}choose one of {', '.join(choices)}, timm:NAME, hf:NAME, "
-            "module:callable"
-        )
-    module, _, attribute = ENCODERS[name].partition(":")
-    encoder: Encoder = getattr(import_module(module), attribute)()
-    return encoder
+    name: str
+    repo: str
+    citation: str
+    n_features: int
+    architecture: Mapping[str, Any]
+    file: str = "pytorch_model.bin"
+    licence: str = "CC-BY-NC-ND-4.0"
+    gated: bool = True
+    library: str = "timm"
+    um_per_pixel: float = 0.5
+    pixels: int = 224
+    colours: tuple[_Colour, _Colour] = _IMAGENET
+    pooling: str = "own"
+    precision: str = "fp16"
+    rest: tuple[str, ...] = ()
+    revision: str | None = None
 
+    @property
+    def field(self) -> Field:
+        """The window it looks at."""
+        return Field(self.um_per_pixel * self.pixels, self.pixels)
 
-def _made_by(name: str) -> Encoder:
-    module, _, attribute = name.partition(":")
-    try:
-        make: Callable[[], Encoder] = getattr(import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        # Not what the module itself lacks.
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise InputError(
-            f"{name}: no module {module!r}; install it, or put its folder into PYTHONPATH"
-        ) from error
-    except (AttributeError, ValueError) as error:
-        raise InputError(
-            f"{name}: no {attribute!r} in {module!r}; write module:callable"
-        ) from error
-    if not callable(make):
-        raise InputError(f"{name}: cannot be called; it must give an encoder when it is")
-    encoder = make()
-    absent = [part for part in _PROTOCOL if not hasattr(encoder, part)]
-    if absent:
-        raise InputError(
-            f"{name}: gives no encoder: {type(encoder).__name__} has no {', '.join(absent)}; see "
-            "strank.encoders.base.Encoder"
-        )
-    return encoder
+    @property
+    def terms(self) -> str:
+        """What a user must know before the weights can be had."""
+        gate = f", gated: ask at https://huggingface.co/{self.repo}" if self.gated else ""
+        return f"licence {self.licence}{gate}"
 
 
-def encoder_table() -> list[dict[str, Any]]:
-    """List the catalogue: what every encoder gives, looks at, and may be used for.
+def _timm(architecture: str, **model_args: Any) -> dict[str, Any]:
+    model_args = {"num_classes": 0, **model_args}
+    return {"architecture": architecture, "model_args": model_args, "pretrained_cfg": {}}
 
-    Examples
-    --------
-    >>> [(row["name"], row["width"]) for row in encoder_table() if row["name"] == "uni2-h"]
-    [('uni2-h', 1536)]
-    """
-    built_in = get_encoder("morphology")
-    first = built_in.fields[0]
-    morphology = {
-        "name": built_in.name,
-        "width": len(built_in.feature_names),
-        "um_per_pixel": first.um / first.pixels,
-        "pixels": first.pixels,
-        "mean": None,
-        "std": None,
-        "precision": "float32",
-        "licence": "BSD-3-Clause",
-        "gated": False,
-        "source": "built in",
-        "file": None,
-        "revision": built_in.version,
-        "citation": "strank",
-    }
-    return [morphology] + [
-        {
-            "name": entry.name,
-            "width": entry.n_features,
-            "um_per_pixel": entry.um_per_pixel,
-            "pixels": entry.pixels,
-            "mean": list(entry.colours[0]),
-            "std": list(entry.colours[1]),
-            "precision": entry.precision,
-            "licence": entry.licence,
-            "gated": entry.gated,
-            "source": entry.repo,
-            "file": entry.file,
-            "revision": entry.revision,
-            "citation": entry.citation,
-        }
-        for entry in NETWORKS.values()
-    ]
+
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+
+_GIANT = {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24}
+
+_CAPTIONS = tuple(f"visual.{name}" for name in ("proj_contrast", "attn_pool_caption", "ln_caption"))
+
+_OPTIMUS = _timm("vit_giant_patch14_reg4_dinov2", img_size=224)
+
+_ENTRIES = (
+    EncoderEntry(
+        "resnet50",
+        "timm/resnet50.tv_in1k",
+        "He et al. 2016, doi:10.1109/CVPR.2016.90",
+        2048,
+        _timm("resnet50"),
+        file="model.safetensors",
+        licence="BSD-3-Clause",
+        gated=False,
+        rest=("fc.",),
+    ),
+    # The card names no scale; 112 µm is what HEST's benchmark shows it, enlarged to its input.
+    EncoderEntry(
+        "conch",
+        "MahmoodLab/conch",
+        "Lu et al. 2024, doi:10.1038/s41591-024-02856-4",
+        512,
+        _timm("conch"),
+        um_per_pixel=0.25,
+        pixels=448,
+        colours=_CLIP,
+        precision="float32",
+        rest=("text.", "text_decoder.", "logit_scale", *_CAPTIONS),
+    ),
+    # Of 512 pixels at 0.5 µm, as TITAN was trained.
+    EncoderEntry(
+        "conch_v1.5",
+        "MahmoodLab/conchv1_5",
+        "Ding et al. 2024, doi:10.48550/arXiv.2411.19666",
+        768,
+        _timm("conch_v1.5"),
+        file="pytorch_model_vision.bin",
+        um_per_pixel=256 / 448,
+        pixels=448,
+    ),
+    EncoderEntry(
+        "uni",
+        "MahmoodLab/UNI",
+        "Chen et al. 2024, doi:10.1038/s41591-024-02857-3",
+        1024,
+        _timm("vit_large_patch16_224", init_values=1e-5),
+    ),
+    EncoderEntry(
+        "uni2-h",
+        "MahmoodLab/UNI2-h",
+        "Chen et al. 2024, doi:10.1038/s41591-024-02857-3",
+        1536,
+        _timm(
+            "vit_giant_patch14_224",
+            depth=24,
+            num_heads=24,
+            embed_dim=1536,
+            mlp_ratio=2.66667 * 2,
+            init_values=1e-5,
+            reg_tokens=8,
+            no_embed_class=True,
+            **_SWIGLU,
+        ),
+        precision="bf16",
+    ),
+    EncoderEntry(
+        "virchow2",
+        "paige-ai/Virchow2",
+        "Zimmermann et al. 2024, doi:10.48550/arXiv.2408.00738",
+        2560,
+        _timm(
+            "vit_huge_patch14_224",
+            mlp_ratio=5.3375,
+            init_values=1e-5,
+            reg_tokens=4,
+            global_pool="",
+            **_SWIGLU,
+        ),
+        pooling="class+mean",
+    ),
+    EncoderEntry(
+        "h-optimus-0",
+        "bioptimus/H-optimus-0",
+        "Saillard et al. 2024, https://github.com/bioptimus/releases",
+        1536,
+        _OPTIMUS,
+        licence="Apache 2.0",
+        gated=False,
+        colours=_BIOPTIMUS,
+    ),
+    EncoderEntry(
+        "h-optimus-1",
+        "bioptimus/H-optimus-1",
+        "Bioptimus 2025, https://huggingface.co/bioptimus/H-optimus-1",
+        1536,
+        _OPTIMUS,
+        colours=_BIOPTIMUS,
+    ),
+    EncoderEntry(
+        "h0-mini",
+        "bioptimus/H0-mini",
+        "Filiot et al. 2025, doi:10.48550/arXiv.2501.16239",
+        768,
+        _timm("vit_base_patch14_reg4_dinov2", img_size=224, mlp_ratio=5.33334, **_SWIGLU),
+        colours=_BIOPTIMUS,
+    ),
+    EncoderEntry(
+        "gigapath",
+        "prov-gigapath/prov-gigapath",
+        "Xu et al. 2024, doi:10.1038/s41586-024-07441-w",
+        1536,
+        _timm("vit_giant_patch14_dinov2", img_size=224, patch_size=16, mlp_ratio=5.33334),
+        licence="Apache 2.0 with conditions",
+    ),
+    EncoderEntry(
+        "phikon-v2",
+        "owkin/phikon-v2",
+        "Filiot et al. 2024, doi:10.48550/arXiv.2409.09173",
+        1024,
+        {"model_type": "dinov2", "image_size": 224, "patch_size": 16, **_LARGE},
+        file="model.safetensors",
+        licence="Owkin non-commercial license",
+        gated=False,
+        library="transformers",
+        precision="float32",
+    ),
+    EncoderEntry(
+        "hibou-l",
+        "histai/hibou-L",
+        "Nechaev et al. 2024, doi:10.48550/arXiv.2406.05074",
+        1024,
+        {"model_type": "dinov2_with_registers", "image_size": 224, "patch_size": 14}
+        | {"use_swiglu_ffn": True, **_LARGE},
+        file="model.safetensors",
+        licence="Apache 2.0",
+        library="transformers",
+        colours=_HIBOU,
+        precision="float32",
+    ),
+    EncoderEntry(
+        "midnight",
+        "kaiko-ai/midnight",
+        "Karasikov et al. 2025, doi:10.48550/arXiv.2504.05186",
+        3072,
+        {"model_type": "dinov2", "image_size": 518, "patch_size": 14}
+        | {"use_swiglu_ffn": True, **_GIANT},
+        file="model.safetensors",
+        licence="MIT",
+        library="transformers",
+        colours=_HALVES,
+        pooling="class+mean",
+    ),
+    # Its authors give the weights on Google Drive only; this is a copy of them.
+    EncoderEntry(
+        "ctranspath",
+        "jamesdolezal/CTransPath",
+        "Wang et al. 2022, doi:10.1016/j.media.2022.102559",
+        768,
+        _timm("ctranspath"),
+        file="ctranspath.pth",
+        licence="GPL-3.0",
+        gated=False,
+        um_per_pixel=1.0,
+        precision="float32",
+    ),
+)
+
+#: Image networks by name.
+NETWORKS: dict[str, EncoderEntry] = {entry.name: entry for entry in _ENTRIES}

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from strank.encoders.base import Encoder, Field
 from strank.errors import InputError
-from strank.slides.image import Slide, read_field
+from strank.slides.slide import Slide, read_field
 
 __all__ = ["Batch", "Say", "check_scale", "encode_batches", "read_batches"]
 

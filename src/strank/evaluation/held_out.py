@@ -11,14 +11,14 @@ import pandas as pd
 from anndata import AnnData
 
 from strank.cohort.contract import counts_checksum
-from strank.cohort.splits import FoldUnit, make_folds, patients_of
+from strank.cohort.folds import FoldUnit, make_folds, patients_of
 from strank.errors import InputError, some
-from strank.evaluation.caveats import shared_patients
-from strank.evaluation.predictions import Predicted, predict_all
+from strank.evaluation.methods import Predicted, predict_all
+from strank.evaluation.protocol import shared_patients
 from strank.evaluation.scores import score_section, summarise
 from strank.files import atomic_path, output_folder, write_json
-from strank.fit import fit_model
-from strank.model import RankModel
+from strank.fitting.exact import fit_model
+from strank.model.rank_model import RankModel
 from strank.version import __version__
 
 __all__ = ["Evaluation", "cross_validate", "evaluate"]

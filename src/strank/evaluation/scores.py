@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from strank.cohort.contract import positions_um
-from strank.evaluation.allowed import Depth
-from strank.evaluation.ceiling import noise_ceiling
-from strank.evaluation.significance import moran_basis, null_correlations, p_values
-from strank.functional.depth import ThinnedRanks, deep_enough, lift, thinned_ranks
-from strank.functional.deviance import deviance_explained
-from strank.functional.metrics import log1p_cp10k, target_of, unit_columns, unit_ranks
+from strank.evaluation.protocol import Depth
+from strank.metrics.ceiling import noise_ceiling
+from strank.metrics.correlation import log1p_cp10k, target_of, unit_columns, unit_ranks
+from strank.metrics.depth import ThinnedRanks, deep_enough, lift, thinned_ranks
+from strank.metrics.deviance import deviance_explained
+from strank.metrics.significance import moran_basis, null_correlations, p_values
 
 __all__ = ["SCORES", "ScoredSection", "ceilings", "score_section", "summarise"]
 
@@ -107,7 +107,7 @@ def score_section(
         The genes of the columns.
     slopes
         Of methods whose scores are no log rates, for ``deviance``: ``[n_genes]``, from
-        `strank.functional.deviance.score_slope` on training sections.
+        `strank.metrics.deviance.score_slope` on training sections.
     depth
         As in `ScoredSection`.
     seed
@@ -119,7 +119,7 @@ def score_section(
     -------
     pandas.DataFrame
         One row a method and gene: ``method, section, patient, gene, mean_counts, n_spots``, the
-        scores ``scc`` (`strank.functional.metrics.spearman`), ``pearson`` with log1p(CP10k),
+        scores ``scc`` (`strank.metrics.correlation.spearman`), ``pearson`` with log1p(CP10k),
         ``pearson_counts`` with log1p(counts), ``depth_matched``, ``lift``, ``lift_relative``,
         ``deviance`` and ``p_value``, and ``note``. A score is NaN where there is nothing to order,
         and ``note`` says why; a method that predicts one value for all spots orders nothing and

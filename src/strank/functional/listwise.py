@@ -23,8 +23,8 @@ from strank.functional.batch import (
     masked,
     reduce_loss,
 )
+from strank.functional.distributed import PartTotals, all_summed, in_common_sections, n_processes
 from strank.functional.pointwise import log1p_rate
-from strank.functional.processes import PartTotals, all_summed, in_common_sections, n_processes
 from strank.functional.segments import (
     gene_blocks,
     random_lists,

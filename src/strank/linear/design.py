@@ -1,8 +1,8 @@
-"""Sections set up for the solver: features, geometry, and the genes that fit into memory."""
+"""Training sets of the solver: sections, blocks of genes, and the memory they take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from math import ceil
@@ -14,34 +14,113 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from strank.linear.fold import Block, Fold
+from strank.linear.data import Data, Rows
 from strank.linear.geometry import Geometry, measure
-from strank.linear.inputs import Data
 from strank.linear.objective import (
     TILE,
     Likelihood,
     ListLikelihood,
     PairLikelihood,
+    Problem,
     Sums,
     dense,
+    tiles,
 )
-from strank.linear.rows import Rows
 from strank.linear.solver import HISTORY
 from strank.linear.threads import in_parallel
 
-__all__ = ["Design", "Objective", "Plan"]
-
 Objective = Literal["list", "pair"]
 Result = TypeVar("Result")
-
 # More genes at a time bring nothing: the products are as fast as they get.
 _MOST_GENES = {"cpu": 1024, "cuda": 8192}
+
 # Fewer are not worth a thread.
 _FEWEST_GENES = 128
+
 # Two copies of the features may take this part of the memory each; a block of rows, that.
 _COPY, _READ = 0.3, 0.02
+
 # Rotating the features pays when at least a gene is fitted for so many spots.
 _SPOTS_PER_GENE = 20
+
+
+@dataclass(frozen=True)
+class Block:
+    """Genes that are fitted together.
+
+    Attributes
+    ----------
+    genes
+        Columns of the counts.
+    counts
+        Of these genes, CSR.
+    sums
+        Their sums over spots.
+    likelihood
+        Of all sections.
+    """
+
+    genes: slice
+    counts: sparse.csr_matrix
+    sums: Sums
+    likelihood: Likelihood
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A training set: all groups of sections but one, or all.
+
+    Attributes
+    ----------
+    rows, basis
+        Features, and what turns weights along the axes into weights of them (``None`` where the
+        features are rotated).
+    geometry
+        Of the training groups.
+    group
+        Of each section.
+    left_out
+        The group that does not take part, if any.
+    room
+        For how many genes there is memory.
+    """
+
+    rows: Rows
+    basis: Tensor | None
+    geometry: Geometry
+    group: Sequence[int]
+    left_out: int | None
+    room: int
+
+    def training(self, block: Block, penalty: Tensor | float) -> Problem:
+        """Objective of a block of genes on the training groups."""
+        groups = [g for g in range(len(block.sums.xtc)) if g != self.left_out]
+        return self._problem(block, penalty, groups, block.likelihood)
+
+    def held_out(self, block: Block, offset: Sequence[Tensor]) -> Problem:
+        """List likelihood of the group that is left out, without a penalty."""
+        groups = [g for g in range(len(block.sums.xtc)) if g == self.left_out]
+        return self._problem(block, 0.0, groups, ListLikelihood(offset, block.sums.totals))
+
+    def _problem(
+        self, block: Block, penalty: Tensor | float, groups: list[int], likelihood: Likelihood
+    ) -> Problem:
+        # A section of one spot has nothing to compare; `Sums` leaves it out as well.
+        sections = [s for s, g in enumerate(self.group) if g in groups and self.rows.size(s) > 1]
+        sums, geometry = block.sums, self.geometry
+        xtc = geometry.basis.T @ sums.xtc[groups].sum(0)
+        counts = sums.totals[sections].sum(0)
+        return Problem(
+            rows=self.rows,
+            basis=self.basis,
+            tiles=tiles(self.rows, sections),
+            likelihood=likelihood,
+            xtc=xtc,
+            counts=counts,
+            penalty=torch.as_tensor(penalty).to(xtc).expand(len(counts)),
+            variances=geometry.variances,
+            room=self.room,
+        )
 
 
 @dataclass(frozen=True)

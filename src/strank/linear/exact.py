@@ -1,32 +1,134 @@
-r"""The exact fit of all genes, for given penalties.
-
-For each gene :math:`g`, independently,
-
-.. math::
-    F_g(w) = -\sum_i c_{ig}\, x_i^\top w + \sum_s T_{sg} \log \sum_{i \in s} l_i e^{x_i^\top w}
-    + \tfrac{\lambda_g}{2} \lVert w \rVert^2 .
-"""
+"""What a fit ends with: weights, how far they are from the optimum, and how each gene ended."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from enum import IntEnum
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strank.linear.design import Design
-from strank.linear.fold import Block
+from strank.linear.design import Block, Design
 from strank.linear.objective import Problem, dense
-from strank.linear.solution import Solution, Status
 from strank.linear.solver import Optimum, minimise
-
-__all__ = ["fit_genes"]
 
 # Without a penalty, spots without counts that keep less than this part of their share of the
 # depth are on their way to minus infinity.
 _VANISHING = 1e-3
+
+
+class Status(IntEnum):
+    """How the fit of a gene ended."""
+
+    CONVERGED = 0
+    MAX_ITERATIONS = 1
+    NO_COUNTS = 2
+    ONE_SECTION = 3
+    ONE_SPOT = 4
+    NO_OPTIMUM = 5
+    NOTHING_VARIES = 6
+
+    @property
+    def converged(self) -> bool:
+        """Whether the optimum was reached to the tolerance."""
+        return self in (Status.CONVERGED, Status.ONE_SECTION, Status.ONE_SPOT)
+
+    @property
+    def advice(self) -> str:
+        """What it means, and what to do."""
+        return _ADVICE[self]
+
+
+_ADVICE = {
+    Status.CONVERGED: "converged to the tolerance",
+    Status.MAX_ITERATIONS: "stopped before the tolerance: raise max_iterations, penalty or "
+    "tolerance",
+    Status.NO_COUNTS: "no counts in any section: scores are constant; leave the gene out",
+    Status.ONE_SECTION: "converged, with counts in one section only: nothing shows that the scores "
+    "hold in another",
+    Status.ONE_SPOT: "converged, with all counts of a section in one of its spots: a single spot "
+    "decides",
+    Status.NO_OPTIMUM: "no finite optimum: the scores of spots without counts can fall for ever; "
+    "give a penalty",
+    Status.NOTHING_VARIES: "counts only where no feature varies (sections of one spot): scores are "
+    "constant; leave the gene out",
+}
+
+
+@dataclass(frozen=True)
+class Solution:
+    r"""The weights of all genes, and what is known about them; one entry a gene.
+
+    Attributes
+    ----------
+    weights
+        Of the features as given, ``[n_features, n_genes]``.
+    objective
+        :math:`F_g` in nats, without terms that do not depend on the weights, ``[n_genes]``.
+    gradient
+        Norm of the gradient for standardised features, divided by the gene's counts,
+        ``[n_genes]``; measured in float64.
+    excess
+        Bound on :math:`F_g(w) - \min F_g`, in nats: :math:`\lVert \nabla F_g \rVert^2 /
+        2\lambda_g`, by strong convexity. It is also the duality gap at the expected counts.
+        ``inf`` without a penalty. Gradient and bounds are in the metric of the penalty: that of
+        standardised features, or of the prior of the weights.
+    distance
+        Bound on the distance of the weights (of standardised features) from the optimum:
+        :math:`\lVert \nabla F_g \rVert / \lambda_g`; ``inf`` without a penalty.
+    iterations
+        Evaluations of the gradient, ``[n_genes]``.
+    status
+        `Status` codes, ``[n_genes]``.
+    """
+
+    weights: NDArray[np.float64]
+    objective: NDArray[np.float64]
+    gradient: NDArray[np.float64]
+    excess: NDArray[np.float64]
+    distance: NDArray[np.float64]
+    iterations: NDArray[np.int64]
+    status: NDArray[np.int64]
+
+    def where(self, mine: NDArray[np.bool_], other: Solution) -> Solution:
+        """Put together the solutions of the genes in a mask (these), and of all others.
+
+        Examples
+        --------
+        >>> one, two = (Solution(*[np.array([x])] * 7) for x in (1.0, 2.0))
+        >>> one.where(np.array([False, True]), two).objective
+        array([2., 1.])
+        """
+        values = {}
+        for field in fields(self):
+            a, b = getattr(self, field.name), getattr(other, field.name)
+            values[field.name] = np.empty((*a.shape[:-1], len(mine)), dtype=a.dtype)
+            values[field.name][..., mine], values[field.name][..., ~mine] = a, b
+        return Solution(**values)
+
+    @property
+    def converged(self) -> NDArray[np.bool_]:
+        """Whether each gene is at its optimum, to the tolerance."""
+        return np.isin(self.status, [code for code in Status if code.converged])
+
+    @property
+    def message(self) -> str:
+        """How many genes ended how, with advice.
+
+        Examples
+        --------
+        >>> none = np.zeros(2)
+        >>> Solution(none, none, none, none, none, none, np.array([0, 0])).message
+        '2 genes: converged to the tolerance'
+        """
+        codes, counts = np.unique(self.status, return_counts=True)
+        return "; ".join(
+            f"{count} genes: {Status(code).advice}"
+            for code, count in zip(codes, counts, strict=True)
+        )
 
 
 def fit_genes(

@@ -6,39 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from strank.linear.rows import Rows
-
-__all__ = ["Geometry", "Moments", "centre_within", "measure"]
+from strank.linear.data import Rows
 
 _NEGLIGIBLE_VARIANCE = 1e-10
+
 _NEGLIGIBLE_SCALE = 1e-9
-
-
-def centre_within(values: NDArray, section: NDArray) -> NDArray[np.float64]:
-    """Subtract the mean of its section from every row.
-
-    Parameters
-    ----------
-    values
-        ``[n_spots, ...]``.
-    section
-        Labels of any kind, ``[n_spots]``.
-
-    Examples
-    --------
-    >>> centre_within(np.array([[1.0], [3.0], [7.0]]), np.array(["a", "a", "b"])).ravel()
-    array([-1.,  1.,  0.])
-    """
-    centred = np.array(values, dtype=np.float64)
-    for label in np.unique(section):
-        rows = section == label
-        centred[rows] -= centred[rows].mean(0)
-    return centred
 
 
 @dataclass(frozen=True)

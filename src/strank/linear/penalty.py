@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strank.linear.design import Design
-from strank.linear.fold import Block
+from strank.linear.design import Block, Design
 from strank.linear.objective import evaluate
 from strank.linear.solver import descend
 

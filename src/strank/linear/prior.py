@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter1d
 from torch import Tensor
 
-from strank.linear.design import Design
-from strank.linear.fold import Block
+from strank.linear.design import Block, Design
 from strank.linear.penalty import PenaltyChoice, choose_penalty
 from strank.linear.solver import descend
 

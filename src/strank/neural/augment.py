@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strank.encoders.stain import HEMATOXYLIN_EOSIN, TISSUE_DENSITY, unmixing_matrix
+from strank.encoders.morphology.stain import HEMATOXYLIN_EOSIN, TISSUE_DENSITY, unmixing_matrix
 from strank.errors import InputError
 
 __all__ = ["N_DRAWS", "STAIN_SCALE", "STAIN_SHIFT", "Augmentation", "augment", "draw"]
@@ -92,7 +92,7 @@ def augment(patches: Tensor, draws: Tensor) -> Tensor:
 
 
 class Augmentation:
-    """Augments rows of a training set; a `strank.neural.spots.Augment`.
+    """Augments rows of a training set; a `strank.neural.data.Augment`.
 
     Parameters
     ----------

@@ -1,21 +1,32 @@
-"""Which weights of a backbone are trained: none, the last blocks, adapters or all."""
+"""Training of an image network: which weights, on which patches."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from anndata import AnnData
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
 from torch import nn
 
+from strank.cohort.contract import spots_checksum
 from strank.encoders.backbone import Backbone
+from strank.encoders.base import Field
 from strank.errors import InputError
-
-__all__ = ["Finetune", "checkpoint_activations", "freeze_unused", "merge", "prepare"]
+from strank.files import atomic_path
+from strank.progress import progress
+from strank.slides.slide import read_field, slide_of
 
 Module = TypeVar("Module", bound=nn.Module)
+_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class Finetune:
     augment
         Whether patches are turned, mirrored and stained anew at every epoch.
     micro_batch
-        Patches at a time, as in `strank.neural.network.Network`; all of a batch if ``None``.
+        Patches at a time, as in `strank.neural.heads.Network`; all of a batch if ``None``.
     recompute
         Whether the network's blocks compute their activations again in the backward pass.
     """
@@ -117,7 +128,7 @@ def merge(backbone: Backbone) -> Backbone:
     -------
     Backbone
         A plain copy with the same features, whose state dict fits that of
-        `strank.encoders.hub.backbone_from_config`.
+        `strank.encoders.load.backbone_from_config`.
     """
     plain = copy.deepcopy(backbone)
     if not hasattr(plain, "peft_config"):
@@ -201,3 +212,55 @@ def _blocks(network: nn.Module) -> list[str]:
         if sum(any(True for _ in layer.parameters()) for layer in module.children()) > 1
     ]
     return [name for name in standing if not any(s.startswith(f"{name}.") for s in standing)]
+
+
+def cut_patches(
+    cohort: Mapping[str, AnnData],
+    section: NDArray,
+    positions: NDArray[np.float64],
+    field: Field,
+    folder: Path,
+    *,
+    verbose: bool = False,
+) -> NDArray[np.uint8]:
+    """Cut the patches of spots into a file, unless it is there, and map it.
+
+    Parameters
+    ----------
+    cohort
+        Sections, whose images are opened one after the other.
+    section, positions
+        Name of the section, and centre in µm, of every spot, ``[n_spots]`` and ``[n_spots, 2]``.
+    field
+        Window around a spot.
+    folder
+        Of the file: 147 KiB a patch of 224 pixels. It is named by what was cut.
+    verbose
+        Whether to show progress, on stderr.
+
+    Returns
+    -------
+    NDArray
+        ``uint8``, ``[n_spots, pixels, pixels, 3]``, not in memory.
+    """
+    known = hashlib.sha256(repr((field, [*cohort])).encode())
+    for adata in cohort.values():
+        known.update(spots_checksum(adata).encode())
+    known.update(positions.tobytes())
+    path = folder / f"patches-{known.hexdigest()[:12]}.npy"
+    if not path.is_file():
+        shape = len(section), field.pixels, field.pixels, 3
+        with (
+            atomic_path(path) as part,
+            progress("Cutting patches", len(section), hidden=not verbose) as advance,
+        ):
+            patches = open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+            for name, adata in cohort.items():
+                slide, rows = slide_of(adata), np.flatnonzero(section == name)
+                for start in range(0, len(rows), _AT_ONCE):
+                    some = rows[start : start + _AT_ONCE]
+                    centres = positions[some] / slide.um_per_pixel
+                    patches[some] = read_field(slide, centres, um=field.um, pixels=field.pixels)
+                    advance(len(some))
+            patches.flush()
+    return np.load(path, mmap_mode="r")

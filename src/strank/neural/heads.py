@@ -1,4 +1,4 @@
-"""Heads that are trained by gradient steps: features to scores."""
+"""Heads: from features to scores; and a head together with its encoder."""
 
 from __future__ import annotations
 
@@ -8,13 +8,53 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
-
-__all__ = ["HEADS", "ContextHead", "Head", "MLPHead", "MeanHead", "stored_head"]
+from torch.utils.checkpoint import checkpoint
 
 # Distances are in these units, so that a learned weight of them is about 1.
 _UM = 100.0
+
 # Features are standardised; further out than this is something that training has not seen.
 _FAR = 8.0
+
+# Patches of a section that is only scored.
+_AT_ONCE = 256
+
+
+class LinearHead(nn.Module):
+    """Standardise features and map them linearly to scores.
+
+    Parameters
+    ----------
+    n_features, n_genes
+        Width of the input and of the output.
+
+    Examples
+    --------
+    >>> LinearHead(3, 2)(torch.ones(5, 3)).shape
+    torch.Size([5, 2])
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, n_features: int, n_genes: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(n_features))
+        self.weight = nn.Parameter(torch.zeros(n_features, n_genes))
+
+    @classmethod
+    def from_regressor(cls, regressor: Any) -> Self:
+        """Take over a fitted regressor, in float32."""
+        head = cls(regressor.coef_.shape[1], regressor.coef_.shape[0])
+        weight = regressor.coef_.T * regressor.scale_[:, None]
+        fitted = {"centre": regressor.centre_, "scale": regressor.scale_, "weight": weight}
+        head.load_state_dict({name: torch.as_tensor(values) for name, values in fitted.items()})
+        return head
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scores ``[n_spots, n_genes]`` of features ``[n_spots, n_features]``."""
+        return (features - self.centre) / self.scale @ self.weight
 
 
 class Head(nn.Module):
@@ -274,3 +314,48 @@ def _layers(
     for n_in in [n_features] + [width] * (depth - 1):
         layers += [nn.Linear(n_in, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers)
+
+
+class Network(nn.Module):
+    """From features or patches to scores.
+
+    With ``micro_batch``, patches go through the image network in parts, and a part's activations
+    are computed again when its gradient is taken. The loss still sees all the scores of a batch
+    at once, so loss and gradient are those of the whole batch, for any objective, in the memory of
+    a part and at the price of a second forward pass.
+
+    Parameters
+    ----------
+    head
+        Features to scores.
+    backbone
+        Patches to features; ``None`` where features are given.
+    micro_batch
+        Patches at a time; all if ``None``.
+
+    Examples
+    --------
+    >>> Network(nn.Linear(3, 2))(torch.ones(5, 3)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(
+        self, head: nn.Module, backbone: nn.Module | None = None, micro_batch: int | None = None
+    ) -> None:
+        super().__init__()
+        self.head, self.backbone, self.micro_batch = head, backbone, micro_batch
+
+    def forward(self, inputs: Tensor, *around: Tensor) -> Tensor:
+        """Scores ``[n_spots, n_genes]``; the arguments are those of `strank.neural.data`."""
+        scores: Tensor = self.head(self.features(inputs), *around)
+        return scores
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Features of patches, or of what are features already."""
+        if self.backbone is None:
+            return inputs
+        learns = torch.is_grad_enabled()
+        parts = inputs.split(self.micro_batch or (max(1, len(inputs)) if learns else _AT_ONCE))
+        if len(parts) == 1 or not learns:
+            return torch.cat([self.backbone(part) for part in parts])
+        return torch.cat([checkpoint(self.backbone, part, use_reentrant=False) for part in parts])

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from strank.cohort.contract import section_info
 from strank.files import atomic_path, safe_name
-from strank.functional.metrics import log1p_cp10k
-from strank.slides.image import Slide, thumbnail
+from strank.metrics.correlation import log1p_cp10k
+from strank.slides.slide import Slide, thumbnail
 
 __all__ = ["MapLayer", "draw_maps", "map_layers", "write_gene_maps"]
 
@@ -64,7 +64,7 @@ def map_layers(predictions: AnnData, section: AnnData | None = None) -> list[Map
     Parameters
     ----------
     predictions
-        From `strank.predict.predict_slide`.
+        From `strank.prediction.predict_slide`.
     section
         A section of the same slide, with counts.
     """

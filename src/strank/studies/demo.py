@@ -10,23 +10,22 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from strank.cohort.splits import patients_of
+from strank.cohort.folds import patients_of
 from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
-from strank.encoders.catalogue import get_encoder
-from strank.encoders.embed import embed_cohort
+from strank.encoders.embedding import embed_cohort
+from strank.encoders.load import get_encoder
 from strank.errors import InputError
-from strank.evaluation.baselines import BASELINES
 from strank.evaluation.held_out import Evaluation, evaluate
-from strank.evaluation.predictions import predict_all
+from strank.evaluation.methods import BASELINES, predict_all
 from strank.files import atomic_path, output_folder
-from strank.fit import fit_model
-from strank.functional.metrics import rank_correlation
-from strank.model import RankModel
-from strank.predict import predict_slide, tile_grid
-from strank.readers.st import import_st
+from strank.fitting.exact import fit_model
+from strank.io.st import import_st
+from strank.metrics.correlation import rank_correlation
+from strank.model.rank_model import RankModel
+from strank.prediction import predict_slide, tile_grid
 from strank.report.maps import map_layers, write_gene_maps
 from strank.simulate.cohort import simulate_cohort
-from strank.slides.image import slide_of
+from strank.slides.slide import slide_of
 
 __all__ = ["DemoResult", "class_table", "run_demo"]
 

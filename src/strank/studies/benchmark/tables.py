@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from strank.evaluation.intervals import mean_intervals
+from strank.evaluation.methods import REFERENCE
 from strank.evaluation.scores import SCORES
-from strank.evaluation.significance import combine_table, false_discovery_rate
 from strank.files import atomic_path
-from strank.studies.benchmark.cells import REFERENCE
+from strank.metrics.significance import combine_table, false_discovery_rate, mean_intervals
 
 __all__ = ["summarise_benchmark", "write_tables"]
 
@@ -35,7 +34,7 @@ def summarise_benchmark(results: pd.DataFrame, genes: pd.DataFrame) -> pd.DataFr
     Parameters
     ----------
     results, genes
-        From `strank.studies.benchmark.cells.score_task`.
+        From `strank.studies.benchmark.runner.score_task`.
 
     Returns
     -------

@@ -13,13 +13,11 @@ from joblib import Parallel, cpu_count, delayed, parallel_config
 
 from strank.errors import InputError
 from strank.files import atomic_path, output_folder, read_json, write_json
-from strank.report.synthetic import write_page
 from strank.simulate.curves import CurveDesign
-from strank.studies.synthetic.cells import Cell, CellResult, run_cell
-from strank.studies.synthetic.findings import findings
-from strank.studies.synthetic.networks import Recipe
+from strank.studies.synthetic.cells import Cell, CellResult, Recipe, run_cell
 from strank.studies.synthetic.objectives import LIST_SIZES, OBJECTIVES, PUBLISHED_CENTRE
-from strank.studies.synthetic.tables import Scores, sweep_table, table1, table3
+from strank.studies.synthetic.page import write_page
+from strank.studies.synthetic.tables import Scores, findings, sweep_table, table1, table3
 from strank.version import __version__
 
 __all__ = ["StudyResult", "plan", "run_study"]

@@ -1,0 +1,287 @@
+"""``strank benchmark``, ``report``, ``demo``, ``synthetic`` and ``hest-probe``."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from strank.cli.console import Json, finish, note, records, show_table, split_names, working
+from strank.errors import InputError
+from strank.progress import progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from strank.evaluation.protocol import Protocol
+    from strank.studies.benchmark.runner import Grid
+
+
+def benchmark(
+    cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")],
+    protocol: Annotated[
+        str,
+        typer.Option(help="`strank`, `section`, `paper`, `hest`, a .toml file or a HEST task."),
+    ] = "strank",
+    losses: Annotated[
+        str | None,
+        typer.Option(
+            help="list, pair, mse, poisson, nb, rank, pcc, section-pcc, hest-ridge, separated by "
+            "commas; the protocol's, or the first eight, if not given."
+        ),
+    ] = None,
+    heads: Annotated[
+        str,
+        typer.Option(
+            help="linear, linear-paper, mlp, context, mlp+linear, context+linear, or timm:NAME to "
+            "train an image network end to end; separated by commas."
+        ),
+    ] = "linear",
+    encoders: Annotated[
+        str, typer.Option(help="Image features, separated by commas.")
+    ] = "morphology",
+    genes: Annotated[
+        str | None, typer.Option(help="Sizes of the panel, such as 50,1000,all.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Of what is trained step by step.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes; all cores if not given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare objectives, heads, encoders and panels on the folds of a protocol.
+
+    A run that was stopped goes on. [bold]strank report[/] makes a page of the tables.
+
+    [bold]Example:[/] strank benchmark cohort -o benchmark --genes 50,1000
+
+    [bold]Example:[/] strank benchmark cohort -o heads --heads linear,mlp --seeds 3
+    """
+    import pandas as pd
+    from joblib import cpu_count
+
+    from strank.evaluation.protocol import get_protocol
+    from strank.studies.benchmark.runner import run_benchmark
+
+    chosen = get_protocol(protocol)
+    grid = _grid(chosen, losses, heads, encoders, genes, seeds)
+    facts = run_benchmark(cohort, chosen, grid, output, jobs=jobs or cpu_count(), progress=progress)
+    for text in (*facts["warnings"], *facts["notes"]):
+        note(text)
+    for text in facts["failed"]:
+        note(f"not done: {text}")
+    summary = pd.read_csv(output / "summary.csv")
+    if not as_json:
+        _show(summary, chosen.headline)
+    finish(
+        {"output": str(output), **facts, "summary": records(summary)},
+        as_json=as_json,
+        lines=[
+            f"Protocol {chosen.name}, SHA-256 {chosen.sha256[:12]}.",
+            f"Wrote results.parquet, results.csv.gz, summary.csv, .md and .tex to {output}; "
+            f"strank report {output} makes a page of them.",
+        ],
+    )
+
+
+def _grid(
+    protocol: Protocol, losses: str | None, heads: str, encoders: str, genes: str | None, seeds: int
+) -> Grid:
+    from strank.studies.benchmark.runner import LOSSES, Grid
+
+    return Grid(
+        losses=tuple(split_names(losses) or protocol.methods or LOSSES),
+        heads=tuple(split_names(heads) or ()),
+        encoders=tuple(split_names(encoders) or ()),
+        n_genes=tuple(map(_size, split_names(genes) or ())) or protocol.n_genes,
+        seeds=seeds,
+    )
+
+
+def _size(text: str) -> int | None:
+    if text != "all" and not (text.isdecimal() and int(text) > 0):
+        raise InputError(f"--genes: {text!r} is neither a number of genes nor `all`")
+    return None if text == "all" else int(text)
+
+
+def _show(summary: pd.DataFrame, headline: str) -> None:
+    """One table a size of the panel and kind of patient."""
+    columns = list(dict.fromkeys((headline, "depth_matched", "lift", "deviance", "scc")))
+    for (encoder, genes, seen), rows in summary.groupby(["encoder", "genes", "patient_seen"]):
+        wide = rows.pivot_table("mean", "method", "score", dropna=False)[columns]
+        wide = wide.sort_values(headline, ascending=False).reset_index()
+        patient = "a patient of the training" if seen else "new patients"
+        show_table(wide.rename_axis(columns=None), f"{encoder}, {genes} genes, {patient}")
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="A new folder for all that the demo makes.")
+    ] = Path("strank-demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulation.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """See the whole way at work on simulated tissue with known truth (about a minute).
+
+    [bold]Example:[/] strank demo -o strank-demo --seed 1
+    """
+    from rich.console import Console
+
+    from strank.studies.demo import run_demo
+
+    console = Console(stderr=True)
+    with console.status("Starting") as status:
+
+        def say(line: str) -> None:
+            console.print(f"• {line}")
+            status.update(line)
+
+        result = run_demo(output, seed=seed, say=say)
+    for warning in result.evaluation.warnings:
+        note(warning)
+    if not as_json:
+        show_table(result.table, "Mean SCC on a patient that no method has seen")
+    finish(
+        {
+            "output": str(output),
+            "seed": seed,
+            "table": records(result.table),
+            "maps": [str(path) for path in result.maps],
+        },
+        as_json=as_json,
+        lines=[f"Maps: {', '.join(str(path) for path in result.maps)}"],
+    )
+
+
+def synthetic(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the study; a stopped one continues.")
+    ] = Path("strank-synthetic"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A short look, in about a minute.")
+    ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Data sets of each function (3; 2 if quick).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of data, weights and batches.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Repeat the paper's synthetic study: objectives on curves of known truth.
+
+    Table 1, the list sizes of table 3, and sweeps of scale, bias, dispersion,
+    sample size, sparsity and depth, beside the paper's numbers and the exact
+    optimum: about 15 minutes on two cores. A stopped study continues.
+
+    [bold]Example:[/] strank synthetic -o strank-synthetic --quick
+    """
+    from strank.studies.synthetic.study import run_study
+
+    n_seeds = seeds or (2 if quick else 3)
+    with ExitStack() as stack:
+        result = run_study(
+            output,
+            quick=quick,
+            n_seeds=n_seeds,
+            seed=seed,
+            progress=lambda total: stack.enter_context(
+                progress("Training (thousand steps)", total)
+            ),
+        )
+    if not as_json:
+        shown = result.table1.query("selection != 'truth'").drop(columns=["selection", "seeds"])
+        show_table(shown, "Mean SCC against the truth")
+    finish(
+        {
+            "output": str(output),
+            "seed": seed,
+            "seeds": n_seeds,
+            "quick": quick,
+            "table1": records(result.table1),
+            "table3": records(result.table3),
+            "findings": result.findings,
+        },
+        as_json=as_json,
+        lines=["", *(f"• {finding}" for finding in result.findings), "", f"Page: {result.page}"],
+    )
+
+
+def hest_probe(
+    task: Annotated[Path, typer.Argument(help="A task with splits/, adata/ and var_50genes.json.")],
+    embeddings: Annotated[
+        Path, typer.Option(help="Folder with one <sample>.h5 each, as the benchmark writes them.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the tables.")],
+    components: Annotated[
+        int, typer.Option(min=1, help="Principal components; 256 in the benchmark.")
+    ] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the PCA; 1 in the benchmark.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Run a HEST-Benchmark task: its ridge and the exact list objective, side by side.
+
+    Its own protocol to the digit (PCA, ridge, Pearson over the pooled test spots
+    with log1p(counts), mean over genes and folds), and scores within sections.
+
+    [bold]Example:[/] strank hest-probe bench_data/IDC --embeddings ST_data_emb/IDC/uni_v1 -o idc
+    """
+    from strank.files import output_folder
+    from strank.io.hest_bench import read_task
+    from strank.studies.hest_probe import run_probe
+
+    with working("Reading the samples"):
+        data = read_task(task, embeddings)
+    output_folder(output)
+    with progress("Folds", len(data.folds)) as advance:
+        result = run_probe(data, n_components=components, seed=seed, advance=advance)
+    result.write(output)
+    for warning in result.warnings:
+        note(warning)
+    summary = result.summary
+    if not as_json:
+        shown = summary[summary["fold"] == "mean"].drop(columns="fold")
+        show_table(shown, f"Mean over {len(data.panel)} genes and {len(data.folds)} folds")
+    caveats = result.facts["caveats"]
+    finish(
+        {
+            "output": str(output),
+            "task": str(task),
+            "warnings": result.warnings,
+            "caveats": caveats,
+            "summary": records(summary),
+        },
+        as_json=as_json,
+        lines=[
+            *(f"• {caveat}" for caveat in caveats),
+            f"Wrote results.csv, summary.csv and probe.json to {output}.",
+        ],
+    )
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder that `strank benchmark` wrote.")],
+    cohort: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the sections, if it has moved since the benchmark."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make one page of a benchmark: methods, depth, ceilings, genes, maps, calibration.
+
+    FOLDER/report.html holds all it needs, so it can be sent as it is and opens without a network.
+
+    [bold]Example:[/] strank report out
+    """
+    from strank.report.benchmark.page import write_report
+
+    with working("Making the page"):
+        made = write_report(folder, cohort=cohort)
+    for line in made.notes:
+        note(line)
+    finish(
+        {"report": str(made.path), "bytes": made.n_bytes, "notes": list(made.notes)},
+        as_json=as_json,
+        lines=[f"Wrote {made.path} ({made.n_bytes / 1e6:.1f} MB); open it in a browser."],
+    )

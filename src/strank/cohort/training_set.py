@@ -1,0 +1,139 @@
+"""What a model is trained on: spots of several sections, a panel, and where both come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from strank.cohort.contract import counts_checksum, positions_um, section_info
+from strank.cohort.folds import patients_of
+from strank.cohort.panel import all_genes, check_genes, choose_panel, counts_of, shared_genes
+from strank.errors import InputError, some
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Spots of several sections in one: ``[n_spots, ...]`` in each.
+
+    Attributes
+    ----------
+    features
+        Of one encoder, ``[n_spots, n_features]``.
+    counts
+        Of the panel, CSR, ``[n_spots, n_genes]``.
+    library_size
+        Totals over all measured genes; spots without counts are left out.
+    section
+        Names.
+    positions
+        Spot centres (x, y) in µm, ``[n_spots, 2]``.
+    group
+        What is left out together where something is chosen: patients, or sections where fewer
+        than three patients are there.
+    """
+
+    features: np.ndarray
+    counts: sparse.csr_matrix
+    library_size: np.ndarray
+    section: np.ndarray
+    positions: np.ndarray
+    group: np.ndarray
+
+
+def training_data(
+    cohort: Mapping[str, AnnData], panel: pd.Index, encoder: str | None
+) -> TrainingData:
+    """Stack the sections; spots without any count have no exposure and are left out.
+
+    Without an encoder there are no features.
+    """
+    kept = {name: adata[adata.obs["library_size"] > 0] for name, adata in cohort.items()}
+    empty = [name for name, adata in kept.items() if adata.n_obs == 0]
+    if empty:
+        raise InputError(f"section {empty[0]}: no spot has any count")
+    n_spots = [adata.n_obs for adata in kept.values()]
+    return TrainingData(
+        features=np.concatenate(
+            [a.obsm[encoder] if encoder else np.empty((a.n_obs, 0)) for a in kept.values()]
+        ),
+        counts=sparse.vstack([counts_of(a, panel) for a in kept.values()], "csr"),
+        library_size=np.concatenate([a.obs["library_size"].to_numpy() for a in kept.values()]),
+        section=np.repeat(list(kept), n_spots),
+        positions=np.concatenate([positions_um(a) for a in kept.values()]),
+        group=np.repeat(groups_of(cohort)[1], n_spots),
+    )
+
+
+def groups_of(cohort: Mapping[str, AnnData]) -> tuple[str, list[str]]:
+    """Choose what is left out together, and name that of each section."""
+    patients = list(patients_of(cohort).values())
+    # Two patients would leave a single one to train on.
+    return ("patient", patients) if len(set(patients)) > 2 else ("section", list(cohort))
+
+
+def panel_of(
+    cohort: Mapping[str, AnnData],
+    n_genes: int | None,
+    genes: Sequence[str] | None,
+    *,
+    union: bool = False,
+) -> tuple[pd.Index, str]:
+    """Take the panel that is given, or choose it by variance; and say which."""
+    if genes is None:
+        panel = choose_panel(cohort, n_genes, union=union)
+        how = f"{n_genes} of highest log1p(CP10k) variance" if n_genes else "all that vary"
+    else:
+        panel, how = pd.Index(genes), "given"
+        if not union:
+            check_genes(cohort, genes)
+        elif len(absent := panel.difference(all_genes(cohort))):
+            raise InputError(f"no section has gene {some(absent)}")
+    return panel, f"{how}; {_measured_where(cohort, panel, union)}"
+
+
+def _measured_where(cohort: Mapping[str, AnnData], panel: pd.Index, union: bool) -> str:
+    if not union:
+        return f"of {len(shared_genes(cohort))} that all sections measure"
+    partly = int((~panel.isin(shared_genes(cohort))).sum())
+    return f"of {len(all_genes(cohort))} that any section measures; {partly} not in all"
+
+
+def encoder_facts_of(cohort: Mapping[str, AnnData], encoder: str) -> dict[str, Any]:
+    """Find what the features come from, which must be the same for all sections."""
+    found: dict[str, Any] = {}
+    for name, adata in cohort.items():
+        if encoder not in adata.obsm:
+            raise InputError(f"section {name} has no features obsm[{encoder!r}]; embed it first")
+        # Features that a user brings have a name and a width, and no more is known of them.
+        width = adata.obsm[encoder].shape[1]
+        facts = adata.uns.get(encoder, {"name": encoder, "version": "", "fields": []})
+        facts = {**facts, "n_features": width}
+        if found and facts != found:
+            raise InputError(f"section {name} has other {encoder} features than the rest")
+        found = facts
+    return found
+
+
+def training_sections(cohort: Mapping[str, AnnData]) -> dict[str, object]:
+    """List what a model was trained on, for its provenance."""
+    patients = patients_of(cohort)
+    info = {name: section_info(adata) for name, adata in cohort.items()}
+    return {
+        "spot_pitch_um": min(i.spot_pitch_um for i in info.values()),
+        "spot_diameter_um": min(i.spot_diameter_um for i in info.values()),
+        "sections": {
+            name: {
+                "patient": patients[name],
+                "n_spots": adata.n_obs,
+                "counts_sha256": counts_checksum(adata),
+                "image_sha256": info[name].image_sha256,
+            }
+            for name, adata in cohort.items()
+        },
+    }

@@ -1,0 +1,422 @@
+"""From a name to an encoder: built in, of the catalogue, timm, transformers, or one's own.
+
+No code of a hub is run and nothing but tensors is read: architectures come from the installed
+library.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from strank.encoders.architectures import TOWERS, fitted
+from strank.encoders.backbone import (
+    FIELD_UM,
+    Backbone,
+    BackboneEncoder,
+    has_class_token,
+    weights_checksum,
+)
+from strank.encoders.base import Encoder
+from strank.encoders.catalogue import NETWORKS, EncoderEntry
+from strank.encoders.weights import match_weights, read_weights
+from strank.errors import InputError, some
+from strank.files import read_json, safe_name
+from strank.hub import download
+
+_LIBRARIES = {"timm": "timm", "hf": "transformers"}
+_WEIGHTS = "model.safetensors"
+_HUB_FILES = ["config.json", "preprocessor_config.json", "model*.safetensors", f"{_WEIGHTS}.*"]
+# What timm's description of pretrained weights says about the architecture and its input.
+_TIMM_FACTS = {"num_classes", "label_offset", "input_size", "fixed_input_size", "pool_size"}
+
+#: Encoders that are made from images alone, by what makes them.
+ENCODERS: dict[str, str] = {"morphology": "strank.encoders.morphology.encoder:Morphology"}
+
+_PROTOCOL = ("name", "version", "fields", "feature_names", "encode")
+
+_TIMM_FACTS |= {"first_conv", "classifier", "mean", "std"}
+
+
+def load_encoder(
+    name: str, *, um: float | None = None, weights: Path | None = None
+) -> BackboneEncoder:
+    """Load a pretrained network as an encoder; parameters and errors as `load_backbone`.
+
+    Its name is fit for a file: ``timm_resnet18`` for ``timm:resnet18``, ``hf_owner_name`` for
+    ``hf:owner/name``, and the folder's own name for a folder.
+    """
+    backbone = load_backbone(name, um=um, weights=weights)
+    if name not in NETWORKS:
+        library, source = _split(name)
+        folder = Path(source).expanduser()
+        stem = folder.resolve().name if folder.is_dir() else source.replace("/", "_")
+        name = f"{library}_{safe_name(stem)}"
+    return BackboneEncoder(backbone, name, weights_checksum(backbone))
+
+
+def load_backbone(name: str, *, um: float | None = None, weights: Path | None = None) -> Backbone:
+    """Load a pretrained network, in evaluation mode.
+
+    Parameters
+    ----------
+    name
+        One of `strank.encoders.catalogue.NETWORKS`, such as ``uni``; any other of the hub as
+        ``timm:resnet18``, ``timm:owner/name`` or ``hf:owner/name`` (transformers);
+        ``timm:folder`` or ``hf:folder`` from a local folder in the hub's layout: ``config.json``,
+        ``model.safetensors`` and, of transformers, ``preprocessor_config.json``.
+    um
+        Side of the window around a spot, in µm; its pixels are those of the network. If ``None``,
+        what the catalogue says, or 112 µm.
+    weights
+        Of a network in the catalogue, in place of those on the hub: safetensors, or a checkpoint
+        as `strank.encoders.weights.read_weights` reads it.
+
+    Raises
+    ------
+    InputError
+        If it cannot be loaded: an unknown name, no network, a damaged folder, weights that are not
+        safetensors or incomplete or of another network; a hub that cannot be reached, or does not
+        give them.
+
+    Examples
+    --------
+    >>> load_backbone("resnet18")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: no image network 'resnet18'; write timm:NAME, hf:OWNER/NAME, ...
+    """
+    if name in NETWORKS:
+        return _load_entry(NETWORKS[name], um, weights)
+    library, source = _split(name)
+    if weights is not None:
+        raise InputError(
+            f"{name}: --weights is for networks of the catalogue; give a folder with its "
+            f"config.json and {_WEIGHTS} as {library}:FOLDER"
+        )
+    with _explained(f"{name}: cannot be loaded", "check the name, the network or the folder"):
+        folder = _folder(name, library, source)
+        load = _load_timm if library == "timm" else _load_transformers
+        model, facts = load(folder)
+        config = {"library": _LIBRARIES[library], "name": name, **facts, "um": um or FIELD_UM}
+        config |= _revision(folder)
+        return Backbone(model, json.loads(json.dumps(config)))
+
+
+def backbone_from_config(config: Mapping[str, Any]) -> Backbone:
+    """Build the network of another `Backbone`, whose state dict fits; nothing is downloaded.
+
+    Raises
+    ------
+    InputError
+        If the installed library cannot build it.
+    """
+    library = config["library"]
+    with _explained(f"{config['name']}: cannot be built", f"install another version of {library}"):
+        build = _build_timm if library == "timm" else _build_transformers
+        return Backbone(build(config["architecture"]), config)
+
+
+def _load_entry(entry: EncoderEntry, um: float | None, path: Path | None) -> Backbone:
+    revision = {}
+    if path is None:
+        try:
+            folder = download(entry.repo, revision=entry.revision, allow_patterns=[entry.file])
+        except InputError as error:
+            raise InputError(
+                f"{error}; or give the file with --weights ({entry.name}: {entry.terms})"
+            ) from error
+        path, revision = folder / entry.file, _revision(folder)
+    weights = read_weights(path)
+    config = json.loads(json.dumps(_config_of(entry, um) | revision))
+    return _filled(entry, config, weights, str(path))
+
+
+def _config_of(entry: EncoderEntry, um: float | None = None) -> dict[str, Any]:
+    mean, std = entry.colours
+    return {
+        "library": entry.library,
+        "name": entry.name,
+        "architecture": entry.architecture,
+        "mean": mean,
+        "std": std,
+        "pixels": entry.pixels,
+        "um": um or entry.field.um,
+        "pooling": entry.pooling,
+    }
+
+
+def _filled(
+    entry: EncoderEntry, config: dict[str, Any], weights: dict[str, Tensor], source: str
+) -> Backbone:
+    positions = weights.get("embeddings.position_embeddings")
+    if entry.library == "transformers" and positions is not None and positions.ndim == 3:
+        # They are for the size of training, and interpolated when the network is used.
+        side = isqrt(positions.shape[1] - 1) * config["architecture"]["patch_size"]
+        config["architecture"]["image_size"] = side
+    # First without memory: drawing weights takes longer than reading them.
+    with torch.device("meta"):
+        backbone = backbone_from_config(config)
+    architecture = config["architecture"].get("architecture", "")
+    rest = {key: value for key, value in weights.items() if not key.startswith(entry.rest)}
+    problem = f"{source}: not the weights of {entry.name}"
+    with _explained(problem, "give the file that its authors offer"):
+        tensors = fitted(architecture, rest, backbone.model)
+    wanted = backbone.model.state_dict()
+    matched = match_weights(tensors, wanted, source=source, name=entry.name)
+    state = {f"model.{key}": value for key, value in matched.items()}
+    state |= {name: torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std")}
+    if {name for name, _ in backbone.named_buffers()} - state.keys():
+        # It computes what it does not store, for which it needs memory after all.
+        with torch.random.fork_rng(devices=[]):
+            backbone = backbone_from_config(config)
+    backbone.load_state_dict(state, assign=True)
+    return backbone
+
+
+def _revision(folder: Path) -> dict[str, str]:
+    """Find the commit that a snapshot in the hub's cache is of, by its folder's name."""
+    return {"revision": folder.name} if re.fullmatch("[0-9a-f]{40}", folder.name) else {}
+
+
+def _split(name: str) -> tuple[str, str]:
+    library, _, source = name.partition(":")
+    if library not in _LIBRARIES or not source:
+        raise InputError(
+            f"no image network {name!r}; write timm:NAME, hf:OWNER/NAME, timm:FOLDER or hf:FOLDER"
+        )
+    return library, source
+
+
+@contextmanager
+def _explained(problem: str, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except (InputError, ImportError):
+        raise
+    # Two libraries, their configs and the client of the hub raise nearly anything.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{problem} ({reason}); {advice}") from error
+
+
+def _folder(name: str, library: str, source: str) -> Path:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or source.startswith("."):
+        raise InputError(f"{name}: no such folder")
+    if library == "timm" and "/" not in source:
+        from timm import get_pretrained_cfg
+
+        known = get_pretrained_cfg(source)
+        if known is None or not known.hf_hub_id:
+            raise InputError(f"{name}: no such pretrained network; see timm.list_pretrained()")
+        source = known.hf_hub_id
+    return download(source, allow_patterns=_HUB_FILES)
+
+
+def _load_timm(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    stored = read_json(folder / "config.json")
+    if not (folder / _WEIGHTS).is_file():
+        raise InputError(f"{folder}: no {_WEIGHTS}; weights of other formats are not read")
+    # Old exports have one level, later ones two, of which the upper holds.
+    known = {**stored.get("pretrained_cfg", {}), **stored}
+    architecture = {
+        "architecture": known["architecture"],
+        "model_args": known.get("model_args", {}),
+        "pretrained_cfg": {fact: known[fact] for fact in sorted(_TIMM_FACTS & known.keys())},
+    }
+    model: Any = _build_timm(architecture, folder / _WEIGHTS)
+    facts = {"mean": model.pretrained_cfg["mean"], "std": model.pretrained_cfg["std"]}
+    pixels = model.pretrained_cfg["input_size"][-1]
+    return model, {"architecture": architecture, **facts, "pixels": pixels}
+
+
+def _build_timm(architecture: Mapping[str, Any], weights: Path | None = None) -> nn.Module:
+    from timm import create_model
+    from timm.layers.mlp import SwiGLUPacked
+
+    name, model_args = architecture["architecture"], dict(architecture["model_args"])
+    if name in TOWERS:
+        return TOWERS[name]()
+    if model_args.get("mlp_layer") == "swiglu":
+        model_args["mlp_layer"] = SwiGLUPacked
+    model: Any = create_model(
+        name,
+        pretrained=weights is not None,
+        pretrained_cfg=dict(architecture["pretrained_cfg"]),
+        pretrained_cfg_overlay={"file": str(weights), "custom_load": False} if weights else None,
+        **model_args,
+    )
+    # Only now, because timm tolerates missing weights when it makes a model without classifier.
+    model.reset_classifier(0)
+    return model
+
+
+def _load_transformers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    from transformers import AutoImageProcessor, AutoModel
+
+    model, loaded = AutoModel.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
+    model = _plain(model)
+    missing = set(loaded["missing_keys"]) & set(model.state_dict())
+    if missing:
+        raise InputError(f"{folder}: lacks the weights {some(sorted(missing))}; download it again")
+    architecture = json.loads(model.config.to_json_string(use_diff=False))
+    architecture.pop("_name_or_path", None)
+    prepare = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False).to_dict()
+    facts = {"mean": prepare["image_mean"], "std": prepare["image_std"]}
+    if not prepare["do_normalize"]:
+        facts = {"mean": [0.0] * 3, "std": [1.0] * 3}
+    size = prepare["crop_size" if prepare.get("do_center_crop") else "size"]
+    pixels = size.get("height") or size["shortest_edge"]
+    return model, {"architecture": architecture, **facts, "pixels": pixels}
+
+
+def _build_transformers(architecture: Mapping[str, Any]) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.for_model(**architecture)
+    return _plain(AutoModel.from_config(config, trust_remote_code=False))
+
+
+def _plain(model: Any) -> Any:
+    """Without the pooler that is not used, and in float32 whatever the checkpoint's precision."""
+    if has_class_token(model) and hasattr(model, "pooler"):
+        model.pooler = nn.Identity()
+    return model.float()
+
+
+def get_encoder(name: str, *, weights: Path | None = None, own: bool = True) -> Encoder:
+    """Make the encoder of that name, on the CPU; `strank.encoders.backbone.place` moves it.
+
+    Parameters
+    ----------
+    name
+        ``morphology``; a network of the catalogue, such as ``uni``; ``timm:NAME``, ``hf:REPO`` or
+        a folder as `strank.encoders.load.load_backbone` takes them; or ``module:callable``, what
+        gives an object with the attributes of `strank.encoders.base.Encoder` when it is called.
+    weights
+        File with the weights of a network of the catalogue, in place of those on the hub.
+    own
+        Whether ``module:callable`` is imported: not where the name comes out of a file, such as a
+        model that was downloaded, which could name any code.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, with the choices; if it cannot be loaded, as `load_backbone`; or if
+        what ``module:callable`` gives is no encoder.
+
+    Examples
+    --------
+    >>> get_encoder("morphologie")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: no encoder 'morphologie'; did you mean 'morphology'? choose one of ...
+    """
+    if name in NETWORKS or name.partition(":")[0] in _LIBRARIES:
+        return load_encoder(name, weights=weights)
+    if weights is not None:
+        raise InputError(f"--weights is for networks of the catalogue, which {name!r} is not")
+    if ":" in name:
+        if not own:
+            raise InputError(
+                f"{name}: code that a file names is not run; if you trust it, give --encoder {name}"
+            )
+        return _made_by(name)
+    if name not in ENCODERS:
+        choices = [*ENCODERS, *NETWORKS]
+        near = difflib.get_close_matches(name.lower(), choices, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(
+            f"no encoder {name!r}; {hint}choose one of {', '.join(choices)}, timm:NAME, hf:NAME, "
+            "module:callable"
+        )
+    module, _, attribute = ENCODERS[name].partition(":")
+    encoder: Encoder = getattr(import_module(module), attribute)()
+    return encoder
+
+
+def _made_by(name: str) -> Encoder:
+    module, _, attribute = name.partition(":")
+    try:
+        make: Callable[[], Encoder] = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        # Not what the module itself lacks.
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise InputError(
+            f"{name}: no module {module!r}; install it, or put its folder into PYTHONPATH"
+        ) from error
+    except (AttributeError, ValueError) as error:
+        raise InputError(
+            f"{name}: no {attribute!r} in {module!r}; write module:callable"
+        ) from error
+    if not callable(make):
+        raise InputError(f"{name}: cannot be called; it must give an encoder when it is")
+    encoder = make()
+    absent = [part for part in _PROTOCOL if not hasattr(encoder, part)]
+    if absent:
+        raise InputError(
+            f"{name}: gives no encoder: {type(encoder).__name__} has no {', '.join(absent)}; see "
+            "strank.encoders.base.Encoder"
+        )
+    return encoder
+
+
+def encoder_table() -> list[dict[str, Any]]:
+    """List the catalogue: what every encoder gives, looks at, and may be used for.
+
+    Examples
+    --------
+    >>> [(row["name"], row["width"]) for row in encoder_table() if row["name"] == "uni2-h"]
+    [('uni2-h', 1536)]
+    """
+    built_in = get_encoder("morphology")
+    first = built_in.fields[0]
+    morphology = {
+        "name": built_in.name,
+        "width": len(built_in.feature_names),
+        "um_per_pixel": first.um / first.pixels,
+        "pixels": first.pixels,
+        "mean": None,
+        "std": None,
+        "precision": "float32",
+        "licence": "BSD-3-Clause",
+        "gated": False,
+        "source": "built in",
+        "file": None,
+        "revision": built_in.version,
+        "citation": "strank",
+    }
+    return [morphology] + [
+        {
+            "name": entry.name,
+            "width": entry.n_features,
+            "um_per_pixel": entry.um_per_pixel,
+            "pixels": entry.pixels,
+            "mean": list(entry.colours[0]),
+            "std": list(entry.colours[1]),
+            "precision": entry.precision,
+            "licence": entry.licence,
+            "gated": entry.gated,
+            "source": entry.repo,
+            "file": entry.file,
+            "revision": entry.revision,
+            "citation": entry.citation,
+        }
+        for entry in NETWORKS.values()
+    ]

@@ -1,0 +1,1 @@
+"""The built-in encoder: stains, texture and nuclei."""

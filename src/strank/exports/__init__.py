@@ -1,1 +1,0 @@
-"""Predictions in the formats of other tools."""

@@ -1,0 +1,70 @@
+"""Arrays by section or group: rows, means, and groups dealt into folds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.model_selection import GroupKFold
+
+
+def centre_within(values: NDArray, section: NDArray) -> NDArray[np.float64]:
+    """Subtract the mean of its section from every row.
+
+    Parameters
+    ----------
+    values
+        ``[n_spots, ...]``.
+    section
+        Labels of any kind, ``[n_spots]``.
+
+    Examples
+    --------
+    >>> centre_within(np.array([[1.0], [3.0], [7.0]]), np.array(["a", "a", "b"])).ravel()
+    array([-1.,  1.,  0.])
+    """
+    centred = np.array(values, dtype=np.float64)
+    for label in np.unique(section):
+        rows = section == label
+        centred[rows] -= centred[rows].mean(0)
+    return centred
+
+
+def deal(group: Any, max_folds: int) -> NDArray[np.int64]:
+    """Deal groups out to at most so many folds, of about the same number of spots.
+
+    Examples
+    --------
+    >>> deal(np.array(["a", "b", "b", "c", "c", "c"]), 2)
+    array([1, 1, 1, 0, 0, 0])
+    """
+    codes = codes_of("group", np.asarray(group))
+    if max_folds < 2:
+        raise ValueError(f"max_folds must be at least 2; got {max_folds}")
+    if codes.max() < max_folds:
+        return codes
+    folds = np.empty_like(codes)
+    for fold, (_, test) in enumerate(GroupKFold(max_folds).split(codes, groups=codes)):
+        folds[test] = fold
+    return folds
+
+
+def codes_of(name: str, labels: NDArray) -> NDArray[np.int64]:
+    """Give labels numbers from 0, in the order in which they come; a missing one is refused."""
+    codes, _ = pd.factorize(labels)
+    if (codes < 0).any():
+        raise ValueError(f"{name}: missing label in row {int(np.argmax(codes < 0))}")
+    return codes.astype(np.int64)
+
+
+def rows_of(section: NDArray) -> list[NDArray[np.intp]]:
+    """Find the rows of every section, sections in sorted order.
+
+    Examples
+    --------
+    >>> rows_of(np.array(["b", "a", "b"]))
+    [array([1]), array([0, 2])]
+    """
+    return [np.flatnonzero(section == label) for label in np.unique(section)]

@@ -1,0 +1,158 @@
+"""Predictions in the formats of other tools: GeoJSON for QuPath, SpatialData."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pandas as pd
+import shapely
+from anndata import AnnData
+from numpy.typing import NDArray
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Identity, Scale
+
+from strank.errors import InputError
+from strank.files import atomic_path
+from strank.slides.slide import Slide, thumbnail
+
+# About 100 MB, what QuPath opens without complaint; an outline is ten numbers.
+_MOST_NUMBERS = 6_000_000
+
+_OUTLINE = 10
+_BLOCK = 10_000
+_IMAGE_UM = 2.0
+_MOST_PIXELS = 8192
+
+
+def check_geojson_size(n_tiles: int, n_genes: int) -> None:
+    """Refuse more than 6 million numbers, where a tile has one a gene and ten for its outline.
+
+    Raises
+    ------
+    InputError
+        It says what to do.
+
+    Examples
+    --------
+    >>> check_geojson_size(300_000, 100)
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: --geojson: 300,000 tiles x 100 genes are more than QuPath opens \
+(300,000 tiles may have 10 genes, 100 genes 54,545 tiles); name fewer --genes, or raise --stride
+    """
+    if n_tiles * (n_genes + _OUTLINE) <= _MOST_NUMBERS:
+        return
+    fewer = max(0, _MOST_NUMBERS // n_tiles - _OUTLINE)
+    raise InputError(
+        f"--geojson: {n_tiles:,} tiles x {n_genes} genes are more than QuPath opens "
+        f"({n_tiles:,} tiles may have {fewer} genes, {n_genes} genes "
+        f"{_MOST_NUMBERS // (n_genes + _OUTLINE):,} tiles); name fewer --genes, or raise --stride"
+    )
+
+
+def tile_squares(predictions: AnnData) -> NDArray[np.object_]:
+    """Squares around the centres of tiles, as wide as the stride, in pixels of the full image.
+
+    So they fill the plane without overlap, whatever the size of the windows that were scored.
+    """
+    facts = predictions.uns["strank"]
+    half = float(facts["stride_um"]) / float(facts["um_per_pixel"]) / 2
+    x, y = np.asarray(predictions.obsm["spatial"], dtype=np.float64).T
+    return np.asarray(shapely.box(x - half, y - half, x + half, y + half))
+
+
+def write_geojson(path: Path, predictions: AnnData, genes: Sequence[str]) -> None:
+    """Write tiles as a FeatureCollection of squares with the scores of some genes.
+
+    Parameters
+    ----------
+    path
+        The file; whole or absent.
+    predictions
+        From `strank.prediction.predict_slide`.
+    genes
+        Whose scores, to four decimals, become ``properties.measurements``; with ``novelty``, where
+        the predictions have it.
+
+    Raises
+    ------
+    InputError
+        If there are too many tiles and genes for QuPath; see `check_geojson_size`.
+    """
+    check_geojson_size(predictions.n_obs, len(genes))
+    scores = np.asarray(predictions[:, list(genes)].X, dtype=np.float64)
+    table = pd.DataFrame(scores, columns=pd.Index(genes))
+    if "novelty" in predictions.obs:
+        table["novelty"] = predictions.obs["novelty"].to_numpy(np.float64)
+    # Hundredths of a pixel: more would only be digits.
+    squares = shapely.set_precision(tile_squares(predictions), 0.01, mode="pointwise")
+    with atomic_path(path) as part, part.open("w") as file:
+        file.write('{"type":"FeatureCollection","features":[')
+        for start in range(0, len(table), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            file.write(",\n" if start else "\n")
+            file.write(",\n".join(_features(squares[rows], table[rows])))
+        file.write("\n]}\n")
+
+
+def _features(squares: NDArray[np.object_], table: pd.DataFrame) -> list[str]:
+    lines = table.to_json(orient="records", lines=True, double_precision=4).strip().split("\n")
+    return [
+        f'{{"type":"Feature","geometry":{square},"properties":'
+        f'{{"objectType":"tile","isLocked":true,"measurements":{measurements}}}}}'
+        for square, measurements in zip(shapely.to_geojson(squares), lines, strict=True)
+    ]
+
+
+def write_spatialdata(path: Path, slide: Slide, predictions: AnnData) -> None:
+    """Write a SpatialData zarr that napari-spatialdata and squidpy open.
+
+    Its coordinate system ``global`` has pixels of the full image, as ``obsm["spatial"]``. The
+    image ``he`` is a pyramid from about 2 µm a pixel on (coarser if that were more than 8192
+    pixels a side), the shapes ``tiles`` are squares as wide as the stride, the ``table`` is the
+    predictions.
+
+    Parameters
+    ----------
+    path
+        The folder, whole or absent; an older one is replaced.
+    slide
+        What was predicted.
+    predictions
+        From `strank.prediction.predict_slide`.
+    """
+    tiles = np.arange(predictions.n_obs)
+    squares = geopandas.GeoDataFrame(geometry=tile_squares(predictions), index=tiles)
+    table = predictions.copy()
+    table.obs["region"], table.obs["tile"] = pd.Categorical(["tiles"] * len(tiles)), tiles
+    data = SpatialData(
+        images={"he": _image(slide)},
+        shapes={"tiles": ShapesModel.parse(squares, transformations={"global": Identity()})},
+        tables={
+            "table": TableModel.parse(
+                table, region="tiles", region_key="region", instance_key="tile"
+            )
+        },
+    )
+    with warnings.catch_warnings(), atomic_path(path) as part:
+        # anndata announces a default of its next version, once an array.
+        warnings.filterwarnings("ignore", "zarr v3 autosharding", UserWarning)
+        data.write(part, update_sdata_path=False)
+
+
+def _image(slide: Slide) -> object:
+    side = max(slide.size) * slide.um_per_pixel
+    rgb, _ = thumbnail(slide, max(_IMAGE_UM, side / _MOST_PIXELS))
+    shrink = [full / n for full, n in zip(slide.size, rgb.shape[1::-1], strict=True)]
+    return Image2DModel.parse(
+        np.moveaxis(rgb, -1, 0),
+        dims=("c", "y", "x"),
+        c_coords=["r", "g", "b"],
+        scale_factors=[2] * int(np.log2(max(1, min(rgb.shape[:2]) / 256))),
+        transformations={"global": Scale(shrink, axes=("x", "y"))},
+    )

@@ -1,0 +1,252 @@
+"""Tasks in the layout of HEST-Benchmark, with embeddings as its own code writes them.
+
+A task is a folder with ``splits/train_<k>.csv`` and ``splits/test_<k>.csv`` (columns ``sample_id``
+and ``expr_path``, the latter relative to the folder), ``var_50genes.json`` (key ``genes``) and raw
+counts, ``adata/<sample>.h5ad``. Embeddings are a folder with ``<sample>.h5`` (datasets
+``embeddings`` and ``barcodes``). A sample is a section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+from scipy import sparse
+
+from strank.cohort.contract import check_counts
+from strank.cohort.folds import Fold
+from strank.cohort.store import read_h5ad
+from strank.errors import InputError, some
+from strank.files import read_json
+
+PANEL = "var_50genes.json"
+
+
+@dataclass(frozen=True)
+class HestSample:
+    """Spots of one sample that have both an embedding and counts, in the embeddings' order.
+
+    Attributes
+    ----------
+    features
+        As stored, ``[n_spots, n_features]``.
+    counts
+        Raw counts of the panel, in its order, CSR, ``[n_spots, n_genes]``.
+    library_size
+        Total over all measured genes, ``[n_spots]``.
+    n_unmatched
+        Embeddings without counts, left out.
+    files
+        What was read: ``counts`` and ``embeddings``.
+    """
+
+    features: NDArray
+    counts: sparse.csr_matrix
+    library_size: NDArray[np.float64]
+    n_unmatched: int
+    files: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class HestTask:
+    """One task of the benchmark.
+
+    Attributes
+    ----------
+    folder
+        Where it was read from.
+    panel
+        The genes of ``var_50genes.json``.
+    folds
+        In the order of their numbers. Patients are not known, so none is called shared.
+    samples
+        Name to sample.
+    """
+
+    folder: Path
+    panel: tuple[str, ...]
+    folds: tuple[Fold, ...]
+    samples: Mapping[str, HestSample]
+
+
+def read_task(
+    folder: Path | str,
+    embeddings: Path | str,
+    *,
+    advance: Callable[[int], object] | None = None,
+) -> HestTask:
+    """Read the folds of a task, and counts and embeddings of all their samples.
+
+    Parameters
+    ----------
+    folder
+        The task, ``bench_data/IDC`` say.
+    embeddings
+        Folder with one ``<sample>.h5`` each.
+    advance
+        Called with 1 after every sample.
+
+    Raises
+    ------
+    InputError
+        For anything that cannot be used, naming file, sample, spot or gene.
+    """
+    folder, embeddings = Path(folder), Path(embeddings)
+    for needed in (folder, folder / "splits", embeddings):
+        if not needed.is_dir():
+            raise InputError(f"{needed}: no such folder; a task has splits/, adata/ and {PANEL}")
+    panel = read_panel(folder / PANEL)
+    folds, expression = read_folds(folder)
+    files = {
+        name: {"counts": folder / path, "embeddings": embeddings / f"{name}.h5"}
+        for name, path in expression.items()
+    }
+    for name, of_sample in files.items():
+        for what, path in of_sample.items():
+            if not path.is_file():
+                raise InputError(f"{path}: no such file; sample {name} has no {what}")
+    samples: dict[str, HestSample] = {}
+    for name, of_sample in files.items():
+        samples[name] = _read_sample(name, of_sample, panel)
+        width, expected = (
+            s.features.shape[1] for s in (samples[name], next(iter(samples.values())))
+        )
+        if width != expected:
+            raise InputError(
+                f"{of_sample['embeddings']}: {width} features, but {next(iter(samples))} has "
+                f"{expected}; embed all samples with one encoder"
+            )
+        if advance is not None:
+            advance(1)
+    return HestTask(folder, panel, folds, samples)
+
+
+def read_panel(path: Path) -> tuple[str, ...]:
+    """Read a list of genes; an :class:`InputError` names the file if it is none."""
+    content = read_json(path)
+    genes = content.get("genes") if isinstance(content, dict) else None
+    if not isinstance(genes, list) or not genes or not all(isinstance(g, str) for g in genes):
+        raise InputError(f'{path}: needs {{"genes": [names]}}')
+    if twice := sorted({gene for gene in genes if genes.count(gene) > 1}):
+        raise InputError(f"{path}: gene {some(twice)} stands twice")
+    return tuple(genes)
+
+
+def read_folds(folder: Path) -> tuple[tuple[Fold, ...], dict[str, str]]:
+    """Read all splits; also the path of each sample's counts, relative to the task."""
+    splits = folder / "splits"
+    numbers = {
+        int(path.stem.rsplit("_", 1)[1])
+        for part in ("train", "test")
+        for path in splits.glob(f"{part}_*.csv")
+        if path.stem.rsplit("_", 1)[1].isdecimal()
+    }
+    if not numbers:
+        raise InputError(f"{splits}: no train_<number>.csv and test_<number>.csv there")
+    folds, expression = [], dict[str, str]()
+    for k in sorted(numbers):
+        train, test = (_read_split(splits / f"{part}_{k}.csv") for part in ("train", "test"))
+        if both := sorted(set(train) & set(test)):
+            raise InputError(
+                f"{splits}: fold {k} has sample {some(both)} in training and in test; "
+                "take it out of one"
+            )
+        for name, path in [*train.items(), *test.items()]:
+            if expression.setdefault(name, path) != path:
+                raise InputError(
+                    f"{splits}: sample {name} has two expr_path: {expression[name]} and {path}"
+                )
+        folds.append(Fold(str(k), tuple(train), tuple(test), ()))
+    return tuple(folds), expression
+
+
+def _read_split(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; every fold has a train and a test split")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not a readable table ({error})") from error
+    absent = [column for column in ("sample_id", "expr_path") if column not in table]
+    if absent:
+        raise InputError(f"{path}: lacks column {some(absent)}; it has {some(table.columns)}")
+    names = table["sample_id"]
+    if table.empty or names.duplicated().any():
+        what = "no samples" if table.empty else f"sample {names[names.duplicated()].iloc[0]} twice"
+        raise InputError(f"{path}: {what}")
+    for name, relative in zip(names, table["expr_path"], strict=True):
+        # By what the table says only: links are the user's, the hub's cache is made of them.
+        target = Path(relative)
+        if not name or Path(name).name != name:
+            raise InputError(f"{path}: sample_id {name!r} is not the name of a file")
+        if not relative or target.is_absolute() or ".." in target.parts:
+            raise InputError(
+                f"{path}: sample {name}: expr_path {relative!r} is not inside the task folder"
+            )
+    return dict(zip(names, table["expr_path"], strict=True))
+
+
+def _read_sample(name: str, files: Mapping[str, Path], panel: tuple[str, ...]) -> HestSample:
+    features, barcodes = _read_embeddings(files["embeddings"])
+    path = files["counts"]
+    adata = read_h5ad(path)
+    for where, index in {"embeddings": barcodes, "counts": adata.obs_names}.items():
+        if not index.is_unique:
+            twice = some(index[index.duplicated()].unique())
+            raise InputError(f"{files[where]}: barcode {twice} stands twice")
+    rows = adata.obs_names.get_indexer(barcodes)
+    found = rows >= 0
+    if not found.any():
+        raise InputError(
+            f"sample {name}: no barcode stands in both {files['embeddings']} and {path} "
+            f"(e.g. {some(barcodes, 2)}; {some(adata.obs_names, 2)})"
+        )
+    columns = _columns(adata, panel, path)
+    counts = sparse.csr_matrix(adata.X, dtype=np.float64, copy=True)[rows[found]]
+    check_counts(counts, spots=barcodes[found], genes=adata.var_names, name=str(path))
+    library_size = np.asarray(counts.sum(1)).ravel()
+    n_unmatched = int((~found).sum())
+    return HestSample(features[found], counts[:, columns], library_size, n_unmatched, files)
+
+
+def _columns(adata: AnnData, panel: tuple[str, ...], path: Path) -> NDArray[np.intp]:
+    absent = [gene for gene in panel if gene not in adata.var_names]
+    if absent:
+        raise InputError(
+            f"{path}: no counts of {some(absent)}, which {PANEL} lists; take the gene out of the "
+            "list, or the sample out of the splits"
+        )
+    if adata.X is None:
+        raise InputError(f"{path}: X is empty; raw counts are needed there")
+    columns = adata.var_names.get_indexer_for(list(panel))
+    if len(columns) > len(panel):
+        names = adata.var_names[columns]
+        raise InputError(f"{path}: gene {some(names[names.duplicated()].unique())} stands twice")
+    return columns
+
+
+def _read_embeddings(path: Path) -> tuple[NDArray, pd.Index]:
+    try:
+        with h5py.File(path, "r") as file:
+            absent = [key for key in ("embeddings", "barcodes") if key not in file]
+            if absent:
+                raise InputError(f"{path}: lacks dataset {some(absent)}; it has {some(file)}")
+            features, stored = (np.asarray(file[key][:]) for key in ("embeddings", "barcodes"))
+    except (OSError, TypeError) as error:
+        raise InputError(f"{path}: not a readable HDF5 file ({error})") from error
+    barcodes = pd.Index([b.decode() if isinstance(b, bytes) else str(b) for b in stored.ravel()])
+    if features.ndim != 2 or len(features) != len(barcodes) or features.dtype.kind != "f":
+        raise InputError(
+            f"{path}: embeddings are {features.dtype} of shape {features.shape}, but floats "
+            f"[{len(barcodes)} barcodes, features] are needed; embed the sample again"
+        )
+    wrong = ~np.isfinite(features).all(1)
+    if wrong.any():
+        raise InputError(f"{path}: embedding of spot {some(barcodes[wrong])} is not finite")
+    return features, barcodes

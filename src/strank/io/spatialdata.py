@@ -1,0 +1,177 @@
+"""SpatialData objects: a table, the element that it annotates, and an image, brought together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from strank.errors import InputError, some
+from strank.files import safe_name
+from strank.io.generic import counts_of, origin_of, read_object
+from strank.io.patches import BAND, write_tiff
+from strank.io.sections import write_sections
+from strank.slides.slide import open_slide
+
+
+def import_spatialdata(
+    path: Path,
+    cohort: Path,
+    *,
+    image: Path | str | None = None,
+    um_per_pixel: float | None = None,
+    table: str | None = None,
+    section: str | None = None,
+    patient: str | None = None,
+    patients: Mapping[str, str] | None = None,
+    gene_id: bool = False,
+) -> dict[str, AnnData]:
+    """Read a SpatialData zarr, one section, and write it into a cohort.
+
+    Parameters
+    ----------
+    path
+        The zarr. The table annotates one element: shapes, points or labels.
+    cohort
+        The folder to write to.
+    image
+        The name of an image of the object, which is written into ``cohort`` at full resolution; or
+        an image file whose pixels are the units of the coordinate system ``global``. ``None`` for
+        the only image of the object.
+    um_per_pixel
+        Of the image; if ``None``, as stored in the file.
+    table
+        Its name; ``None`` for the only one.
+    section
+        Name; if ``None``, that of the zarr.
+    patient, patients, gene_id
+        As in `import_anndata`.
+
+    Returns
+    -------
+    dict[str, AnnData]
+        Section name to section.
+
+    Raises
+    ------
+    InputError
+        For a folder that is no such zarr, elements that are absent or not the only ones, counts
+        that are not raw, or an image that does not fit.
+    """
+    data = _open_zarr(path)
+    adata = data.tables[_only(data.tables, table, path, "table")].copy()
+    origin = origin_of(adata, section or path.stem, patient, patients)
+    element, rows = _annotated(data, adata, path)
+    chosen = None if _is_file(image, data, path) else _only(data.images, image, path, "image")
+    centres = _centres(element, None if chosen is None else data.images[chosen], path)
+    absent = rows[~rows.isin(centres.index)]
+    if len(absent):
+        raise InputError(f"{path}: the table annotates {some(absent)}, which the element lacks")
+    adata.obsm["spatial"] = centres.loc[rows, ["x", "y"]].to_numpy()
+    counts_of(adata, path)  # refused before an image is written
+    if chosen is None:
+        slide = open_slide(Path(str(image)), um_per_pixel)
+    elif um_per_pixel is None:
+        raise InputError(f"{path}: µm per pixel of image {chosen} is not known; give it with --mpp")
+    else:
+        file = cohort.resolve() / "images" / f"{safe_name(origin.section)}.tif"
+        _write_image(data.images[chosen], file, um_per_pixel, path)
+        slide = open_slide(file, um_per_pixel)
+    return write_sections([read_object(adata, path, origin, slide, gene_id=gene_id)], cohort)
+
+
+def _is_file(image: Path | str | None, data: Any, path: Path) -> bool:
+    if image is None or str(image) in data.images:
+        return False
+    if not Path(image).is_file():
+        raise InputError(
+            f"{image}: neither a file nor an image of {path}, which has "
+            f"{some(data.images) or 'none'}"
+        )
+    return True
+
+
+def _open_zarr(path: Path) -> Any:
+    import spatialdata
+
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; a SpatialData zarr is one")
+    try:
+        return spatialdata.read_zarr(path)
+    except Exception as error:  # zarr, ome-zarr and pyarrow raise many kinds for a damaged store
+        raise InputError(f"{path}: not a readable SpatialData zarr ({error})") from error
+
+
+def _only(elements: Any, wanted: Path | str | None, path: Path, what: str) -> str:
+    names = sorted(elements)
+    if wanted is not None and str(wanted) in names:
+        return str(wanted)
+    if wanted is None and len(names) == 1:
+        return str(names[0])
+    if not names:
+        raise InputError(f"{path}: holds no {what}" + "; give --image FILE" * (what == "image"))
+    which = "several" if wanted is None else f"no {wanted}, but"
+    raise InputError(f"{path}: {which} {what}s: {some(names, 20)}; choose one with --{what}")
+
+
+def _annotated(data: Any, adata: AnnData, path: Path) -> tuple[Any, pd.Index]:
+    """Find the element that a table annotates, and the element's row of each row of the table."""
+    attrs = adata.uns.get("spatialdata_attrs", {})
+    regions = np.unique(np.atleast_1d(attrs.get("region", [])))
+    if len(regions) != 1:
+        raise InputError(
+            f"{path}: the table annotates {some(regions) or 'no element'}, and one is needed; save "
+            "each section as a SpatialData of its own (SpatialData.subset)"
+        )
+    if str(regions[0]) not in data:
+        raise InputError(f"{path}: the table annotates {regions[0]}, which is not there")
+    return data[str(regions[0])], pd.Index(adata.obs[attrs["instance_key"]])
+
+
+def _centres(element: Any, image: Any | None, path: Path) -> pd.DataFrame:
+    """Centres (x, y) of an element in pixels of the image, or in ``global`` without one."""
+    from spatialdata import get_centroids
+    from spatialdata.transformations import get_transformation
+
+    systems = set(get_transformation(element, get_all=True))
+    if image is not None:
+        systems &= set(get_transformation(image, get_all=True))
+    if not systems or (image is None and "global" not in systems):
+        raise InputError(f"{path}: the spots and the image have no coordinate system in common")
+    system = "global" if "global" in systems else sorted(systems)[0]
+    points = get_centroids(element, coordinate_system=system)
+    index = points.index.compute() if hasattr(points.index, "compute") else points.index
+    positions = np.column_stack([np.asarray(points[axis]) for axis in ("x", "y")])
+    if image is not None:
+        to_system = get_transformation(image, to_coordinate_system=system)
+        matrix = np.linalg.inv(to_system.to_affine_matrix(("x", "y"), ("x", "y")))
+        positions = positions @ matrix[:2, :2].T + matrix[:2, 2]
+    return pd.DataFrame(positions, index=index, columns=["x", "y"])
+
+
+def _write_image(image: Any, file: Path, um_per_pixel: float, path: Path) -> None:
+    """Write the full resolution of an image, RGB, a band at a time."""
+    # Several scales are a tree of images, one scale is an image.
+    pixels = image["scale0"]["image"] if hasattr(image, "data_vars") else image
+    array = pixels.transpose("y", "x", "c").data[..., :3]
+    if array.dtype != np.uint8 or array.shape[2] != 3:
+        raise InputError(
+            f"{path}: the image is {array.dtype} with {array.shape[2]} channels, not RGB of 8 bits "
+            "a colour; give --image FILE"
+        )
+    height, width = array.shape[:2]
+    # A band is cut from several of its own height, so that chunks are not decoded once for each.
+    step = BAND * max(1, array.chunksize[0] // BAND)
+    bands: Iterator[NDArray[np.uint8]] = (
+        block[y : y + BAND]
+        for top in range(0, height, step)
+        for block in [array[top : top + step].compute()]
+        for y in range(0, len(block), BAND)
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_tiff(file, bands, (width, height), um_per_pixel)

@@ -1,0 +1,251 @@
+"""10x matrices, and bins pooled into squares."""
+
+from __future__ import annotations
+
+import csv
+import tarfile
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.io import mmread
+
+from strank.errors import InputError, some
+
+_GENES = "Gene Expression"
+
+
+class TenxMatrix(NamedTuple):
+    """Counts of genes, and what the file calls their rows and columns.
+
+    Attributes
+    ----------
+    counts
+        ``[n_barcodes, n_genes]``, CSR.
+    barcodes
+        Of spots, bins or cells, unique.
+    symbols, ids
+        Of genes, as in the file.
+    dropped_features
+        Features that are no genes (antibodies, controls), and were left out: kind to number.
+    """
+
+    counts: sparse.csr_matrix
+    barcodes: pd.Index
+    symbols: pd.Index
+    ids: pd.Index
+    dropped_features: dict[str, int]
+
+
+def read_matrix(path: Path) -> TenxMatrix:
+    """Read the genes of a matrix.
+
+    Parameters
+    ----------
+    path
+        ``*.h5``, a folder with ``matrix.mtx``, ``features.tsv`` or ``genes.tsv``, and
+        ``barcodes.tsv``, each compressed or not, or such a folder as ``*.tar.gz``.
+
+    Raises
+    ------
+    InputError
+        For a file that is absent or damaged, a barcode that stands twice, or a matrix without
+        barcodes or genes.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such matrix")
+    try:
+        counts, barcodes, features = _read(path)
+    except InputError:
+        raise
+    except Exception as error:  # h5py, scanpy, scipy and pandas raise many kinds for a damaged file
+        raise InputError(f"{path}: not a readable 10x matrix ({error})") from error
+    if counts.shape != (len(barcodes), len(features)):
+        raise InputError(
+            f"{path}: the matrix is {counts.shape[1]} x {counts.shape[0]}, but there are "
+            f"{len(features)} features and {len(barcodes)} barcodes"
+        )
+    if not barcodes.is_unique:
+        twice = some(barcodes[barcodes.duplicated()].unique())
+        raise InputError(f"{path}: barcode {twice} stands twice")
+    genes = (features["kind"] == _GENES).to_numpy()
+    for what, n in {"barcodes": len(barcodes), "genes": genes.sum()}.items():
+        if n == 0:
+            raise InputError(f"{path}: holds no {what}; was everything filtered out?")
+    if not genes.all():
+        counts = counts[:, genes]
+    dropped = features.loc[~genes, "kind"].value_counts().to_dict()
+    symbols, ids = (pd.Index(features.loc[genes, column]) for column in ("symbol", "id"))
+    return TenxMatrix(counts, barcodes, symbols, ids, dropped)
+
+
+def find_file(folder: Path, *names: str) -> Path | None:
+    """Find the first of some names in a folder, also behind a prefix, as files of GEO have it.
+
+    Raises
+    ------
+    InputError
+        If several files have the name behind a prefix.
+    """
+    held = sorted(folder.iterdir()) if folder.is_dir() else []
+    for name in names:
+        found = [p for p in held if p.name == name] or [
+            p for p in held if p.name.endswith(f"_{name}")
+        ]
+        if len(found) > 1:
+            listed = some(p.name for p in found)
+            raise InputError(f"{folder}: several {name} ({listed}); put each sample in a folder")
+        if found:
+            return found[0]
+    return None
+
+
+def _read(path: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFrame]:
+    """Return counts, barcodes, and the table of features: ``id``, ``symbol`` and ``kind``."""
+    if path.is_dir():
+        return _read_folder(path)
+    if tarfile.is_tarfile(path):
+        with TemporaryDirectory() as folder, tarfile.open(path) as archive:
+            archive.extractall(folder, filter="data")
+            parents = {p.parent for p in Path(folder).rglob("*matrix.mtx*")}
+            return _read_folder(parents.pop() if len(parents) == 1 else Path(folder))
+    import scanpy as sc
+
+    with warnings.catch_warnings():
+        # Barcodes are checked by `read_matrix`, symbols made unique by `name_genes`.
+        warnings.filterwarnings("ignore", ".* names are not unique")
+        adata = sc.read_10x_h5(path, gex_only=False)
+    kinds = adata.var.get("feature_types")
+    features = pd.DataFrame({"id": adata.var["gene_ids"].to_numpy(), "symbol": adata.var_names})
+    features["kind"] = _GENES if kinds is None else kinds.to_numpy()
+    return sparse.csr_matrix(adata.X), adata.obs_names, features
+
+
+def _read_folder(folder: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFrame]:
+    # scanpy knows neither version 3 unpacked nor version 2 packed, and makes "NA" no name.
+    matrix = find_file(folder, "matrix.mtx.gz", "matrix.mtx")
+    features = find_file(folder, "features.tsv.gz", "features.tsv", "genes.tsv.gz", "genes.tsv")
+    barcodes = find_file(folder, "barcodes.tsv.gz", "barcodes.tsv")
+    if matrix is None or features is None or barcodes is None:
+        raise InputError(
+            f"{folder}: needs matrix.mtx, features.tsv (or genes.tsv) and barcodes.tsv, each "
+            "compressed or not"
+        )
+    table = _read_table(features)
+    named = pd.DataFrame(
+        {
+            "id": table[0],
+            "symbol": table[min(1, table.shape[1] - 1)],
+            "kind": table[2] if table.shape[1] > 2 else _GENES,
+        }
+    )
+    return sparse.csr_matrix(mmread(matrix).T), pd.Index(_read_table(barcodes)[0]), named
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(
+        path, sep="\t", header=None, dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE
+    )
+
+
+class Pooled(NamedTuple):
+    """Points summed within squares; a square without a point is left out.
+
+    Attributes
+    ----------
+    counts
+        ``[n_squares, n_genes]``, squares by row and then column.
+    squares
+        Their column and row, from 0 at the origin, ``[n_squares, 2]``.
+    n_points
+        In each square, ``[n_squares]``.
+    """
+
+    counts: sparse.csr_matrix
+    squares: NDArray[np.int64]
+    n_points: NDArray[np.int64]
+
+
+def join_points(
+    matrix: TenxMatrix, points: pd.DataFrame, *, name: str
+) -> tuple[sparse.csr_matrix, pd.DataFrame, dict[str, int]]:
+    """Keep the points that have both counts and a place.
+
+    Parameters
+    ----------
+    matrix
+        Counts by barcode.
+    points
+        Places, indexed by barcode.
+    name
+        File of the places, named in an error.
+
+    Returns
+    -------
+    counts, points, dropped
+        In the matrix's order, and how many stood in one of the two only.
+
+    Raises
+    ------
+    InputError
+        If a point stands twice, or none in both.
+    """
+    if not points.index.is_unique:
+        twice = some(points.index[points.index.duplicated()].unique())
+        raise InputError(f"{name}: {twice} stands twice")
+    at = points.index.get_indexer(matrix.barcodes)
+    known = at >= 0
+    if not known.any():
+        raise InputError(
+            f"{name}: no name in common with the matrix beside it (e.g. "
+            f"{some(points.index, 2)}; {some(matrix.barcodes, 2)}); are they of one run?"
+        )
+    n_joined = int(known.sum())
+    dropped = {"in counts only": len(known) - n_joined, "in positions only": len(points) - n_joined}
+    # The matrix of 2 µm is not copied for nothing.
+    counts = matrix.counts if known.all() else matrix.counts[known]
+    return counts, points.iloc[at[known]], dropped
+
+
+def pool_points(
+    counts: sparse.csr_matrix, positions_um: NDArray[np.float64], size_um: float
+) -> Pooled:
+    """Sum the counts of points within squares whose edges are multiples of their size.
+
+    It is one sparse product: nothing is made dense, and pooling to 8 µm and then to 16 gives what
+    pooling to 16 gives.
+
+    Parameters
+    ----------
+    counts
+        ``[n_points, n_genes]``.
+    positions_um
+        Finite (x, y), ``[n_points, 2]``.
+    size_um
+        Side of a square.
+
+    Examples
+    --------
+    >>> pooled = pool_points(sparse.eye(3, format="csr"), np.array([[1.0, 1], [9, 2], [3, 4]]), 8)
+    >>> pooled.counts.toarray()
+    array([[1., 0., 1.],
+           [0., 1., 0.]])
+    >>> pooled.squares
+    array([[0, 0],
+           [1, 0]])
+    """
+    square = np.floor(positions_um / size_um).astype(np.int64)
+    # One number a square, since sorting rows of two is several times slower.
+    first = square.min(0)
+    column, row = (square - first).T
+    width = int(column.max()) + 1
+    found, group = np.unique(row * width + column, return_inverse=True)
+    ones = np.ones(len(group), counts.dtype)
+    member = sparse.csr_matrix((ones, (group, np.arange(len(group)))))
+    squares = np.column_stack([found % width, found // width]) + first
+    return Pooled(sparse.csr_matrix(member @ counts), squares, np.bincount(group))

@@ -1,0 +1,195 @@
+r"""Held-out list likelihood of scores: arrays in, ``[n_sections, n_genes]`` out.
+
+The list loss of a section is :math:`L(r) = T \log \sum_i l_i e^{r_i} - \sum_i c_i r_i`, up to a
+constant.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import logsumexp, rel_entr
+
+from strank.functional.groups import rows_of
+
+_STEPS = 100
+
+# In standard deviations of a gene's scores, either way, for counts that ask for an infinite slope.
+_LONGEST = 15.0
+
+
+def deviance_explained(
+    scores: NDArray,
+    counts: NDArray | sparse.csr_matrix,
+    *,
+    section: NDArray,
+    library_size: NDArray,
+    slope: NDArray | None = None,
+) -> NDArray[np.float64]:
+    r"""Share of the list deviance that score differences explain, per section and gene.
+
+    .. math:: 1 - \frac{L(r) - L^*}{L(0) - L^*}
+
+    with the loss of the scores, of no scores (library size alone), and of the shares as they were
+    observed. It measures whether log fold changes are right, size included: 1 is perfect, 0 no
+    model at all, below 0 worse than none. Where there is no signal, the gain of any function of
+    depth over library size alone, `list_gain`, is at most 0 in expectation.
+
+    What can fool it: noise. Counts of a sparse gene are mostly noise, so even the truth explains
+    little; and a few spots with many counts weigh most.
+
+    Parameters
+    ----------
+    scores, counts, section, library_size
+        As in `strank.metrics.correlation.spearman`; natural log.
+    slope
+        Factor of each gene's scores, ``[n_genes]``, from `score_slope` on **training** sections:
+        for objectives whose scores are not log rates.
+
+    Returns
+    -------
+    NDArray
+        ``[n_sections, n_genes]``, sections in sorted order; NaN where counts are shared exactly by
+        library size, or there are none.
+
+    Examples
+    --------
+    >>> counts, spots = np.array([[1], [3]]), {"section": np.zeros(2), "library_size": np.ones(2)}
+    >>> deviance_explained(np.log(counts), counts, **spots).round(6)
+    array([[1.]])
+    >>> deviance_explained(np.zeros((2, 1)), counts, **spots)
+    array([[0.]])
+    """
+    gain = list_gain(scores, counts, section=section, library_size=library_size, slope=slope)
+    counts = sparse.csr_matrix(counts)
+    null = np.stack([_null_deviance(counts[r], library_size[r]) for r in rows_of(section)])
+    return np.divide(gain, null, out=np.full(gain.shape, np.nan), where=null > 1e-9)
+
+
+def list_gain(
+    scores: NDArray,
+    counts: NDArray | sparse.csr_matrix,
+    *,
+    section: NDArray,
+    library_size: NDArray,
+    slope: NDArray | None = None,
+) -> NDArray[np.float64]:
+    r"""List log-likelihood above that of library size alone, :math:`L(0) - L(r)`, in nats.
+
+    Parameters
+    ----------
+    scores, counts, section, library_size, slope
+        As in `deviance_explained`.
+
+    Returns
+    -------
+    NDArray
+        ``[n_sections, n_genes]``, sections in sorted order.
+
+    Examples
+    --------
+    >>> counts, spots = np.array([[1], [3]]), {"section": np.zeros(2), "library_size": np.ones(2)}
+    >>> list_gain(np.log(counts), counts, **spots).round(4)
+    array([[0.5232]])
+    """
+    counts, found = sparse.csr_matrix(counts), []
+    for rows in rows_of(section):
+        shifted, offset, observed = _centred(scores[rows], counts[rows], library_size[rows])
+        shifted *= 1.0 if slope is None else slope
+        rise = logsumexp(shifted + offset, axis=0) - logsumexp(offset)
+        found.append(observed.multiply(shifted).sum(0).A1 - observed.sum(0).A1 * rise)
+    return np.stack(found)
+
+
+def score_slope(
+    scores: NDArray,
+    counts: NDArray | sparse.csr_matrix,
+    *,
+    section: NDArray,
+    library_size: NDArray,
+) -> NDArray[np.float64]:
+    r"""Slope of each gene that turns scores into log rates: of highest list likelihood.
+
+    Newton's method, kept between bounds, on :math:`L(b\, r)`, which is convex in :math:`b`, for
+    all genes at once.
+
+    Parameters
+    ----------
+    scores, counts, section, library_size
+        Of training sections, as in `deviance_explained`.
+
+    Returns
+    -------
+    NDArray
+        ``[n_genes]``; 0 for scores that do not vary within sections, and for genes without counts;
+        at most 15 standard deviations either way.
+
+    Examples
+    --------
+    >>> counts, spots = np.array([[1], [3]]), {"section": np.zeros(2), "library_size": np.ones(2)}
+    >>> score_slope(2 * np.log(counts), counts, **spots).round(6)
+    array([0.5])
+    """
+    counts = sparse.csr_matrix(counts)
+    parts = [_centred(scores[r], counts[r], library_size[r]) for r in rows_of(section)]
+    total = sum((values**2).sum(0) for values, _, _ in parts)
+    scale = np.sqrt(total / max(sum(len(values) for values, _, _ in parts), 1))
+    inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
+    for values, _, _ in parts:
+        values *= inverse
+    slope = np.zeros(scores.shape[1])
+    low, high = np.full_like(slope, -_LONGEST), np.full_like(slope, _LONGEST)
+    for _ in range(_STEPS):
+        gradient, curvature = (
+            sum(v) for v in zip(*(_newton(slope, *p) for p in parts), strict=True)
+        )
+        low, high = np.where(gradient < 0, slope, low), np.where(gradient > 0, slope, high)
+        step = np.where(gradient == 0, 0.0, np.inf)
+        np.divide(-gradient, curvature, out=step, where=curvature > 0)
+        # One outlying spot makes the loss bend so sharply that Newton's steps run to and fro.
+        inside = (slope + step >= low) & (slope + step <= high)
+        step = np.where(inside | (gradient == 0), step, (low + high) / 2 - slope)
+        slope = slope + step
+        if np.abs(step).max(initial=0) < 1e-10:
+            break
+    return slope * inverse
+
+
+def _newton(
+    slope: NDArray, scores: NDArray, offset: NDArray, counts: sparse.csr_matrix
+) -> tuple[NDArray, NDArray]:
+    """Gradient and curvature of the loss of a section."""
+    logits = slope * scores + offset
+    share = np.exp(logits - logits.max(0))
+    share /= share.sum(0)
+    total, mean = counts.sum(0).A1, (share * scores).sum(0)
+    spread = (share * (scores - mean) ** 2).sum(0)
+    return total * mean - counts.multiply(scores).sum(0).A1, total * spread
+
+
+def _centred(
+    scores: NDArray, counts: sparse.csr_matrix, library_size: NDArray
+) -> tuple[NDArray[np.float64], NDArray, sparse.csr_matrix]:
+    """Scores about their mean, log depth and counts of the spots that have any count."""
+    depth = np.asarray(library_size, dtype=np.float64)
+    if not depth.any():
+        depth = np.ones_like(depth)
+    seen = depth > 0
+    values = np.asarray(scores, dtype=np.float64)[seen]
+    # About their mean, so that two large terms do not lose the digits of their difference; and
+    # first about one of them, so that nothing is left of a constant.
+    values = values - values[0]
+    observed = sparse.csr_matrix(counts[seen], dtype=np.float64)
+    return values - values.mean(0), np.log(depth[seen])[:, None], observed
+
+
+def _null_deviance(counts: sparse.csr_matrix, library_size: NDArray) -> NDArray[np.float64]:
+    r""":math:`L(0) - L^*` of a section: half the deviance of library size alone."""
+    stored = sparse.coo_matrix(counts, dtype=np.float64)
+    total = stored.sum(0).A1
+    depth = np.asarray(library_size, dtype=np.float64)
+    share = depth / max(depth.sum(), 1)
+    # Term by term, so that nothing is left where all are as expected.
+    stored.data = rel_entr(stored.data, total[stored.col] * share[stored.row])
+    return stored.sum(0).A1

@@ -1,0 +1,1 @@
+"""A trained model: what it predicts, which features it knows, its card."""

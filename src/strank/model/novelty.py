@@ -1,0 +1,135 @@
+"""Whether tiles look like those a model was trained on: a map of the wrong tissue looks fine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from strank.functional.groups import deal
+
+_QUANTILE = 0.99
+
+# Share of a slide's tiles beyond that quantile from which it is spoken of.
+_MANY = 0.25
+
+# What bounds the work: spots looked at, axes of wide features, folds; and rows at a time.
+_SPOTS, _AXES, _FOLDS, _ROWS = 10_000, 384, 10, 8192
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """How far is far, as learned from the training features.
+
+    Attributes
+    ----------
+    mean
+        Of the training features, ``[n_features]``.
+    whitening
+        Takes what differs from it to axes on which length 1 is the threshold, ``[n_features, k]``.
+    """
+
+    mean: Tensor
+    whitening: Tensor
+
+
+def fit_novelty(features: ArrayLike, group: NDArray) -> Novelty:
+    r"""Learn which features are usual.
+
+    The distance is Mahalanobis', :math:`\sqrt{(x - \mu)^\top \Sigma^{-1} (x - \mu)}`, with the
+    covariance of the standardised features shrunken as by Ledoit and Wolf (2004); of more than 384
+    features on their first 384 principal axes. The threshold is honest: every group is left out of
+    the mean and covariance in turn, and its own 99 % quantile of distances found. The median of the
+    groups' quantiles is taken, so that one odd patient does not make the model blind.
+
+    Parameters
+    ----------
+    features
+        Of the training spots, ``[n_spots, n_features]``; of more than 10,000, evenly chosen ones.
+    group
+        What is left out together, ``[n_spots]``: patients. Where they are sections of one or two
+        patients, another patient may well lie beyond. A single group is cut into five runs of
+        spots, which lie closer together still.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> usual = fit_novelty(rng.normal(size=(400, 3)), np.repeat(["A", "B", "C", "D"], 100))
+    >>> novelty_of([[0.0, 0.0, 0.0], [0.0, 50.0, 0.0]], usual) > 1
+    array([False,  True])
+    """
+    values = np.asarray(features)
+    rows = np.linspace(0, len(values) - 1, min(len(values), _SPOTS)).astype(int)
+    values, group = values[rows].astype(np.float32), np.asarray(group)[rows]
+    fold = deal(group, _FOLDS)
+    if fold.max() == 0:
+        fold = np.arange(len(fold)) * 5 // len(fold)
+    mean, scale = values.mean(0), values.std(0)
+    scale[scale == 0] = 1
+    values = (values - mean) / scale
+    axes = np.eye(len(mean), dtype=np.float32)
+    if len(mean) > _AXES:
+        pca = PCA(min(_AXES, len(values)), svd_solver="covariance_eigh")
+        axes = pca.fit(values).components_.T
+        values = values @ axes
+    far = [_quantile(values[fold == left], _usual(values[fold != left])) for left in set(fold)]
+    threshold = max(float(np.median(far)), 1.0)
+    whitening = torch.as_tensor(axes / scale[:, None]) @ _usual(values).whitening / threshold
+    # Principal axes are drawn through the mean, so it stays the centre.
+    return Novelty(torch.as_tensor(mean), whitening.float())
+
+
+def novelty_of(features: ArrayLike, novelty: Novelty) -> NDArray[np.float32]:
+    """Distance of each spot from what is usual, in thresholds, ``[n_spots]``: 1 is the threshold.
+
+    Parameters
+    ----------
+    features
+        ``[n_spots, n_features]``.
+    novelty
+        Of the model.
+    """
+    parts = torch.as_tensor(np.asarray(features, dtype=np.float32)).split(_ROWS)
+    distances = [((part - novelty.mean) @ novelty.whitening).norm(dim=1) for part in parts]
+    return np.asarray(torch.cat(distances).numpy())
+
+
+def warning_of(distances: NDArray) -> str | None:
+    """Say that a slide is unlike the training sections, if a quarter of its tiles is.
+
+    Parameters
+    ----------
+    distances
+        Of all tiles of one slide, from `novelty_of`.
+
+    Examples
+    --------
+    >>> warning_of(np.array([0.5, 0.7, 0.9, 0.4]))
+    >>> warning_of(np.array([2.5, 3.7, 0.9, 2.2]))
+    '75 % of the tiles look unlike anything in training (expected 1 %); do not trust this map: ...'
+    """
+    share = float(np.mean(distances > 1))
+    if share < _MANY:
+        return None
+    return (
+        f"{100 * share:.0f} % of the tiles look unlike anything in training (expected 1 %); do not "
+        "trust this map: other organ, stain or scanner, wrong µm per pixel, or a model that has "
+        "seen too few patients?"
+    )
+
+
+def _usual(values: NDArray[np.float32]) -> Novelty:
+    estimate = LedoitWolf().fit(values)
+    variances, axes = np.linalg.eigh(estimate.covariance_)
+    # Features that never vary have no variance at all.
+    whitening = axes / np.sqrt(np.maximum(variances, 1e-6))
+    return Novelty(torch.as_tensor(estimate.location_), torch.as_tensor(whitening))
+
+
+def _quantile(values: NDArray[np.float32], usual: Novelty) -> float:
+    return float(np.quantile(novelty_of(values, usual), _QUANTILE))

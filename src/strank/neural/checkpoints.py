@@ -1,0 +1,136 @@
+"""What a training keeps, and whose folder it is."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from strank.errors import InputError, some
+from strank.files import atomic_path, output_folder, read_json, write_json
+
+#: Weights of the best epoch; all that a run goes on from; one row an epoch, when it has ended.
+BEST, LAST, HISTORY = "best.safetensors", "last.ckpt", "history.csv"
+
+_SECONDS = 30.0
+_FILE = "training.json"
+
+
+class Keep:
+    """History and best weights of a run, in memory and, now and then, in a folder.
+
+    Small networks are better every few milliseconds, so the best weights are written with the
+    last: when half a minute has passed, and at the end.
+
+    Parameters
+    ----------
+    monitor
+        Column of the score, higher is better.
+    folder
+        Where the checkpoints go; ``None`` for nowhere.
+    """
+
+    def __init__(self, monitor: str, folder: Path | None) -> None:
+        self.monitor, self.folder = monitor, folder
+        self.history: list[dict[str, float]] = []
+        self.best_weights: dict[str, Tensor] = {}
+        self._written = time.monotonic()
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch of the highest score; -1 before any."""
+        scores = [row[self.monitor] for row in self.history]
+        return scores.index(max(scores)) if scores else -1
+
+    def remember(self, row: dict[str, float], network: nn.Module) -> None:
+        """Add an epoch, and its weights if it is the best."""
+        self.history.append(row)
+        if self.best_epoch == len(self.history) - 1:
+            state = network.state_dict()
+            self.best_weights = {k: value.detach().cpu().clone() for k, value in state.items()}
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self.folder is not None and time.monotonic() - self._written > _SECONDS
+
+    def write(self, **parts: Any) -> None:
+        """Write a checkpoint of what has a ``state_dict``."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {name: part.state_dict() for name, part in parts.items()}
+        content |= {"history": self.history, "best_weights": self.best_weights}
+        with atomic_path(self.folder / LAST) as part:
+            torch.save(content, part)
+        with atomic_path(self.folder / BEST) as part:
+            save_file(self.best_weights, part)
+        self._written = time.monotonic()
+
+    def read(self, **parts: Any) -> None:
+        """Go on from a checkpoint, if there is one."""
+        if self.folder is None or not (self.folder / LAST).is_file():
+            return
+        content = torch.load(self.folder / LAST, weights_only=True, map_location="cpu")
+        for name, part in parts.items():
+            part.load_state_dict(content[name])
+        self.history, self.best_weights = content["history"], content["best_weights"]
+
+    def finish(self) -> None:
+        """Write the history, which says that the run has ended."""
+        if self.folder is not None:
+            with atomic_path(self.folder / HISTORY) as part:
+                pd.DataFrame(self.history).to_csv(part, index=False)
+
+    def read_finished(self) -> bool:
+        """Read a run that has ended, if it has."""
+        if self.folder is None or not (self.folder / HISTORY).is_file():
+            return False
+        table = pd.read_csv(self.folder / HISTORY, float_precision="round_trip")
+        self.history = table.to_dict("records")
+        self.best_weights = load_file(self.folder / BEST)
+        return True
+
+
+def claim_folder(folder: Path, parameters: dict[str, Any], *, resume: bool) -> None:
+    """Start in a folder, emptied of an earlier training, or go on with the same training.
+
+    Parameters
+    ----------
+    folder
+        Where checkpoints and logs go.
+    parameters
+        What determines the result, as JSON can hold it.
+    resume
+        Whether to go on.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to resume, or it was started with other parameters, or the folder has
+        other things in it.
+    """
+    known = folder / _FILE
+    if resume:
+        if not known.is_file():
+            raise InputError(f"{folder}: no training to resume; start without --resume")
+        before = read_json(known)
+        different = [key for key in parameters if before.get(key) != parameters[key]]
+        if different:
+            raise InputError(
+                f"{folder}: the training there was started with another {some(different)}; give "
+                "the same, or start without --resume"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        if not known.is_file():
+            raise InputError(f"{folder}: exists and is not a training; choose another folder")
+        shutil.rmtree(folder)
+    output_folder(folder)
+    write_json(known, parameters)

@@ -1,0 +1,517 @@
+"""What the page of a benchmark shows: tables, genes, maps, calibration."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from anndata import AnnData
+from anndata.io import read_elem
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+from strank.cohort.contract import counts_checksum, section_info
+from strank.cohort.store import read_h5ad, read_section
+from strank.errors import InputError, some
+from strank.files import read_json
+from strank.metrics.correlation import log1p_cp10k
+from strank.metrics.significance import combine_table, false_discovery_rate
+from strank.slides.pixels import ArrayPixels
+from strank.slides.slide import read_region, slide_of, thumbnail
+
+# Bytes of the values by gene on a page, and how many genes one table may have.
+_BUDGET = 4_000_000
+
+_LEAST_GENES, _MOST_GENES = 50, 2_000
+_FACTS = ("protocol", "sections", "encoders", "genes", "reference")
+_PATIENTS = {"true": "known", "false": "new"}
+_BOARD = (
+    *("encoder", "genes", "patients", "method", "score", "n_sections", "n_genes"),
+    *("mean", "low", "high", "difference", "difference_low", "difference_high"),
+    "fraction_of_ceiling",
+)
+_THUMBNAIL_UM = 8.0
+_MARGIN_UM = 150.0
+_MOST_PIXELS = 1_000
+_QUALITY = 80
+# Spots of about equal depth together; a gene's mean in one of these is what can be compared.
+_PARTS = 10
+
+# Predicted log fold changes that are pooled: from a fold of e^-1.5 to e^1.5, closer near 1.
+_EDGES = np.array([0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.55, 0.7, 0.9, 1.2, 1.5])
+
+_CLASSES = np.concatenate([-_EDGES[:0:-1], _EDGES])
+# A log ratio of fewer counts says nothing.
+_LEAST_COUNTS = 20.0
+
+# Mean square of log changes that are no changes.
+_FLAT = 1e-6
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A folder that ``strank benchmark`` wrote.
+
+    Attributes
+    ----------
+    folder
+        Where it is.
+    facts
+        Content of ``benchmark.json``.
+    summary
+        ``summary.csv``, with ``patients`` (``"known"``, ``"new"`` or ``"all"``) in place of
+        ``patient_seen``.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    summary: pd.DataFrame
+
+
+def open_benchmark(folder: Path) -> Benchmark:
+    """Open a folder of ``strank benchmark``.
+
+    Raises
+    ------
+    InputError
+        If it is none, or not whole.
+    """
+    if not (folder / "benchmark.json").is_file():
+        raise InputError(f"{folder}: no benchmark.json there; make it with `strank benchmark`")
+    facts = read_json(folder / "benchmark.json")
+    missing = [key for key in _FACTS if key not in facts]
+    if missing:
+        raise InputError(f"{folder}/benchmark.json lacks {some(missing)}; run the benchmark again")
+    path = folder / "summary.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; let `strank benchmark` come to its end first")
+    try:
+        summary = pd.read_csv(path, dtype={"genes": str}, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable table ({error})") from error
+    seen = summary.get("patient_seen", pd.Series("all", index=summary.index))
+    summary["patients"] = seen.astype(str).str.lower().map(_PATIENTS).fillna("all")
+    missing = [column for column in _BOARD if column not in summary]
+    if missing:
+        raise InputError(f"{path} lacks columns {some(missing)}; run the benchmark again")
+    return Benchmark(folder, facts, summary)
+
+
+def leaderboard(benchmark: Benchmark) -> dict[str, list[Any]]:
+    """Columns of the summary as JSON takes them."""
+    text, numbers = _BOARD[:5], _BOARD[5:]
+    table = benchmark.summary
+    return {name: table[name].astype(str).tolist() for name in text} | {
+        name: [float(f"{v:.5g}") if np.isfinite(v) else None for v in table[name].astype(float)]
+        for name in numbers
+    }
+
+
+def encoded(values: NDArray) -> str:
+    """Numbers as base64 of their little-endian bytes.
+
+    Examples
+    --------
+    >>> encoded(np.array([1.0, 2.0], dtype=np.float32))
+    'AACAPwAAAEA='
+    """
+    return b64encode(values.astype(values.dtype.newbyteorder("<")).tobytes()).decode()
+
+
+def gene_tables(benchmark: Benchmark) -> Iterator[dict[str, Any]]:
+    """Means over sections and seeds of every score, by gene: one table a panel and encoder.
+
+    Of a panel with too many genes some are taken, evenly over their mean counts.
+
+    Yields
+    ------
+    dict
+        ``encoder``, ``genes``, ``patients``, ``names``, ``n_genes`` (before some were taken),
+        ``n_sections``, ``methods``, ``scores``, and as base64 of float32 ``values``
+        ``[n_methods, n_scores, n_genes]``, ``mean_counts``, and ``ceilings`` by score.
+    """
+    summary = benchmark.summary
+    groups = summary.groupby(["encoder", "genes"], sort=False)
+    cells = summary["method"].nunique() * (summary["score"].nunique() + 2)
+    n_tables = max(len(summary[["encoder", "genes", "patients"]].drop_duplicates()), 1)
+    most = int(np.clip(_BUDGET / (4 * cells * n_tables), _LEAST_GENES, _MOST_GENES))
+    for (encoder, genes), rows in groups:
+        yield from _of_panel(benchmark.folder, encoder, genes, rows["patients"].unique(), most)
+
+
+def _of_panel(
+    folder: Path, encoder: str, genes: str, patients: Iterable[str], most: int
+) -> Iterator[dict[str, Any]]:
+    where = [("encoder", "==", encoder), ("genes", "==", genes)]
+    ceilings = ["ceiling_scc", "ceiling_pearson", "ceiling_depth_matched"]
+    facts = _read(
+        folder / "genes.parquet", ["fold", "section", "gene", "mean_counts", *ceilings], where
+    ).astype({"fold": str, "section": str, "gene": str})
+    by_counts = facts.groupby("gene")["mean_counts"].mean().sort_values(ascending=False).index
+    names = by_counts[np.unique(np.linspace(0, len(by_counts) - 1, most).round().astype(int))]
+    results = _read(
+        folder / "results.parquet",
+        ["method", "seed", "fold", "section", "patient_seen", "gene", "score", "value"],
+        [*where, ("gene", "in", list(names))],
+    ).astype(dict.fromkeys(("method", "fold", "section", "gene", "score"), str))
+    for kind in patients:
+        rows = results if kind == "all" else results[results["patient_seen"] == (kind == "known")]
+        if rows.empty:
+            continue
+        tested = rows[["fold", "section"]].drop_duplicates()
+        about = facts.merge(tested).groupby("gene")[["mean_counts", *ceilings]].mean()
+        shown = names[names.isin(about.index)]
+        n_genes, about = len(about), about.reindex(shown).astype(np.float32)
+        yield {
+            **{"encoder": encoder, "genes": genes, "patients": kind},
+            **{"names": shown.tolist(), "n_genes": n_genes},
+            "n_sections": int(tested["section"].nunique()),
+            **_by_gene(rows, shown),
+            "mean_counts": encoded(about["mean_counts"].to_numpy()),
+            "ceilings": {
+                c.removeprefix("ceiling_"): encoded(about[c].to_numpy()) for c in ceilings
+            },
+        }
+
+
+def _by_gene(rows: pd.DataFrame, names: pd.Index) -> dict[str, Any]:
+    methods, scores = (rows[column].unique().tolist() for column in ("method", "score"))
+    means = rows.groupby(["method", "score", "gene"], sort=False)["value"].mean()
+    cells = pd.MultiIndex.from_product([methods, scores, names])
+    table = means.reindex(cells).to_numpy(np.float64).reshape(len(methods), len(scores), -1)
+    if "p_value" in scores:
+        p = combine_table(rows[rows["score"] == "p_value"]).reindex(methods, columns=names)
+        q = np.stack([false_discovery_rate(row) for row in p.to_numpy()])
+        table[:, scores.index("p_value")] = p
+        table, scores = np.concatenate([table, q[:, None]], axis=1), [*scores, "q_value"]
+    return {"methods": methods, "scores": scores, "values": encoded(table.astype(np.float32))}
+
+
+def _read(path: Path, columns: list[str], where: list[tuple[str, str, Any]]) -> pd.DataFrame:
+    try:
+        return pq.read_table(path, columns=columns, filters=where).to_pandas()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"{path}: not a readable table of a benchmark ({error}); run the benchmark again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class TestSection:
+    """A test section with all predictions for the smallest panel.
+
+    Attributes
+    ----------
+    name, fold
+        What it is called; a section may be tested in several folds.
+    patients
+        ``"known"`` if other sections of its patient were trained on, or ``"new"``.
+    genes
+        The panel of its fold.
+    positions
+        Spot centres (x, y) in pixels of the full image.
+    scores
+        Encoder and method to predictions, ``[n_spots, n_genes]``.
+    observed
+        The section with its counts, or ``None``.
+    """
+
+    __test__ = False
+
+    name: str
+    fold: str
+    patients: str
+    genes: pd.Index
+    positions: NDArray[np.float64]
+    scores: dict[tuple[str, str], NDArray[np.float32]]
+    observed: AnnData | None
+
+
+def test_sections(
+    benchmark: Benchmark, cohort: Path | None, notes: list[str]
+) -> Iterator[TestSection]:
+    """Go through the test sections with predictions, those of one fold in memory at a time.
+
+    Parameters
+    ----------
+    benchmark
+        Where the predictions are.
+    cohort
+        Folder with the counts, or ``None`` to do without.
+    notes
+        What is missing is added here, in words.
+
+    Raises
+    ------
+    InputError
+        If predictions of a fold are for different spots or genes.
+    """
+    for paths in prediction_files(benchmark):
+        files = sorted(((_about(path), path) for path in paths), key=lambda f: f[0]["seed"])
+        first = read_h5ad(paths[0])
+        scores: dict[tuple[str, str], NDArray[np.float32]] = {}
+        for about, path in files:
+            found = read_h5ad(path)
+            if not (found.var_names.equals(first.var_names) and found.shape == first.shape):
+                raise InputError(f"{path}: other spots or genes than in {paths[0].name}")
+            # Of several seeds the first stands for the method.
+            scores.setdefault((about["encoder"], about["method"]), np.asarray(found.X))
+        shared = files[0][0]["shared_patients"]
+        for name in first.obs["section"].astype(str).unique():
+            rows = np.asarray(first.obs["section"] == name)
+            positions = np.asarray(first.obsm["spatial"], dtype=np.float64)[rows]
+            yield TestSection(
+                name=name,
+                fold=unquote(paths[0].parent.name),
+                patients="known" if _patient(benchmark, name) in shared else "new",
+                genes=first.var_names,
+                positions=positions,
+                scores={key: values[rows] for key, values in scores.items()},
+                observed=None if cohort is None else _observed(benchmark, cohort, name, notes),
+            )
+
+
+def prediction_files(benchmark: Benchmark) -> list[list[Path]]:
+    """Files of each fold, of all encoders and methods, for the smallest panel that has any."""
+    root = benchmark.folder / "predictions"
+    for genes in sorted((g for g in map(str, benchmark.facts["genes"]) if g.isdigit()), key=int):
+        by_fold: dict[str, list[Path]] = {}
+        for path in sorted(root.glob(f"*/{genes}/*/*.h5ad")):
+            if not path.name.startswith("."):
+                by_fold.setdefault(path.parent.name, []).append(path)
+        if by_fold:
+            return list(by_fold.values())
+    return []
+
+
+def _about(path: Path) -> dict[str, Any]:
+    with h5py.File(path) as file:
+        about = read_elem(file["uns/strank_benchmark"])
+    about = json.loads(about) if isinstance(about, str) else about
+    return {"seed": 0, "shared_patients": (), "encoder": unquote(path.parents[2].name), **about}
+
+
+def _patient(benchmark: Benchmark, section: str) -> str | None:
+    return benchmark.facts["sections"].get(section, {}).get("patient")
+
+
+def _observed(benchmark: Benchmark, cohort: Path, name: str, notes: list[str]) -> AnnData | None:
+    try:
+        section = read_section(cohort / f"{name}.h5ad")
+    except InputError as error:
+        notes.append(f"No observed counts: {error}")
+        return None
+    expected = benchmark.facts["sections"].get(name, {}).get("counts_sha256")
+    if expected not in (None, counts_checksum(section)):
+        notes.append(
+            f"No observed counts: section {name} in {cohort} has other counts than the benchmark"
+        )
+        return None
+    return section
+
+
+def map_of(section: TestSection, notes: list[str]) -> dict[str, Any]:
+    """Values of a section as one byte a spot and gene, and its image, ready for JSON.
+
+    All values are about the mean of the gene in the section. A byte is 127 at that mean and 0 or
+    254 at the gene's ``limits``; 255 is no value.
+
+    Parameters
+    ----------
+    section
+        What to draw.
+    notes
+        What is missing is added here, in words.
+    """
+    observed = section.observed
+    picture = None if observed is None else _picture(observed, notes)
+    scale = 1.0 if observed is None else section_info(observed).um_per_pixel
+    corner = section.positions.min(0) - _MARGIN_UM if picture is None else picture.pop("corner")
+    return {
+        **{"section": section.name, "fold": section.fold, "patients": section.patients},
+        "genes": list(section.genes),
+        "xy": ((section.positions - corner) * scale).round().astype(int).T.tolist(),
+        "unit": "px" if observed is None else "µm",
+        "diameter": _diameter(section),
+        "image": picture,
+        "observed": None if observed is None else _bytes(_target(observed, section.genes)),
+        "depth": None if observed is None else _bytes(_log_depth(observed)),
+        "predicted": [
+            {"encoder": encoder, "method": method, **_bytes(values)}
+            for (encoder, method), values in section.scores.items()
+        ],
+    }
+
+
+def _diameter(section: TestSection) -> float:
+    if section.observed is not None:
+        return section_info(section.observed).spot_diameter_um
+    # Without the section's facts: half the distance to the next spot.
+    nearest = cKDTree(section.positions).query(section.positions, k=2)[0][:, 1]
+    return float(np.median(nearest) / 2) if len(nearest) > 1 else 1.0
+
+
+def _target(section: AnnData, genes: pd.Index) -> NDArray[np.float64]:
+    measured = genes.isin(section.var_names)
+    values = np.full((section.n_obs, len(genes)), np.nan)
+    counts = section[:, genes[measured]].X
+    values[:, measured] = log1p_cp10k(counts, section.obs["library_size"]).toarray()
+    return values
+
+
+def _log_depth(section: AnnData) -> NDArray[np.float64]:
+    return np.log(np.maximum(section.obs[["library_size"]].to_numpy(np.float64), 1))
+
+
+def _bytes(values: NDArray) -> dict[str, Any]:
+    about_mean = values.astype(np.float64) - values.mean(0)
+    limits = np.abs(about_mean).max(0)
+    share = np.divide(about_mean, limits, out=np.zeros_like(about_mean), where=limits > 0)
+    codes = np.where(np.isfinite(about_mean), np.round(share * 127) + 127, 255).astype(np.uint8)
+    return {
+        "codes": encoded(np.ascontiguousarray(codes.T)),
+        "limits": [float(f"{limit:.4g}") for limit in np.nan_to_num(limits)],
+    }
+
+
+def _picture(section: AnnData, notes: list[str]) -> dict[str, Any] | None:
+    """H&E around the spots as JPEG, and where it lies in pixels of the full image."""
+    info = section_info(section)
+    try:
+        slide = slide_of(section)
+    except InputError as error:
+        notes.append(f"No H&E: {error}")
+        return None
+    positions, margin = np.asarray(section.obsm["spatial"]), _MARGIN_UM / info.um_per_pixel
+    low = np.floor((positions.min(0) - margin).clip(0)).astype(int)
+    high = np.ceil(positions.max(0) + margin).astype(int)
+    high = np.minimum(high, slide.size)
+    part = read_region(slide, *low, *(high - low))
+    size = (high - low) * info.um_per_pixel
+    cropped = replace(slide, source=ArrayPixels(part))
+    small, _ = thumbnail(cropped, max(_THUMBNAIL_UM, float(size.max()) / _MOST_PIXELS))
+    file = BytesIO()
+    Image.fromarray(small).save(file, "JPEG", quality=_QUALITY)
+    content = b64encode(file.getvalue()).decode()
+    return {"corner": low, "size": size.round(1).tolist(), "jpeg": content}
+
+
+@dataclass(frozen=True)
+class ChangeSums:
+    """Counts of a section by predicted log fold change; sums of several sections may be added.
+
+    Attributes
+    ----------
+    observed, predicted, by_depth
+        Counts as observed, as predicted, and as library size alone shares them, ``[n_classes]``.
+    """
+
+    observed: NDArray[np.float64]
+    predicted: NDArray[np.float64]
+    by_depth: NDArray[np.float64]
+
+    def __add__(self, other: ChangeSums) -> ChangeSums:
+        """Pool."""
+        return ChangeSums(
+            self.observed + other.observed,
+            self.predicted + other.predicted,
+            self.by_depth + other.by_depth,
+        )
+
+
+def change_sums(
+    scores: NDArray, counts: NDArray | sparse.csr_matrix, library_size: NDArray
+) -> ChangeSums:
+    """Sort the spots of a section by score into parts of equal depth, and pool parts alike.
+
+    Parameters
+    ----------
+    scores
+        Predicted log relative rates, ``[n_spots, n_genes]``.
+    counts
+        Of the same genes, ``[n_spots, n_genes]``.
+    library_size
+        ``[n_spots]``.
+
+    Returns
+    -------
+    ChangeSums
+        A part of a gene's spots is pooled with those, of all genes, whose predicted mean rate is
+        as far from their own gene's in the section; every count weighs the same.
+
+    Examples
+    --------
+    >>> counts = np.repeat([[100], [400]], 5, axis=0)
+    >>> line = calibration_line(change_sums(np.log(counts), counts, np.ones(10)))
+    >>> round(line["slope"], 6)
+    1.0
+    """
+    depth = np.asarray(library_size, dtype=np.float64)
+    order = np.argsort(scores, axis=0, kind="stable")
+    reached = np.cumsum(depth[order], axis=0)
+    part = np.minimum((reached - depth[order] / 2) / depth.sum() * _PARTS, _PARTS - 1).astype(int)
+    cell = part * scores.shape[1] + np.arange(scores.shape[1])
+    observed = np.take_along_axis(sparse.csr_matrix(counts).toarray().astype(float), order, 0)
+    centred = scores - scores.max(0)
+    rate = np.take_along_axis(np.exp(centred), order, 0) * depth[order]
+    total = observed.sum(0)
+
+    def summed(values: NDArray) -> NDArray[np.float64]:
+        return _binned(cell, values, _PARTS * scores.shape[1]).reshape(_PARTS, -1)
+
+    by_depth = summed(depth[order]) / depth.sum() * total
+    predicted = summed(rate) / rate.sum(0) * total
+    used = by_depth > 0
+    change = np.log(predicted[used] / by_depth[used])
+    classes = np.digitize(change, _CLASSES)
+    return ChangeSums(
+        *(
+            _binned(classes, values[used], len(_CLASSES) + 1)
+            for values in (summed(observed), predicted, by_depth)
+        )
+    )
+
+
+def _binned(where: NDArray, values: NDArray, n: int) -> NDArray[np.float64]:
+    return np.bincount(where.ravel(), values.ravel(), n).astype(np.float64)
+
+
+def calibration_line(sums: ChangeSums) -> dict[str, Any]:
+    """Observed against predicted fold changes, and the slope of their logs through 1.
+
+    Parameters
+    ----------
+    sums
+        Of one section, or of several, added.
+
+    Returns
+    -------
+    dict
+        ``predicted`` and ``observed`` fold changes of the classes with enough counts, ``counts``
+        there, and ``slope``: 1 is right, below 1 the predictions are too strong; ``None`` where
+        nothing is predicted to change.
+    """
+    enough = sums.by_depth >= _LEAST_COUNTS
+    predicted = sums.predicted[enough] / sums.by_depth[enough]
+    observed = np.maximum(sums.observed[enough], 0.5) / sums.by_depth[enough]
+    x, y, weight = np.log(predicted), np.log(observed), sums.by_depth[enough]
+    spread = float((weight * x**2).sum())
+    return {
+        "predicted": predicted.round(4).tolist(),
+        "observed": observed.round(4).tolist(),
+        "counts": sums.observed[enough].round().astype(int).tolist(),
+        "slope": float((weight * x * y).sum() / spread) if spread > _FLAT * weight.sum() else None,
+    }

@@ -1,0 +1,207 @@
+"""A slide: an image at a physical scale, of which windows are read as they are needed."""
+
+from __future__ import annotations
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from strank.cohort.contract import section_info
+from strank.errors import InputError
+from strank.slides.pixels import Pixels, open_pixels
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+
+# Larger levels are shrunk strip by strip: 3 bytes a pixel are held.
+_STRIP_PIXELS = 128_000_000
+
+
+@dataclass(frozen=True)
+class Slide:
+    """An image with its scale; it may go to another process, which opens the file again.
+
+    Attributes
+    ----------
+    source
+        Gives its pixels.
+    um_per_pixel
+        Size of a pixel of the full resolution, in µm.
+    path
+        The file it came from.
+    """
+
+    source: Pixels
+    um_per_pixel: float
+    path: Path
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels of the full resolution."""
+        return self.source.sizes[0]
+
+
+def open_slide(path: Path, um_per_pixel: float | None = None) -> Slide:
+    """Open a whole-slide image, TIFF, JPEG or PNG; pixels are read when they are needed.
+
+    Parameters
+    ----------
+    path
+        The file. Formats of scanners go through openslide, everything else through libvips; a
+        plain image is decoded once to temporary disk (3 bytes a pixel).
+    um_per_pixel
+        Size of a pixel, in µm; if ``None``, what the file says. It is never guessed.
+
+    Raises
+    ------
+    InputError
+        For a file that is absent, not an image, of more than 8 bits a colour or a decompression
+        bomb; if its µm per pixel is not known or not positive.
+    """
+    source = open_pixels(path)
+    scale = source.um_per_pixel if um_per_pixel is None else um_per_pixel
+    if scale is None:
+        raise InputError(
+            f"{path}: the file does not say its µm per pixel; look it up (scanner, objective) and "
+            "give it with --mpp"
+        )
+    if not (scale > 0 and np.isfinite(scale)):
+        raise InputError(f"{path}: µm per pixel must be positive; got {scale:g}")
+    return Slide(source, float(scale), path)
+
+
+def slide_of(section: AnnData) -> Slide:
+    """Open the image that a section of a cohort belongs to; errors as `open_slide`."""
+    info = section_info(section)
+    return open_slide(Path(info.image), info.um_per_pixel)
+
+
+def stored_um_per_pixel(path: Path) -> float | None:
+    """Size of a pixel in µm as the file says it, or ``None``; errors as `open_slide`."""
+    return open_pixels(path).um_per_pixel
+
+
+def check_image(slide: Slide) -> None:
+    """Read the last pixel of every level, so that a truncated file is found now.
+
+    Raises
+    ------
+    InputError
+        If the image is damaged or truncated; it is named.
+    """
+    for level, (width, height) in enumerate(slide.source.sizes):
+        slide.source.read(level, width - 1, height - 1, 1, 1)
+
+
+def read_field(
+    slide: Slide, centres: NDArray[np.float64], *, um: float, pixels: int
+) -> NDArray[np.uint8]:
+    """Cut square windows around spots, at a fixed physical size.
+
+    Parameters
+    ----------
+    slide
+        The image.
+    centres
+        Spot centres (x, y) in pixels of the full resolution, ``[n_spots, 2]``.
+    um
+        Side of a window, in µm.
+    pixels
+        Side of the result, to which a window is resampled (by area when it shrinks), from the
+        coarsest level of the image that is fine enough.
+
+    Returns
+    -------
+    NDArray
+        ``uint8``, ``[n_spots, pixels, pixels, 3]``; white where a window leaves the image.
+    """
+    level, shrink = _level(slide, um / slide.um_per_pixel / pixels)
+    side = um / slide.um_per_pixel / shrink
+    halvings = max(0, math.floor(math.log2(side / pixels)))
+    side = max(1, round(side / 2**halvings)) << halvings
+    corners = np.floor(centres / shrink - side / 2 + 0.5).astype(int)
+    out = np.full((len(centres), pixels, pixels, 3), 255, np.uint8)
+    method = cv2.INTER_AREA if side >> halvings > pixels else cv2.INTER_LINEAR
+
+    def cut(i: int) -> None:
+        x, y = corners[i]
+        window = _window(slide.source, level, x, y, side, side)
+        for halved in range(1, halvings + 1):
+            # The mean of four pixels is fast, that of any other share of them slow.
+            size = side >> halved, side >> halved
+            window = np.asarray(cv2.resize(window, size, interpolation=cv2.INTER_AREA))
+        cv2.resize(window, (pixels, pixels), dst=out[i], interpolation=method)
+
+    list(_readers().map(cut, range(len(centres))))
+    return out
+
+
+def read_region(slide: Slide, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    """RGB ``[height, width, 3]`` of a window at full resolution; white outside the image."""
+    return _window(slide.source, 0, x, y, width, height)
+
+
+def thumbnail(slide: Slide, um_per_pixel: float) -> tuple[NDArray[np.uint8], float]:
+    """Shrink a slide to about ``um_per_pixel``; return it with the scale that came out.
+
+    A level of more than 128 million pixels is read in strips of at most that many.
+    """
+    wanted = max(1.0, um_per_pixel / slide.um_per_pixel)
+    size = tuple(max(1, round(n / wanted)) for n in slide.size)
+    level, shrink = _level(slide, wanted)
+    width, height = slide.source.sizes[level]
+    step = max(1, int(wanted / shrink)) if width * height > _STRIP_PIXELS else 1
+    rows = height if step == 1 else max(step, _STRIP_PIXELS // width // step * step)
+    strips = [
+        _reduced(slide.source.read(level, 0, y, width, min(rows, height - y)), step)
+        for y in range(0, height, rows)
+    ]
+    small = cv2.resize(np.concatenate(strips), size, interpolation=cv2.INTER_AREA)
+    return np.asarray(small, dtype=np.uint8), slide.um_per_pixel * slide.size[0] / size[0]
+
+
+def _reduced(strip: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
+    if step == 1:
+        return strip
+    size = -(-strip.shape[1] // step), -(-strip.shape[0] // step)
+    return np.asarray(cv2.resize(strip, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _level(slide: Slide, wanted: float) -> tuple[int, float]:
+    """Find the coarsest level that is not coarser than ``wanted`` times the full resolution."""
+    shrinks = [slide.size[0] / width for width, _ in slide.source.sizes]
+    level = max(i for i, shrink in enumerate(shrinks) if i == 0 or shrink <= wanted * 1.001)
+    return level, shrinks[level]
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    """Threads that read; always the same, since libvips keeps buffers for each that ever did."""
+    return ThreadPoolExecutor(thread_name_prefix="read")
+
+
+# Threads do not follow into a forked process.
+os.register_at_fork(after_in_child=_readers.cache_clear)
+
+
+def _window(
+    source: Pixels, level: int, x: int, y: int, width: int, height: int
+) -> NDArray[np.uint8]:
+    level_width, level_height = source.sizes[level]
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + width, level_width), min(y + height, level_height)
+    if left >= right or top >= bottom:
+        return np.full((height, width, 3), 255, np.uint8)
+    inside = source.read(level, int(left), int(top), int(right - left), int(bottom - top))
+    if inside.shape[:2] == (height, width):
+        return inside
+    window = np.full((height, width, 3), 255, np.uint8)
+    window[top - y : bottom - y, left - x : right - x] = inside
+    return window

@@ -1,0 +1,217 @@
+"""Embedding that ends before its time: killed, out of disk, or beside another run."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strank.cohort.store import features_path, read_cohort
+from strank.encoders.base import Field
+from strank.encoders.embedding import Part, embed_cohort
+from strank.errors import InputError
+from strank.io.st import import_st
+
+N_SPOTS, N_FEATURES = 25, 1000
+
+
+@dataclass
+class Means:
+    """Mean colour, many times over; does something before every batch."""
+
+    before: object = lambda: None
+    name: str = "means"
+    version: str = "1"
+    fields: tuple[Field, ...] = (Field(100, 8),)
+    feature_names: tuple[str, ...] = tuple(f"f{i}" for i in range(N_FEATURES))
+    n_spots: list[int] = field(default_factory=list)
+
+    def encode(self, patches):
+        self.before()
+        self.n_spots.append(len(patches[0]))
+        colour = patches[0].mean((1, 2)).astype(np.float32)
+        return np.tile(colour, N_FEATURES // 3 + 1)[:, :N_FEATURES]
+
+
+@pytest.fixture
+def folder(st_folder, tmp_path):
+    import_st(st_folder, tmp_path / "cohort")
+    return tmp_path / "cohort"
+
+
+@pytest.fixture
+def expected(folder):
+    embed_cohort(folder, Means(name="whole"), batch_size=4)
+    return {name: adata.obsm["whole"] for name, adata in features(folder, "whole").items()}
+
+
+def features(folder, encoder="means"):
+    return read_cohort(folder, encoder=encoder)
+
+
+def files(folder):
+    return sorted(path.name for path in (folder / "features/means").iterdir())
+
+
+def check(folder, expected):
+    """Features are bitwise those of a run that nothing stopped, and nothing else is left."""
+    for name, adata in features(folder).items():
+        assert adata.obsm["means"].tobytes() == expected[name].tobytes()
+    assert files(folder) == ["A1.h5ad", "B1.h5ad"]
+
+
+def test_what_a_killed_run_finished_is_not_encoded_again(folder, expected, tmp_path):
+    # Batches of 4: 7 a section. The twelfth is the fifth of B1.
+    script = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from pathlib import Path
+        from test_embed_resume import Means
+        from strank.encoders.embedding import embed_cohort
+        encoder = Means()
+        def die():
+            if len(encoder.n_spots) == 11:
+                os.kill(os.getpid(), signal.SIGKILL)
+        encoder.before = die
+        embed_cohort(Path({str(folder)!r}), encoder, batch_size=4)
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)])
+    assert killed.returncode == -signal.SIGKILL
+    assert {"A1.h5ad", ".B1.part"} <= set(files(folder))
+    rest, advanced = Means(), []
+    done = embed_cohort(folder, rest, batch_size=4, advance=advanced.append)
+    assert [entry.done_before for entry in done] == [True, False]
+    # The last two before the end may have been encoded but not yet written.
+    assert N_SPOTS - 16 <= sum(rest.n_spots) <= N_SPOTS - 8
+    assert sum(advanced) == 2 * N_SPOTS
+    check(folder, expected)
+    again = Means()
+    embed_cohort(folder, again)
+    assert again.n_spots == []
+
+
+def test_a_part_of_another_encoder_is_not_believed(folder, expected):
+    def stop():
+        if sum(encoder.n_spots) >= 12:
+            raise KeyboardInterrupt
+
+    for changed in ({"version": "0"}, {"dtype": "float16"}):
+        encoder = Means(before=stop, version=changed.get("version", "1"))
+        with pytest.raises(KeyboardInterrupt):
+            embed_cohort(folder, encoder, batch_size=4, dtype=changed.get("dtype"))
+        assert ".A1.part" in files(folder)
+    rest = Means()
+    embed_cohort(folder, rest, batch_size=4)
+    assert sum(rest.n_spots) == 2 * N_SPOTS
+    check(folder, expected)
+
+
+@given(cut=st.integers(0, 600), flip=st.integers(0, 600), tail=st.binary(max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_damage_costs_the_batches_from_there_and_no_more(tmp_path_factory, cut, flip, tail):
+    rows = np.arange(60, dtype=np.float32).reshape(20, 3) + 0.5
+    path = tmp_path_factory.mktemp("part") / "C2.part"
+    part = Part(path, {"encoder": "mine"}, (20, 3), "float32")
+    ends = {path.stat().st_size: 0}
+    for start in range(0, 20, 5):
+        part.add(rows[start : start + 5])
+        ends[path.stat().st_size] = start + 5
+    damaged = bytearray(path.read_bytes()[:cut])
+    if flip < len(damaged):
+        damaged[flip] ^= 1
+    path.write_bytes(bytes(damaged) + tail)
+    good = min(flip, cut)
+    again = Part(path, {"encoder": "mine"}, (20, 3), "float32")
+    assert again.n_done >= max((n for end, n in ends.items() if end <= good), default=0)
+    assert (again.features[: again.n_done] == rows[: again.n_done]).all()
+    again.add(rows[again.n_done :])
+    assert (Part(path, {"encoder": "mine"}, (20, 3), "float32").features == rows).all()
+
+
+@pytest.fixture
+def disk_full():
+    """Let files grow to so many bytes only."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(n_bytes):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# Features of a section are 100 kB: of the first limit a half, the second has no room for the rest
+# of an .h5ad.
+@pytest.mark.parametrize(("room", "name"), [(50_000, ".A1.part"), (102_000, "A1.h5ad")])
+def test_a_full_disk_is_said_and_no_half_written_file_is_believed(
+    folder, expected, disk_full, room, name
+):
+    disk_full(room)
+    told = rf"means/{name}: cannot be written \(File too large\); make room there and run again"
+    with pytest.raises(InputError, match=told):
+        embed_cohort(folder, Means(), batch_size=4)
+    assert not [file for file in files(folder) if "h5ad" in file]
+    disk_full(resource.RLIM_INFINITY)
+    rest = Means()
+    embed_cohort(folder, rest, batch_size=4)
+    assert N_SPOTS <= sum(rest.n_spots) < 2 * N_SPOTS
+    check(folder, expected)
+
+
+def test_a_second_run_takes_what_the_first_has_not_and_waits(folder, expected):
+    at_work, may_go_on = threading.Event(), threading.Event()
+
+    def hold():
+        at_work.set()
+        assert may_go_on.wait(60)
+
+    first, second, said = Means(before=hold), Means(), []
+    results = {}
+
+    def run():
+        results["first"] = embed_cohort(folder, first, batch_size=4)
+
+    def say(line):
+        said.append(line)
+        may_go_on.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert at_work.wait(60)
+        results["second"] = embed_cohort(folder, second, batch_size=4, say=say)
+    finally:
+        may_go_on.set()
+        thread.join()
+    assert [entry.done_before for entry in results["first"]] == [False, True]
+    assert [entry.done_before for entry in results["second"]] == [True, False]
+    assert sum(first.n_spots) == sum(second.n_spots) == N_SPOTS
+    assert said == [f"section A1: another run is at it; waiting ({lock_of(folder, 'A1')})"]
+    check(folder, expected)
+
+
+def lock_of(folder, name):
+    return features_path(folder, "means", name).with_name(f".{name}.lock")
+
+
+def test_a_run_that_was_stopped_claims_nothing(folder, expected):
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        embed_cohort(folder, Means(before=stop))
+    # The traceback still holds all of its objects.
+    assert stopped.tb is not None
+    assert not lock_of(folder, "A1").exists()
+    embed_cohort(folder, Means())
+    check(folder, expected)

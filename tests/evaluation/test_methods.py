@@ -1,0 +1,283 @@
+"""What the benchmark fits: every name fits, and by training sections alone."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from PIL import Image
+from scipy import sparse
+from sklearn.linear_model import PoissonRegressor
+from sklearn.preprocessing import StandardScaler
+
+pytest.importorskip("lightning")
+
+from strank import fit_model, train_model
+from strank.cohort.folds import Fold
+from strank.cohort.training_set import training_data
+from strank.errors import InputError
+from strank.evaluation.methods import (
+    OTHERS,
+    fit_method,
+    fit_ridge,
+    hest_components,
+    hest_ridge,
+    is_stepwise,
+    method_of,
+)
+from strank.evaluation.protocol import Protocol
+from strank.files import sha256
+from strank.linear.penalty import DEFAULT_PENALTY
+from strank.linear.penalty import PENALTIES as ALL_PENALTIES
+from strank.linear.regressor import STRankRegressor
+from strank.studies.benchmark import runner as cells
+from strank.studies.benchmark.runner import LOSSES, Cell, Task, run_cell
+
+PENALTIES = ALL_PENALTIES[::2]
+PANEL = pd.Index(["G3", "G0", "G4"])
+FOLD = Fold("C", ("A1", "B1"), ("C1",))
+QUICK = ["linear, list", "linear, pair", "linear, poisson", *OTHERS]
+HEADS = ("mlp", "context", "mlp+linear", "context+linear")
+TRAINED = [method_of("linear", loss) for loss in LOSSES if is_stepwise(method_of("linear", loss))]
+TRAINED += [f"{head}, list" for head in HEADS]
+
+
+@pytest.fixture
+def train(cohort) -> dict[str, AnnData]:
+    return {name: cohort[name] for name in ("A1", "A2", "B1")}
+
+
+def run(cohort: dict[str, AnnData], method: str, out: Path, monkeypatch) -> AnnData:
+    """Run a cell on sections that are in memory."""
+    monkeypatch.setattr(cells, "_cohort", lambda folder, encoder: cohort)
+    cell = Cell(Task("mine", 4, FOLD), method)
+    run_cell(cell, Protocol("one", n_genes=(4,)), Path(), out)
+    return cells.read_h5ad(cell.path(out))
+
+
+def test_names():
+    methods = [method_of("linear", loss) for loss in LOSSES]
+    assert methods == [
+        *("linear, list", "linear, pair", "ridge", "linear, poisson", "linear, nb"),
+        *("linear, rank", "linear, pcc", "linear, section-pcc"),
+    ]
+    assert [m for m in methods if is_stepwise(m)] == methods[4:]
+    assert method_of("linear-paper", "mse") == "linear-paper, mse"
+    assert is_stepwise("linear-paper, list")
+    assert method_of("timm:resnet18", "list") == "timm:resnet18, list"
+    assert not any(map(is_stepwise, OTHERS))
+
+
+@pytest.mark.parametrize(
+    ("head", "loss", "message"),
+    [
+        ("linear", "lasso", "no loss 'lasso'; choose one of list, pair, rank, pcc, section-pcc, "),
+        ("resnet", "list", "no head 'resnet'; choose one of linear, mlp, context"),
+        ("mean", "list", "no head 'mean'; "),
+        ("linear-paper+linear", "list", "no head 'linear-paper'"),
+        ("", "list", "no head ''"),
+    ],
+)
+def test_unknown_names(head, loss, message):
+    with pytest.raises(InputError, match=f"^{message.replace('+', '.')}"):
+        method_of(head, loss)
+
+
+@pytest.mark.parametrize("method", [*QUICK, *TRAINED])
+def test_every_method_predicts_sections_that_have_no_counts(cohort, tmp_path, monkeypatch, method):
+    """Panel, penalties, networks, slopes: none can have come from the test."""
+    new = cohort["C1"]
+    cohort["C1"] = AnnData(obs=new.obs[["section", "patient"]], obsm=new.obsm, uns=new.uns)
+    state = torch.get_rng_state()
+    found = run(cohort, method, tmp_path, monkeypatch)
+    assert found.shape == (30, 4)
+    assert np.isfinite(found.X).all()
+    assert np.ptp(found.X, axis=0).min() > 0
+    assert set(found.obs["section"]) == {"C1"}
+    # Those who draw numbers beside it get theirs.
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("method", QUICK)
+def test_other_counts_in_the_test_give_the_same_predictions(cohort, tmp_path, monkeypatch, method):
+    one = run(cohort, method, tmp_path / "one", monkeypatch)
+    wild = np.random.default_rng(0).poisson(9000, size=(30, 6))
+    left_out = ~cohort["C1"].var_names.isin(one.var_names)
+    wild[::2, left_out] = 0
+    cohort["C1"].X = sparse.csr_matrix(wild.astype(np.float32))
+    cohort["C1"].obs["library_size"] = 1e5
+    other = run(cohort, method, tmp_path / "other", monkeypatch)
+    np.testing.assert_array_equal(one.X, other.X)
+    pd.testing.assert_frame_equal(one.var, other.var)
+    # A panel of all sections would be another.
+    panel = Protocol("all", panel_from="all", n_genes=(4,)).choose_panel(cohort, FOLD, 4)
+    assert set(panel) > set(cohort["C1"].var_names[left_out])
+
+
+def test_what_is_kept_of_a_cell(cohort, tmp_path, monkeypatch):
+    found = run(cohort, "ridge", tmp_path, monkeypatch)
+    train = {name: cohort[name] for name in FOLD.train}
+    predict = fit_ridge(training_data(train, found.var_names, "mine"), centred=False)
+    np.testing.assert_allclose(found.X, predict(cohort["C1"].obsm["mine"]), rtol=1e-5)
+    assert found.obs_names[:2].tolist() == ["C1:0x0", "C1:1x1"]
+    np.testing.assert_array_equal(found.obsm["spatial"], cohort["C1"].obsm["spatial"])
+    about = json.loads(found.uns["strank_benchmark"])
+    assert about["method"] == "ridge"
+    assert about["train"] == list(FOLD.train)
+    assert about["seconds"] > 0
+    # Only scores that are no log rates have a slope.
+    assert (found.var["slope"] > 0).all()
+    assert list(run(cohort, "linear, poisson", tmp_path, monkeypatch).var) == []
+
+
+def by_sklearn(data, rows: np.ndarray, gene: int, penalty: float) -> np.ndarray:
+    """Scores of all spots by Poisson regression of the rates of some, with exposure as weight."""
+    scaler = StandardScaler().fit(data.features[rows].astype(float))
+    features = scaler.transform(data.features.astype(float))
+    depth = data.library_size.astype(float)
+    counts = data.counts[:, [gene]].toarray()[:, 0]
+    # Its loss is divided by the weights; and rates near 1 suit its optimiser.
+    rate, total = counts[rows] / depth[rows], depth[rows].sum()
+    unit = counts[rows].sum() / total
+    model = PoissonRegressor(alpha=penalty / counts[rows].sum(), tol=1e-10, max_iter=1000)
+    model.fit(features[rows], rate / unit, sample_weight=depth[rows])
+    return features @ model.coef_
+
+
+def held_out_loss(scores: np.ndarray, counts: np.ndarray, depth: np.ndarray) -> float:
+    """Multinomial: how a section's counts are shared among its spots."""
+    share = depth * np.exp(scores)
+    return -float((counts * np.log(share / share.sum())).sum())
+
+
+def test_poisson_is_scikit_learns_at_the_penalty_of_the_best_held_out_list(train):
+    """Two patients, so each of the three sections is left out in turn."""
+    rng, chosen = np.random.default_rng(0), []
+    for section in train.values():
+        noise = rng.normal(size=(30, 4)).astype(np.float32)
+        section.obsm["mine"] = np.hstack([section.obsm["mine"], noise])
+        # The fewer counts a gene has, the more it takes to learn from them.
+        seen = rng.binomial(section.X.toarray().astype(int), [0.04, 1, 1, 1, 0.2, 1])
+        section.X = sparse.csr_matrix(seen.astype(np.float32))
+    data = training_data(train, PANEL, "mine")
+    ours = fit_method("linear, poisson", train, PANEL, encoder="mine")
+    scores = np.concatenate([ours(section) for section in train.values()])
+    everything = np.ones(len(data.section), dtype=bool)
+    for gene in range(len(PANEL)):
+        counts = data.counts[:, [gene]].toarray()[:, 0]
+        losses = np.zeros(len(PENALTIES))
+        for (number, penalty), name in product(enumerate(PENALTIES), train):
+            test = data.section == name
+            predicted = by_sklearn(data, ~test, gene, penalty)[test]
+            losses[number] += held_out_loss(predicted, counts[test], data.library_size[test])
+        chosen.append(PENALTIES[losses.argmin()])
+        best = by_sklearn(data, everything, gene, chosen[-1])
+        np.testing.assert_allclose(scores[:, gene], best, atol=1e-4)
+    assert len(set(chosen)) > 1
+    assert max(PENALTIES) > max(chosen)
+
+
+def test_poisson_shares_one_level_and_the_list_has_one_a_section(train):
+    """Features that say which section a spot is of: Poisson learns its level, the list does not."""
+    for number, section in enumerate(train.values()):
+        section.obsm["mine"][:, 2] = number
+        section.obs["library_size"] = 1000.0 * 4**number
+    gap = {}
+    for method in ("linear, poisson", "linear, list"):
+        predict = fit_method(method, train, PANEL, encoder="mine")
+        first, *_, last = (predict(section).mean() for section in train.values())
+        gap[method] = last - first
+    assert gap["linear, poisson"] < -0.5
+    assert abs(gap["linear, list"]) < 0.3
+
+
+def test_exact_methods_are_those_of_the_package(train, cohort):
+    data, new = training_data(train, PANEL, "mine"), cohort["C1"]
+
+    def predicted(method: str) -> np.ndarray:
+        return fit_method(method, train, PANEL, encoder="mine")(new)
+
+    model = fit_model(train, encoder="mine", genes=list(PANEL))
+    np.testing.assert_array_equal(predicted("linear, list"), model.predict(new).X)
+    features = new.obsm["mine"]
+    for method, centred in (("ridge", False), ("centred ridge", True)):
+        np.testing.assert_array_equal(predicted(method), fit_ridge(data, centred=centred)(features))
+    inner, outer = hest_components(data.features, features, n_components=3)
+    by_hand = hest_ridge(inner, data.counts.log1p().toarray(), outer)
+    np.testing.assert_array_equal(predicted("hest-ridge"), by_hand)
+
+
+def test_a_network_is_that_of_train_model(cohort):
+    train = {name: cohort[name] for name in FOLD.train}
+    new, options = cohort["C1"], {"encoder": "mine", "genes": list(PANEL), "seed": 1}
+    model = train_model(train, head="mlp", loss="poisson", **options)
+    expected = np.asarray(model.predict(new).X)
+    found = fit_method("mlp, poisson", train, PANEL, encoder="mine", seed=1)(new)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("method", QUICK)
+def test_one_gene_and_spots_without_counts(train, cohort, method):
+    """A spot without counts is not trained on, and predicted as any other."""
+    empty = train["A1"]
+    empty.X = sparse.csr_matrix(empty.X.toarray() * (np.arange(30) >= 4)[:, None])
+    empty.obs.iloc[:4, empty.obs.columns.get_loc("library_size")] = 0
+    empty.obsm["mine"][:4] = 1e3
+    scores = fit_method(method, train, PANEL[:1], encoder="mine")(cohort["C1"])
+    assert scores.shape == (30, 1)
+    without = {**train, "A1": empty[4:].copy()}
+    expected = fit_method(method, without, PANEL[:1], encoder="mine")(cohort["C1"])
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+
+
+def test_one_training_section(cohort):
+    """Nothing can be left out: exact methods have a penalty for that, networks refuse."""
+    one = {"A1": cohort["A1"]}
+    for method in QUICK:
+        assert fit_method(method, one, PANEL, encoder="mine")(cohort["C1"]).shape == (30, 3)
+    data = training_data(one, PANEL, "mine")
+    expected = STRankRegressor(DEFAULT_PENALTY).fit(
+        data.features, data.counts, offset=np.log(data.library_size)
+    )
+    found = fit_method("linear, poisson", one, PANEL, encoder="mine")(cohort["C1"])
+    np.testing.assert_allclose(found, expected.predict(cohort["C1"].obsm["mine"]), rtol=1e-9)
+    with pytest.raises(InputError, match="there is only section A1"):
+        fit_method("mlp, list", one, PANEL, encoder="mine")
+
+
+@pytest.fixture
+def image_network(tmp_path) -> str:
+    """A tiny vision transformer with random weights, in the layout of the hub."""
+    timm = pytest.importorskip("timm")
+    arguments = {"img_size": 32, "patch_size": 8}
+    model = timm.create_model("test_vit", num_classes=2, **arguments)
+    folder, about = tmp_path / "tiny", {"input_size": (3, 32, 32), "mean": [0.5] * 3}
+    timm.models.save_for_hf(model, folder, model_args=arguments, safe_serialization=True)
+    stored = json.loads((folder / "config.json").read_text())
+    stored["pretrained_cfg"].update(about, std=[0.2] * 3)
+    (folder / "config.json").write_text(json.dumps(stored))
+    return f"timm:{folder}"
+
+
+@pytest.mark.parametrize("loss", ["list", "mse"])
+def test_an_image_network_is_trained_from_images(
+    cohort, image_network, tmp_path, monkeypatch, loss
+):
+    rng = np.random.default_rng(0)
+    for name, section in cohort.items():
+        image = tmp_path / f"{name}.png"
+        Image.fromarray(rng.integers(0, 255, (600, 600, 3)).astype(np.uint8)).save(image)
+        section.uns["strank"] |= {"image": str(image), "image_sha256": sha256(image)}
+        # Features have no part in it.
+        del section.obsm["mine"]
+    cohort["C1"].X = sparse.csr_matrix((30, 6), dtype=np.float32)
+    found = run(cohort, method_of(image_network, loss), tmp_path / "out", monkeypatch)
+    assert found.shape == (30, 4)
+    assert np.ptp(found.X, axis=0).min() > 0
+    assert ("slope" in found.var) == (loss == "mse")

@@ -1,0 +1,48 @@
+"""The same tissue through other doors: the same features, and scores, to the last digit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import pyvips
+from anndata import AnnData
+
+from strank.encoders.embedding import embed_section
+from strank.encoders.morphology.encoder import Morphology
+from strank.fitting.exact import fit_model
+from strank.io.generic import import_anndata
+from strank.io.st import find_sections, read_st_section
+
+
+@pytest.mark.parametrize(
+    "names", [("C3",), pytest.param(("B4", "C2", "C4", "C5"), marks=pytest.mark.slow)]
+)
+def test_real_sections_score_the_same_from_a_tiled_tiff(her2st: Path, tmp_path: Path, names):
+    """HEST's form of a slide, losslessly; that counts and positions agree, others have tested."""
+    jpeg, tiff = {}, {}
+    for files in find_sections(her2st):
+        if files.section not in names:
+            continue
+        section = read_st_section(files)[::2].copy()
+        pyvips.Image.new_from_file(str(files.image)).tiffsave(
+            str(tmp_path / "slide.tif"), tile=True, compression="deflate", bigtiff=True
+        )
+        bare = AnnData(section.X, obs=section.obs, var=section.var, obsm=dict(section.obsm))
+        bare.write_h5ad(tmp_path / f"{files.section}.h5ad")
+        um = float(section.uns["strank"]["um_per_pixel"])
+        place = {"image": tmp_path / "slide.tif", "um_per_pixel": um}
+        imported = import_anndata(tmp_path / f"{files.section}.h5ad", tmp_path / "cohort", **place)
+        for cohort, adata in ((jpeg, section), (tiff, imported[files.section])):
+            features = embed_section(adata, Morphology())
+            adata.obsm["morphology"] = np.asarray(features.X)
+            cohort[files.section] = adata
+    for name in names:
+        np.testing.assert_array_equal(*(c[name].obsm["morphology"] for c in (jpeg, tiff)))
+    scores = [
+        pd.concat([fit_model(c, n_genes=20).predict(a).to_df() for a in c.values()])
+        for c in (jpeg, tiff)
+    ]
+    pd.testing.assert_frame_equal(*scores, check_exact=True)

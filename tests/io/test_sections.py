@@ -1,0 +1,160 @@
+"""What all readers end with: checks on the tissue, a cohort that is written whole, patients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy import sparse
+
+from strank.cohort.contract import section_info
+from strank.cohort.store import read_cohort
+from strank.errors import InputError
+from strank.io.sections import (
+    Origin,
+    build_section,
+    name_genes,
+    open_measured,
+    patient_of,
+    read_patients,
+    write_sections,
+)
+from strank.slides.slide import open_slide
+
+COUNTS = np.arange(12).reshape(4, 3)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    pixels = np.full((200, 400, 3), 240, np.uint8)
+    pixels[20:180, 20:180] = np.random.default_rng(0).integers(60, 200, size=(160, 160, 3))
+    Image.fromarray(pixels).save(tmp_path / "slide.png")
+    return tmp_path / "slide.png"
+
+
+def build(image: Path, *, counts=COUNTS, x=(50, 60, 70, 80), y=(90, 95, 100, 105), name="S1"):
+    spots = pd.DataFrame({"x": x, "y": y, "kind": "cell"}, index=list("abcd"), dtype=object)
+    return build_section(
+        sparse.csr_matrix(counts),
+        spots=spots.astype({"x": float, "y": float}),
+        genes=name_genes(pd.Index(["G1", "G2", "G3"]), pd.Index(["E1", "E2", "E3"])),
+        origin=Origin(name, "P1"),
+        slide=open_slide(image, 5.0),
+        technology="Mine",
+        spot_diameter_um=10.0,
+        spot_pitch_um=20.0,
+        provenance={"counts_file": "counts.h5"},
+    )
+
+
+def test_a_section_holds_what_it_was_built_from(image):
+    adata = build(image)
+    np.testing.assert_array_equal(adata.X.toarray(), COUNTS)
+    np.testing.assert_array_equal(adata.obs["library_size"], COUNTS.sum(1))
+    assert adata.obs["kind"].tolist() == ["cell"] * 4
+    assert adata.var["gene_id"].tolist() == ["E1", "E2", "E3"]
+    info = section_info(adata)
+    assert (info.image, info.um_per_pixel, info.technology) == (str(image), 5.0, "Mine")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"counts": COUNTS - 1}, "counts.h5: spot a, gene G1: -1 is negative; raw counts"),
+        ({"counts": COUNTS / 2}, "counts.h5: spot a, gene G2: 0.5 is not a whole number"),
+        ({"x": (50, 60, 70, 400)}, "S1: spot d lies outside slide.png (400, 105; the image"),
+        ({"y": (50, 60, 70, -1)}, "S1: spot d lies outside slide.png (80, -1; the image"),
+        (
+            {"x": (90, 95, 100, 105), "y": (250, 260, 270, 280)},
+            "the image is 400 x 200); with x and y swapped all lie inside",
+        ),
+        ({"x": (250, 260, 270, 280)}, "S1: only 0% of the spots stand on the tissue of slide.png"),
+    ],
+)
+def test_what_cannot_be_a_section_is_refused(image, changed, message):
+    with pytest.raises(InputError) as caught:
+        build(image, **changed)
+    assert message in str(caught.value)
+
+
+def test_a_truncated_image_is_refused(image):
+    image.write_bytes(image.read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"slide.png: .*(damaged|truncated|not an image)"):
+        build(image)
+
+
+@pytest.mark.parametrize("given", [None, 0.49, 0.51])
+def test_a_scale_that_agrees_is_taken(image, given):
+    assert open_measured(image, 0.5, given).um_per_pixel == (given or 0.5)
+
+
+def test_a_scale_that_contradicts_is_refused(image):
+    with pytest.raises(InputError, match=r"--mpp 0.25 µm per pixel, but the positions make it 0.5"):
+        open_measured(image, 0.5, 0.25)
+    tiff = image.with_suffix(".tif")
+    Image.open(image).save(tiff, resolution_unit=3, resolution=1e4 / 0.25)
+    with pytest.raises(InputError, match=r"image says 0.25 µm per pixel, but .* 0.5; .*--mpp 0.5$"):
+        open_measured(tiff, 0.5)
+    assert open_measured(tiff, 0.5, 0.5).um_per_pixel == 0.5
+
+
+def test_nothing_is_written_unless_all_can_be_read(image, tmp_path):
+    def some():
+        yield build(image)
+        raise InputError("the second cannot be read")
+
+    with pytest.raises(InputError, match="the second"):
+        write_sections(some(), tmp_path / "cohort")
+    with pytest.raises(InputError, match="two sections are called S1"):
+        write_sections([build(image), build(image)], tmp_path / "cohort")
+    with pytest.raises(InputError, match="no sections"):
+        write_sections([], tmp_path / "cohort")
+    for name in ("../S1", ".S1", "a/b"):
+        with pytest.raises(InputError, match="not the name of a file"):
+            write_sections([build(image, name=name)], tmp_path / "cohort")
+    assert not (tmp_path / "cohort").exists()
+
+
+def test_sections_join_a_cohort_and_replace_those_of_their_name(image, tmp_path):
+    written = write_sections([build(image, name="S2"), build(image)], tmp_path / "cohort")
+    assert list(written) == ["S1", "S2"]
+    (tmp_path / "cohort/S1.h5ad").write_bytes(b"damaged; importing it again is the way out")
+    write_sections([build(image, counts=COUNTS * 2)], tmp_path / "cohort")
+    cohort = read_cohort(tmp_path / "cohort")
+    assert {n: a.X.sum() for n, a in cohort.items()} == {"S1": COUNTS.sum() * 2, "S2": COUNTS.sum()}
+    ids = build(image, name="S3")
+    ids.var_names = [f"ENSG{i:011}" for i in range(3)]
+    with pytest.raises(InputError, match=r"S1, S2 by symbols and section S3 by Ensembl ids.*-id"):
+        write_sections([ids], tmp_path / "cohort")
+    assert list(read_cohort(tmp_path / "cohort")) == ["S1", "S2"]
+
+
+def test_patients(tmp_path):
+    path = tmp_path / "patients.csv"
+    path.write_text("patient,section,age\nP7,007,40\nP7,S2,40\n")
+    patients = read_patients(path)
+    assert patients == {"007": "P7", "S2": "P7"}
+    assert patient_of("007", None, patients) == patient_of("x", "P7", None) == "P7"
+    with pytest.raises(InputError, match=r"S3: .* --patient NAME, or .* \(FILE has 007, S2"):
+        patient_of("S3", None, patients)
+    with pytest.raises(InputError, match=r"columns section,patient$"):
+        patient_of("S3", None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,patient\nS1,P1\n", "lacks column section; it has name, patient"),
+        ("section,patient\nS1,P1\nS1,P2\n", "section S1 has two patients"),
+        ("section,patient\nS1,\n", "section S1 has no patient"),
+        ("", "not a readable table"),
+    ],
+)
+def test_tables_of_patients_that_cannot_be_used(tmp_path, text, message):
+    (tmp_path / "patients.csv").write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_patients(tmp_path / "patients.csv")
+    assert f"patients.csv: {message}" in str(caught.value)

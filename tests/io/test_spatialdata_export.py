@@ -1,0 +1,130 @@
+"""The SpatialData folder, as spatialdata and squidpy read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import spatialdata
+import squidpy
+from anndata import AnnData
+from spatialdata.transformations import get_transformation
+
+from strank.io import exports as spatial_data
+from strank.io.exports import write_spatialdata
+from strank.slides.pixels import ArrayPixels
+from strank.slides.slide import Slide
+
+UM = 0.5
+SIZE = (3000, 2600)
+
+
+@pytest.fixture(scope="module")
+def slide() -> Slide:
+    """Glass with a dark rectangle: x 1200 to 1800, y 400 to 2000 pixels."""
+    pixels = np.full((SIZE[1], SIZE[0], 3), 250, np.uint8)
+    pixels[400:2000, 1200:1800] = (120, 30, 90)
+    return Slide(ArrayPixels(pixels), UM, Path("made.png"))
+
+
+@pytest.fixture(scope="module")
+def predictions() -> AnnData:
+    """Tiles of 50 µm, 25 µm apart, over the rectangle."""
+    y, x = np.meshgrid(np.arange(425, 2000, 50.0), np.arange(1225, 1800, 50.0), indexing="ij")
+    centres = np.column_stack([x.ravel(), y.ravel()])
+    rng = np.random.default_rng(0)
+    return AnnData(
+        rng.normal(size=(len(centres), 3)).astype(np.float32),
+        obs=pd.DataFrame(
+            {"section": pd.Categorical(["made"] * len(centres))},
+            index=[f"tile{i}" for i in range(len(centres))],
+        ),
+        var=pd.DataFrame(
+            {"counts": [1.0, 2.0, 3.0], "measured": False}, index=["ERBB2", "HLA/A <b>", "µ"]
+        ),
+        obsm={"spatial": centres},
+        uns={
+            "strank": {"um_per_pixel": UM, "stride_um": 25.0, "tile_um": 50.0},
+            "strank_model": '{"method": "list"}',
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def read(slide, predictions, tmp_path_factory) -> spatialdata.SpatialData:
+    path = tmp_path_factory.mktemp("out") / "scores.zarr"
+    write_spatialdata(path, slide, predictions)
+    # Once more: the folder there is replaced.
+    write_spatialdata(path, slide, predictions)
+    assert [p.name for p in path.parent.iterdir()] == ["scores.zarr"]
+    return spatialdata.read_zarr(path)
+
+
+def test_scores_are_as_they_were(read, predictions):
+    table = read["table"]
+    np.testing.assert_array_equal(table.X, predictions.X)
+    assert table.var_names.tolist() == predictions.var_names.tolist()
+    assert table.obs_names.tolist() == predictions.obs_names.tolist()
+    assert table.uns["strank_model"] == predictions.uns["strank_model"]
+    assert table.uns["strank"]["stride_um"] == 25
+
+
+def test_shapes_lie_where_the_table_says(read, predictions):
+    tiles = spatialdata.transform(read["tiles"], to_coordinate_system="global")
+    elements, table = spatialdata.join_spatialelement_table(
+        sdata=read, spatial_element_names="tiles", table_name="table", how="inner"
+    )
+    assert list(elements) == ["tiles"]
+    assert table.n_obs == predictions.n_obs
+    middle = tiles.loc[read["table"].obs["tile"].to_numpy()].centroid
+    np.testing.assert_allclose(
+        np.column_stack([middle.x, middle.y]), predictions.obsm["spatial"], atol=1e-9
+    )
+    np.testing.assert_allclose(tiles.area, (25 / UM) ** 2)
+
+
+def test_the_image_lies_under_the_tiles(read):
+    """The dark rectangle of every level is where it is in the slide, in the global system."""
+    assert len(read["he"].children) == 2
+    for level in read["he"].children.values():
+        image = next(iter(level.data_vars.values()))
+        assert image.dims == ("c", "y", "x")
+        assert image.c.to_numpy().tolist() == ["r", "g", "b"]
+        to_global = get_transformation(image, "global").to_affine_matrix(("x", "y"), ("x", "y"))
+        rows, columns = np.nonzero(image.to_numpy()[0] < 185)
+        corners = np.array([[columns.min(), rows.min(), 1], [columns.max() + 1, rows.max() + 1, 1]])
+        found = corners @ to_global.T
+        np.testing.assert_allclose(found[:, :2], [[1200, 400], [1800, 2000]], atol=to_global[0, 0])
+        whole = [image.sizes["x"], image.sizes["y"], 1] @ to_global.T
+        np.testing.assert_allclose(whole[:2], SIZE, rtol=1e-9)
+
+
+def test_squidpy_finds_the_neighbours(read):
+    squidpy.gr.spatial_neighbors_grid(read["table"], n_neighs=4)
+    degree = np.asarray(read["table"].obsp["spatial_connectivities"].sum(1)).ravel()
+    # 12 x 32 tiles on a square grid: four neighbours inside, fewer at the rim.
+    assert np.bincount(degree.astype(int)).tolist() == [0, 0, 4, 80, 300]
+    # From the shapes, too, in the global system.
+    where = {"elements_to_coordinate_systems": {"tiles": "global"}, "table_key": "table"}
+    squidpy.gr.spatial_neighbors_knn(read, **where, n_neighs=2)
+    np.testing.assert_allclose(read["table"].obsp["spatial_distances"].data, 25 / UM)
+
+
+def test_the_image_is_bounded(slide, predictions, tmp_path, monkeypatch):
+    monkeypatch.setattr(spatial_data, "_MOST_PIXELS", 300)
+    write_spatialdata(tmp_path / "s.zarr", slide, predictions)
+    image = spatialdata.read_zarr(tmp_path / "s.zarr")["he"]
+    assert dict(image.sizes) == {"c": 3, "y": 260, "x": 300}
+
+
+def test_an_interrupted_write_leaves_nothing(slide, predictions, tmp_path, monkeypatch):
+    def full(self, path, **options):
+        path.mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(spatialdata.SpatialData, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        write_spatialdata(tmp_path / "s.zarr", slide, predictions)
+    assert not list(tmp_path.iterdir())

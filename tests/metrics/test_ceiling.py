@@ -1,0 +1,177 @@
+"""The ceiling is what scores of the true rates get, on sections whose rates are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+import strank.metrics.ceiling as module
+from strank.metrics.ceiling import fraction_of_ceiling, noise_ceiling, split_half_ceiling
+from strank.metrics.correlation import log1p_cp10k, pearson, rank_correlation, spearman
+from strank.metrics.depth import depth_matched_spearman, thin
+
+MEANS, SPREADS = (0.1, 1.0, 10.0, 50.0), (0.0, 0.2, 0.5, 1.0)
+N_GENES = 40
+SCORES = ("scc", "pearson", "depth_matched")
+
+
+def tissue(rng, n_spots, *, depth_spread=0.65, two_valued=False):
+    """Library sizes and rates: N_GENES genes of every kind, kinds [n_means * n_spreads, 2]."""
+    kinds = np.array([(mean, spread) for mean in MEANS for spread in SPREADS])
+    mean, spread = np.repeat(kinds, N_GENES, axis=0).T
+    shape = (n_spots, len(mean))
+    pattern = rng.normal(size=shape)
+    if two_valued:
+        pattern = ((rng.random(shape) < 0.3) - 0.3) / np.sqrt(0.21)
+    library_size = rng.lognormal(np.log(5000), depth_spread, n_spots).round()
+    rates = np.exp(spread * pattern)
+    return library_size, rates / rates.mean(0) * mean / library_size.mean(), kinds
+
+
+def draw(rng, library_size, rates):
+    return sparse.csr_matrix(rng.poisson(library_size[:, None] * rates))
+
+
+def scores_of_truth(rng, library_size, rates, n_repeats=15):
+    """Mean scores of the true rates; of rates that are all the same, 0."""
+    found = np.zeros((3, rates.shape[1]))
+    section = np.zeros(len(rates))
+    for _ in range(n_repeats):
+        to = {"section": section, "library_size": library_size}
+        counts = draw(rng, library_size, rates)
+        found += np.nan_to_num(
+            [
+                spearman(rates, counts, **to)[0],
+                pearson(np.log1p(1e4 * rates), counts, **to)[0],
+                depth_matched_spearman(rates, counts, **to, n_draws=2)[0],
+            ]
+        )
+    return found / n_repeats
+
+
+def errors(seed, n_spots, **kwargs):
+    """Ceiling less score of the truth, [3, n_kinds, N_GENES], and the kinds."""
+    rng = np.random.default_rng(seed)
+    library_size, rates, kinds = tissue(rng, n_spots, **kwargs)
+    truth = scores_of_truth(rng, library_size, rates)
+    ceiling = noise_ceiling(draw(rng, library_size, rates), library_size=library_size)
+    found = np.array([getattr(ceiling, name) for name in SCORES])
+    return (found - truth).reshape(3, len(kinds), N_GENES), kinds
+
+
+@pytest.mark.parametrize("n_spots", [180, pytest.param(700, marks=pytest.mark.slow)])
+def test_bias_and_spread(n_spots):
+    error, kinds = errors(n_spots, n_spots)
+    bias, signal = np.nanmean(error, axis=2), kinds[:, 1] > 0
+    assert (np.abs(bias[:, signal].mean(1)) < 0.025).all()
+    assert (np.abs(bias[:, signal]) < 0.12).all()
+    # Genes without signal get no 0, because a variance cannot be estimated below 0.
+    assert (bias[:, ~signal] < 0.15).all()
+    spread = np.nanstd(error, axis=2)
+    assert spread.max() < (0.2 if n_spots == 180 else 0.13)
+    well_counted = (kinds[:, 0] >= 10) & (kinds[:, 1] >= 0.5)
+    assert spread[:, well_counted].max() < 0.04
+
+
+def test_two_valued_rates():
+    error, kinds = errors(3, 180, two_valued=True)
+    bias = np.nanmean(error, axis=2)[:, kinds[:, 1] > 0]
+    assert (bias > -0.16).all()
+    assert (bias < 0.17).all()
+
+
+def test_bias_and_spread_of_split_halves():
+    rng = np.random.default_rng(11)
+    library_size, rates, kinds = tissue(rng, 180)
+    truth = scores_of_truth(rng, library_size, rates)[2]
+    counts = draw(rng, library_size, rates)
+    error = (split_half_ceiling(counts, library_size=library_size) - truth).reshape(-1, N_GENES)
+    bias, spread, signal = np.nanmean(error, 1), np.nanstd(error, 1), kinds[:, 1] > 0
+    assert (np.abs(bias[signal]) < 0.15).all()
+    assert abs(bias[signal].mean()) < 0.05
+    # Of well counted genes it is right; of sparse ones it is noise.
+    assert np.abs(bias[signal & (kinds[:, 0] == 50)]).max() < 0.03
+    assert spread[signal & (kinds[:, 0] == 0.1)].max() > 0.1
+
+
+def split_half(rng, counts, library_size):
+    """The usual ceiling: correlation of two halves, by Spearman and Brown at full depth."""
+    half = np.full(len(library_size), 0.5)
+    first = thin(counts, half, rng)
+    targets = [log1p_cp10k(x, library_size / 2).toarray() for x in (first, counts - first)]
+    reliability = np.maximum(rank_correlation(*targets), 0)
+    return np.sqrt(2 * reliability / (1 + reliability))
+
+
+def test_depth_is_no_signal():
+    """Halves share their spots' depth; for flat genes that is all that they share."""
+    rng = np.random.default_rng(4)
+    library_size, rates, kinds = tissue(rng, 180, depth_spread=1.5)
+    counts = draw(rng, library_size, rates)
+    flat = np.repeat((kinds[:, 1] == 0) & (kinds[:, 0] == 1), N_GENES)
+    assert split_half(rng, counts[:, flat], library_size).mean() > 0.5
+    ceiling = noise_ceiling(counts[:, flat], library_size=library_size)
+    assert max(getattr(ceiling, name).mean() for name in SCORES) < 0.15
+
+
+def test_noise_beyond_poisson_counts_as_signal():
+    """Of gamma-Poisson counts with no signal at all, a model is asked for the noise."""
+    rng = np.random.default_rng(5)
+    library_size = rng.lognormal(np.log(5000), 0.65, 180).round()
+    noise = rng.gamma(2, 1 / 2, size=(180, 100))
+    counts = rng.poisson(10 * library_size[:, None] / 5000 * noise)
+    ceiling = noise_ceiling(counts, library_size=library_size)
+    assert min(getattr(ceiling, name).mean() for name in SCORES) > 0.7
+
+
+def test_fewer_counts_lower_it():
+    rng = np.random.default_rng(6)
+    library_size, rates, _ = tissue(rng, 180)
+    counts = draw(rng, library_size, rates)[:, -N_GENES:]
+    tenth = thin(counts, np.full(180, 0.1), rng)
+    full = noise_ceiling(counts, library_size=library_size)
+    less = noise_ceiling(tenth, library_size=library_size / 10)
+    for name in SCORES:
+        assert getattr(less, name).mean() < getattr(full, name).mean() - 0.05
+
+
+def test_the_truth_reaches_it():
+    rng = np.random.default_rng(7)
+    library_size, rates, _ = tissue(rng, 300)
+    ceiling = noise_ceiling(draw(rng, library_size, rates), library_size=library_size)
+    truth = scores_of_truth(rng, library_size, rates)
+    for name, score in zip(SCORES, truth, strict=True):
+        assert 0.9 < fraction_of_ceiling(score, getattr(ceiling, name)) < 1.05
+
+
+def test_blocks_of_genes_and_seeds(monkeypatch):
+    rng = np.random.default_rng(8)
+    counts = rng.poisson(rng.gamma(2, 2, size=(60, 7)))
+    whole = noise_ceiling(counts, library_size=np.full(60, 500.0), n_draws=200)
+    again = noise_ceiling(sparse.csr_matrix(counts), library_size=np.full(60, 500), n_draws=200)
+    np.testing.assert_array_equal(whole.scc, again.scc)
+    monkeypatch.setattr(module, "_BLOCK", 120)
+    blocks = noise_ceiling(counts, library_size=np.full(60, 500.0), n_draws=200)
+    for name in SCORES:
+        np.testing.assert_allclose(getattr(whole, name), getattr(blocks, name), atol=0.02)
+
+
+@pytest.mark.filterwarnings("error")
+def test_undefined_without_counts_or_spots():
+    counts = np.c_[np.zeros(20), np.arange(20), np.zeros(20)]
+    counts[0] = 0
+    library_size = np.r_[0, np.full(19, 100)]
+    ceiling = noise_ceiling(counts, library_size=library_size)
+    for name in SCORES:
+        np.testing.assert_array_equal(np.isfinite(getattr(ceiling, name)), [False, True, False])
+    one = noise_ceiling(np.array([[3, 4]]), library_size=np.array([10]))
+    assert np.isnan(one.scc).all()
+    assert noise_ceiling(np.zeros((3, 0)), library_size=np.ones(3)).scc.shape == (0,)
+    assert np.isnan(fraction_of_ceiling(np.array([0.5]), np.array([np.nan])))
+
+
+@pytest.mark.parametrize("wrong", [{"quantile": 1.0}, {"n_draws": 0}])
+def test_wrong_arguments(wrong):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\), and n_draws .* be >= 1"):
+        noise_ceiling(np.ones((3, 1)), library_size=np.ones(3), **wrong)

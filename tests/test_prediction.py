@@ -1,0 +1,141 @@
+"""From a slide to scores: tiles, dense maps, and how far from training they look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strank.encoders.base import Field, encoder_facts
+from strank.errors import InputError
+from strank.model.novelty import fit_novelty, novelty_of
+from strank.model.rank_model import RankModel
+from strank.neural.heads import ContextHead, LinearHead
+from strank.prediction import grid_facts, predict_slide, tile_grid
+from strank.slides.pixels import ArrayPixels
+from strank.slides.slide import Slide
+
+UM = 2.0
+PROVENANCE = {"spot_diameter_um": 100.0, "spot_pitch_um": 200.0}
+
+
+class MeanColour:
+    """Mean red, green and blue of a window of 100 µm."""
+
+    name, version = "mean-colour", "1"
+    fields = (Field(um=100.0, pixels=50),)
+    feature_names = ("red", "green", "blue")
+
+    def encode(self, patches: Sequence[np.ndarray]) -> np.ndarray:
+        return patches[0].mean((1, 2)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    """2 x 1.6 mm: tissue that gets redder from left to right, on glass."""
+    image = np.full((800, 1000, 3), 245, np.uint8)
+    x = np.arange(1000)[None, :]
+    rng = np.random.default_rng(0)
+    colour = np.stack(np.broadcast_arrays(40 + x // 6, 60 + 0 * x, 200 - x // 10), axis=-1)
+    colour = colour + rng.integers(-20, 20, (800, 1000, 3))
+    inside = cv2.ellipse(np.zeros((800, 1000), np.uint8), (500, 400), (400, 300), 0, 0, 360, 1, -1)
+    image[inside == 1] = colour[inside == 1]
+    return image
+
+
+@pytest.fixture(scope="module")
+def slide(pixels) -> Slide:
+    return Slide(ArrayPixels(pixels), UM, Path("made.png"))
+
+
+@pytest.fixture
+def model() -> RankModel:
+    """RED's score is the mean red of the window, BLUE's minus the mean blue."""
+    head = LinearHead(3, 2)
+    head.weight.data = torch.tensor([[1.0, 0], [0, 0], [0, -1.0]])
+    panel = pd.DataFrame(index=pd.Index(["RED", "BLUE"]))
+    return RankModel(head, panel, encoder_facts(MeanColour()), PROVENANCE)
+
+
+def test_a_score_is_of_the_window_around_its_tile(slide, model, pixels):
+    tiles = tile_grid(slide, model, encoder=MeanColour())
+    predictions = predict_slide(slide, model, tiles, encoder=MeanColour())
+    corners = np.floor(predictions.obsm["spatial"] - 25 + 0.5).astype(int)
+    means = np.array([pixels[y : y + 50, x : x + 50].mean((0, 1)) for x, y in corners])
+    expected = (means - means.mean(0))[:, [0, 2]] * [1, -1]
+    np.testing.assert_allclose(predictions.X, expected, atol=1e-2)
+    assert predictions.uns["strank"] == grid_facts(slide, model)
+    assert predictions.uns["strank"]["stride_um"] == 100
+
+
+@settings(max_examples=10, deadline=None)
+@given(stride=st.floats(18.0, 130.0))
+def test_a_dense_map_changes_no_score(slide, stride):
+    """Tiles overlap; each is scored as it would be alone, up to one constant a gene."""
+    head = LinearHead(3, 2)
+    head.weight.data = torch.tensor([[1.0, 0.5], [0, 0.2], [0, -1.0]])
+    panel = pd.DataFrame(index=pd.Index(["A", "B"]))
+    model = RankModel(head, panel, encoder_facts(MeanColour()), PROVENANCE)
+    tiles = tile_grid(slide, model, stride_um=stride, encoder=MeanColour())
+    x, _ = tiles.obsm["spatial"].T
+    assert np.diff(np.unique(x.round(3))).min() == pytest.approx(stride / UM, rel=1e-3)
+    # One tile for each square of the stride.
+    area = np.pi * 0.8 * 0.6 * 1e6
+    assert tiles.n_obs == pytest.approx(area / stride**2, rel=0.12)
+    few = tiles[:: max(1, tiles.n_obs // 50)].copy()
+    difference = (
+        predict_slide(slide, model, few, encoder=MeanColour()).X
+        - predict_slide(slide, model, tiles, encoder=MeanColour())[few.obs_names].X
+    )
+    np.testing.assert_allclose(difference, difference[:1].repeat(len(few), 0), atol=1e-3)
+
+
+def test_a_head_that_looks_at_neighbours_gets_them_as_far_as_in_training(slide, model):
+    around = RankModel(ContextHead(3, 2), model.panel, model.encoder, PROVENANCE)
+    assert grid_facts(slide, around)["stride_um"] == 200
+    assert grid_facts(slide, around, stride_um=50.0)["stride_um"] == 50
+
+
+@pytest.mark.parametrize("stride", [0, -5, 1.9, float("nan"), float("inf")])
+def test_a_stride_below_a_pixel_is_refused(slide, model, stride):
+    with pytest.raises(InputError, match=r"--stride must be at least a pixel of made.png \(2 µm\)"):
+        grid_facts(slide, model, stride_um=stride)
+
+
+def test_more_tiles_than_memory_are_refused(model):
+    source = ArrayPixels(np.empty((1, 1, 3), np.uint8))
+    source.sizes = ((100_000, 80_000),)
+    huge = Slide(source, 0.25, Path("huge.svs"))
+    wide = RankModel(model.head, model.panel, {**model.encoder, "n_features": 1536}, PROVENANCE)
+    with pytest.raises(InputError, match=r"500,000,000 tiles on huge\.svs.* 2861 GiB; 19 µm"):
+        grid_facts(huge, wide, stride_um=1.0)
+    # What the message offers is possible.
+    assert grid_facts(huge, wide, stride_um=19)["stride_um"] == 19
+
+
+def test_tissue_unlike_the_training_is_told(slide, model, pixels):
+    tiles = tile_grid(slide, model, encoder=MeanColour())
+    assert "novelty" not in predict_slide(slide, model, tiles, encoder=MeanColour()).obs
+    rng = np.random.default_rng(0)
+    usual = rng.normal([120, 60, 150], [50, 5, 30], (400, 3))
+    novelty = fit_novelty(usual, np.repeat(list("abcd"), 100))
+    known = RankModel(model.head, model.panel, model.encoder, PROVENANCE, None, novelty)
+    near = predict_slide(slide, known, tiles, encoder=MeanColour())
+    assert near.uns["strank_novelty"]["warning"] == ""
+    assert near.uns["strank_novelty"]["share"] == (near.obs["novelty"] > 1).mean()
+    green = Slide(ArrayPixels(pixels[..., [1, 0, 2]]), UM, Path("green.png"))
+    far = predict_slide(green, known, tiles, encoder=MeanColour())
+    assert far.uns["strank_novelty"]["share"] > 0.9
+    assert "do not trust this map" in far.uns["strank_novelty"]["warning"]
+    centre = tiles.obsm["spatial"][:1].astype(int)[0] - 25
+    window = pixels[centre[1] : centre[1] + 50, centre[0] : centre[0] + 50, [1, 0, 2]]
+    assert far.obs["novelty"].iloc[0] == pytest.approx(
+        novelty_of([window.mean((0, 1))], novelty)[0], rel=0.05
+    )
