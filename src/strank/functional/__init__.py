@@ -1,1 +1,10 @@
-"""Tensors in, tensors out: no state, no files."""
+"""Losses as functions of tensors; the same as modules: `strank.losses`.
+
+Every loss is ``name_loss(scores, counts, *, section, offset=None, where=None, weight=None,
+reduction="mean")``; `list_loss` says what these are.
+"""
+
+import lazy_loader
+
+# Lazy: rooms that sort arrays into groups need no torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

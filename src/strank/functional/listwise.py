@@ -236,6 +236,21 @@ def _weighted_counts(block: Batch) -> Tensor:
     return (counts if block.weight is None else counts * block.weight).contiguous()
 
 
+def section_list_gain(scores: Tensor, counts: Tensor, offset: Tensor) -> Tensor:
+    r"""List log-likelihood of one section above that of library size alone, ``[n_genes]``, in nats.
+
+    .. math:: \sum_i c_{ig} r_{ig} - T_g \log \frac{\sum_i l_i e^{r_{ig}}}{\sum_i l_i}
+
+    >>> counts = torch.tensor([[1.0], [3.0]])
+    >>> section_list_gain(counts.log(), counts, torch.zeros(2))
+    tensor([0.5232])
+    """
+    # About their mean, so that the two large terms do not lose the digits of their difference.
+    scores, depth = scores - scores.mean(0), offset[:, None]
+    rise = torch.logsumexp(scores + depth, 0) - torch.logsumexp(depth, 0)
+    return (counts * scores).sum(0) - counts.sum(0) * rise
+
+
 def pearson_loss(
     scores: Tensor,
     counts: Tensor,
