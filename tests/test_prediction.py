@@ -105,7 +105,9 @@ def test_a_head_that_looks_at_neighbours_gets_them_as_far_as_in_training(slide, 
 
 @pytest.mark.parametrize("stride", [0, -5, 1.9, float("nan"), float("inf")])
 def test_a_stride_below_a_pixel_is_refused(slide, model, stride):
-    with pytest.raises(InputError, match=r"--stride must be at least a pixel of made.png \(2 µm\)"):
+    with pytest.raises(
+        InputError, match=r"`stride_um` must be at least a pixel of made.png \(2 µm\)"
+    ):
         grid_facts(slide, model, stride_um=stride)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["InputError", "some"]
-
 
 class InputError(ValueError):
     """Input that cannot be used; the message names it and says what to do.
 
-    The command line prints the message and exits with code 2, without a traceback.
+    The command line prints the message and exits with code 2, without a traceback. An argument of
+    the function stands between backquotes, `um_per_pixel` or `um_per_pixel=0.5`: the command line
+    shows its option there.
     """
 
 

@@ -53,7 +53,7 @@ def grid_facts(slide: Slide, model: RankModel, *, stride_um: float | None = None
     stride = usual if stride_um is None else stride_um
     if stride_um is not None and not slide.um_per_pixel <= stride < float("inf"):
         raise InputError(
-            f"--stride must be at least a pixel of {slide.path} ({slide.um_per_pixel:g} µm); "
+            f"`stride_um` must be at least a pixel of {slide.path} ({slide.um_per_pixel:g} µm); "
             f"got {stride:g}"
         )
     width, height = slide.size
@@ -61,7 +61,7 @@ def grid_facts(slide: Slide, model: RankModel, *, stride_um: float | None = None
     n_bytes = 4 * positions * int(model.encoder["n_features"])
     if n_bytes > _MOST_BYTES:
         raise InputError(
-            f"--stride {stride:g}: up to {positions:,.0f} tiles on {slide.path}, whose features "
+            f"`stride_um={stride:g}`: up to {positions:,.0f} tiles on {slide.path}, whose features "
             f"would take {n_bytes / 2**30:.0f} GiB; "
             f"{np.ceil(10 * stride * (n_bytes / _MOST_BYTES) ** 0.5) / 10:g} µm is possible there"
         )

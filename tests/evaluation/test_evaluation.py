@@ -131,7 +131,7 @@ def test_training_sections_are_told_and_needed(cohort):
     both = evaluate(model, {"A1": cohort["A1"], "A2": cohort["A2"]}, train=train)
     assert "trained on A1: the score there is no test" in both.warnings[0]
     assert "patient A stands on both sides" in both.warnings[1]
-    with pytest.raises(InputError, match=r"B1 is not among those given: .* --train"):
+    with pytest.raises(InputError, match=r"B1 is not among those given: .* `train`"):
         evaluate(model, {"C1": cohort["C1"]}, train={"A1": cohort["A1"]})
     changed = cohort["B1"].copy()
     changed.X = changed.X * 2

@@ -241,7 +241,7 @@ def test_likeness_is_the_correlation_at_a_distance():
         (lambda adata, regions: regions["left"].fill(False), "region 'left' has no spot"),
         (
             lambda adata, regions: regions.update(left=regions["left"] & (np.arange(288) < 3)),
-            r"region 'left' is worth 1\.\d blocks of 1000 µm.*lower --block",
+            r"region 'left' is worth 1\.\d blocks of 1000 µm.*lower `block_um`",
         ),
         (lambda adata, regions: adata.X.__setitem__((0, 1), np.nan), "scores of G1 are not finite"),
         (lambda adata, regions: adata.uns.pop("strank"), r'uns\["strank"\]\["um_per_pixel"\]'),

@@ -112,7 +112,7 @@ def test_two_regions_are_chosen_by_name():
     for wrong in ("Tumor", "Tumor,Tumor", "Tumor,Fat", "Tumor,Stroma,x", ""):
         with pytest.raises(InputError, match=r"give two regions.*x has Immune, cells, Tumor, Str"):
             choose_pair(regions, wrong, source="x")
-    with pytest.raises(InputError, match="needs two regions; choose with --between"):
+    with pytest.raises(InputError, match="needs two regions; choose with `between"):
         choose_pair(regions, None, source="x")
     with pytest.raises(InputError, match=r"x has Tumor: a contrast needs two regions$"):
         choose_pair({"Tumor": np.ones(1, bool)}, None, source="x")

@@ -219,7 +219,7 @@ def test_a_page_without_its_cohort_says_so(copied, benchmark_folder, tmp_path):
     edit(copied, cohort=str(tmp_path / "gone"))
     made = write_report(copied)
     assert len(made.notes) == 1
-    assert re.search(r"No observed counts and no H&E: .*gone.* --cohort", made.notes[0])
+    assert re.search(r"No observed counts and no H&E: .*gone.* `cohort`", made.notes[0])
     assert "No observed counts and no H&amp;E" in made.path.read_text()
     data = data_of(made.path)
     assert data["calibration"] == []

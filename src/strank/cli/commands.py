@@ -10,8 +10,6 @@ from strank.cli import contrast, embed, evaluate, fit, imports, model, predict, 
 from strank.cli.console import ErrorGroup
 from strank.version import __version__
 
-__all__ = ["app", "main"]
-
 _HELP = """Learn relative gene expression from pathology images.
 
 The workflow: [bold]import[/] sections, [bold]embed[/] their images, [bold]fit[/] a model,
@@ -30,8 +28,8 @@ app = typer.Typer(
 )
 hub_data = typer.Typer(help="HEST-1k and HEST-Benchmark.", no_args_is_help=True)
 hub_data.command("download")(imports.download)
-app.add_typer(hub_data, name="hest")
-app.add_typer(imports.imports, name="import")
+app.add_typer(hub_data, name="hest", cls=ErrorGroup)
+app.add_typer(imports.imports, name="import", cls=ErrorGroup)
 app.command("encoders")(embed.encoders)
 app.command("embed")(embed.embed)
 app.command("fit")(fit.fit)
@@ -43,7 +41,7 @@ models = typer.Typer(
 models.command("show")(model.show)
 models.command("push")(model.push)
 models.command("pull")(model.pull)
-app.add_typer(models, name="model")
+app.add_typer(models, name="model", cls=ErrorGroup)
 app.command("contrast")(contrast.contrast)
 app.command("benchmark")(studies.benchmark)
 app.command("report")(studies.report)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from errno import ENOSPC
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,23 +19,49 @@ from strank.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "ErrorGroup",
-    "Json",
-    "finish",
-    "given_options",
-    "note",
-    "records",
-    "show_table",
-    "split_names",
-    "working",
-]
-
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
+
+
+# Arguments of the library whose option is called otherwise.
+_OPTIONS = {
+    "block_um": "block",
+    "folder": "output",
+    "n_components": "components",
+    "n_genes": "genes",
+    "n_seeds": "seeds",
+    "stride_um": "stride",
+    "um_per_pixel": "mpp",
+}
+_RUNNING: ContextVar[Any] = ContextVar("the command that runs", default=None)
+
+
+def with_options(message: str) -> str:
+    """Turn arguments of the library, named as `um_per_pixel` or `um_per_pixel=0.5`, into options.
+
+    Only those of the running command, and only between backquotes: files and genes have such names.
+    """
+    known = {parameter.name: parameter for parameter in getattr(_RUNNING.get(), "params", ())}
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        parameter = known.get(name) or known.get(_OPTIONS.get(name, ""))
+        if parameter is None:
+            return found[0]
+        if parameter.param_type_name == "argument":
+            return str(parameter.name).upper()
+        return parameter.opts[0] + (f" {value}" if value not in (None, "True") else "")
+
+    return re.sub(r"`(\w+)(?:=([^`]*))?`", option, message)
 
 
 class ErrorGroup(TyperGroup):
     """Turns errors of the input into one line on stderr and exit code 2."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Remember which command is run, since its options are what errors are about."""
+        found = super().resolve_command(ctx, args)
+        _RUNNING.set(found[1])
+        return found
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Keep the order of the workflow, which Typer breaks for groups."""
@@ -45,7 +73,7 @@ class ErrorGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            message = str(error)
+            message = with_options(str(error))
         except ModuleNotFoundError as error:
             if error.name is None or error.name.split(".")[0] not in _EXTRAS:
                 raise
@@ -113,7 +141,7 @@ def working(description: str) -> AbstractContextManager[object]:
 def note(message: str) -> None:
     """Say something on stderr that must not go unseen."""
     typer.secho("Note: ", fg="yellow", bold=True, err=True, nl=False)
-    typer.echo(message, err=True)
+    typer.echo(with_options(message), err=True)
 
 
 def finish(summary: dict[str, Any], *, as_json: bool, lines: Iterable[str]) -> None:

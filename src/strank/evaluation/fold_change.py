@@ -121,7 +121,7 @@ def log_ratio(
         if blocks[name] < _LEAST_BLOCKS:
             raise InputError(
                 f"region {name!r} is worth {blocks[name]:.1f} blocks of {block_um:g} µm, and what "
-                "varies between blocks needs 2 or more: draw a larger region, or lower --block"
+                "varies between blocks needs 2 or more: draw a larger region, or lower `block_um`"
             )
     a, b = regions
     change, variance = np.log(means[a]) - np.log(means[b]), variances[a] + variances[b]
@@ -410,7 +410,7 @@ def _dependent(name: str, scores: NDArray, positions: NDArray, block_um: float) 
         return ()
     return (
         f"region {name!r}: scores {block_um / 3:.0f} µm apart still correlate by {alike:.2f}, so "
-        "its intervals are too narrow; raise --block if the regions are large enough",
+        "its intervals are too narrow; raise `block_um` if the regions are large enough",
     )
 
 

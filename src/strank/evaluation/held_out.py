@@ -178,7 +178,7 @@ def _same(
     if name not in train:
         raise InputError(
             f"the baselines are fitted on the model's training sections ({some(expected)}), and "
-            f"{name} is not among those given: name the cohort that has them with --train"
+            f"{name} is not among those given: name the cohort that has them with `train`"
         )
     if counts_checksum(train[name]) != expected[name]["counts_sha256"]:
         raise InputError(f"section {name} has other counts than when the model was trained on it")

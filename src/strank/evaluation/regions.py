@@ -54,7 +54,7 @@ def find_regions(spots: AnnData, groups: str) -> Regions:
     path = Path(groups)
     if not path.is_file() and path.suffix.lower() not in (".geojson", ".json"):
         raise InputError(
-            f"--groups {groups}: neither a file nor a column of obs; its columns are "
+            f"`groups={groups}`: neither a file nor a column of obs; its columns are "
             f"{some(spots.obs.columns, 20) or 'none'}"
         )
     regions = outlines(path)
@@ -152,14 +152,14 @@ def choose_pair(regions: Regions, between: str | None, *, source: str) -> tuple[
         if len(names) != 2:
             raise InputError(
                 f"{there}: a contrast needs two regions"
-                + ("; choose with --between A,B" if len(names) > 2 else "")
+                + ("; choose with `between=A,B`" if len(names) > 2 else "")
             )
         return names[0], names[1]
     cuts = [at for at, letter in enumerate(between) if letter == ","]
     pairs = [(between[:at].strip(), between[at + 1 :].strip()) for at in cuts]
     pairs = [(a, b) for a, b in pairs if a in names and b in names and a != b]
     if not pairs:
-        raise InputError(f"--between {between}: give two regions, separated by a comma; {there}")
+        raise InputError(f"`between={between}`: give two regions, separated by a comma; {there}")
     return pairs[0]
 
 

@@ -105,7 +105,7 @@ def _cohort_folder(
 ) -> Path | None:
     given = benchmark.facts.get("cohort") if cohort is None else cohort
     if given is None:
-        notes.append("No observed counts and no H&E: the benchmark names no cohort; give --cohort")
+        notes.append("No observed counts and no H&E: the benchmark names no cohort; give `cohort`")
         return None
     try:
         section_names(Path(given))
@@ -113,7 +113,7 @@ def _cohort_folder(
         # Asked for, it must be there; remembered, it may have gone.
         if cohort is not None:
             raise
-        notes.append(f"No observed counts and no H&E: {error}; name the cohort with --cohort")
+        notes.append(f"No observed counts and no H&E: {error}; name the cohort with `cohort`")
         return None
     return Path(given)
 
