@@ -32,18 +32,16 @@ class SectionLoss(nn.Module):
     ----------
     reduction
         ``"mean"``, ``"per_count"``, ``"per_gene"``, ``"sum"`` or ``"none"``: what each divides by
-        is said in `strank.functional.listwise.list_loss`.
+        is said in `strank.functional.list_loss`.
     """
 
     function: ClassVar[Callable[..., Tensor]]
+    #: Attributes that the function takes besides the shared arguments.
+    options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, reduction: Reduction = "mean") -> None:
         super().__init__()
         self.reduction = reduction
-
-    def options(self, device: torch.device) -> dict[str, Any]:
-        """Return arguments of the function beyond the shared ones."""
-        return {}
 
     def forward(
         self,
@@ -78,8 +76,12 @@ class SectionLoss(nn.Module):
             where=where,
             weight=weight,
             reduction=self.reduction,
-            **self.options(scores.device),
+            **{name: getattr(self, name) for name in self.options},
+            **self._drawing(scores.device),
         )
+
+    def _drawing(self, device: torch.device) -> dict[str, Any]:
+        return {}
 
 
 class _Seeded(SectionLoss):
@@ -90,7 +92,7 @@ class _Seeded(SectionLoss):
         self.seed = seed
         self._generator: torch.Generator | None = None
 
-    def options(self, device: torch.device) -> dict[str, Any]:
+    def _drawing(self, device: torch.device) -> dict[str, Any]:
         if self.seed is not None and (
             self._generator is None or self._generator.device.type != device.type
         ):
@@ -99,7 +101,7 @@ class _Seeded(SectionLoss):
 
 
 class ListSTRankLoss(_Seeded):
-    """Module of `strank.functional.listwise.list_loss`: one list a section.
+    """Module of `strank.functional.list_loss`: one list a section.
 
     Parameters
     ----------
@@ -131,6 +133,7 @@ class ListSTRankLoss(_Seeded):
     """
 
     function = staticmethod(list_loss)
+    options = ("list_size", "distributed")
 
     def __init__(
         self,
@@ -143,14 +146,9 @@ class ListSTRankLoss(_Seeded):
         self.list_size = list_size
         self.distributed = distributed
 
-    def options(self, device: torch.device) -> dict[str, Any]:
-        """Return list size, generator, and whether sections are spread over processes."""
-        own = {"list_size": self.list_size, "distributed": self.distributed}
-        return super().options(device) | own
-
 
 class PairSTRankLoss(_Seeded):
-    """Module of `strank.functional.pairwise.pair_loss`: random partners within the section.
+    """Module of `strank.functional.pair_loss`: random partners within the section.
 
     Parameters
     ----------
@@ -169,6 +167,7 @@ class PairSTRankLoss(_Seeded):
     """
 
     function = staticmethod(pair_loss)
+    options: ClassVar[tuple[str, ...]] = ("n_partners",)
 
     def __init__(
         self,
@@ -179,13 +178,9 @@ class PairSTRankLoss(_Seeded):
         super().__init__(reduction, seed)
         self.n_partners = n_partners
 
-    def options(self, device: torch.device) -> dict[str, Any]:
-        """Return partners and generator."""
-        return super().options(device) | {"n_partners": self.n_partners}
-
 
 class MarginRankingLoss(PairSTRankLoss):
-    """Module of `strank.functional.pairwise.margin_ranking_loss`: order only, counts do not weigh.
+    """Module of `strank.functional.margin_ranking_loss`: order only, counts do not weigh.
 
     Parameters
     ----------
@@ -204,6 +199,7 @@ class MarginRankingLoss(PairSTRankLoss):
     """
 
     function = staticmethod(margin_ranking_loss)
+    options = ("n_partners", "margin", "ties")
 
     def __init__(
         self,
@@ -217,13 +213,9 @@ class MarginRankingLoss(PairSTRankLoss):
         self.margin = margin
         self.ties = ties
 
-    def options(self, device: torch.device) -> dict[str, Any]:
-        """Return partners, generator, margin and ties."""
-        return super().options(device) | {"margin": self.margin, "ties": self.ties}
-
 
 class PearsonLoss(SectionLoss):
-    """Module of `strank.functional.listwise.pearson_loss`: minus the correlation in each section.
+    """Module of `strank.functional.pearson_loss`: minus the correlation in each section.
 
     Parameters
     ----------
@@ -240,18 +232,15 @@ class PearsonLoss(SectionLoss):
     """
 
     function = staticmethod(pearson_loss)
+    options = ("pooled",)
 
     def __init__(self, pooled: bool = False, reduction: Reduction = "mean") -> None:
         super().__init__(reduction)
         self.pooled = pooled
 
-    def options(self, device: torch.device) -> dict[str, Any]:
-        """Return whether to pool."""
-        return {"pooled": self.pooled}
-
 
 class MSELoss(SectionLoss):
-    """Module of `strank.functional.pointwise.mse_loss`: squared error to log1p(CP10k).
+    """Module of `strank.functional.mse_loss`: squared error to log1p(CP10k).
 
     Parameters
     ----------
@@ -268,7 +257,7 @@ class MSELoss(SectionLoss):
 
 
 class PoissonLoss(SectionLoss):
-    """Module of `strank.functional.pointwise.poisson_loss`.
+    """Module of `strank.functional.poisson_loss`.
 
     Parameters
     ----------
@@ -284,18 +273,15 @@ class PoissonLoss(SectionLoss):
     """
 
     function = staticmethod(poisson_loss)
+    options: ClassVar[tuple[str, ...]] = ("free_level",)
 
     def __init__(self, free_level: bool = False, reduction: Reduction = "mean") -> None:
         super().__init__(reduction)
         self.free_level = free_level
 
-    def options(self, device: torch.device) -> dict[str, Any]:
-        """Return whether the level is free."""
-        return {"free_level": self.free_level}
-
 
 class NegativeBinomialLoss(PoissonLoss):
-    """Module of `strank.functional.pointwise.negative_binomial_loss`; learns the dispersions.
+    """Module of `strank.functional.negative_binomial_loss`; learns the dispersions.
 
     Parameters
     ----------
@@ -314,6 +300,7 @@ class NegativeBinomialLoss(PoissonLoss):
     """
 
     function = staticmethod(negative_binomial_loss)
+    options = ("free_level", "dispersion")
 
     def __init__(
         self, n_genes: int, free_level: bool = False, reduction: Reduction = "mean"
@@ -321,6 +308,7 @@ class NegativeBinomialLoss(PoissonLoss):
         super().__init__(free_level, reduction)
         self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
 
-    def options(self, device: torch.device) -> dict[str, Any]:
-        """Return level and dispersions."""
-        return super().options(device) | {"dispersion": self.log_dispersion.exp()}
+    @property
+    def dispersion(self) -> Tensor:
+        """Of each gene, ``[n_genes]``."""
+        return self.log_dispersion.exp()

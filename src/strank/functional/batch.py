@@ -11,47 +11,19 @@ from torch import Tensor
 
 from strank.functional.segments import section_codes
 
-__all__ = [
-    "Batch",
-    "GeneTotals",
-    "Reduction",
-    "check_batch",
-    "check_fits",
-    "masked",
-    "reduce_loss",
-]
-
 Reduction = Literal["mean", "per_count", "per_gene", "sum", "none"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Arguments of a loss after `check_batch`.
+    """Arguments of a loss after `check_batch`: scores and counts ``[n_spots, n_genes]``."""
 
-    Attributes
-    ----------
-    scores
-        ``[n_spots, n_genes]``, at least float32.
-    counts
-        Same shape and dtype, dense or CSR.
-    section
-        Codes ``0 .. n_sections - 1``, ``[n_spots]``.
-    n_sections
-        How many there are.
-    offset
-        Finite, ``[n_spots, 1]`` or ``[n_spots, n_genes]``; ``None`` for 0.
-    where
-        What takes part, broadcastable to ``scores``; ``None`` for all.
-    weight
-        Broadcastable to ``scores``; ``None`` for 1.
-    """
-
-    scores: Tensor
-    counts: Tensor
-    section: Tensor
+    scores: Tensor  # at least float32
+    counts: Tensor  # of the same type, dense or CSR
+    section: Tensor  # codes 0 .. n_sections - 1
     n_sections: int
-    offset: Tensor | None
-    where: Tensor | None
+    offset: Tensor | None  # finite, [n_spots, 1] or [n_spots, n_genes]
+    where: Tensor | None  # what takes part; it and weight can be broadcast to the scores
     weight: Tensor | None
 
     @property
@@ -65,10 +37,7 @@ class Batch:
         return self.counts.layout == torch.sparse_csr
 
     def learned_offset_added(self) -> Batch:
-        """Return the batch with an offset that needs a gradient made part of the scores.
-
-        What is computed in blocks has a gradient only for the scores.
-        """
+        """Add an offset that needs a gradient to the scores: blocks compute only theirs."""
         if self.offset is None or not self.offset.requires_grad:
             return self
         return replace(self, scores=self.logits, offset=None)
@@ -158,20 +127,7 @@ def check_batch(
     weight: Tensor | None = None,
     sparse: bool = False,
 ) -> Batch:
-    """Check the arguments of a loss (their meaning: `strank.functional.listwise.list_loss`).
-
-    Parameters
-    ----------
-    scores, counts, section, offset, where, weight
-        As given by the user. Half precision becomes float32.
-    sparse
-        Whether this loss takes CSR counts.
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit, negative counts, and counts at a spot of offset ``-inf``.
-    """
+    """Check the arguments of a loss, as `list_loss` says; half precision becomes float32."""
     if scores.dim() != 2 or scores.shape != counts.shape:
         raise ValueError(
             "scores and counts must both be [n_spots, n_genes]; got "
@@ -232,7 +188,7 @@ def _column(name: str, values: Tensor, scores: Tensor) -> Tensor:
 
 
 def check_fits(name: str, values: Tensor, scores: Tensor) -> Tensor:
-    """Return values that can be broadcast to scores; a :class:`ValueError` for others."""
+    """Return values that can be broadcast to scores; refuse others."""
     sizes = zip(reversed(values.shape), reversed(scores.shape), strict=False)
     if values.dim() > scores.dim() or not all(size in (1, wanted) for size, wanted in sizes):
         raise ValueError(_unfit(name, values, scores))
@@ -250,38 +206,10 @@ def reduce_loss(
     elements: Tensor,
     counts: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """Reduce a loss; the only place that knows what a mean divides by.
+    """Reduce a weighted loss ``[..., n_genes]``; only here it is known what a mean divides by.
 
-    Parameters
-    ----------
-    loss
-        ``[..., n_genes]``, weighted.
-    reduction
-        ``"none"``: the loss as it is. ``"sum"``: its sum. ``"mean"``: divided by the number of
-        elements that take part. ``"per_count"``: divided by their counts. ``"per_gene"``: every
-        gene divided by its own counts (by its elements, for a loss that is not made of counts),
-        then the mean over the genes that have any. Weights enter no divisor.
-    elements
-        How many elements of each gene take part, ``[n_genes]``.
-    counts
-        What returns their counts, ``[n_genes]``; ``None`` for a loss that is not made of counts.
-
-    Raises
-    ------
-    ValueError
-        For an unknown reduction, and ``"per_count"`` of a loss that is not made of counts.
-
-    Examples
-    --------
-    >>> loss, elements = torch.tensor([[4.0, 0.0], [6.0, 2.0]]), torch.tensor([2.0, 2.0])
-    >>> def counts():
-    ...     return torch.tensor([5.0, 0.0])
-    >>> reduce_loss(loss, "mean", elements=elements, counts=counts)
-    tensor(3.)
-    >>> reduce_loss(loss, "per_count", elements=elements, counts=counts)
-    tensor(2.4000)
-    >>> reduce_loss(loss, "per_gene", elements=elements, counts=counts)
-    tensor(2.)
+    ``elements``, and what ``counts`` returns for a likelihood of counts, are of each gene. Weights
+    enter no divisor.
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction must be one of {get_args(Reduction)}; got {reduction!r}")

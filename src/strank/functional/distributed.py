@@ -29,15 +29,7 @@ def all_summed(values: Tensor) -> Tensor:
 
 
 def in_common_sections(batch: Batch, section: Tensor) -> Batch:
-    """Return the batch with codes of sections that mean the same on every process.
-
-    Parameters
-    ----------
-    batch
-        This process's spots; there may be none.
-    section
-        Their labels, as given to the loss.
-    """
+    """Give sections, labelled as for the loss, codes that mean the same on every process."""
     labels = torch.unique(section.long())
     longest = torch.tensor([len(labels)], device=section.device)
     dist.all_reduce(longest, dist.ReduceOp.MAX)
@@ -56,13 +48,12 @@ class PartTotals(GeneTotals):
 
     The norm :math:`Z_{sg} = \sum_j l_j e^{r_{jg}}` and the totals :math:`T_{sg}` are of the whole
     section, so the gradient with respect to the scores here,
-    :math:`T_{sg} l_i e^{r_{ig}} / Z_{sg} - c_{ig}`, is that of one process with all the spots. Two
-    all-reduces, of one and of two values a section and gene.
+    :math:`T_{sg} l_i e^{r_{ig}} / Z_{sg} - c_{ig}`, is that of one process with all the spots.
     """
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, batch: Batch) -> Tensor:
-        """Compute loss and gradient of this process's spots."""
+        """Compute loss and gradient of this process's spots, in two all-reduces."""
         codes, n = batch.section, batch.n_sections
         counts = masked(batch.counts.to_dense() if batch.sparse else batch.counts, batch.where)
         if batch.weight is not None:

@@ -33,8 +33,6 @@ from strank.functional.segments import (
     segment_sum,
 )
 
-__all__ = ["list_loss", "pearson_loss"]
-
 
 def list_loss(
     scores: Tensor,
@@ -50,6 +48,8 @@ def list_loss(
     distributed: bool = False,
 ) -> Tensor:
     r"""Multinomial negative log-likelihood of a section's counts over its spots (ListSTRank).
+
+    Definition (Nishimura et al., NeurIPS 2025, arXiv 2512.06612):
 
     .. math:: L_{ig} = -c_{ig} \log \frac{l_i e^{r_{ig}}}{\sum_{j \in s(i)} l_j e^{r_{jg}}}
 
@@ -139,15 +139,8 @@ def list_loss(
     return reduce_loss(totals, reduction, elements=batch.elements(), counts=batch.gene_counts)
 
 
-def _distributed(batch: Batch, reduction: Reduction) -> Tensor:
-    batch, of_gene = batch.learned_offset_added().gene_weight_apart()
-    parts = PartTotals.apply(batch.scores, batch) * of_gene
-    sizes = all_summed(torch.stack([batch.elements(), batch.gene_counts()]))
-    part = reduce_loss(parts, reduction, elements=sizes[0], counts=lambda: sizes[1])
-    return part * n_processes()
-
-
 def _each_share(batch: Batch) -> Tensor:
+    """Follow the definition in plain autograd, ``[n_spots, n_genes]``."""
     logits = batch.logits
     if batch.where is not None:
         logits = torch.where(batch.where, logits, -torch.inf)
@@ -155,6 +148,21 @@ def _each_share(batch: Batch) -> Tensor:
     counts = batch.counts.to_dense() if batch.sparse else batch.counts
     loss = -masked(counts, batch.where) * masked(log_share, batch.where)
     return loss if batch.weight is None else loss * batch.weight
+
+
+def section_list_gain(scores: Tensor, counts: Tensor, offset: Tensor) -> Tensor:
+    r"""List log-likelihood of one section above that of library size alone, ``[n_genes]``, in nats.
+
+    .. math:: \sum_i c_{ig} r_{ig} - T_g \log \frac{\sum_i l_i e^{r_{ig}}}{\sum_i l_i}
+
+    >>> counts = torch.tensor([[1.0], [3.0]])
+    >>> section_list_gain(counts.log(), counts, torch.zeros(2))
+    tensor([0.5232])
+    """
+    # About their mean, so that the two large terms do not lose the digits of their difference.
+    scores, depth = scores - scores.mean(0), offset[:, None]
+    rise = torch.logsumexp(scores + depth, 0) - torch.logsumexp(depth, 0)
+    return (counts * scores).sum(0) - counts.sum(0) * rise
 
 
 class _Stored(NamedTuple):
@@ -191,7 +199,7 @@ class _Stored(NamedTuple):
 
 
 class _ListTotals(GeneTotals):
-    """Loss of every gene, ``[n_genes]``, its gradient computed on the way, block by block."""
+    """The definition, summed to ``[n_genes]``; its gradient is computed on the way, in blocks."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, batch: Batch) -> Tensor:
@@ -236,19 +244,12 @@ def _weighted_counts(block: Batch) -> Tensor:
     return (counts if block.weight is None else counts * block.weight).contiguous()
 
 
-def section_list_gain(scores: Tensor, counts: Tensor, offset: Tensor) -> Tensor:
-    r"""List log-likelihood of one section above that of library size alone, ``[n_genes]``, in nats.
-
-    .. math:: \sum_i c_{ig} r_{ig} - T_g \log \frac{\sum_i l_i e^{r_{ig}}}{\sum_i l_i}
-
-    >>> counts = torch.tensor([[1.0], [3.0]])
-    >>> section_list_gain(counts.log(), counts, torch.zeros(2))
-    tensor([0.5232])
-    """
-    # About their mean, so that the two large terms do not lose the digits of their difference.
-    scores, depth = scores - scores.mean(0), offset[:, None]
-    rise = torch.logsumexp(scores + depth, 0) - torch.logsumexp(depth, 0)
-    return (counts * scores).sum(0) - counts.sum(0) * rise
+def _distributed(batch: Batch, reduction: Reduction) -> Tensor:
+    batch, of_gene = batch.learned_offset_added().gene_weight_apart()
+    parts = PartTotals.apply(batch.scores, batch) * of_gene
+    sizes = all_summed(torch.stack([batch.elements(), batch.gene_counts()]))
+    part = reduce_loss(parts, reduction, elements=sizes[0], counts=lambda: sizes[1])
+    return part * n_processes()
 
 
 def pearson_loss(
@@ -263,6 +264,8 @@ def pearson_loss(
     pooled: bool = False,
 ) -> Tensor:
     r"""Minus the Pearson correlation with log1p(counts per 10k), per section and gene.
+
+    Definition:
 
     .. math:: L_{sg} = -\operatorname{corr}_{i \in s}(r_{ig}, y_{ig}), \qquad
         y_{ig} = \log(1 + 10^4 c_{ig} / l_i)

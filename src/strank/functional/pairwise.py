@@ -1,4 +1,4 @@
-"""Which spots of a section are compared with which."""
+"""Losses that compare two spots of a section at a time, and which spots those are."""
 
 from __future__ import annotations
 
@@ -20,28 +20,9 @@ _SAME_RATE = 2e-6
 def sample_pairs(
     section: Tensor, n_partners: int = 1, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw partners uniformly from the other spots of a spot's section.
+    """Draw partners from the other spots of a spot's section: rows ``[n_pairs, 2]``.
 
-    Parameters
-    ----------
-    section
-        Integer section labels, ``[n_spots]``.
-    n_partners
-        How many partners each spot gets (drawn with replacement), at least 1.
-    generator
-        Source of randomness, on the device of ``section``.
-
-    Returns
-    -------
-    Tensor
-        Row indices ``[n_pairs, 2]``; a spot is never its own partner, and the only spot of a
-        section is left out.
-
-    Examples
-    --------
-    >>> sample_pairs(torch.tensor([4, 4, 9]))
-    tensor([[0, 1],
-            [1, 0]])
+    Uniformly and with replacement. The only spot of a section is left out.
     """
     codes, n_sections = section_codes(section)
     order, rank, size = within_section_rank(codes, n_sections)
@@ -57,15 +38,7 @@ def sample_pairs(
 
 
 def all_pairs(section: Tensor) -> Tensor:
-    """Every pair of spots of a section, once: row indices ``[n_pairs, 2]``.
-
-    Their number grows with the square of a section: 2,000 spots make two million pairs.
-
-    Examples
-    --------
-    >>> all_pairs(torch.tensor([4, 9, 4, 4])).tolist()
-    [[0, 2], [0, 3], [2, 3]]
-    """
+    """Every pair of spots of a section, once: rows ``[n_pairs, 2]``, half its square in number."""
     codes, n_sections = section_codes(section)
     order, rank, size = within_section_rank(codes, n_sections)
     later = size[codes] - 1 - rank
@@ -83,7 +56,7 @@ def choose_pairs(
     n_partners: int | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Check the pairs given, or draw them as `strank.functional.pairwise.pair_loss` says."""
+    """Check the pairs given, or draw them as `pair_loss` says."""
     if pairs is None:
         if n_partners is None:
             return all_pairs(section)
@@ -114,6 +87,8 @@ def pair_loss(
 ) -> Tensor:
     r"""Binomial negative log-likelihood of how two spots share their counts (PairSTRank).
 
+    Definition (Nishimura et al., NeurIPS 2025, arXiv 2512.06612):
+
     .. math::
         L_{ijg} = -c_{ig} \log p_{ijg} - c_{jg} \log (1 - p_{ijg}), \qquad
         p_{ijg} = \frac{l_i e^{r_{ig}}}{l_i e^{r_{ig}} + l_j e^{r_{jg}}}
@@ -139,8 +114,9 @@ def pair_loss(
         Row indices of the pairs to compare, ``[n_pairs, 2]``; both spots of a pair must be of
         one section. ``None`` draws them.
     n_partners
-        How many other spots of its section each spot is compared with, at random (`sample_pairs`);
-        ``None`` for all pairs, each once. Ignored if ``pairs`` are given.
+        How many other spots of its section each spot is compared with, drawn uniformly with
+        replacement; ``None`` for all pairs, each once. Ignored
+        if ``pairs`` are given.
     generator
         Source of randomness for the draw; torch's default one if ``None``.
 
@@ -199,6 +175,8 @@ def margin_ranking_loss(
     ties: Ties = "none",
 ) -> Tensor:
     r"""Hinge loss on the order of two spots' rates :math:`c / l`, whatever their counts.
+
+    Definition:
 
     .. math:: L_{ijg} = \max(0,\; m - y_{ijg} (r_{ig} - r_{jg})), \qquad
         y_{ijg} = \operatorname{sign}(c_{ig} / l_i - c_{jg} / l_j)
@@ -267,7 +245,7 @@ def _gene_weight(weight: Tensor, scores: Tensor) -> Tensor:
 
 
 def _each_pair(batch: Batch, pairs: Tensor) -> Tensor:
-    """Both terms of every pair, in plain autograd."""
+    """Follow the definition in plain autograd: both terms of every pair."""
     first, second = pairs.unbind(1)
     logits = masked(batch.logits, batch.where)
     difference = logits.index_select(0, first) - logits.index_select(0, second)
@@ -281,7 +259,7 @@ def _each_pair(batch: Batch, pairs: Tensor) -> Tensor:
 
 
 class _PairTotals(GeneTotals):
-    """Loss of every gene, ``[n_genes]``, its gradient computed on the way, block by block."""
+    """The definition, summed to ``[n_genes]``; its gradient is computed on the way, in blocks."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, batch: Batch, pairs: Tensor) -> Tensor:

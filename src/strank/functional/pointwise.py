@@ -17,8 +17,6 @@ from torch.nn.functional import softplus
 from strank.functional.batch import Batch, Reduction, check_batch, masked, reduce_loss
 from strank.functional.segments import segment_log_softmax, segment_sum
 
-__all__ = ["log1p_rate", "mse_loss", "negative_binomial_loss", "poisson_loss"]
-
 _LEVEL_STEPS = 50
 
 
@@ -34,12 +32,16 @@ def mse_loss(
 ) -> Tensor:
     r"""Squared error to log1p(counts per 10k).
 
+    Definition:
+
     .. math:: L_{ig} = (r_{ig} - \log(1 + 10^4 c_{ig} / l_i))^2
 
     Parameters
     ----------
-    scores, counts, section, where, weight, reduction
+    scores, counts, section, where, weight
         As in `list_loss`; counts dense. Sections do not matter here.
+    reduction
+        As in `list_loss`: ``"mean"`` divides by the number of elements that take part.
     offset
         Log library size; ``None`` takes the target :math:`\log(1 + c)`.
 
@@ -76,12 +78,16 @@ def poisson_loss(
 ) -> Tensor:
     r"""Poisson negative log-likelihood, without its constant :math:`\log c!`.
 
+    Definition:
+
     .. math:: L_{ig} = \mu_{ig} - c_{ig} \log \mu_{ig}, \qquad \mu_{ig} = l_i e^{r_{ig} + a_{sg}}
 
     Parameters
     ----------
-    scores, counts, section, offset, where, weight, reduction
+    scores, counts, section, offset, where, weight
         As in `list_loss`; counts dense.
+    reduction
+        As in `list_loss`: ``"mean"`` divides by the number of elements that take part.
     free_level
         Whether a section and gene have a level :math:`a_{sg}` of their own, added to the offset
         at its maximum-likelihood value: then the gradient is that of `list_loss`. Otherwise it
@@ -131,13 +137,17 @@ def negative_binomial_loss(
 ) -> Tensor:
     r"""Negative binomial negative log-likelihood, of variance :math:`\mu + \varphi \mu^2`.
 
+    Definition:
+
     .. math:: L_{ig} = -\log \binom{c + 1/\varphi - 1}{c}
         + (c + 1/\varphi) \log(1 + \varphi\mu) - c \log(\varphi\mu)
 
     Parameters
     ----------
-    scores, counts, section, offset, where, weight, reduction
+    scores, counts, section, offset, where, weight
         As in `list_loss`; counts dense.
+    reduction
+        As in `list_loss`: ``"mean"`` divides by the number of elements that take part.
     dispersion
         :math:`\varphi > 0`, one value or ``[n_genes]``; the inverse of the size
         :math:`\theta = 1/\varphi`. It may need a gradient.
@@ -176,13 +186,7 @@ def negative_binomial_loss(
 
 
 def log1p_rate(counts: Tensor, offset: Tensor | None) -> Tensor:
-    r"""Compute :math:`\log(1 + 10^4 c / l)`, or :math:`\log(1 + c)` without offset.
-
-    Examples
-    --------
-    >>> log1p_rate(torch.tensor([[1.0]]), torch.tensor([[10_000.0]]).log())
-    tensor([[0.6931]])
-    """
+    r"""Compute :math:`\log(1 + 10^4 c / l)`, or :math:`\log(1 + c)` without offset."""
     if offset is None:
         return counts.log1p()
     return (counts * (math.log(1e4) - offset).exp()).log1p()
@@ -240,11 +244,9 @@ def _negative_binomial(log_rate: Tensor, counts: Tensor, phi: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _negative_binomial_level(batch: Batch, log_rate: Tensor, phi: Tensor) -> Tensor:
-    """Maximum-likelihood level of a section and gene, above that of the Poisson likelihood.
-
-    At the maximum it has no gradient of its own, so it may be held fixed. The likelihood is
-    generalised self-concordant in it: steps so damped cannot overshoot.
-    """
+    """Maximum-likelihood level of a section and gene, above that of the Poisson likelihood."""
+    # At the maximum it has no gradient of its own, so it may be held fixed. The likelihood is
+    # generalised self-concordant in it: steps so damped cannot overshoot.
     level = log_rate.new_zeros(batch.n_sections, log_rate.shape[1])
     totals = segment_sum(batch.counts, batch.section, batch.n_sections)
     rounding = 16 * torch.finfo(level.dtype).eps * totals

@@ -11,18 +11,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = [
-    "gene_blocks",
-    "random_lists",
-    "section_codes",
-    "segment_log_softmax",
-    "segment_logsumexp",
-    "segment_max",
-    "segment_shift",
-    "segment_sum",
-    "within_section_rank",
-]
-
 # Scores a block, on a CPU for each thread: its few temporaries then stay in a core's cache, and
 # threads wait for each other seldom. A GPU wants more work at once.
 _BLOCK = {"cpu": 2**18, "cuda": 2**25}
@@ -31,75 +19,31 @@ _MOST_THREADS = 4
 
 
 def section_codes(section: Tensor) -> tuple[Tensor, int]:
-    """Relabel sections as consecutive codes, in sorted order of their labels.
-
-    Parameters
-    ----------
-    section
-        Integer labels, ``[n_spots]``, in any order.
-
-    Returns
-    -------
-    codes, n_sections
-        ``int64`` codes in ``0 .. n_sections - 1``, ``[n_spots]``, and how many there are.
-
-    Examples
-    --------
-    >>> section_codes(torch.tensor([7, 3, 7]))
-    (tensor([1, 0, 1]), 2)
-    """
+    """Relabel sections as codes ``0 .. n_sections - 1`` in the order of labels; also count."""
     labels, codes = torch.unique(section, return_inverse=True)
     return codes, len(labels)
 
 
 def segment_sum(values: Tensor, section: Tensor, n_sections: int) -> Tensor:
-    """Sum rows within sections: ``[n_spots, ...]`` to ``[n_sections, ...]``.
-
-    Examples
-    --------
-    >>> segment_sum(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 1, 0]), 2)
-    tensor([[5.],
-            [2.]])
-    """
+    """Sum rows within sections: ``[n_spots, ...]`` to ``[n_sections, ...]``."""
     return values.new_zeros(n_sections, *values.shape[1:]).index_add_(0, section, values)
 
 
 def segment_max(values: Tensor, section: Tensor, n_sections: int) -> Tensor:
-    """Largest row value within sections; ``-inf`` for a section without rows.
-
-    Examples
-    --------
-    >>> segment_max(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 1, 0]), 2)
-    tensor([[4.],
-            [2.]])
-    """
+    """Largest row value within sections; ``-inf`` for a section without rows."""
     index = section.reshape(-1, *[1] * (values.dim() - 1)).expand_as(values)
     floor = values.new_full((n_sections, *values.shape[1:]), -torch.inf)
     return floor.scatter_reduce_(0, index, values, "amax")
 
 
 def segment_shift(values: Tensor, section: Tensor, n_sections: int) -> Tensor:
-    """Largest row value within sections, but finite: what is left after subtracting it is <= 0.
-
-    Examples
-    --------
-    >>> values = torch.tensor([[1.0], [-torch.inf], [4.0]])
-    >>> (values - segment_shift(values, torch.tensor([0, 1, 0]), 2)[[0, 1, 0]]).flatten()
-    tensor([-3., -inf, 0.])
-    """
+    """Largest row value within sections, but finite: what is left after subtracting it is <= 0."""
     limit = torch.finfo(values.dtype).max
     return segment_max(values, section, n_sections).clamp_(-limit, limit)
 
 
 def segment_logsumexp(values: Tensor, section: Tensor, n_sections: int) -> Tensor:
-    r"""Stable :math:`\log \sum_{i \in s} e^{v_i}` per section; ``-inf`` where all are ``-inf``.
-
-    Examples
-    --------
-    >>> segment_logsumexp(torch.zeros(4, 1), torch.tensor([0, 0, 0, 1]), 2).exp()
-    tensor([[3.],
-            [1.]])
-    """
+    r"""Stable :math:`\log \sum_{i \in s} e^{v_i}` per section; ``-inf`` where all are ``-inf``."""
     # The shift cancels in value and gradient, so it is kept out of the graph.
     shift = segment_shift(values.detach(), section, n_sections)
     return (
@@ -109,27 +53,13 @@ def segment_logsumexp(values: Tensor, section: Tensor, n_sections: int) -> Tenso
 
 
 def segment_log_softmax(values: Tensor, section: Tensor, n_sections: int) -> Tensor:
-    r"""Log share of a row in its section: :math:`v_i - \log \sum_{j \in s} e^{v_j}`.
-
-    Examples
-    --------
-    >>> segment_log_softmax(torch.zeros(4, 1), torch.tensor([0, 0, 0, 1]), 2).exp().flatten()
-    tensor([0.3333, 0.3333, 0.3333, 1.0000])
-    """
+    r"""Log share of a row in its section: :math:`v_i - \log \sum_{j \in s} e^{v_j}`."""
     return values - segment_logsumexp(values, section, n_sections).index_select(0, section)
 
 
 def within_section_rank(codes: Tensor, n_sections: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the spots of every section a place of their own.
+    """Rows sorted by section, place of each row in its section, spots of each section.
 
-    Returns
-    -------
-    order, rank, size
-        Rows sorted by section ``[n_spots]``; the place of each row in its section, from 0
-        ``[n_spots]``; spots of each section ``[n_sections]``.
-
-    Examples
-    --------
     >>> within_section_rank(torch.tensor([1, 0, 1]), 2)
     (tensor([1, 0, 2]), tensor([0, 0, 1]), tensor([1, 2]))
     """
@@ -144,29 +74,8 @@ def within_section_rank(codes: Tensor, n_sections: int) -> tuple[Tensor, Tensor,
 def random_lists(
     section: Tensor, list_size: int, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Cut every section at random into lists of at most ``list_size`` spots, as equal as can be.
+    """Cut sections at random into lists of at most ``list_size`` spots, as equal as can be.
 
-    Parameters
-    ----------
-    section
-        Integer labels, ``[n_spots]``.
-    list_size
-        At least 2.
-    generator
-        Source of randomness, on the device of ``section``.
-
-    Returns
-    -------
-    Tensor
-        Label of each spot's list, ``[n_spots]``.
-
-    Raises
-    ------
-    ValueError
-        For lists of fewer than two spots.
-
-    Examples
-    --------
     >>> random_lists(torch.tensor([4, 4, 4, 4, 9]), 2).bincount().tolist()
     [2, 2, 1]
     """
@@ -183,13 +92,7 @@ def random_lists(
 
 
 def gene_blocks(scores: Tensor) -> Iterator[slice]:
-    """Cut the columns of ``[n_spots, n_genes]`` into blocks small enough to stay in the cache.
-
-    Examples
-    --------
-    >>> list(gene_blocks(torch.empty(2**24, 3, device="meta")))
-    [slice(0, 2, None), slice(2, 3, None)]
-    """
+    """Cut the columns of ``[n_spots, n_genes]`` into blocks small enough to stay in the cache."""
     n_spots, n_genes = scores.shape
     size = _BLOCK.get(scores.device.type, 2**25)
     if scores.device.type == "cpu":
