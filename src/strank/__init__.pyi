@@ -1,0 +1,16 @@
+# Every public name, written once, in the order of the work; `strank.__init__` imports it when used.
+from . import encoders as encoders
+from . import functional as functional
+from . import io as io
+from . import losses as losses
+from . import metrics as metrics
+from .cohort.store import read_cohort as read_cohort
+from .evaluation.held_out import cross_validate as cross_validate
+from .evaluation.held_out import evaluate as evaluate
+from .fitting.exact import fit_model as fit_model
+from .fitting.finetune import finetune_model as finetune_model
+from .fitting.networks import train_model as train_model
+from .linear.regressor import STRankRegressor as STRankRegressor
+from .linear.regressor import STRankRegressorCV as STRankRegressorCV
+from .model.rank_model import RankModel as RankModel
+from .version import __version__ as __version__
