@@ -1,16 +1,23 @@
-"""The text follows the numbers, whatever they are."""
+"""The tables, and the text of benchmarks/synthetic_findings.py, follow the numbers."""
 
 from __future__ import annotations
 
 import itertools
 import re
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from strank.studies.synthetic.objectives import LIST_SIZES, OBJECTIVES, PAPER
-from strank.studies.synthetic.tables import Scores, findings, sweep_table, table1, table3
+from strank.studies.synthetic.tables import Scores, sweep_table, table1, table3
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "synthetic_findings.py"
+_script = runpy.run_path(str(SCRIPT))
+findings, difference = _script["findings"], _script["difference"]
 
 
 def cells():
@@ -102,3 +109,11 @@ def test_a_sweep_has_the_papers_setting_in_it():
     table = sweep_table(make_scores())
     assert set(table["factor"]) == {"depth_spread"}
     assert set(table["value"]) == {0.0, 1.0}
+
+
+def test_difference_is_a_t_interval():
+    first, second = pd.Series([1.0, 2.0, 4.0]), pd.Series([0.5, 1.0, 2.0])
+    found = difference(first, second)
+    expected = stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert found.low == pytest.approx(expected.low)
+    assert found.high == pytest.approx(expected.high)

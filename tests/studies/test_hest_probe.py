@@ -114,10 +114,10 @@ def hest_fold(folder: Path, k: int, n_components: int) -> list[float]:
 
 def assert_as_hest(folder: Path, result, n_components: int) -> None:
     expected = np.array([hest_fold(folder, k, n_components) for k in FOLDS])
-    ours = result.results.query("method == 'ridge' and score == 'pearson'")
+    ours = result.results.query("method == 'hest-ridge' and score == 'pearson'")
     assert ours["gene"].tolist() == PANEL * len(FOLDS)
     np.testing.assert_allclose(ours["value"], expected.ravel(), rtol=1e-12)
-    summary = result.summary.query("method == 'ridge'").set_index("fold")["pearson"]
+    summary = result.summary.query("method == 'hest-ridge'").set_index("fold")["pearson"]
     per_fold = expected.mean(1)
     np.testing.assert_allclose(summary[["0", "1"]], per_fold, rtol=1e-12)
     np.testing.assert_allclose(summary["mean"], np.mean(per_fold), rtol=1e-12)
@@ -155,12 +155,12 @@ def test_the_other_scores_are_those_of_scipy(folder, result):
 
 def test_list_finds_the_signal(result):
     mean = result.summary.query("fold == 'mean'").set_index("method")
-    assert mean.loc["list", "scc"] > 0.5
-    assert mean.loc["list", "scc"] > mean.loc["ridge", "scc"]
+    assert mean.loc["linear, list", "scc"] > 0.5
+    assert mean.loc["linear, list", "scc"] > mean.loc["hest-ridge", "scc"]
     assert mean.loc["library size", "scc"] < 0.3
-    both = mean.loc["list + library size", "pearson_within"]
+    both = mean.loc["linear, list + library size", "pearson_within"]
     assert both > 0.65
-    assert both > mean.loc[["list", "library size"], "pearson_within"].max()
+    assert both > mean.loc[["linear, list", "library size"], "pearson_within"].max()
     # Depth alone is a good part of the benchmark's score.
     assert mean.loc["library size", "pearson"] > 0.3
 
@@ -169,12 +169,14 @@ def test_methods_within_sections_leave_no_level(folder):
     task = read_task(folder / "task", folder / "emb")
     train, test = (stack(task, names) for names in FOLDS[1])
     scores = predict_methods(train, test, n_components=N_COMPONENTS).scores
-    for method in ("ridge, within sections", "list"):
+    for method in ("ridge, within sections", "linear, list"):
         for name in FOLDS[1][1]:
             means = scores[method][test.section == name].mean(0)
             np.testing.assert_allclose(means, 0, atol=1e-12)
     np.testing.assert_allclose(
-        scores["list + library size"], scores["list"] + scores["library size"], rtol=1e-12
+        scores["linear, list + library size"],
+        scores["linear, list"] + scores["library size"],
+        rtol=1e-12,
     )
 
 
@@ -192,8 +194,8 @@ def test_what_is_said_and_written(folder, result, tmp_path):
     assert "chose its genes on all samples" in about["caveats"][0]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out/summary.csv"), result.summary)
     assert result.results["method"].unique().tolist() == [
-        *("ridge", "ridge, within sections"),
-        *("list", "list + library size", "library size"),
+        *("hest-ridge", "ridge, within sections"),
+        *("linear, list", "linear, list + library size", "library size"),
     ]
 
 

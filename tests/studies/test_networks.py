@@ -7,21 +7,21 @@ import torch
 from torch import nn
 
 from strank.losses import ListSTRankLoss, MSELoss, NegativeBinomialLoss
-from strank.studies.synthetic.cells import CurveNetworks, Recipe, Spots, train
+from strank.studies.synthetic.cells import CurveNetworks, CurveRecipe, CurveSpots, train_curves
 
-RECIPE = Recipe(steps=30, batch=32, checks=3)
+RECIPE = CurveRecipe(steps=30, batch=32, checks=3)
 
 
-def spots(n_sets: int) -> Spots:
+def spots(n_sets: int) -> CurveSpots:
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(n_sets, 2, 200, generator=generator)
-    return Spots(x, torch.poisson(5 * x, generator=generator), torch.zeros_like(x))
+    return CurveSpots(x, torch.poisson(5 * x, generator=generator), torch.zeros_like(x))
 
 
-def trained(data: Spots, losses, recipe: Recipe = RECIPE) -> list[torch.Tensor]:
+def trained(data: CurveSpots, losses, recipe: CurveRecipe = RECIPE) -> list[torch.Tensor]:
     seen = []
     x = torch.linspace(0, 1, 50)
-    train(
+    train_curves(
         data,
         losses,
         recipe=recipe,
@@ -54,7 +54,7 @@ def test_bends_start_within_the_positions():
 
 def test_data_sets_do_not_touch_each_other():
     data = spots(2)
-    other = Spots(data.x, data.counts.clone(), data.offset)
+    other = CurveSpots(data.x, data.counts.clone(), data.offset)
     other.counts[1] = 50
     first, second = (trained(s, [ListSTRankLoss(reduction="sum")])[-1] for s in (data, other))
     torch.testing.assert_close(first[0], second[0])
@@ -72,8 +72,8 @@ def test_objectives_do_not_touch_each_other():
 
 
 def test_training_learns_a_rising_curve():
-    seen = trained(spots(1), [ListSTRankLoss(reduction="sum")], Recipe(steps=200, batch=64))
-    assert len(seen) == Recipe().checks
+    seen = trained(spots(1), [ListSTRankLoss(reduction="sum")], CurveRecipe(steps=200, batch=64))
+    assert len(seen) == CurveRecipe().checks
     position = torch.arange(50.0)
     assert torch.corrcoef(torch.stack([position, seen[-1][0]]))[0, 1] > 0.9
 

@@ -201,10 +201,9 @@ def synthetic(
             "quick": quick,
             "table1": records(result.table1),
             "table3": records(result.table3),
-            "findings": result.findings,
         },
         as_json=as_json,
-        lines=["", *(f"• {finding}" for finding in result.findings), "", f"Page: {result.page}"],
+        lines=["", f"Page: {result.page}"],
     )
 
 

@@ -27,8 +27,6 @@ from strank.report.maps import map_layers, write_gene_maps
 from strank.simulate.cohort import simulate_cohort
 from strank.slides.slide import slide_of
 
-__all__ = ["DemoResult", "class_table", "run_demo"]
-
 Say = Callable[[str], object]
 
 _DRAWN = ("tumour", "stroma", "immune", "flat")
@@ -36,43 +34,15 @@ _DRAWN = ("tumour", "stroma", "immune", "flat")
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made.
+    """What the demo made."""
 
-    Attributes
-    ----------
-    table
-        Mean SCC by class of gene and method, on the held-out patient.
-    evaluation
-        The scores behind it.
-    maps
-        Pictures of the held-out section.
-    """
-
-    table: pd.DataFrame
-    evaluation: Evaluation
-    maps: list[Path]
+    table: pd.DataFrame  # Mean SCC by class of gene and method, on the held-out patient
+    evaluation: Evaluation  # The scores behind it
+    maps: list[Path]  # Pictures of the held-out section
 
 
 def run_demo(folder: Path, *, seed: int = 0, n_genes: int = 100, say: Say = print) -> DemoResult:
-    """Simulate a cohort, train without one patient, score and draw that patient's sections.
-
-    Parameters
-    ----------
-    folder
-        Must not exist, or be empty; afterwards it has ``st/`` (the simulated files), ``cohort/``,
-        ``model/``, ``evaluation/``, ``maps/`` and ``table.csv``.
-    seed
-        Of the simulation; all the rest is deterministic.
-    n_genes
-        Size of the panel.
-    say
-        Called with a line before every step.
-
-    Raises
-    ------
-    InputError
-        If the folder holds anything.
-    """
+    """Simulate a cohort, train without one patient, score and draw that patient's sections."""
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: not empty; choose another -o or remove it")
     output_folder(folder)
@@ -119,23 +89,7 @@ def class_table(
     predictions: Mapping[str, Mapping[str, NDArray]],
     truth: Mapping[str, AnnData],
 ) -> pd.DataFrame:
-    """Mean SCC by class of gene: each method against the noisy counts, and against the truth.
-
-    Parameters
-    ----------
-    scores
-        Against counts, from `evaluate`.
-    predictions
-        Section, then method, to scores of the panel, from `predict_all`.
-    truth
-        Section to true log relative rates of its spots, in the order of the predictions.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``gene class``, ``genes``, then a column a method and target. A gene without spatial
-        variation ("flat") has no true order, so no score against it, and is not in that mean.
-    """
+    """Mean SCC by class of gene: each method against the noisy counts, and against the truth."""
     panel = scores["gene"].unique()
     rows = [scores[["method", "gene", "scc"]].assign(target="counts")]
     for section, methods in predictions.items():

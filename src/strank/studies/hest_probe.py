@@ -3,14 +3,14 @@
 They see the benchmark's features: standardised, and reduced to 256 principal components, on the
 training samples.
 
-- ``ridge``: the benchmark's own, call by call: ``Ridge(solver="lsqr", alpha=100 / (components x
-  genes), fit_intercept=False)``, target log1p(counts).
+- ``hest-ridge``: the benchmark's own, call by call: ``Ridge(solver="lsqr", alpha=100 /
+  (components x genes), fit_intercept=False)``, target log1p(counts).
 - ``ridge, within sections``: the same target and components, centred within each section; the
   penalty chosen by leaving training sections out.
-- ``list``: `STRankRegressorCV` on the same components in their own units, as ridge has them; at 0
-  in the mean of each section.
-- ``library size``: its logarithm, and no image. ``list + library size``: the sum of both. They know
-  the depth of the test spots, which the benchmark's target contains.
+- ``linear, list``: `STRankRegressorCV` on the same components in their own units, as ridge has
+  them; at 0 in the mean of each section.
+- ``library size``: its logarithm, and no image. ``linear, list + library size``: the sum of both.
+  They know the depth of the test spots, which the benchmark's target contains.
 """
 
 from __future__ import annotations
@@ -42,35 +42,23 @@ from strank.version import __version__
 
 CAVEATS = (
     "The benchmark chose its genes on all samples, those of the test included.",
-    "Its target, log1p(counts), contains the depth of a spot: ridge learns it, `list` leaves it "
-    "out, and scc, on log1p(CP10k), takes most of it out. Rows with `library size` know the depth "
-    "of the test spots; `library size` alone knows nothing else.",
-    "Its Pearson pools the spots of all test samples, so levels of sections count, which `list` "
-    "leaves open; `pearson_within` and `scc` compare within sections only.",
+    "Its target, log1p(counts), contains the depth of a spot: ridge learns it, `linear, list` "
+    "leaves it out, and scc, on log1p(CP10k), takes most of it out. Rows with `library size` know "
+    "the depth of the test spots; `library size` alone knows nothing else.",
+    "Its Pearson pools the spots of all test samples, so levels of sections count, which "
+    "`linear, list` leaves open; `pearson_within` and `scc` compare within sections only.",
 )
 _KEYS = ["method", "fold", "gene", "score", "value"]
 
 
 @dataclass(frozen=True)
-class Spots:
-    """Spots of several samples in one: ``[n_spots, ...]`` in each.
+class ProbeSpots:
+    """ProbeSpots of several samples in one: ``[n_spots, ...]`` in each."""
 
-    Attributes
-    ----------
-    features
-        As stored with the samples.
-    counts
-        Of the panel, CSR.
-    library_size
-        Totals over all measured genes.
-    section
-        Names of the samples.
-    """
-
-    features: NDArray
-    counts: sparse.csr_matrix
-    library_size: NDArray[np.float64]
-    section: NDArray
+    features: NDArray  # As stored with the samples
+    counts: sparse.csr_matrix  # Of the panel, CSR
+    library_size: NDArray[np.float64]  # Totals over all measured genes
+    section: NDArray  # Names of the samples
 
     @cached_property
     def log_counts(self) -> NDArray[np.float64]:
@@ -83,10 +71,10 @@ class Spots:
         return log1p_cp10k(self.counts, self.library_size).toarray()
 
 
-def stack(task: HestTask, names: Sequence[str]) -> Spots:
+def stack(task: HestTask, names: Sequence[str]) -> ProbeSpots:
     """Put the spots of some samples of a task into one, in the order of the names."""
     samples = [task.samples[name] for name in names]
-    return Spots(
+    return ProbeSpots(
         np.concatenate([sample.features for sample in samples]),
         sparse.vstack([sample.counts for sample in samples], "csr"),
         np.concatenate([sample.library_size for sample in samples]),
@@ -96,35 +84,17 @@ def stack(task: HestTask, names: Sequence[str]) -> Spots:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `predict_methods` returns.
+    """What `predict_methods` returns."""
 
-    Attributes
-    ----------
-    scores
-        Method to its scores of the test spots, ``[n_spots, n_genes]``.
-    facts
-        Penalties and numbers of spots.
-    warnings
-        What must be said of the fits.
-    """
-
-    scores: dict[str, NDArray]
-    facts: dict[str, Any]
-    warnings: list[str]
+    scores: dict[str, NDArray]  # Method to its scores of the test spots, [n_spots, n_genes]
+    facts: dict[str, Any]  # Penalties and numbers of spots
+    warnings: list[str]  # What must be said of the fits
 
 
 def predict_methods(
-    train: Spots, test: Spots, *, n_components: int = 256, seed: int = 1
+    train: ProbeSpots, test: ProbeSpots, *, n_components: int = 256, seed: int = 1
 ) -> Predictions:
-    """Fit every method on training spots and predict the test spots.
-
-    Parameters
-    ----------
-    train, test
-        Spots.
-    n_components, seed
-        Of the PCA, as in the benchmark.
-    """
+    """Fit every method on training spots and predict the test spots."""
     inner, outer = hest_components(
         train.features, test.features, n_components=n_components, seed=seed
     )
@@ -137,10 +107,10 @@ def predict_methods(
     shape = scores.shape
     predictions = {
         # scikit-learn drops the axis of a single gene.
-        "ridge": ridge.reshape(shape),
+        "hest-ridge": ridge.reshape(shape),
         "ridge, within sections": within.predict(centre_within(outer, test.section)).reshape(shape),
-        "list": scores,
-        "list + library size": scores + depth,
+        "linear, list": scores,
+        "linear, list + library size": scores + depth,
         "library size": np.broadcast_to(depth, shape),
     }
     facts: dict[str, Any] = {
@@ -156,7 +126,7 @@ def predict_methods(
     return Predictions(predictions, facts, _warnings(facts, regressor))
 
 
-def _fit_within(components: NDArray, train: Spots) -> tuple[Any, float]:
+def _fit_within(components: NDArray, train: ProbeSpots) -> tuple[Any, float]:
     features = centre_within(components, train.section)
     target = centre_within(train.log_counts, train.section)
     if len(np.unique(train.section)) == 1:
@@ -172,7 +142,7 @@ def _fit_within(components: NDArray, train: Spots) -> tuple[Any, float]:
     return search, float(search.best_params_["alpha"])
 
 
-def _fit_list(features: NDArray, train: Spots) -> STRankRegressor:
+def _fit_list(features: NDArray, train: ProbeSpots) -> STRankRegressor:
     kept = train.library_size > 0
     section = train.section[kept]
     # From one section nothing can be left out: the default penalty.
@@ -186,36 +156,29 @@ def _warnings(facts: Mapping[str, Any], regressor: STRankRegressor) -> list[str]
     noted = []
     if not facts["list_penalty_chosen"]:
         noted.append(
-            "trained on one sample, so no penalty could be chosen: `list` has its default of "
-            f"{regressor.penalty_[0]:g} counts"
+            "trained on one sample, so no penalty could be chosen: `linear, list` has its default "
+            f"of {regressor.penalty_[0]:g} counts"
         )
     if n_empty := facts["n_train_without_counts"]:
-        noted.append(f"`list` is fitted without {n_empty} training spots that have no counts")
+        noted.append(
+            f"`linear, list` is fitted without {n_empty} training spots that have no counts"
+        )
     if not regressor.converged_.all():
-        noted.append(f"`list`: {regressor.solution_.message}")
+        noted.append(f"`linear, list`: {regressor.solution_.message}")
     return noted
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Scores of all methods.
+    """Scores of all methods."""
 
-    Attributes
-    ----------
-    results
-        ``method, fold, gene, score, value``. The scores: ``pearson`` with log1p(counts) over all
-        test spots of the fold, as in the benchmark; ``pearson_within``, the same within each test
-        section, mean over them; ``scc``, Spearman with log1p(CP10k), likewise. NaN where counts
-        do not vary; a method that predicts one value for all spots gets 0.
-    facts
-        What produced them: versions, parameters, folds, checksums, caveats.
-    warnings
-        What limits what they say, in words.
-    """
-
+    # method, fold, gene, score, value. The scores: pearson with log1p(counts) over all test spots
+    # of the fold, as in the benchmark; pearson_within, the same within each test section, mean over
+    # them; scc, Spearman with log1p(CP10k), likewise. NaN where counts do not vary; a method that
+    # predicts one value for all spots gets 0
     results: pd.DataFrame
-    facts: Mapping[str, Any]
-    warnings: tuple[str, ...]
+    facts: Mapping[str, Any]  # What produced them: versions, parameters, folds, checksums, caveats
+    warnings: tuple[str, ...]  # What limits what they say, in words
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -245,24 +208,7 @@ def run_probe(
     seed: int = 1,
     advance: Callable[[int], object] | None = None,
 ) -> ProbeResult:
-    """Fit and score every method on every fold.
-
-    Parameters
-    ----------
-    task
-        From `strank.io.hest_bench.read_task`.
-    n_components
-        Of the PCA; 256 in the benchmark.
-    seed
-        Of the PCA; 1 in the benchmark. All the rest is deterministic.
-    advance
-        Called with 1 after every fold.
-
-    Raises
-    ------
-    InputError
-        If a fold has too few training spots or features for the PCA, or no counts to train on.
-    """
+    """Fit and score every method on every fold."""
     for fold in task.folds:
         _check_fold(task, fold, n_components)
     tables, facts = [], []
@@ -304,7 +250,7 @@ def _check_fold(task: HestTask, fold: Fold, n_components: int) -> None:
         raise InputError(f"fold {fold.name}: no training spot has any count")
 
 
-def _scores(predicted: NDArray, test: Spots) -> dict[str, NDArray[np.float64]]:
+def _scores(predicted: NDArray, test: ProbeSpots) -> dict[str, NDArray[np.float64]]:
     rows = [test.section == label for label in np.unique(test.section)]
     return {
         "pearson": _scored(correlation, predicted, test.log_counts),
@@ -330,7 +276,7 @@ def _mean(sections: list[NDArray]) -> NDArray[np.float64]:
 
 
 def _undefined(results: pd.DataFrame) -> list[str]:
-    of_ridge = results[results["method"] == "ridge"]
+    of_ridge = results[results["method"] == "hest-ridge"]
     missing = of_ridge["value"].isna().groupby(of_ridge["score"], sort=False)
     return [
         f"{n} of {len(of_ridge) // len(missing)} gene-fold pairs have no {score}, since the test "

@@ -15,9 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from strank.cohort.contract import counts_checksum, section_info
 from strank.cohort.folds import Fold, patients_of
@@ -39,6 +37,7 @@ from strank.evaluation.protocol import Protocol
 from strank.evaluation.scores import SCORES, ceilings, score_section
 from strank.files import atomic_path, output_folder, read_json, safe_name, write_json
 from strank.studies.benchmark.tables import summarise_benchmark, write_tables
+from strank.studies.workers import each
 from strank.version import __version__
 
 LOSSES = ("list", "pair", "mse", "poisson", "nb", "rank", "pcc", "section-pcc")
@@ -50,21 +49,11 @@ Advance = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Task:
-    """A fold with a panel and an encoder: what all methods do.
+    """A fold with a panel and an encoder: what all methods do."""
 
-    Attributes
-    ----------
-    encoder
-        Whose features.
-    n_genes
-        Size of the panel; ``None`` for all genes.
-    fold
-        Which sections train and which test.
-    """
-
-    encoder: str
-    n_genes: int | None
-    fold: Fold
+    encoder: str  # Whose features
+    n_genes: int | None  # Size of the panel; None for all genes
+    fold: Fold  # Which sections train and which test
 
     @property
     def genes(self) -> str:
@@ -74,21 +63,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Cell:
-    """A method on a task.
+    """A method on a task."""
 
-    Attributes
-    ----------
-    task
-        What is to be done.
-    method
-        From `strank.evaluation.methods.method_of`.
-    seed
-        Of what is trained step by step.
-    """
-
-    task: Task
-    method: str
-    seed: int = 0
+    task: Task  # What is to be done
+    method: str  # From `strank.evaluation.methods.method_of`
+    seed: int = 0  # Of what is trained step by step
 
     def path(self, folder: Path) -> Path:
         """Where its predictions are kept."""
@@ -134,16 +113,10 @@ def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> None:
 
 
 def score_task(
-    task: Task, cells: Sequence[Cell], protocol: Protocol, cohort: Path, out: Path
+    protocol: Protocol, cohort: Path, out: Path, of_task: tuple[Task, Sequence[Cell]]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Score all methods on the test sections of a task.
-
-    Returns
-    -------
-    results, genes
-        Long: ``method, encoder, genes, seed, fold, section, patient, patient_seen, gene, score,
-        value``; and a row a section and gene with mean counts and noise ceilings.
-    """
+    """Score all methods of a task: a row a method, gene and score; and facts of every gene."""
+    task, cells = of_task
     sections = _cohort(cohort, task.encoder)
     kept = {f"{cell.method}#{cell.seed}": read_h5ad(cell.path(out)) for cell in cells}
     panel = next(iter(kept.values())).var_names
@@ -193,29 +166,16 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Grid:
-    """What is combined; what is named twice counts once.
+    """What is combined; what is named twice counts once."""
 
-    Attributes
-    ----------
-    losses, heads
-        Objectives and heads, as in `strank.evaluation.methods.method_of`; of losses also
-        methods of their own, such as ``"hest-ridge"``.
-    encoders
-        Whose features.
-    n_genes
-        Sizes of the panel; ``None`` for all genes.
-    seeds
-        Of every method that is trained step by step.
-    most_stepwise
-        Larger panels are left to the methods that are solved exactly.
-    """
-
+    # Objectives and heads, as in `strank.evaluation.methods.method_of`; of losses also methods of
+    # their own, such as "hest-ridge"
     losses: tuple[str, ...] = LOSSES
     heads: tuple[str, ...] = ("linear",)
-    encoders: tuple[str, ...] = ("morphology",)
-    n_genes: tuple[int | None, ...] = (50,)
-    seeds: int = 1
-    most_stepwise: int = 1000
+    encoders: tuple[str, ...] = ("morphology",)  # Whose features
+    n_genes: tuple[int | None, ...] = (50,)  # Sizes of the panel; None for all genes
+    seeds: int = 1  # Of every method that is trained step by step
+    most_stepwise: int = 1000  # Larger panels are left to the methods that are solved exactly
 
     def __post_init__(self) -> None:
         for name in ("losses", "heads", "encoders", "n_genes"):
@@ -270,47 +230,21 @@ def run_benchmark(
     jobs: int = 1,
     progress: Callable[[str, int], Any],
 ) -> dict[str, Any]:
-    """Run what is not done yet, and write all tables.
-
-    Parameters
-    ----------
-    cohort
-        Folder with features of all encoders.
-    protocol
-        Folds and panel.
-    grid
-        What is combined.
-    out
-        Folder of the results. A run that was stopped goes on; more may be asked of it later.
-    jobs
-        Processes, one thread each.
-    progress
-        Makes a progress bar, as `strank.progress.progress`.
-
-    Returns
-    -------
-    dict
-        What ``benchmark.json`` says: protocol, sections, warnings, notes.
-
-    Raises
-    ------
-    InputError
-        For a folder of another protocol or cohort, absent features, an unknown method.
-    """
+    """Run what is not done yet, and write all tables."""
     started = time.perf_counter()
     facts, tasks = _claim(cohort, protocol, grid, output_folder(out))
     cells = grid.cells(tasks)
     left = [cell for cell in cells if not cell.path(out).is_file()]
     with progress("Fitting", len(left)) as advance:
-        fits = (delayed(_fit)(cell, protocol, cohort, out) for cell in left)
-        failed = [failure for failure in _each(fits, jobs, advance) if failure]
+        fit = partial(_fit, protocol, cohort, out)
+        failed = [failure for failure in _each(fit, left, jobs, advance) if failure]
     done = [cell for cell in cells if cell.path(out).is_file()]
     by_task = [(t, found) for t in tasks if (found := [cell for cell in done if cell.task == t])]
     if not by_task:
         raise InputError(f"nothing could be fitted: {failed[0]}")
     with progress("Scoring", len(by_task)) as advance:
-        scored = (delayed(_alone)(score_task, t, c, protocol, cohort, out) for t, c in by_task)
-        results, genes = zip(*_each(scored, jobs, advance), strict=True)
+        score = partial(score_task, protocol, cohort, out)
+        results, genes = zip(*_each(score, by_task, jobs, advance), strict=True)
     facts |= {"failed": failed, "seconds": facts["seconds"] + time.perf_counter() - started}
     with progress("Writing", 1) as advance:
         _write(out, _joined(results), _joined(genes), protocol.headline)
@@ -319,32 +253,18 @@ def run_benchmark(
     return facts
 
 
-def _each(calls: Iterable[Any], jobs: int, advance: Advance) -> list[Any]:
+def _each(work: Callable[[Any], Any], things: Iterable[Any], jobs: int, advance: Advance) -> list:
     found = []
-    for result in Parallel(n_jobs=jobs, return_as="generator_unordered")(calls):
+    for result in each(work, things, jobs):
         found.append(result)
         advance(1)
     return found
 
 
-def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call with one thread, since the cores are shared among processes."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            return function(*arguments)
-    finally:
-        # With one job this is the user's own process.
-        torch.set_num_threads(before)
-
-
-def _fit(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> str | None:
+def _fit(protocol: Protocol, cohort: Path, out: Path, cell: Cell) -> str | None:
     """Run a cell; if its input is at fault, say so, and let the others go on."""
     try:
-        _alone(run_cell, cell, protocol, cohort, out)
+        run_cell(cell, protocol, cohort, out)
     except InputError as error:
         task = cell.task
         return f"{cell.method}, {task.encoder}, {task.genes} genes, {task.fold.name}: {error}"

@@ -15,8 +15,6 @@ from strank.evaluation.scores import SCORES
 from strank.files import atomic_path
 from strank.metrics.significance import combine_table, false_discovery_rate, mean_intervals
 
-__all__ = ["summarise_benchmark", "write_tables"]
-
 _MEANS = tuple(name for name in SCORES if name != "p_value")
 _WITH_CEILING = ("scc", "pearson", "depth_matched")
 # Below it, what a perfect model could reach is mostly noise itself.
@@ -29,22 +27,7 @@ _IN_LATEX = str.maketrans({"|": r"\textbar{}", "<": r"\textless{}", ">": r"\text
 
 
 def summarise_benchmark(results: pd.DataFrame, genes: pd.DataFrame) -> pd.DataFrame:
-    """Mean of every score with its interval, and the paired difference to the reference method.
-
-    Parameters
-    ----------
-    results, genes
-        From `strank.studies.benchmark.runner.score_task`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row an encoder, size of the panel, kind of patient (whether others of its sections train),
-        method and score: ``mean, low, high``; ``difference`` to `REFERENCE` on the same genes and
-        sections, with its own ``difference_low, difference_high``; ``fraction_of_ceiling``, of the
-        means; ``n_sections, n_genes, seeds``. Seeds of a method are averaged first. Score
-        ``predicted`` is the share of genes that are predicted at all, at 5 % false discoveries.
-    """
+    """Mean of every score with its interval, and the paired difference to the reference method."""
     parts = [_summarise_group(rows, genes, keys) for keys, rows in _groups(results)]
     return pd.concat(parts, ignore_index=True)
 

@@ -46,13 +46,6 @@ class CurveNetworks(nn.Module):
     Positions in [0, 1] are standardised, and the bends of the first layer start spread evenly over
     them: with torch's default start three in four lie outside, and fast curves are learned slowly.
 
-    Parameters
-    ----------
-    n_networks
-        How many.
-    generator
-        Source of the first weights.
-
     Examples
     --------
     >>> CurveNetworks(3, torch.Generator().manual_seed(0))(torch.rand(3, 5)).shape
@@ -91,16 +84,10 @@ class CurveNetworks(nn.Module):
 
 
 @dataclass(frozen=True)
-class Spots:
-    """Spots of many data sets, each with two tissues of as many spots.
+class CurveSpots:
+    """CurveSpots of many data sets, each with two tissues of as many spots."""
 
-    Attributes
-    ----------
-    x, counts, offset
-        Position, counts and log depth, ``[n_sets, 2, n_spots]``.
-    """
-
-    x: Tensor
+    x: Tensor  # Position, counts and log depth, [n_sets, 2, n_spots]
     counts: Tensor
     offset: Tensor
 
@@ -115,50 +102,24 @@ class Spots:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How networks are trained: AdamW with one cycle of the learning rate.
+class CurveRecipe:
+    """How networks are trained: AdamW with one cycle of the learning rate."""
 
-    Attributes
-    ----------
-    steps
-        Batches.
-    batch
-        Spots a batch, half of them from each tissue.
-    learning_rate
-        The largest.
-    checks
-        How often, evenly spaced, a checkpoint is looked at.
-    """
-
-    steps: int = 2000
-    batch: int = 256
-    learning_rate: float = 2e-3
-    checks: int = 5
+    steps: int = 2000  # Batches
+    batch: int = 256  # CurveSpots a batch, half of them from each tissue
+    learning_rate: float = 2e-3  # The largest
+    checks: int = 5  # How often, evenly spaced, a checkpoint is looked at
 
 
-def train(
-    spots: Spots,
+def train_curves(
+    spots: CurveSpots,
     losses: Sequence[SectionLoss],
     *,
-    recipe: Recipe,
+    recipe: CurveRecipe,
     generator: torch.Generator,
     check: Callable[[CurveNetworks], None],
 ) -> None:
-    """Train a network for every loss and data set, all at once.
-
-    Parameters
-    ----------
-    spots
-        The data sets.
-    losses
-        With ``reduction="sum"``; each sees one column a data set, so that columns are independent.
-    recipe
-        Steps, batch and learning rate.
-    generator
-        Source of first weights and batches.
-    check
-        Called with the networks, in the order of losses, then data sets.
-    """
+    """Train a network for every loss and data set, all at once."""
     n_sets = len(spots.x)
     networks = CurveNetworks(len(losses) * n_sets, generator)
     parameters = [*networks.parameters(), *(p for loss in losses for p in loss.parameters())]
@@ -190,38 +151,18 @@ def _depth(loss: SectionLoss, offset: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What is varied, and what is trained there.
+class CurveCell:
+    """What is varied, and what is trained there."""
 
-    Attributes
-    ----------
-    study
-        ``"table1"``, ``"table3"`` or ``"sweep"``.
-    design
-        What the counts are like.
-    objectives
-        Names; ``list_8`` is ListSTRank on lists of 8.
-    splines
-        Which of them are fitted on the spline basis too.
-    factor, value
-        What a sweep varies, and its value here.
-    corrected
-        Whether the objectives are told the depth.
-    n_seeds
-        Data sets of each function, each with first weights of its own.
-    recipe
-        How the networks are trained.
-    """
-
-    study: str
-    design: CurveDesign
-    objectives: tuple[str, ...]
-    splines: tuple[str, ...] = ()
-    factor: str = ""
+    study: str  # "table1", "table3" or "sweep"
+    design: CurveDesign  # What the counts are like
+    objectives: tuple[str, ...]  # Names; list_8 is ListSTRank on lists of 8
+    splines: tuple[str, ...] = ()  # Which of them are fitted on the spline basis too
+    factor: str = ""  # What a sweep varies, and its value here
     value: float = float("nan")
-    corrected: bool = True
-    n_seeds: int = 3
-    recipe: Recipe = field(default_factory=Recipe)
+    corrected: bool = True  # Whether the objectives are told the depth
+    n_seeds: int = 3  # Data sets of each function, each with first weights of its own
+    recipe: CurveRecipe = field(default_factory=CurveRecipe)  # How the networks are trained
 
     @property
     def name(self) -> str:
@@ -245,21 +186,8 @@ class CellResult(NamedTuple):
     curves: pd.DataFrame
 
 
-def run_cell(cell: Cell, *, seed: int) -> CellResult:
-    """Draw the data sets of a cell, train every objective on all of them at once, score.
-
-    Parameters
-    ----------
-    cell
-        What to do.
-    seed
-        Cells of one seed share positions and windows, so that they can be compared in pairs.
-
-    Returns
-    -------
-    CellResult
-        SCC against the noise-free truth at 10,000 uniform positions; 0 for a constant prediction.
-    """
+def run_curve_cell(cell: CurveCell, *, seed: int) -> CellResult:
+    """Draw the data sets of a cell, train every objective on all of them at once, score."""
     sets = [(k, f) for k in range(cell.n_seeds) for f in range(len(FUNCTIONS))]
     drawn = [_DataSet.draw(cell, f, np.random.default_rng([seed, k, f])) for k, f in sets]
     labels = pd.DataFrame(sets, columns=["seed", "function"])
@@ -291,7 +219,7 @@ class _DataSet(NamedTuple):
     truth: NDArray[np.float64]
 
     @classmethod
-    def draw(cls, cell: Cell, function: int, rng: np.random.Generator) -> _DataSet:
+    def draw(cls, cell: CurveCell, function: int, rng: np.random.Generator) -> _DataSet:
         train = draw_curves(function, design=cell.design, rng=rng)
         held_out = rng.uniform(0, 1, 2 * _N_HELD_OUT)
         validation = draw_tissue(function, held_out[:_N_HELD_OUT], design=cell.design, rng=rng)
@@ -302,11 +230,11 @@ class _DataSet(NamedTuple):
 
 
 def _train_networks(
-    cell: Cell, sets: list[_DataSet], labels: pd.DataFrame, *, seed: int
+    cell: CurveCell, sets: list[_DataSet], labels: pd.DataFrame, *, seed: int
 ) -> CellResult:
     losses = [_objective(name).loss(len(sets), seed) for name in cell.objectives]
     checkpoints = _Checkpoints(sets, cell.objectives)
-    train(
+    train_curves(
         _spots(sets),
         losses,
         recipe=cell.recipe,
@@ -320,12 +248,12 @@ def _objective(name: str) -> Objective:
     return list_of(int(name.removeprefix("list_"))) if "list_" in name else OBJECTIVES[name]
 
 
-def _spots(sets: list[_DataSet]) -> Spots:
+def _spots(sets: list[_DataSet]) -> CurveSpots:
     def tensor(name: str) -> torch.Tensor:
         values = np.stack([getattr(data.train, name).reshape(2, -1) for data in sets])
         return torch.as_tensor(values, dtype=torch.float32)
 
-    return Spots(tensor("x"), tensor("counts"), tensor("offset"))
+    return CurveSpots(tensor("x"), tensor("counts"), tensor("offset"))
 
 
 class _Checkpoints:
@@ -418,18 +346,6 @@ def fit_spline(
     name: str, data: CurveCounts
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
     """Compute the optimum of an objective for a linear head on cubic B-splines of position.
-
-    Parameters
-    ----------
-    name
-        ``"list"``, or an objective for which scikit-learn has an exact estimator.
-    data
-        Training spots; depth is used by ``"list"`` only.
-
-    Returns
-    -------
-    Callable
-        From positions to scores.
 
     Examples
     --------

@@ -19,16 +19,6 @@ from strank.losses import (
     SectionLoss,
 )
 
-__all__ = [
-    "LIST_SIZES",
-    "OBJECTIVES",
-    "PAPER",
-    "POINTWISE",
-    "PUBLISHED_CENTRE",
-    "Objective",
-    "list_of",
-]
-
 #: N_k of the ablation. A batch of 256 holds 128 spots a tissue: larger lists are whole sections.
 LIST_SIZES = (2, 4, 8, 16, 32, 64)
 
@@ -40,25 +30,15 @@ _PARTNERS = 32
 
 @dataclass(frozen=True)
 class Objective:
-    """An objective.
+    """An objective."""
 
-    Attributes
-    ----------
-    title
-        For tables and figures.
-    loss
-        Number of columns and a seed, to the loss of as many independent networks.
-    exact
-        Estimator whose optimum on a spline basis is that of this objective, if scikit-learn has
-        one; the list objective has ours.
-    on_counts
-        Whether that estimator is fitted to counts, not to log1p of them.
-    """
-
-    title: str
+    title: str  # For tables and figures
+    # Number of columns and a seed, to the loss of as many independent networks
     loss: Callable[[int, int], SectionLoss]
+    # Estimator whose optimum on a spline basis is that of this objective, if scikit-learn has one;
+    # the list objective has ours
     exact: Callable[[], BaseEstimator] | None = None
-    on_counts: bool = False
+    on_counts: bool = False  # Whether that estimator is fitted to counts, not to log1p of them
 
 
 def list_of(size: int) -> Objective:

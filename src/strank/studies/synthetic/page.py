@@ -55,29 +55,14 @@ def write_page(
     folder: Path,
     tables: Mapping[str, pd.DataFrame],
     curves: Mapping[str, pd.DataFrame],
-    findings: list[str],
     about: dict[str, Any],
 ) -> None:
-    """Write the figures and ``index.html``.
-
-    Parameters
-    ----------
-    folder
-        Where to.
-    tables
-        ``table1``, ``table3`` and ``sweeps``.
-    curves
-        Sampling to fitted curves.
-    findings
-        Paragraphs.
-    about
-        Version, seed and parameters.
-    """
+    """Write the figures and ``index.html``."""
     figures = {
-        "table1": (draw_table(tables["table1"]), "Every objective beside the paper's number."),
-        "curves": (draw_curves(curves), "Fitted curves (one seed) against the truth."),
-        "table3": (draw_list_sizes(tables["table3"]), "ListSTRank on random lists."),
-        "sweeps": (draw_sweeps(tables["sweeps"]), _SWEEPS_CAPTION),
+        "table1": (_draw_table(tables["table1"]), "Every objective beside the paper's number."),
+        "curves": (_draw_curves(curves), "Fitted curves (one seed) against the truth."),
+        "table3": (_draw_list_sizes(tables["table3"]), "ListSTRank on random lists."),
+        "sweeps": (_draw_sweeps(tables["sweeps"]), _SWEEPS_CAPTION),
     }
     for name, (figure, _) in figures.items():
         with atomic_path(folder / f"{name}.png") as part:
@@ -88,7 +73,6 @@ def write_page(
     table = _beside(tables["table1"])
     html = environment.get_template("synthetic.html").render(
         about={name: about[name] for name in ("version", "seed", "seeds", "quick")},
-        findings=findings,
         figures={name: caption for name, (_, caption) in figures.items()},
         table1=table.to_html(na_rep="–", border=0, float_format="{:.3f}".format),
     )
@@ -121,14 +105,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def draw_table(table: pd.DataFrame) -> Figure:
-    """Draw table 1: our mean and standard deviation beside the paper's number.
-
-    Parameters
-    ----------
-    table
-        From `strank.studies.synthetic.tables.table1`.
-    """
+def _draw_table(table: pd.DataFrame) -> Figure:
+    """Draw table 1: our mean and standard deviation beside the paper's number."""
     figure = _figure(10, 4)
     samplings = list(table["sampling"].unique())
     for ax, sampling in zip(
@@ -157,14 +135,8 @@ def draw_table(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_curves(curves: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw fitted curves over the truth, a row a sampling, a column a function.
-
-    Parameters
-    ----------
-    curves
-        Sampling to ``objective``, ``head``, ``function``, ``x``, ``score``.
-    """
+def _draw_curves(curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw fitted curves over the truth, a row a sampling, a column a function."""
     figure = _figure(15, 3.4 * len(curves))
     axes = figure.subplots(len(curves), len(FUNCTIONS), sharex=True, sharey=True)
     for row, (sampling, table) in zip(axes, curves.items(), strict=True):
@@ -207,14 +179,8 @@ def _to_scale(scores: NDArray, truth: NDArray, *, log: bool) -> NDArray:
     return max(slope, 0) * values + (level if slope > 0 else truth.mean())
 
 
-def draw_list_sizes(table: pd.DataFrame) -> Figure:
-    """Draw table 3: SCC by list size, ours and the paper's.
-
-    Parameters
-    ----------
-    table
-        From `strank.studies.synthetic.tables.table3`.
-    """
+def _draw_list_sizes(table: pd.DataFrame) -> Figure:
+    """Draw table 3: SCC by list size, ours and the paper's."""
     figure = _figure(10, 3.4)
     samplings = list(table["sampling"].unique())
     for ax, sampling in zip(figure.subplots(1, len(samplings)), samplings, strict=True):
@@ -228,14 +194,8 @@ def draw_list_sizes(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_sweeps(table: pd.DataFrame) -> Figure:
-    """Draw the sweeps, a panel a factor; crosses: depth not told; squares: exact spline.
-
-    Parameters
-    ----------
-    table
-        From `strank.studies.synthetic.tables.sweep_table`.
-    """
+def _draw_sweeps(table: pd.DataFrame) -> Figure:
+    """Draw the sweeps, a panel a factor; crosses: depth not told; squares: exact spline."""
     factors = list(table["factor"].unique())
     n_columns = min(len(factors), 3)
     n_rows = -(-len(factors) // n_columns)

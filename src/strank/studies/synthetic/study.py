@@ -5,22 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from joblib import Parallel, cpu_count, delayed, parallel_config
+from joblib import cpu_count
 
 from strank.errors import InputError
 from strank.files import atomic_path, output_folder, read_json, write_json
 from strank.simulate.curves import CurveDesign
-from strank.studies.synthetic.cells import Cell, CellResult, Recipe, run_cell
+from strank.studies.synthetic.cells import CellResult, CurveCell, CurveRecipe, run_curve_cell
 from strank.studies.synthetic.objectives import LIST_SIZES, OBJECTIVES, PUBLISHED_CENTRE
 from strank.studies.synthetic.page import write_page
-from strank.studies.synthetic.tables import Scores, findings, sweep_table, table1, table3
+from strank.studies.synthetic.tables import Scores, sweep_table, table1, table3
+from strank.studies.workers import each
 from strank.version import __version__
-
-__all__ = ["StudyResult", "plan", "run_study"]
 
 _MOST_JOBS = 8
 _SAMPLINGS = ("uniform", "imbalanced")
@@ -36,53 +36,35 @@ _SWEEPS: dict[str, tuple[float, ...]] = {
     "kept": (0.01, 0.03, 0.1, 0.3),
     "depth_spread": (0.5, 1.0),
 }
-_QUICK = Recipe(steps=300, learning_rate=3e-3, checks=2)
-_SWEEP = Recipe(steps=1000, checks=3)
+_QUICK = CurveRecipe(steps=300, learning_rate=3e-3, checks=2)
+_SWEEP = CurveRecipe(steps=1000, checks=3)
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What the study found.
+    """What the study found."""
 
-    Attributes
-    ----------
-    table1, table3, sweeps
-        Mean SCC beside the paper's.
-    findings
-        In plain words.
-    page
-        Where to read it all.
-    """
-
-    table1: pd.DataFrame
+    table1: pd.DataFrame  # Mean SCC beside the paper's
     table3: pd.DataFrame
     sweeps: pd.DataFrame
-    findings: list[str]
-    page: Path
+    page: Path  # Where to read it all
 
 
-def plan(*, quick: bool = False, n_seeds: int = 3) -> list[Cell]:
+def plan(*, quick: bool = False, n_seeds: int = 3) -> list[CurveCell]:
     """List the cells of the study.
-
-    Parameters
-    ----------
-    quick
-        Table 1 with few steps, two list sizes and one sweep.
-    n_seeds
-        Data sets of each function; sweeps have two at most.
 
     Examples
     --------
     >>> len(plan()), len(plan(quick=True))
     (28, 5)
     """
-    recipe = _QUICK if quick else Recipe()
+    recipe = _QUICK if quick else CurveRecipe()
     common: dict[str, Any] = {"n_seeds": n_seeds, "recipe": recipe}
     designs = [CurveDesign(sampling) for sampling in _SAMPLINGS]
     sizes = (2, 16) if quick else LIST_SIZES
     lists = tuple(f"list_{size}" for size in sizes)
-    cells = [Cell("table1", design, tuple(OBJECTIVES), _EXACT, **common) for design in designs]
-    cells += [Cell("table3", design, lists, **common) for design in designs]
+    cells = [CurveCell("table1", design, tuple(OBJECTIVES), _EXACT, **common) for design in designs]
+    cells += [CurveCell("table3", design, lists, **common) for design in designs]
     sweep = {"n_seeds": min(n_seeds, 2), "recipe": _QUICK if quick else _SWEEP}
     sweeps = {"kept": (0.1,)} if quick else {"base": (1.0,)} | _SWEEPS
     for factor, values in sweeps.items():
@@ -91,7 +73,7 @@ def plan(*, quick: bool = False, n_seeds: int = 3) -> list[Cell]:
     return cells
 
 
-def _sweep_cells(factor: str, value: float, options: dict[str, Any]) -> list[Cell]:
+def _sweep_cells(factor: str, value: float, options: dict[str, Any]) -> list[CurveCell]:
     """Cells of one value; depth with and without correction."""
     design = CurveDesign("imbalanced")
     if factor != "base":
@@ -100,7 +82,7 @@ def _sweep_cells(factor: str, value: float, options: dict[str, Any]) -> list[Cel
     told = (True, False) if factor == "depth_spread" else (True,)
     exact = _EXACT if factor == "centre" else ("list",)
     return [
-        Cell("sweep", design, _SWEPT, exact, factor, value, corrected, **options)
+        CurveCell("sweep", design, _SWEPT, exact, factor, value, corrected, **options)
         for corrected in told
     ]
 
@@ -113,27 +95,7 @@ def run_study(
     seed: int = 0,
     progress: Callable[[int], Callable[[int], object]] = lambda _: lambda _: None,
 ) -> StudyResult:
-    """Run what is missing in the folder, then write tables, figures, text and page.
-
-    Parameters
-    ----------
-    folder
-        Holds one file a finished cell: a stopped study continues.
-    quick
-        A short look instead of the study.
-    n_seeds
-        Data sets of each function, at least 2.
-    seed
-        Of data, first weights and batches.
-    progress
-        Called with the work left, in thousand steps; returns what advances it.
-
-    Raises
-    ------
-    InputError
-        For fewer than two seeds, and a folder that holds a study of other settings or anything
-        else.
-    """
+    """Run what is missing in the folder, then write tables, figures, text and page."""
     if n_seeds < 2:
         raise InputError(f"--seeds must be at least 2, or there is no spread; got {n_seeds}")
     cells = plan(quick=quick, n_seeds=n_seeds)
@@ -149,33 +111,26 @@ def run_study(
     return _write_results(folder, cells)
 
 
-def _run(cells: list[Cell], seed: int) -> Iterator[tuple[Cell, CellResult]]:
-    """Run cells side by side, one core each, longest first; up to 2 GB of memory each."""
-
-    def work(cell: Cell) -> tuple[Cell, CellResult]:
-        return cell, run_cell(cell, seed=seed)
-
-    ordered = sorted(cells, key=lambda cell: -cell.work)
-    # Threads inside a cell would wait for each other wherever the cores are shared.
-    with parallel_config(backend="loky", inner_max_num_threads=1):
-        jobs = min(cpu_count(), _MOST_JOBS, max(len(cells), 1))
-        parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
-        yield from parallel(delayed(work)(cell) for cell in ordered)
+def _run(cells: list[CurveCell], seed: int) -> Iterator[tuple[CurveCell, CellResult]]:
+    """Run cells side by side, longest first; up to 2 GB of memory each."""
+    jobs = min(cpu_count(), _MOST_JOBS, max(len(cells), 1))
+    yield from each(partial(_labelled, seed), sorted(cells, key=lambda cell: -cell.work), jobs)
 
 
-def _write_results(folder: Path, cells: list[Cell]) -> StudyResult:
+def _labelled(seed: int, cell: CurveCell) -> tuple[CurveCell, CellResult]:
+    return cell, run_curve_cell(cell, seed=seed)
+
+
+def _write_results(folder: Path, cells: list[CurveCell]) -> StudyResult:
     scores = Scores(pd.concat([pd.read_csv(_path(folder, cell)) for cell in cells]))
     result = StudyResult(
         table1(scores),
         table3(scores),
         sweep_table(scores),
-        findings(scores),
         folder / "index.html",
     )
     for name in ("table1", "table3", "sweeps"):
         _write_csv(folder / f"{name}.csv", getattr(result, name))
-    with atomic_path(folder / "findings.txt") as part:
-        part.write_text("\n\n".join(result.findings) + "\n")
     curves = {
         cell.design.sampling: pd.read_csv(_path(folder, cell, "curves"))
         for cell in cells
@@ -185,13 +140,12 @@ def _write_results(folder: Path, cells: list[Cell]) -> StudyResult:
         folder,
         {name: getattr(result, name) for name in ("table1", "table3", "sweeps")},
         curves,
-        result.findings,
         read_json(folder / "study.json"),
     )
     return result
 
 
-def _path(folder: Path, cell: Cell, kind: str = "scores") -> Path:
+def _path(folder: Path, cell: CurveCell, kind: str = "scores") -> Path:
     return folder / "cells" / f"{cell.name}-{kind}.csv"
 
 
@@ -200,7 +154,7 @@ def _write_csv(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(part, index=False, float_format="%.6g")
 
 
-def _claim(folder: Path, settings: dict[str, Any], cells: list[Cell]) -> None:
+def _claim(folder: Path, settings: dict[str, Any], cells: list[CurveCell]) -> None:
     """Make the folder this study's, or make sure that it is."""
     settings |= {"cells": [dataclasses.asdict(cell) | {"name": cell.name} for cell in cells]}
     about = folder / "study.json"

@@ -1,0 +1,38 @@
+"""Work divided among processes, one thread each, since threads would wait for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import torch
+from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+
+def each(
+    work: Callable[[Argument], Result], arguments: Iterable[Argument], jobs: int
+) -> Iterator[Result]:
+    """Yield the result of every argument as it is done, in no order.
+
+    Examples
+    --------
+    >>> sorted(each(abs, [-1, 2], jobs=1))
+    [1, 2]
+    """
+    calls = (delayed(_alone)(work, argument) for argument in arguments)
+    yield from Parallel(n_jobs=jobs, return_as="generator_unordered")(calls)
+
+
+def _alone(work: Callable[[Argument], Result], argument: Argument) -> Result:
+    """Work with one thread; with one job this is the user's own process, left as it was."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            return work(argument)
+    finally:
+        torch.set_num_threads(before)
