@@ -7,42 +7,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
-from strank.errors import InputError
-
-__all__ = [
-    "atomic_path",
-    "output_folder",
-    "read_json",
-    "safe_name",
-    "sha256",
-    "write_json",
-    "writing",
-]
+from strank.errors import InputError, some
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write a file or folder to; move it there on success.
-
-    Readers see the old content or the new, never a part. After an error nothing is left. A folder
-    that takes the place of an older one is the exception: the old one goes just before.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> target = Path(tempfile.mkdtemp()) / "note.txt"
-    >>> with atomic_path(target) as part:
-    ...     _ = part.write_text("whole")
-    >>> target.read_text()
-    'whole'
-    """
+    """Yield a path beside ``path`` to write a file or folder to; move it there on success."""
+    # Readers see the old content or the new, never a part; after an error nothing is left. Only of
+    # a folder that takes the place of an older one is the old one gone a moment before.
     # The suffix stays, since many writers choose the format by it.
     part = path.with_name(f".{path.stem}.{uuid4().hex[:8]}.part{path.suffix}")
     try:
@@ -78,7 +57,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def output_folder(path: Path) -> Path:
-    """Make a folder for results; an :class:`InputError` if that or writing there is impossible."""
+    """Make a folder for results, if that and writing there are possible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".{uuid4().hex[:8]}"
@@ -86,16 +65,53 @@ def output_folder(path: Path) -> Path:
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"{path}: cannot write there ({error.strerror}); choose another -o"
+            f"{path}: cannot write there ({error.strerror}); choose another folder"
         ) from error
     return path
+
+
+def claim_folder(
+    folder: Path,
+    facts: Mapping[str, Any],
+    *,
+    kind: str,
+    resume: bool | None = None,
+    growing: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Make a folder that of a run of these facts, kept in ``{kind}.json``, or go on with that run.
+
+    ``resume``: go on only (True), begin anew where one of the kind was (False), or what there is to
+    do (None). Of ``growing`` facts later runs may add names, and must agree on those there are.
+    """
+    path, growing = folder / f"{kind}.json", growing or {}
+    ours, empty = path.is_file(), not folder.exists() or not any(folder.iterdir())
+    if resume and not ours:
+        raise InputError(f"{folder}: no {kind} to resume; start anew, or choose another folder")
+    if not (ours or empty):
+        raise InputError(f"{folder}: exists and is not a {kind}; choose another folder")
+    if ours and resume is False:
+        shutil.rmtree(folder)
+        ours = False
+    # As reading it back gives them: tuples are lists, and NaN, which JSON has not, is a word.
+    facts, growing = (
+        json.loads(json.dumps(part), parse_constant=str) for part in (dict(facts), dict(growing))
+    )
+    before = read_json(path) if ours else {}
+    grown = {name: part | before.get(name, {}) for name, part in growing.items()}
+    same = {name: before.get(name) == value for name, value in facts.items()}
+    same |= {name: grown[name] | part == grown[name] for name, part in growing.items()}
+    same = dict.fromkeys(before, False) | same
+    if before and (different := [name for name, equal in same.items() if not equal]):
+        raise InputError(
+            f"{folder}: {kind} of another {some(different)}; choose another folder, or remove it"
+        )
+    output_folder(folder)
+    write_json(path, facts | grown)
 
 
 def safe_name(name: str) -> str:
     """Turn any name from data into a file name: letters, digits and ``_.-~``, the rest as %XX.
 
-    Examples
-    --------
     >>> safe_name("HLA-A"), safe_name("../x"), safe_name("")
     ('HLA-A', '%2E%2E%2Fx', '%')
     """
@@ -116,7 +132,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; an :class:`InputError` that names the file if it is absent or damaged."""
+    """Read JSON; of a file that is absent or damaged say so."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:

@@ -201,15 +201,15 @@ def test_checkpoints_are_read_without_unpickling(fit, tmp_path):
 
 
 def test_a_folder_of_another_training_is_refused(fit, tmp_path):
-    with pytest.raises(InputError, match="no training to resume; start without --resume"):
+    with pytest.raises(InputError, match="no training to resume; start anew"):
         fit(folder=tmp_path / "t", resume=True)
     fit(folder=tmp_path / "t", recipe=replace(QUICK, max_epochs=1))
-    with pytest.raises(InputError, match="started with another recipe; give the same"):
+    with pytest.raises(InputError, match="training of another recipe; choose another folder"):
         fit(folder=tmp_path / "t", recipe=replace(QUICK, max_epochs=2), resume=True)
     wider = partial(MLPHead, width=17)
-    with pytest.raises(InputError, match="started with another head"):
+    with pytest.raises(InputError, match="training of another head"):
         fit(folder=tmp_path / "t", recipe=replace(QUICK, max_epochs=1), resume=True, head=wider)
-    with pytest.raises(InputError, match="started with another seed"):
+    with pytest.raises(InputError, match="training of another seed"):
         fit(folder=tmp_path / "t", recipe=replace(QUICK, max_epochs=1), seed=1, resume=True)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()

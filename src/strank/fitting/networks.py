@@ -25,12 +25,12 @@ from strank.cohort.training_set import (
 )
 from strank.encoders.backbone import Backbone
 from strank.errors import InputError, some
+from strank.files import claim_folder
 from strank.fitting.exact import fit_model
 from strank.functional.groups import centre_within, deal
 from strank.losses import SectionLoss
 from strank.model.novelty import fit_novelty
 from strank.model.rank_model import RankModel
-from strank.neural.checkpoints import claim_folder
 from strank.neural.data import Augment, Spots, find_neighbours
 from strank.neural.heads import HEADS, Head, LinearHead, MeanHead, MLPHead, Network, stored_head
 from strank.neural.recipe import (
@@ -138,7 +138,7 @@ class TrainingPlan:
         *,
         resume: bool,
     ) -> Path | None:
-        """Start, or go on, in a folder; errors as `strank.neural.checkpoints.claim_folder`."""
+        """Start, or go on, in a folder; errors as `strank.files.claim_folder`."""
         if folder is None:
             return None
         if is_first_process():
@@ -147,7 +147,8 @@ class TrainingPlan:
                 "turns": [list(turn) for turn in self.turns],
             }
             given |= {"head": stored_head(head), "encoder": dict(encoder)}
-            claim_folder(Path(folder), self.provenance | given, resume=resume)
+            facts = self.provenance | given
+            claim_folder(Path(folder), facts, kind="training", resume=resume)
         return Path(folder)
 
     def spots(self, inputs: Any, head: nn.Module, augment: Augment | None = None) -> Spots:

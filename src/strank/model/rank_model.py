@@ -94,7 +94,7 @@ class RankModel:
         folder = Path(folder)
         _stored_head(self.head)
         if folder.exists() and not (folder / "model.json").is_file():
-            raise InputError(f"{folder}: exists and is not a model; choose another -o")
+            raise InputError(f"{folder}: exists and is not a model; choose another folder")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(folder) as part:

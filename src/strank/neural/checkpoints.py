@@ -1,8 +1,7 @@
-"""What a training keeps, and whose folder it is."""
+"""What a training keeps."""
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from strank.errors import InputError, some
-from strank.files import atomic_path, output_folder, read_json, write_json
+from strank.files import atomic_path
 
 #: Weights of the best epoch; all that a run goes on from; one row an epoch, when it has ended.
 BEST, LAST, HISTORY = "best.safetensors", "last.ckpt", "history.csv"
 
 _SECONDS = 30.0
-_FILE = "training.json"
 
 
 class Keep:
@@ -96,41 +93,3 @@ class Keep:
         self.history = table.to_dict("records")
         self.best_weights = load_file(self.folder / BEST)
         return True
-
-
-def claim_folder(folder: Path, parameters: dict[str, Any], *, resume: bool) -> None:
-    """Start in a folder, emptied of an earlier training, or go on with the same training.
-
-    Parameters
-    ----------
-    folder
-        Where checkpoints and logs go.
-    parameters
-        What determines the result, as JSON can hold it.
-    resume
-        Whether to go on.
-
-    Raises
-    ------
-    InputError
-        If there is nothing to resume, or it was started with other parameters, or the folder has
-        other things in it.
-    """
-    known = folder / _FILE
-    if resume:
-        if not known.is_file():
-            raise InputError(f"{folder}: no training to resume; start without --resume")
-        before = read_json(known)
-        different = [key for key in parameters if before.get(key) != parameters[key]]
-        if different:
-            raise InputError(
-                f"{folder}: the training there was started with another {some(different)}; give "
-                "the same, or start without --resume"
-            )
-        return
-    if folder.is_dir() and any(folder.iterdir()):
-        if not known.is_file():
-            raise InputError(f"{folder}: exists and is not a training; choose another folder")
-        shutil.rmtree(folder)
-    output_folder(folder)
-    write_json(known, parameters)

@@ -13,7 +13,7 @@ import pandas as pd
 from joblib import cpu_count
 
 from strank.errors import InputError
-from strank.files import atomic_path, output_folder, read_json, write_json
+from strank.files import atomic_path, claim_folder, output_folder, read_json
 from strank.simulate.curves import CurveDesign
 from strank.studies.synthetic.cells import CellResult, CurveCell, CurveRecipe, run_curve_cell
 from strank.studies.synthetic.objectives import LIST_SIZES, OBJECTIVES, PUBLISHED_CENTRE
@@ -99,7 +99,10 @@ def run_study(
     if n_seeds < 2:
         raise InputError(f"--seeds must be at least 2, or there is no spread; got {n_seeds}")
     cells = plan(quick=quick, n_seeds=n_seeds)
-    _claim(folder, {"version": __version__, "seed": seed, "seeds": n_seeds, "quick": quick}, cells)
+    facts = {"version": __version__, "seed": seed, "seeds": n_seeds, "quick": quick}
+    facts["cells"] = [dataclasses.asdict(cell) | {"name": cell.name} for cell in cells]
+    claim_folder(folder, facts, kind="study")
+    output_folder(folder / "cells")
     left = [cell for cell in cells if not _path(folder, cell).exists()]
     advance = progress(sum(cell.work for cell in left))
     for cell, result in _run(left, seed):
@@ -152,29 +155,3 @@ def _path(folder: Path, cell: CurveCell, kind: str = "scores") -> Path:
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
     with atomic_path(path) as part:
         table.to_csv(part, index=False, float_format="%.6g")
-
-
-def _claim(folder: Path, settings: dict[str, Any], cells: list[CurveCell]) -> None:
-    """Make the folder this study's, or make sure that it is."""
-    settings |= {"cells": [dataclasses.asdict(cell) | {"name": cell.name} for cell in cells]}
-    about = folder / "study.json"
-    if folder.exists() and any(folder.iterdir()):
-        if not about.exists():
-            raise InputError(f"{folder}: not empty, and not a study; choose another -o")
-        found = read_json(about)
-        different = [name for name in settings if found.get(name) != _as_json(settings[name])]
-        if different:
-            raise InputError(
-                f"{folder}: holds a study with other {', '.join(different)}; choose another -o"
-            )
-    output_folder(folder / "cells")
-    write_json(about, _as_json(settings))
-
-
-def _as_json(values: Any) -> Any:
-    """Turn into what reading it back gives: NaN is null, tuples are lists."""
-    if isinstance(values, dict):
-        return {name: _as_json(value) for name, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [_as_json(value) for value in values]
-    return None if isinstance(values, float) and values != values else values

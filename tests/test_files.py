@@ -1,0 +1,83 @@
+"""Output folders: whose they are, and what is done in them."""
+
+import json
+
+import pytest
+
+from strank.errors import InputError
+from strank.files import claim_folder
+
+FACTS = {"seed": 0, "recipe": {"steps": (1, 2)}, "value": float("nan")}
+
+
+def claim(folder, facts=FACTS, **options):
+    claim_folder(folder, facts, kind="study", **options)
+
+
+@pytest.mark.parametrize("resume", [None, False])
+def test_an_empty_or_new_folder_is_claimed(tmp_path, resume):
+    for folder in (tmp_path, tmp_path / "new" / "er"):
+        claim(folder, resume=resume)
+        assert json.loads((folder / "study.json").read_text())["recipe"] == {"steps": [1, 2]}
+
+
+@pytest.mark.parametrize("resume", [None, True])
+def test_the_same_run_goes_on(tmp_path, resume):
+    claim(tmp_path)
+    (tmp_path / "done").touch()
+    claim(tmp_path, resume=resume)
+    assert (tmp_path / "done").exists()
+
+
+def test_a_run_that_begins_anew_empties_the_folder(tmp_path):
+    claim(tmp_path)
+    (tmp_path / "done").touch()
+    claim(tmp_path, FACTS | {"seed": 1}, resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+
+
+@pytest.mark.parametrize("resume", [None, True])
+@pytest.mark.parametrize(
+    ("facts", "what"),
+    [
+        (FACTS | {"seed": 1}, "seed"),
+        (FACTS | {"seed": 1, "recipe": {"steps": [1]}}, "seed, recipe"),
+        (FACTS | {"finetune": {}}, "finetune"),
+        ({name: FACTS[name] for name in ("seed", "recipe")}, "value"),
+    ],
+)
+def test_another_run_is_refused_and_what_differs_is_said(tmp_path, facts, what, resume):
+    claim(tmp_path)
+    before = (tmp_path / "study.json").read_text()
+    with pytest.raises(InputError) as error:
+        claim(tmp_path, facts, resume=resume)
+    told = f"{tmp_path}: study of another {what}; choose another folder, or remove it"
+    assert str(error.value) == told
+    assert (tmp_path / "study.json").read_text() == before
+
+
+@pytest.mark.parametrize("resume", [None, False])
+def test_a_folder_with_anything_else_is_refused(tmp_path, resume):
+    (tmp_path / "thesis.doc").touch()
+    with pytest.raises(InputError, match="exists and is not a study; choose another folder"):
+        claim(tmp_path, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
+
+
+def test_only_what_is_there_is_resumed(tmp_path):
+    with pytest.raises(InputError, match="no study to resume; start anew"):
+        claim(tmp_path / "new", resume=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_growing_facts_are_added_to_and_must_agree(tmp_path):
+    def grow(**features):
+        claim(tmp_path, growing={"version of the features": features})
+
+    grow(uni="1")
+    grow(gigapath="3")
+    grow(uni="1")
+    kept = json.loads((tmp_path / "study.json").read_text())["version of the features"]
+    assert kept == {"uni": "1", "gigapath": "3"}
+    with pytest.raises(InputError, match="study of another version of the features; choose"):
+        grow(uni="2", virchow="1")
