@@ -83,7 +83,7 @@ def claim_folder(
     ``resume``: go on only (True), begin anew where one of the kind was (False), or what there is to
     do (None). Of ``growing`` facts later runs may add names, and must agree on those there are.
     """
-    path, growing = folder / f"{kind}.json", growing or {}
+    path = folder / f"{kind}.json"
     ours, empty = path.is_file(), not folder.exists() or not any(folder.iterdir())
     if resume and not ours:
         raise InputError(f"{folder}: no {kind} to resume; start anew, or choose another folder")
@@ -92,21 +92,24 @@ def claim_folder(
     if ours and resume is False:
         shutil.rmtree(folder)
         ours = False
-    # As reading it back gives them: tuples are lists, and NaN, which JSON has not, is a word.
-    facts, growing = (
-        json.loads(json.dumps(part), parse_constant=str) for part in (dict(facts), dict(growing))
-    )
+    now, more = _as_read_back(facts), _as_read_back(growing or {})
     before = read_json(path) if ours else {}
-    grown = {name: part | before.get(name, {}) for name, part in growing.items()}
-    same = {name: before.get(name) == value for name, value in facts.items()}
-    same |= {name: grown[name] | part == grown[name] for name, part in growing.items()}
+    grown = {name: part | before.get(name, {}) for name, part in more.items()}
+    same = {name: before.get(name) == value for name, value in now.items()}
+    same |= {name: grown[name] | part == grown[name] for name, part in more.items()}
     same = dict.fromkeys(before, False) | same
     if before and (different := [name for name, equal in same.items() if not equal]):
         raise InputError(
             f"{folder}: {kind} of another {some(different)}; choose another folder, or remove it"
         )
     output_folder(folder)
-    write_json(path, facts | grown)
+    write_json(path, now | grown)
+
+
+def _as_read_back(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Make lists of tuples, and a word of NaN, which JSON has not."""
+    read: dict[str, Any] = json.loads(json.dumps(dict(facts)), parse_constant=str)
+    return read
 
 
 def safe_name(name: str) -> str:

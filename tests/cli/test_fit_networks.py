@@ -115,7 +115,7 @@ def test_resume_goes_on_and_changes_nothing_in_what_is_done(cohort, tmp_path):
     assert (tmp_path / "m" / "head.safetensors").read_bytes() == before
     other = ("--head", "mlp", "--held-out", "B1", "--epochs", 5, "--resume")
     error = refuse("fit", cohort, "-o", tmp_path / "m", "--encoder", "mine", "--genes", 4, *other)
-    assert "started with another turns" in error
+    assert "training of another turns" in error
 
 
 @pytest.mark.parametrize(
