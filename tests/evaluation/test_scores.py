@@ -12,7 +12,7 @@ from strank.evaluation.scores import SCORES, ceilings, score_section
 from strank.metrics.correlation import pearson, spearman, unit_ranks
 from strank.metrics.depth import deep_enough, depth_matched_spearman, lift, thinned_ranks
 from strank.metrics.deviance import deviance_explained
-from strank.metrics.significance import moran_basis, null_correlations, p_values
+from strank.metrics.significance import chance_of_more, moran_basis, null_correlations
 
 PANEL = pd.Index(["G4", "G0", "GONE", "G2", "G5"])
 MEASURED = np.array([0, 1, 3, 4])
@@ -67,7 +67,7 @@ def test_every_column_is_the_function_of_its_name(section, predicted, depth, met
         "lift": lift(scores, counts, **spots),
         "lift_relative": lift(scores, counts, **spots, relative=True),
         "deviance": deviance_explained(scores, counts, **spots, slope=slope),
-        "p_value": p_values((ranks * thinned.ranks).sum(0), null)[None],
+        "p_value": chance_of_more((ranks * thinned.ranks).sum(0), null)[None],
     }
     assert set(expected) == set(SCORES)
     for name in SCORES:

@@ -11,6 +11,7 @@ from scipy.stats import false_discovery_control, kstest, spearmanr
 from strank.metrics.correlation import unit_ranks
 from strank.metrics.depth import thinned_ranks
 from strank.metrics.significance import (
+    chance_of_more,
     false_discovery_rate,
     moran_basis,
     null_correlations,
@@ -49,14 +50,14 @@ def ranks_of(rng, positions, scores, log_rate, *, mean=20):
 
 def p_of(rng, scores, targets, positions):
     null = null_correlations(scores, targets, moran_basis(positions), rng=rng)
-    return p_values((scores * targets).sum(0), null)
+    return chance_of_more((scores * targets).sum(0), null)
 
 
 def permutation_p(rng, scores, targets, n_draws=199):
     null = np.stack(
         [(scores[rng.permutation(len(scores))] * targets).sum(0) for _ in range(n_draws)]
     )
-    return p_values((scores * targets).sum(0), null)
+    return chance_of_more((scores * targets).sum(0), null)
 
 
 LENGTHS = [
@@ -147,8 +148,8 @@ def test_several_sections():
             scores, targets, kept = ranks_of(rng, positions, scores, log_rate)
             observed.append((scores * targets).sum(0))
             nulls.append(null_correlations(scores, targets, moran_basis(kept), rng=rng))
-        alone = (p_values(observed[0], nulls[0]) <= 0.05).mean()
-        p = p_values(np.nanmean(observed, 0), np.nanmean(nulls, 0))
+        alone = (chance_of_more(observed[0], nulls[0]) <= 0.05).mean()
+        p = chance_of_more(np.nanmean(observed, 0), np.nanmean(nulls, 0))
         found[signal] = alone, (p <= 0.05).mean()
     assert 0.03 < found[0.0][1] < 0.07
     assert found[0.25][1] > found[0.25][0] + 0.2
@@ -186,7 +187,7 @@ def test_a_gene_does_not_depend_on_the_others():
     part = null_correlations(scores[:, 1:2], targets[:, 1:2], basis, rng=np.random.default_rng(0))
     np.testing.assert_allclose(whole[:, 1:2], part, atol=1e-12)
     assert np.isnan(whole).any(0).tolist() == [False, False, False, True, False]
-    p = p_values((scores * targets).sum(0), whole)
+    p = chance_of_more((scores * targets).sum(0), whole)
     assert np.isnan(p).tolist() == [False, False, False, True, False]
 
 
@@ -195,8 +196,8 @@ def test_the_observed_is_one_of_the_draws():
     rng = np.random.default_rng(10)
     scores, targets = (unit_ranks(rng.normal(size=(4, 50))) for _ in range(2))
     null = null_correlations(scores, targets, moran_basis(rng.normal(size=(4, 2))), rng=rng)
-    assert p_values((scores * targets).sum(0), null).min() > 0.08
-    assert p_values(np.ones(50), np.zeros((999, 50))).tolist() == [1 / 1000] * 50
+    assert chance_of_more((scores * targets).sum(0), null).min() > 0.08
+    assert chance_of_more(np.ones(50), np.zeros((999, 50))).tolist() == [1 / 1000] * 50
 
 
 def test_false_discovery_rate_leaves_out_nan():
@@ -206,3 +207,30 @@ def test_false_discovery_rate_leaves_out_nan():
     np.testing.assert_array_equal(np.isnan(adjusted), np.isnan(with_nan))
     np.testing.assert_allclose(adjusted[~np.isnan(with_nan)], false_discovery_control(p))
     assert np.isnan(false_discovery_rate(np.full(3, np.nan))).all()
+
+
+def test_p_values_of_sections_are_those_of_each_alone():
+    """By the parts of the public function; sections in sorted order, one stream of draws."""
+    rng = np.random.default_rng(12)
+    positions = np.tile(irregular(), (2, 1))
+    n = len(positions) // 2
+    section = np.repeat(["b", "a"], n)
+    log_rate = np.concatenate([fields(rng, positions[:n], 2, n_genes=6) for _ in range(2)])
+    library_size = rng.lognormal(np.log(5000), 0.65, 2 * n).round()
+    counts = rng.poisson(library_size[:, None] / 5000 * 20 * np.exp(0.6 * log_rate))
+    counts[section == "a", 5] = 0
+    scores = log_rate * [1, 1, 1, 0, 0, 1] + fields(rng, positions, 0, n_genes=6) / 2
+    spots = {"section": section, "library_size": library_size, "positions": positions}
+    found = p_values(scores, counts, **spots, n_draws=199, seed=3)
+    draws, expected = np.random.default_rng(3), []
+    for name in "ab":
+        own = section == name
+        thinned = thinned_ranks(sparse.csr_matrix(counts[own]), library_size[own], rng=draws)
+        ranks = unit_ranks(scores[own][thinned.kept])
+        basis = moran_basis(positions[own][thinned.kept])
+        null = null_correlations(ranks, thinned.ranks, basis, n_draws=199, rng=draws)
+        expected.append(chance_of_more((ranks * thinned.ranks).sum(0), null))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.isnan(found), [[0, 0, 0, 0, 0, 1], [0] * 6])
+    assert (found[:, :3] == 1 / 200).all()
+    assert np.nanmin(found[:, 3:5]) > 0.01

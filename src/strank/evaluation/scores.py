@@ -18,9 +18,7 @@ from strank.metrics.ceiling import noise_ceiling
 from strank.metrics.correlation import log1p_cp10k, target_of, unit_columns, unit_ranks
 from strank.metrics.depth import ThinnedRanks, deep_enough, lift, thinned_ranks
 from strank.metrics.deviance import deviance_explained
-from strank.metrics.significance import moran_basis, null_correlations, p_values
-
-__all__ = ["SCORES", "ScoredSection", "ceilings", "score_section", "summarise"]
+from strank.metrics.significance import chance_of_more, moran_basis, null_correlations
 
 SCORES = (
     *("scc", "pearson", "pearson_counts"),
@@ -29,36 +27,20 @@ SCORES = (
 
 # Genes at a time: a dozen arrays of spots x genes are dense for so many.
 _GENES = 512
-_CEILINGS = ("scc", "pearson", "depth_matched")
 
 
 @dataclass(frozen=True)
 class ScoredSection:
-    """Counts of a section for a panel, and what all methods are compared with.
+    """Counts of a section for a panel, and what all methods are compared with."""
 
-    Attributes
-    ----------
-    counts
-        Of the panel's genes that the section measures, CSR.
-    measured
-        Which those are, ``[n_genes]``.
-    library_size
-        Of its spots.
-    basis
-        Of `moran_basis`, of the spots that are deep enough to be matched; ``None`` for no p-values.
-    depth
-        Counts per 10,000 of ``"all"`` genes, or of the ``"panel"`` as in the STRank paper, which
-        makes the target of scc and pearson sum to a constant.
-    seed
-        Of thinning and of the null.
-    """
-
-    counts: sparse.csc_matrix
-    measured: NDArray[np.bool_]
+    counts: sparse.csc_matrix  # of the panel's genes that the section measures
+    measured: NDArray[np.bool_]  # which those are, [n_genes]
     library_size: NDArray
-    basis: NDArray | None
+    basis: NDArray | None  # of the spots deep enough to be matched; None for no p-values
+    # Counts per 10,000 of "all" genes, or of the "panel" as in the STRank paper, which makes the
+    # target of scc and pearson sum to a constant.
     depth: Depth
-    seed: int
+    seed: int  # of thinning and of the null: every method sees the same draws
 
     @classmethod
     def of(
@@ -97,33 +79,10 @@ def score_section(
 ) -> pd.DataFrame:
     """Score the predictions of several methods for one section.
 
-    Parameters
-    ----------
-    scores
-        Method to its scores, ``[n_spots, n_genes]``.
-    section
-        Counts, library size and positions; it may lack genes of the panel.
-    panel
-        The genes of the columns.
-    slopes
-        Of methods whose scores are no log rates, for ``deviance``: ``[n_genes]``, from
-        `strank.metrics.deviance.score_slope` on training sections.
-    depth
-        As in `ScoredSection`.
-    seed
-        Of thinning and of the null; every method sees the same draws.
-    significance
-        Whether to compute p-values.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a method and gene: ``method, section, patient, gene, mean_counts, n_spots``, the
-        scores ``scc`` (`strank.metrics.correlation.spearman`), ``pearson`` with log1p(CP10k),
-        ``pearson_counts`` with log1p(counts), ``depth_matched``, ``lift``, ``lift_relative``,
-        ``deviance`` and ``p_value``, and ``note``. A score is NaN where there is nothing to order,
-        and ``note`` says why; a method that predicts one value for all spots orders nothing and
-        gets 0.
+    ``scores`` are ``[n_spots, n_genes]`` of each method; ``slopes``, ``[n_genes]``, of those that
+    are no log rates. A row a method and gene: ``method, section, patient, gene, mean_counts,
+    n_spots``, then `SCORES`, and ``note``. A score is NaN where there is nothing to order, and
+    ``note`` says why; a method that predicts one value for all spots orders nothing and gets 0.
     """
     scored = ScoredSection.of(section, panel, depth=depth, seed=seed, significance=significance)
     slopes, measured = slopes or {}, scored.measured
@@ -172,20 +131,15 @@ def _gene_facts(section: AnnData, panel: pd.Index) -> pd.DataFrame:
 
 
 def ceilings(section: AnnData, panel: pd.Index, *, seed: int = 0) -> pd.DataFrame:
-    """`_gene_facts` with the noise ceiling of each gene, and how many spots are deep enough.
-
-    Returns
-    -------
-    pandas.DataFrame
-        And ``n_matched``, ``ceiling_scc``, ``ceiling_pearson``, ``ceiling_depth_matched``.
-    """
+    """`_gene_facts`, with how many spots are deep enough and the ceilings of each gene."""
     scored = ScoredSection.of(section, panel, seed=seed)
-    found = noise_ceiling(scored.counts.tocsr(), library_size=scored.library_size, seed=seed)
+    spots = {"section": np.zeros(section.n_obs), "library_size": scored.library_size}
+    found = noise_ceiling(scored.counts, **spots, seed=seed)
     table = _gene_facts(section, panel)
     table["n_matched"] = int(deep_enough(scored.library_size)[1].sum())
-    for name in _CEILINGS:
+    for name, values in zip(("scc", "pearson", "depth_matched"), found, strict=True):
         table[f"ceiling_{name}"] = np.nan
-        table.loc[scored.measured, f"ceiling_{name}"] = getattr(found, name)
+        table.loc[scored.measured, f"ceiling_{name}"] = values[0]
     return table
 
 
@@ -239,7 +193,7 @@ class _Targets:
         if section.basis is not None:
             rng = _rng(section.seed, 1)
             null = null_correlations(ranks, self.thinned.ranks, section.basis, rng=rng)
-            found["p_value"] = p_values(matched, null)
+            found["p_value"] = chance_of_more(matched, null)
         return np.stack([found[name] for name in SCORES], axis=1)
 
 
@@ -253,28 +207,10 @@ def _rng(*seed: int) -> np.random.Generator:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over genes for each section and method, and over sections.
+    """Mean over genes of each section and method, then over sections (``section`` = ``"mean"``).
 
-    Parameters
-    ----------
-    table
-        Rows of `score_section`, of one or more sections.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a method and section, then one a method over all of them (``section`` =
-        ``"mean"``, each section weighing the same): ``scc``, ``depth_matched``, ``lift``,
-        ``genes`` (how many they are the mean of), ``constant_counts`` and ``not_measured`` (left
-        out), ``constant_scores`` (counted as 0).
-
-    Examples
-    --------
-    >>> table = pd.DataFrame({"method": "list", "section": "C2", "gene": ["A", "B"],
-    ...                       "scc": [0.4, np.nan], "depth_matched": [0.3, np.nan],
-    ...                       "lift": [0.1, np.nan], "note": ["", "constant counts"]})
-    >>> summarise(table)[["section", "scc", "genes", "constant_counts"]].values.tolist()
-    [['C2', 0.4, 1, 1], ['mean', 0.4, 1, 1]]
+    ``genes`` have a score; those with ``constant_counts`` and ``not_measured`` are left out,
+    ``constant_scores`` count as 0. Every section weighs the same.
     """
     means = ["scc", "depth_matched", "lift"]
     groups = table.groupby(["method", "section"], sort=False)

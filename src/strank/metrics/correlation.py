@@ -17,25 +17,7 @@ Target = Literal["log1p_cp10k", "log1p_counts"]
 def log1p_cp10k(
     counts: ArrayLike | sparse.spmatrix | sparse.sparray, library_size: ArrayLike
 ) -> sparse.csr_matrix:
-    r"""Compute the field's usual target, :math:`\log(1 + 10^4\, c_{ig} / l_i)`, natural log.
-
-    Parameters
-    ----------
-    counts
-        Raw counts, ``[n_spots, n_genes]``, dense or sparse.
-    library_size
-        A spot's total over **all** measured genes, ``[n_spots]``. A spot without counts gives 0.
-
-    Returns
-    -------
-    scipy.sparse.csr_matrix
-        Same shape; zeros stay zeros.
-
-    Examples
-    --------
-    >>> log1p_cp10k([[1, 0]], [10_000]).toarray().round(4)
-    array([[0.6931, 0.    ]])
-    """
+    r"""Compute :math:`\log(1 + 10^4\, c_{ig} / l_i)`, CSR; a spot without counts gives 0."""
     target = sparse.csr_matrix(counts, dtype=np.float64, copy=True)
     target.sum_duplicates()
     depth = np.maximum(np.asarray(library_size, dtype=np.float64), 1.0)
@@ -58,7 +40,7 @@ def spearman(
 
     What can fool it: depth. Deep spots see a sparse gene more often, so predicting nothing but
     library size scores up to 0.5 on counts without any signal;
-    `strank.metrics.depth.depth_matched_spearman` is 0 there.
+    `depth_matched_spearman` is 0 there.
 
     Parameters
     ----------
@@ -69,7 +51,7 @@ def spearman(
     section
         Section label of each spot, ``[n_spots]``.
     library_size
-        A spot's total over all measured genes, ``[n_spots]``.
+        A spot's total over **all** measured genes, ``[n_spots]``.
     target
         ``"log1p_counts"`` for raw counts, as HEST-Benchmark does: then it is mostly depth.
 
@@ -129,36 +111,19 @@ def pearson(
 def target_of(
     counts: ArrayLike | sparse.spmatrix, library_size: ArrayLike, target: Target
 ) -> sparse.csr_matrix:
-    """Compute what scores are correlated with, log1p(CP10k) or log1p(counts)."""
+    """Compute what scores are correlated with, log1p(CP10k) or log1p(counts), CSR."""
     if target == "log1p_cp10k":
         return log1p_cp10k(counts, library_size)
     return sparse.csr_matrix(counts, dtype=np.float64, copy=True).log1p()
 
 
 def rank_correlation(first: NDArray, second: NDArray) -> NDArray[np.float64]:
-    """Spearman correlation, column by column; NaN for a constant column.
-
-    Parameters
-    ----------
-    first, second
-        ``[n_spots, n_genes]``; ties get their mean rank.
-
-    Examples
-    --------
-    >>> rank_correlation(np.array([[1.0], [2.0], [3.0]]), np.array([[1.0], [8.0], [9.0]]))
-    array([1.])
-    """
+    """Spearman correlation, column by column; NaN for a constant column."""
     return (unit_ranks(first) * unit_ranks(second)).sum(0)
 
 
 def correlation(first: NDArray, second: NDArray) -> NDArray[np.float64]:
-    """Pearson correlation, column by column; NaN for a constant column.
-
-    Examples
-    --------
-    >>> correlation(np.array([[1.0, 5.0], [2.0, 5.0]]), np.array([[3.0, 1.0], [4.0, 2.0]]))
-    array([ 1., nan])
-    """
+    """Pearson correlation, column by column; NaN for a constant column."""
     return (unit_columns(first) * unit_columns(second)).sum(0)
 
 
@@ -168,14 +133,7 @@ def unit_ranks(values: NDArray) -> NDArray[np.float64]:
 
 
 def unit_columns(values: NDArray) -> NDArray[np.float64]:
-    """Columns of mean 0 and norm 1, ``[n_spots, n_genes]``; NaN for a constant column.
-
-    Examples
-    --------
-    >>> unit_columns(np.array([[1.0, 5.0], [3.0, 5.0]])).round(3)
-    array([[-0.707,    nan],
-           [ 0.707,    nan]])
-    """
+    """Columns of mean 0 and norm 1, ``[n_spots, n_genes]``; NaN for a constant column."""
     varies = np.ptp(values, axis=0) > 0
     centred = np.asarray(values, dtype=np.float64) - values.mean(0, dtype=np.float64)
     norm = np.sqrt((centred * centred).sum(0))

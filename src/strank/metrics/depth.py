@@ -17,22 +17,11 @@ _GENES = 1024
 
 @dataclass(frozen=True)
 class ThinnedRanks:
-    """Ranks of the counts of one section after thinning to one depth.
+    """Ranks of the counts of one section after thinning to one depth."""
 
-    Attributes
-    ----------
-    kept
-        Which spots have at least that depth, ``[n_spots]``.
-    depth
-        The depth.
-    ranks
-        Of the spots kept, mean of the draws' `unit_ranks`, ``[n_kept, n_genes]``: the product with
-        the unit ranks of scores is the mean Spearman correlation. A draw without two values counts
-        as 0; NaN where all are.
-    """
-
-    kept: NDArray[np.bool_]
-    depth: float
+    kept: NDArray[np.bool_]  # spots that have at least the depth
+    # Of those, the mean of the draws' `unit_ranks`, [n_kept, n_genes]: the product with the unit
+    # ranks of scores is the mean Spearman correlation.
     ranks: NDArray[np.float64]
 
 
@@ -55,12 +44,12 @@ def depth_matched_spearman(
     of depth scores 0.
 
     What can fool it: scores of sections with other depths are not on one scale (the shallower,
-    the lower; see `strank.metrics.ceiling`), and noise that is shared between neighbours.
+    the lower; see `noise_ceiling`), and noise that is shared between neighbours.
 
     Parameters
     ----------
     scores, counts, section, library_size
-        As in `strank.metrics.correlation.spearman`.
+        As in `spearman`.
     quantile
         Of library size, at least 0 and below 1.
     n_draws
@@ -71,7 +60,13 @@ def depth_matched_spearman(
     Returns
     -------
     NDArray
-        ``[n_sections, n_genes]``, sections in sorted order; NaN where it is undefined.
+        ``[n_sections, n_genes]``, sections in sorted order; NaN where the order is undefined, as in
+        `spearman`.
+
+    Raises
+    ------
+    ValueError
+        For a quantile or number of draws out of range.
 
     Examples
     --------
@@ -97,26 +92,8 @@ def thinned_ranks(
     n_draws: int = 10,
     rng: np.random.Generator,
 ) -> ThinnedRanks:
-    """Thin the counts of one section to one depth, several times, and rank them.
-
-    Parameters
-    ----------
-    counts
-        ``[n_spots, n_genes]``.
-    library_size
-        ``[n_spots]``.
-    quantile, n_draws
-        As in `depth_matched_spearman`.
-    rng
-        Generator of the draws.
-
-    Raises
-    ------
-    ValueError
-        For a quantile or number of draws out of range.
-    """
-    if not 0 <= quantile < 1 or n_draws < 1:
-        raise ValueError(f"quantile {quantile} must lie in [0, 1), and n_draws {n_draws} be >= 1")
+    """Thin the counts of one section to one depth, several times, and rank them."""
+    check_draws(quantile, n_draws)
     depth, kept = deep_enough(library_size, quantile)
     deeper = np.maximum(np.asarray(library_size, dtype=np.float64)[kept], depth)
     by_gene, keep = sparse.csc_matrix(counts[kept]), depth / deeper
@@ -124,17 +101,17 @@ def thinned_ranks(
         _mean_ranks(by_gene[:, start : start + _GENES], keep, n_draws, rng)
         for start in range(0, max(by_gene.shape[1], 1), _GENES)
     ]
-    return ThinnedRanks(kept, depth, np.concatenate(blocks, axis=1))
+    return ThinnedRanks(kept, np.concatenate(blocks, axis=1))
+
+
+def check_draws(quantile: float, n_draws: int) -> None:
+    """Refuse a quantile of depth, or a number of draws, out of range."""
+    if not 0 <= quantile < 1 or n_draws < 1:
+        raise ValueError(f"quantile {quantile} must lie in [0, 1), and n_draws {n_draws} be >= 1")
 
 
 def deep_enough(library_size: NDArray, quantile: float = 0.1) -> tuple[float, NDArray[np.bool_]]:
-    """Find the depth that spots of a section are matched at, and which spots have it.
-
-    Examples
-    --------
-    >>> deep_enough(np.array([5, 10, 20]), quantile=0.5)
-    (10.0, array([False,  True,  True]))
-    """
+    """Find the depth that spots of a section are matched at, and which spots have it."""
     library_size = np.asarray(library_size, dtype=np.float64)
     depth = max(float(np.quantile(library_size, quantile)), 1.0)
     # A section without counts keeps its spots, so that its genes are undefined like any constant.
@@ -154,24 +131,7 @@ def _mean_ranks(
 
 
 def thin(counts: sparse.spmatrix, keep: NDArray, rng: np.random.Generator) -> sparse.csc_matrix:
-    """Keep every count of a spot with a probability: binomial thinning.
-
-    Parameters
-    ----------
-    counts
-        Whole numbers, ``[n_spots, n_genes]``.
-    keep
-        Probability of each spot, ``[n_spots]``.
-    rng
-        Generator.
-
-    Examples
-    --------
-    >>> counts = sparse.csc_matrix([[8, 0], [0, 9]])
-    >>> thin(counts, np.array([1.0, 0.0]), np.random.default_rng(0)).toarray()
-    array([[8, 0],
-           [0, 0]])
-    """
+    """Keep every count of a spot with a probability: binomial thinning."""
     thinned = sparse.csc_matrix(counts).astype(np.int64)
     thinned.data = rng.binomial(thinned.data, keep[thinned.indices])
     return thinned
@@ -206,7 +166,7 @@ def lift(
     Parameters
     ----------
     scores, counts, section, library_size
-        As in `strank.metrics.correlation.spearman`.
+        As in `spearman`.
     relative
         Divide by the lift of the best order, that of the observed shares.
 

@@ -42,10 +42,10 @@ def deviance_explained(
     Parameters
     ----------
     scores, counts, section, library_size
-        As in `strank.metrics.correlation.spearman`; natural log.
+        As in `spearman`; the scores are log rates (natural log) up to a level.
     slope
-        Factor of each gene's scores, ``[n_genes]``, from `score_slope` on **training** sections:
-        for objectives whose scores are not log rates.
+        Factor of each gene's scores, ``[n_genes]``, fitted on **training** sections: for scores
+        that are no log rates.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def list_gain(
     Returns
     -------
     NDArray
-        ``[n_sections, n_genes]``, sections in sorted order.
+        ``[n_sections, n_genes]``, sections in sorted order; 0 for a gene without counts.
 
     Examples
     --------
@@ -109,28 +109,12 @@ def score_slope(
     section: NDArray,
     library_size: NDArray,
 ) -> NDArray[np.float64]:
-    r"""Slope of each gene that turns scores into log rates: of highest list likelihood.
+    """Slope of each gene, ``[n_genes]``, that turns scores into log rates of highest likelihood.
 
-    Newton's method, kept between bounds, on :math:`L(b\, r)`, which is convex in :math:`b`, for
-    all genes at once.
-
-    Parameters
-    ----------
-    scores, counts, section, library_size
-        Of training sections, as in `deviance_explained`.
-
-    Returns
-    -------
-    NDArray
-        ``[n_genes]``; 0 for scores that do not vary within sections, and for genes without counts;
-        at most 15 standard deviations either way.
-
-    Examples
-    --------
-    >>> counts, spots = np.array([[1], [3]]), {"section": np.zeros(2), "library_size": np.ones(2)}
-    >>> score_slope(2 * np.log(counts), counts, **spots).round(6)
-    array([0.5])
+    0 for scores that do not vary within sections and for genes without counts; at most 15 standard
+    deviations either way.
     """
+    # Newton's method, kept between bounds, on L(b r), convex in b, for all genes at once.
     counts = sparse.csr_matrix(counts)
     parts = [_centred(scores[r], counts[r], library_size[r]) for r in rows_of(section)]
     total = sum((values**2).sum(0) for values, _, _ in parts)

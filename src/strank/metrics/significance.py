@@ -7,11 +7,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import sparse
 from scipy.spatial.distance import cdist
 from scipy.stats import false_discovery_control, norm
 
-Array = NDArray[np.float64]
-# So that a p-value of 1, which a finite number of draws can give, does not outweigh the smallest.
+from strank.functional.groups import rows_of
+from strank.metrics.correlation import unit_ranks
+from strank.metrics.depth import check_draws, thinned_ranks
+
+_Array = NDArray[np.float64]
 _LEAST_P = 1e-3
 
 
@@ -89,34 +93,15 @@ def _quantiles(means: NDArray) -> tuple[NDArray, NDArray]:
     return ends[0], ends[1]
 
 
-def moran_basis(positions: NDArray) -> Array:
-    r"""Patterns over the spots of a section, from the coarsest to the finest.
+def moran_basis(positions: NDArray) -> _Array:
+    """Patterns over spots, from coarse to fine: orthonormal columns, ``[n_spots, n_spots - 1]``.
 
-    These are the eigenvectors of the doubly centred matrix of spatial weights (Moran's eigenvector
-    maps). The weight is the negative distance, the limit of :math:`e^{-d/\rho}` for a long
-    :math:`\rho`: there is no scale to choose, and `null_correlations` holds for fields of any
-    smoothness. Weights of neighbours only, or of :math:`1/d`, mix coarse patterns up: of unrelated
-    fields smooth over half a tissue, 21 % and 9 % come out significant at 5 %, here 5 to 6 %.
-
-    Parameters
-    ----------
-    positions
-        Centres of the spots in any unit, ``[n_spots, 2]``.
-
-    Returns
-    -------
-    NDArray
-        Orthonormal columns of mean 0, ``[n_spots, n_spots - 1]``. Time grows with the third power
-        of the number of spots.
-
-    Examples
-    --------
-    >>> basis = moran_basis(np.array([[0, 0], [1, 0], [2, 0]]))
-    >>> np.abs(basis).round(3)
-    array([[0.707, 0.408],
-           [0.   , 0.816],
-           [0.707, 0.408]])
+    Moran's eigenvector maps: eigenvectors of the doubly centred matrix of spatial weights.
     """
+    # Negative distance is the limit of exp(-d / rho) for a long rho: there is no scale to choose,
+    # and the null holds for fields of any smoothness. Weights of neighbours only, or of 1 / d, mix
+    # coarse patterns up: of unrelated fields smooth over half a tissue, 21 % and 9 % come out
+    # significant at 5 %, here 5 to 6 %.
     weights = -cdist(positions, positions)
     centred = weights - weights.mean(0) - weights.mean(1)[:, None] + weights.mean()
     # No eigenvalue is negative, so this makes the constant's, 0, the largest: it comes last.
@@ -131,128 +116,122 @@ def null_correlations(
     *,
     n_draws: int = 999,
     rng: np.random.Generator,
-) -> Array:
-    r"""Draw rank correlations of fields that are as smooth as these and have nothing in common.
+) -> _Array:
+    r"""Draw rank correlations of fields as smooth as these that have nothing in common.
 
-    Moran spectral randomisation (Wagner and Dray, 2015, singleton): surrogates of the scores keep
-    the size of every coefficient in the basis and get random signs :math:`s_k`. With coefficients
-    :math:`a = V^\top` scores and :math:`b = V^\top` targets, their correlation with the targets is
-    :math:`\sum_k s_k a_k b_k`. All genes get the same signs, so what a gene's null is does not
-    depend on the other genes.
-
-    It is needed because neighbouring spots are alike, and two smooth fields agree by chance as two
-    noises of far fewer spots would. Of unrelated simulated fields, smooth over 0 to 16 spot
-    pitches on tissues 6 to 30 pitches wide, permuting spots calls 5 to 44 % significant at 5 %, and
-    these draws 4 to 6 %; 4 to 7 % of Gaussian fields smooth over half the tissue or more.
-
-    What cannot be seen: a pattern as wide as the tissue is often matched by chance. Of genes smooth
-    over a quarter, half and the whole of a tissue of 164 spots, scores equal to the true rates are
-    significant at 5 % for 100, 92 and 55 %. More sections help; see `p_values`.
-
-    Parameters
-    ----------
-    score_ranks
-        `strank.metrics.correlation.unit_ranks` of the scores of the spots kept, ``[n_spots,
-        n_genes]``.
-    target_ranks
-        Ranks of the targets, as of `strank.metrics.depth.thinned_ranks`, ``[n_spots,
-        n_genes]``.
-    basis
-        `moran_basis` of the same spots.
-    n_draws
-        How many.
-    rng
-        Generator of the signs.
-
-    Returns
-    -------
-    NDArray
-        ``[n_draws, n_genes]``; NaN where a gene has NaN. The observed correlation is
-        ``(score_ranks * target_ranks).sum(0)``.
-
-    Examples
-    --------
-    Two straight lines agree or disagree altogether, two white noises hardly ever:
-
-    >>> from strank.metrics.correlation import unit_ranks
-    >>> rng, line = np.random.default_rng(0), np.c_[np.arange(100), np.zeros(100)]
-    >>> first, second = (unit_ranks(np.c_[line[:, 0], rng.normal(size=100)]) for _ in range(2))
-    >>> null_correlations(first, second, moran_basis(line), rng=rng).std(0).round(1)
-    array([1. , 0.1])
+    Surrogates of the scores (unit ranks, ``[n_spots, n_genes]``) keep the size of every coefficient
+    in the basis and get random signs :math:`s_k`. With coefficients :math:`a = V^\top` scores and
+    :math:`b = V^\top` targets, their correlation with the targets is :math:`\sum_k s_k a_k b_k`,
+    ``[n_draws, n_genes]``.
     """
+    # All genes get the same signs: a gene's null does not depend on the other genes.
     signs = rng.integers(0, 2, size=(n_draws, basis.shape[1])) * 2.0 - 1.0
     return signs @ ((basis.T @ score_ranks) * (basis.T @ target_ranks))
 
 
-def p_values(observed: NDArray, null: NDArray) -> Array:
-    """Chance of at least the observed correlation, for each gene: one-sided.
-
-    For a gene in several sections give the mean over sections of the observed correlations, and the
-    mean of the nulls, each of its own signs: ``np.nanmean(nulls, axis=0)``.
-
-    Parameters
-    ----------
-    observed
-        ``[n_genes]``.
-    null
-        `null_correlations`, ``[n_draws, n_genes]``.
-
-    Returns
-    -------
-    NDArray
-        ``[n_genes]``, at least ``1 / (1 + n_draws)``; NaN where the observed or the null is.
-
-    Examples
-    --------
-    >>> p_values(np.array([0.9, 0.1, np.nan]), np.array([[0.1] * 3, [0.2] * 3, [0.3] * 3]))
-    array([0.25, 1.  , nan])
-    """
+def chance_of_more(observed: NDArray, null: NDArray) -> _Array:
+    """Share of draws that reach the observed correlation, ``[n_genes]``: p-values, one-sided."""
     # Signs that are all alike give the observed value itself, but for rounding.
     reached = (null >= observed - 1e-12).sum(0)
     undefined = np.isnan(observed) | np.isnan(null).any(0)
     return np.where(undefined, np.nan, (1 + reached) / (1 + len(null)))
 
 
-def combine_sections(p: NDArray) -> Array:
+def p_values(
+    scores: NDArray,
+    counts: NDArray | sparse.csr_matrix,
+    *,
+    section: NDArray,
+    library_size: NDArray,
+    positions: NDArray,
+    quantile: float = 0.1,
+    n_draws: int = 999,
+    seed: int = 0,
+) -> _Array:
+    r"""Chance of at least this depth-matched correlation for a gene that scores say nothing of.
+
+    Neighbouring spots are alike, and two smooth fields agree by chance as two noises of far fewer
+    spots would. So the null is of fields that are as smooth as the scores: Moran spectral
+    randomisation (Wagner and Dray, 2015). Of unrelated simulated fields, smooth over 0 to 16 spot
+    pitches on tissues 6 to 30 pitches wide, permuting spots calls 5 to 44 % significant at 5 %, and
+    these draws 4 to 6 %; 4 to 7 % of Gaussian fields smooth over half the tissue or more.
+
+    What cannot be seen: a pattern as wide as the tissue is often matched by chance. Of genes smooth
+    over a quarter, half and the whole of a tissue of 164 spots, scores equal to the true rates are
+    significant at 5 % for 100, 92 and 55 %. More sections help: see `combine_sections`.
+
+    Parameters
+    ----------
+    scores, counts, section, library_size, quantile
+        As in `depth_matched_spearman`.
+    positions
+        Centres of the spots in any unit, ``[n_spots, 2]``. Time grows with the third power of the
+        number of spots of a section.
+    n_draws
+        Of the null; the correlation is the mean over ten thinnings.
+    seed
+        Of all draws.
+
+    Returns
+    -------
+    NDArray
+        ``[n_sections, n_genes]``, sections in sorted order, one-sided, at least ``1 / (1 +
+        n_draws)``; NaN where the correlation is undefined.
+
+    Raises
+    ------
+    ValueError
+        For a quantile or number of draws out of range.
+
+    Examples
+    --------
+    >>> rng, line = np.random.default_rng(0), np.c_[np.arange(100), np.zeros(100)]
+    >>> counts = rng.poisson(1 + 9 * (rng.random((100, 1)) < 0.5)) * [[1, 0]]
+    >>> spots = {"section": np.zeros(100), "library_size": np.full(100, 5000), "positions": line}
+    >>> p_values(counts + rng.random((100, 2)), counts, **spots)
+    array([[0.001,   nan]])
+    """
+    check_draws(quantile, n_draws)
+    counts, rng, found = sparse.csr_matrix(counts), np.random.default_rng(seed), []
+    for rows in rows_of(section):
+        thinned = thinned_ranks(counts[rows], library_size[rows], quantile=quantile, rng=rng)
+        kept = rows[thinned.kept]
+        ranks, basis = unit_ranks(scores[kept]), moran_basis(positions[kept])
+        null = null_correlations(ranks, thinned.ranks, basis, n_draws=n_draws, rng=rng)
+        found.append(chance_of_more((ranks * thinned.ranks).sum(0), null))
+    return np.stack(found)
+
+
+def combine_sections(p: NDArray) -> _Array:
     """Combine the p-values of sections by Stouffer's method; NaN does not count.
 
     Parameters
     ----------
     p
-        Sections in the first axis.
+        ``[n_sections, ...]``; taken as between 0.001 and 0.999, so that a 1, which a finite number
+        of draws can give, does not outweigh the smallest.
 
     Returns
     -------
     NDArray
-        Without the first axis; NaN where no section has one.
+        ``[...]``; NaN where no section has one.
 
     Examples
     --------
     >>> combine_sections(np.array([[0.01, 0.5, np.nan], [0.02, 0.5, np.nan]])).round(4)
     array([0.001, 0.5  ,   nan])
     """
+    # As scipy.stats.combine_pvalues, which takes minutes for a table with NaN.
     scores, known = norm.isf(p.clip(_LEAST_P, 1 - _LEAST_P)), np.isfinite(p).sum(0)
     total = np.where(known > 0, np.nansum(scores, axis=0), np.nan)
     return np.asarray(norm.sf(total / np.sqrt(np.maximum(known, 1))))
 
 
 def combine_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Combine a table of p-values over sections: methods in rows, genes in columns.
+    """Combine p-values (``method, seed, section, gene, value``) over sections: methods by genes.
 
     Of several seeds the first stands for a method. What a method does not order, where others do,
     it does not predict: its p-value there is 1.
-
-    Parameters
-    ----------
-    rows
-        Columns ``method, seed, section, gene, value``; a row a p-value, NaN for none.
-
-    Examples
-    --------
-    >>> rows = pd.DataFrame({"method": ["list", "flat"], "seed": 0, "section": "C2", "gene": "A",
-    ...                      "value": [0.02, np.nan]})
-    >>> combine_table(rows).round(3).to_dict()
-    {'A': {'flat': 0.999, 'list': 0.02}}
     """
     rows = rows[rows["seed"] == rows.groupby("method", observed=True)["seed"].transform("min")]
     wide = rows.pivot_table("value", "method", ["section", "gene"], observed=True, dropna=False)
@@ -263,13 +242,18 @@ def combine_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(combine_sections(p), index=wide.index, columns=genes)
 
 
-def false_discovery_rate(p: NDArray) -> Array:
+def false_discovery_rate(p: NDArray) -> _Array:
     """Adjust p-values of many genes (Benjamini and Hochberg); NaN stays NaN and does not count.
 
     Parameters
     ----------
     p
         ``[n_genes]``.
+
+    Returns
+    -------
+    NDArray
+        ``[n_genes]``; calling a gene predicted below 0.05 is wrong of 5 % of those called.
 
     Examples
     --------
