@@ -18,7 +18,7 @@ import numpy as np
 from anndata import AnnData
 
 from strank.cohort.store import read_cohort
-from strank.cohort.training_set import groups_of
+from strank.cohort.training_set import left_out_together
 from strank.encoders.embedding import embed_spots
 from strank.encoders.load import get_encoder
 from strank.model.novelty import fit_novelty, novelty_of, warning_of
@@ -58,12 +58,12 @@ def main() -> None:
     warned, looked = Counter(), Counter()
     for folder in parser.parse_args().cohort:
         cohort = read_cohort(folder, encoder="morphology")
-        what, group = groups_of(cohort)
+        what, group = left_out_together(cohort)
         for left in dict.fromkeys(group):
             train = {n: a for (n, a), g in zip(cohort.items(), group, strict=True) if g != left}
             features = np.concatenate([a.obsm["morphology"] for a in train.values()])
             sizes = [a.n_obs for a in train.values()]
-            usual = fit_novelty(features, np.repeat(groups_of(train)[1], sizes))
+            usual = fit_novelty(features, np.repeat(left_out_together(train)[1], sizes))
             for name in cohort.keys() - train.keys():
                 found = shares(cohort[name], usual)
                 told = ", ".join(f"{k} {(d > 1).mean():.0%}" for k, d in found.items())

@@ -6,7 +6,7 @@ import pytest
 from scipy import sparse
 
 from strank.cohort.contract import positions_um
-from strank.cohort.panel import check_genes, choose_panel, counts_of, shared_genes
+from strank.cohort.panel import check_genes, choose_panel, panel_counts, shared_genes
 from strank.errors import InputError
 
 
@@ -133,6 +133,6 @@ def test_genes_that_some_sections_lack(cohort):
         among = [g for g in choose_panel(lacking, None, by, union=True) if g in alone]
         assert alone == among
     np.testing.assert_array_equal(
-        counts_of(lacking["A1"], pd.Index(["G5", "G1", "none"])).toarray(),
+        panel_counts(lacking["A1"], pd.Index(["G5", "G1", "none"])).toarray(),
         np.column_stack([np.zeros(30), cohort["A1"][:, "G1"].X.toarray(), np.zeros(30)]),
     )

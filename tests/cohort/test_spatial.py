@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from sklearn.neighbors import radius_neighbors_graph as neighbours_within
 
-from strank.cohort.panel import morans_i, neighbours_within
+from strank.cohort.panel import morans_i
 
 
 def double_sum(x, weight):

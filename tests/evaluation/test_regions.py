@@ -11,7 +11,7 @@ import shapely
 from anndata import AnnData
 
 from strank.errors import InputError
-from strank.evaluation.regions import choose_pair, find_regions, outlines, separate, spots_within
+from strank.evaluation.regions import choose_pair, disjoint, find_regions, outlines, spots_within
 
 
 def feature(geometry: dict, **properties) -> dict:
@@ -122,7 +122,7 @@ def test_two_regions_are_chosen_by_name():
 
 def test_spots_in_both_regions_are_in_neither():
     regions = {"a": np.array([1, 1, 0], bool), "b": np.array([0, 1, 1], bool)}
-    found, shared = separate(regions, ("b", "a"))
+    found, shared = disjoint(regions, ("b", "a"))
     assert list(found) == ["b", "a"]
     assert shared == 1
     assert not (found["a"] | found["b"])[1]

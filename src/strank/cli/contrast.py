@@ -179,9 +179,9 @@ def _chosen(
     regions: Regions, pair: tuple[str, ...], spots: AnnData, path: str
 ) -> tuple[Regions, list[str]]:
     """Keep two regions, each with spots of its own."""
-    from strank.evaluation.regions import separate
+    from strank.evaluation.regions import disjoint
 
-    chosen, shared = separate(regions, pair)
+    chosen, shared = disjoint(regions, pair)
     for name in pair:
         if not regions[name].any():
             centres = spots.obsm["spatial"]

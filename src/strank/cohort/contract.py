@@ -21,30 +21,13 @@ _NUMBERS = ("um_per_pixel", "spot_diameter_um", "spot_pitch_um")
 
 
 def naming(names: pd.Index) -> Literal["Ensembl ids", "symbols"]:
-    """Tell Ensembl ids from symbols, by what most names are.
-
-    Examples
-    --------
-    >>> naming(pd.Index(["ENSG00000141736", "ENSMUSG00000062312.5", "ERBB2"]))
-    'Ensembl ids'
-    """
+    """Tell Ensembl ids from symbols, by what most names are."""
     n_ids = names.astype(str).str.match(_ENSEMBL).sum()
     return "Ensembl ids" if 2 * n_ids > len(names) else "symbols"
 
 
 def check_naming(names: Mapping[str, pd.Index]) -> None:
-    """Refuse sections that have no name of a gene in common because their files name them unalike.
-
-    Parameters
-    ----------
-    names
-        Section to the names of its genes.
-
-    Raises
-    ------
-    InputError
-        If some are named by Ensembl ids and some by symbols.
-    """
+    """Refuse sections of which some name genes by Ensembl ids and some by symbols."""
     sections: dict[str, list[str]] = {}
     for section, genes in names.items():
         sections.setdefault(naming(genes), []).append(section)
@@ -58,31 +41,15 @@ def check_naming(names: Mapping[str, pd.Index]) -> None:
 
 @dataclass(frozen=True)
 class SectionInfo:
-    """Facts about a section that are not per spot or gene; stored in ``uns["strank"]``.
+    """Facts about a section that are not per spot or gene; stored in ``uns["strank"]``."""
 
-    Attributes
-    ----------
-    image
-        Path of the full-resolution image.
-    image_sha256
-        Checksum of that file.
-    um_per_pixel
-        Size of a pixel of that image, in µm.
-    spot_diameter_um, spot_pitch_um
-        Diameter of a spot, and distance between the centres of neighbours, in µm.
-    technology
-        ``"ST"``, ``"Visium"``, ...
-    provenance
-        How the section came to be: reader, source files, what was dropped.
-    """
-
-    image: str
+    image: str  # path, of the full resolution
     image_sha256: str
-    um_per_pixel: float
+    um_per_pixel: float  # of that image
     spot_diameter_um: float
-    spot_pitch_um: float
-    technology: str
-    provenance: dict[str, Any]
+    spot_pitch_um: float  # between the centres of neighbours
+    technology: str  # "ST", "Visium", ...
+    provenance: dict[str, Any]  # reader, source files, what was dropped
 
 
 def make_section(
@@ -94,27 +61,7 @@ def make_section(
     patient: str,
     info: SectionInfo,
 ) -> AnnData:
-    """Put a section into the contract.
-
-    Parameters
-    ----------
-    counts
-        Raw counts over all measured genes, ``[n_spots, n_genes]``.
-    spots
-        One row a spot, indexed by its name, with columns ``x`` and ``y`` (centre in pixels of the
-        full-resolution image); further columns are kept in ``obs``.
-    genes
-        Gene symbols, unique; or a table indexed by them, which becomes ``var`` (``gene_id``).
-    section, patient
-        Names.
-    info
-        Facts about the section.
-
-    Raises
-    ------
-    InputError
-        If the section breaks the contract.
-    """
+    """Put a section into the contract; columns ``x`` and ``y`` of the spots are in pixels."""
     library_size = np.asarray(counts.sum(1), dtype=np.float64).ravel()
     obs = spots.drop(columns=["x", "y"]).assign(
         section=pd.Categorical([section] * len(spots)),
@@ -140,13 +87,7 @@ def section_info(adata: AnnData) -> SectionInfo:
 
 
 def positions_um(adata: AnnData) -> NDArray[np.float64]:
-    """Spot centres (x, y) in µm, ``[n_spots, 2]``, of a section or of tiles.
-
-    Raises
-    ------
-    InputError
-        If positions or the size of a pixel are absent.
-    """
+    """Spot centres (x, y) in µm, ``[n_spots, 2]``, of a section or of tiles."""
     if "spatial" not in adata.obsm or "um_per_pixel" not in adata.uns.get("strank", {}):
         raise InputError(
             'the model looks at neighbouring spots, and needs their positions: obsm["spatial"] in '
@@ -178,20 +119,7 @@ def spots_checksum(adata: AnnData) -> str:
 
 
 def check_section(adata: AnnData, *, name: str) -> None:
-    """Refuse a section that breaks the contract, naming the slot and the offending rows.
-
-    Parameters
-    ----------
-    adata
-        A section.
-    name
-        File or section named in the message.
-
-    Raises
-    ------
-    InputError
-        For the first breach found.
-    """
+    """Refuse a section that breaks the contract, naming the slot and the offending rows."""
     for slot, keys in {
         "obs": ["section", "patient", "library_size"],
         "obsm": ["spatial"],
@@ -213,16 +141,7 @@ def check_section(adata: AnnData, *, name: str) -> None:
 
 
 def check_counts(counts: Any, *, spots: pd.Index, genes: pd.Index, name: str) -> None:
-    """Refuse counts that are not finite, non-negative integers, naming spot and gene.
-
-    Examples
-    --------
-    >>> counts = sparse.csr_matrix(np.array([[1.0, 0.5]]))
-    >>> check_counts(counts, spots=pd.Index(["1x1"]), genes=pd.Index(["A", "B"]), name="C2")
-    Traceback (most recent call last):
-    ...
-    strank.errors.InputError: C2: spot 1x1, gene B: 0.5 is not a whole number; raw counts are needed
-    """
+    """Refuse counts that are not finite, non-negative integers, naming spot and gene."""
     stored = sparse.coo_matrix(counts)
     for wrong, what in [
         (~np.isfinite(stored.data), "is not a finite number"),

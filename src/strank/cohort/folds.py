@@ -17,46 +17,17 @@ FoldUnit = Literal["section", "patient"]
 
 @dataclass(frozen=True)
 class Fold:
-    """One division of the sections.
-
-    Attributes
-    ----------
-    name
-        The section or patient that is held out, or a number.
-    train, test
-        Names of sections.
-    shared_patients
-        Patients with sections on both sides: then the score says nothing about a new patient.
-    """
+    """One division of the sections; ``name`` is the section or patient held out, or a number."""
 
     name: str
     train: tuple[str, ...]
     test: tuple[str, ...]
+    # With sections on both sides: then the score says nothing about a new patient.
     shared_patients: tuple[str, ...] = ()
 
 
 def make_folds(patients: Mapping[str, str], by: FoldUnit = "patient") -> list[Fold]:
-    """Hold out every section, or every patient, once.
-
-    Parameters
-    ----------
-    patients
-        Patient of each section.
-    by
-        What is held out as a whole.
-
-    Raises
-    ------
-    InputError
-        If there are fewer than two of them.
-
-    Examples
-    --------
-    >>> [fold.test for fold in make_folds({"B4": "B", "C2": "C", "C3": "C"})]
-    [('B4',), ('C2', 'C3')]
-    >>> make_folds({"B4": "B", "C2": "C", "C3": "C"}, by="section")[1].shared_patients
-    ('C',)
-    """
+    """Hold out every section, or every patient, once."""
     if by not in get_args(FoldUnit):
         raise InputError(f"folds: {by!r} is unknown; choose one of {', '.join(get_args(FoldUnit))}")
     unit = dict(patients) if by == "patient" else {section: section for section in patients}
@@ -70,28 +41,7 @@ def make_folds(patients: Mapping[str, str], by: FoldUnit = "patient") -> list[Fo
 
 
 def k_folds(patients: Mapping[str, str], k: int, *, seed: int = 0) -> list[Fold]:
-    """Hold out every patient once, several at a time, in folds of about as many sections.
-
-    Parameters
-    ----------
-    patients
-        Patient of each section.
-    k
-        How many folds, named ``"1"`` to ``"k"``.
-    seed
-        Of the order in which patients with as many sections are dealt out.
-
-    Raises
-    ------
-    InputError
-        If ``k`` is less than 2, or there are fewer patients.
-
-    Examples
-    --------
-    >>> patients = {"A1": "A", "A2": "A", "B1": "B", "C1": "C"}
-    >>> sorted(fold.test for fold in k_folds(patients, 2))
-    [('A1', 'A2'), ('B1', 'C1')]
-    """
+    """Hold out every patient once, in folds ``"1"`` to ``"k"`` of about as many sections."""
     sizes = Counter(patients.values())
     if not 2 <= k <= len(sizes):
         raise InputError(
@@ -110,32 +60,7 @@ def k_folds(patients: Mapping[str, str], k: int, *, seed: int = 0) -> list[Fold]
 
 
 def fixed_folds(folds: Sequence[Fold], patients: Mapping[str, str]) -> list[Fold]:
-    """Take folds as they are given; what they do not name stays out.
-
-    Parameters
-    ----------
-    folds
-        With names, and sections to train and to test on.
-    patients
-        Patient of each section of the cohort.
-
-    Returns
-    -------
-    list of Fold
-        With sections in alphabetical order, and the patients that stand on both sides.
-
-    Raises
-    ------
-    InputError
-        For an empty side, a section on both sides, or one that the cohort lacks; it names fold and
-        section. Also if there are no folds, or two of one name.
-
-    Examples
-    --------
-    >>> given = Fold("0", train=("C3", "B4"), test=("C2",))
-    >>> fixed_folds([given], {"B4": "B", "C2": "C", "C3": "C"})
-    [Fold(name='0', train=('B4', 'C3'), test=('C2',), shared_patients=('C',))]
-    """
+    """Take folds as they are given, checked and sorted; what they do not name stays out."""
     twice = [name for name, times in Counter(fold.name for fold in folds).items() if times > 1]
     if twice or not folds:
         raise InputError(f"two folds are named {some(twice)}" if twice else "no folds are given")

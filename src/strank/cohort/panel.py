@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.spatial import cKDTree
+from sklearn.neighbors import radius_neighbors_graph
 
 from strank.cohort.contract import positions_um, section_info
 from strank.errors import InputError, some
@@ -19,73 +19,31 @@ from strank.metrics.correlation import log1p_cp10k
 # Genes at a time: what is computed for them is a few times as large as their counts.
 _GENES = 1024
 
+# What is highest in the genes chosen: the variance of log1p(CP10k) over all spots; the mean over
+# all spots of the gene's share of a spot's counts; Moran's I of log1p(CP10k), mean over sections,
+# each weighing the same, 0 where a section has one value only.
 PanelRule = Literal["variance", "mean", "moran"]
+
 # In units of the spot pitch: 6 neighbours on a hexagonal grid, 8 on a square one.
 _REACH = 1.5
-
+# By Moran's I, genes seen in fewer spots are left out: chance alone puts a few spots side by side
+# in some of so many genes.
 _SEEN = 0.05
-
-
-def neighbours_within(positions: NDArray, radius: float) -> sparse.csr_matrix:
-    """Weight 1 for every pair of spots that stand within a radius, and 0 for the rest.
-
-    Parameters
-    ----------
-    positions
-        ``[n_spots, 2]``.
-    radius
-        In the same unit.
-
-    Returns
-    -------
-    scipy.sparse.csr_matrix
-        Symmetric, ``[n_spots, n_spots]``; no spot is its own neighbour.
-
-    Examples
-    --------
-    >>> neighbours_within(np.array([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]]), 1.5).toarray()
-    array([[0., 1., 0.],
-           [1., 0., 0.],
-           [0., 0., 0.]])
-    """
-    first, second = cKDTree(positions).query_pairs(radius, output_type="ndarray").T
-    shape = len(positions), len(positions)
-    one_way = sparse.csr_matrix((np.ones(len(first)), (first, second)), shape)
-    return (one_way + one_way.T).tocsr()
 
 
 def morans_i(
     values: NDArray | sparse.csr_matrix, neighbours: sparse.csr_matrix
 ) -> NDArray[np.float64]:
-    r"""Moran's I of every gene: how far neighbours are alike.
+    r"""Moran's I of every gene, ``[n_genes]``: how far neighbours are alike.
 
     .. math::
         I = \frac{n}{\sum_{ij} w_{ij}}\,
             \frac{\sum_{ij} w_{ij}\, (x_i - \bar x)(x_j - \bar x)}{\sum_i (x_i - \bar x)^2}
 
-    Without any pattern its mean is :math:`-1 / (n - 1)`.
-
-    What can fool it: a sparse gene whose few counts happen to stand side by side; and depth, which
-    has a pattern of its own that normalised values of sparse genes follow.
-
-    Parameters
-    ----------
-    values
-        ``[n_spots, n_genes]``; sparse ones stay sparse.
-    neighbours
-        Weights ``[n_spots, n_spots]``, `neighbours_within` say.
-
-    Returns
-    -------
-    NDArray
-        ``[n_genes]``; NaN for a gene that is constant, or where no two spots are neighbours.
-
-    Examples
-    --------
-    >>> line = neighbours_within(np.c_[np.arange(4.0), np.zeros(4)], 1)
-    >>> morans_i(np.array([[0, 0, 5], [0, 1, 5], [1, 0, 5], [1, 1, 5]]), line).round(3)
-    array([ 0.333, -1.   ,    nan])
+    NaN for a gene that is constant, or where no two spots are neighbours. It is fooled by a sparse
+    gene whose few counts happen to stand side by side, and by depth, which has a pattern too.
     """
+    # scanpy's is the same to 1e-15, but an optional package, and compiled for a minute at first.
     by_gene = sparse.csc_matrix(values, dtype=np.float64)
     starts = range(0, max(by_gene.shape[1], 1), _GENES)
     return np.concatenate([_of_block(by_gene[:, at : at + _GENES], neighbours) for at in starts])
@@ -116,38 +74,9 @@ def choose_panel(
     *,
     union: bool = False,
 ) -> pd.Index:
-    """Choose genes by what their counts look like in the sections given.
+    """Choose genes, highest first and ties in alphabetical order; ``None`` takes all that vary.
 
-    Parameters
-    ----------
-    cohort
-        Training sections.
-    n_genes
-        Size of the panel, at least 1; ``None`` for all that vary.
-    by
-        What is highest in them:
-
-        - ``"variance"``: variance of log1p(CP10k) over all spots.
-        - ``"mean"``: mean over all spots of the gene's share of a spot's counts.
-        - ``"moran"``: Moran's I of log1p(CP10k) among spots within 1.5 spot pitches, mean over
-          sections, each weighing the same; 0 where a section has one value only. Genes seen in
-          less than 5 % of all spots are left out, since chance alone puts a few spots side by
-          side in some of so many genes. It prefers genes with a pattern, whatever it comes from:
-          that of depth is among them.
-    union
-        Whether genes count that only some sections measure, which alone are looked at then; else
-        a gene must be measured in every section.
-
-    Returns
-    -------
-    pandas.Index
-        Gene symbols, highest first; ties in alphabetical order.
-
-    Raises
-    ------
-    InputError
-        For an unknown ``by``; if the sections share fewer genes, or fewer of them vary; for
-        ``"moran"``, if a section has no two neighbouring spots.
+    With ``union`` a gene counts that only some sections measure, which alone are looked at then.
     """
     if by not in get_args(PanelRule):
         raise InputError(f"panel by {by!r}: choose one of {', '.join(get_args(PanelRule))}")
@@ -168,13 +97,10 @@ def choose_panel(
 
 
 def _moments(cohort: Mapping[str, AnnData], genes: pd.Index) -> pd.DataFrame:
-    """Variance of log1p(CP10k), mean share of counts, and how often a gene is seen.
-
-    Over all spots of the sections that measure it.
-    """
+    """Variance of log1p(CP10k), mean share of counts, and how often a gene is seen, where measured."""
     n_spots, total, squares, share, seen = np.zeros((5, len(genes)))
     for adata in cohort.values():
-        counts, library_size = counts_of(adata, genes), adata.obs["library_size"].to_numpy()
+        counts, library_size = panel_counts(adata, genes), adata.obs["library_size"].to_numpy()
         target = log1p_cp10k(counts, library_size)
         n_spots += adata.n_obs * genes.isin(adata.var_names)
         total += np.asarray(target.sum(0)).ravel()
@@ -191,14 +117,14 @@ def _mean_moran(cohort: Mapping[str, AnnData], genes: pd.Index) -> NDArray[np.fl
     total, n_sections = np.zeros((2, len(genes)))
     for name, adata in cohort.items():
         pitch = section_info(adata).spot_pitch_um
-        neighbours = neighbours_within(positions_um(adata), _REACH * pitch)
+        neighbours = radius_neighbors_graph(positions_um(adata), _REACH * pitch)
         if neighbours.nnz == 0:
             raise InputError(
                 f"section {name}: no two spots within {_REACH} spot pitches of {pitch:g} µm, so "
                 "Moran's I is undefined; check spot_pitch_um and um_per_pixel, or choose the "
                 "panel by variance"
             )
-        target = log1p_cp10k(counts_of(adata, genes), adata.obs["library_size"])
+        target = log1p_cp10k(panel_counts(adata, genes), adata.obs["library_size"])
         total += np.nan_to_num(morans_i(target, neighbours))
         n_sections += genes.isin(adata.var_names)
     return total / n_sections
@@ -222,7 +148,7 @@ def all_genes(cohort: Mapping[str, AnnData]) -> pd.Index:
     return genes.sort_values()
 
 
-def counts_of(adata: AnnData, genes: pd.Index) -> sparse.csr_matrix:
+def panel_counts(adata: AnnData, genes: pd.Index) -> sparse.csr_matrix:
     """Take the counts of genes, ``[n_spots, n_genes]``: none of those that are not measured.
 
     A section without counts of a gene has no say in the gene's list or pair likelihood.

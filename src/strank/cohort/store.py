@@ -20,17 +20,6 @@ from strank.cohort.contract import check_naming, check_section, spots_checksum
 from strank.errors import InputError, some
 from strank.files import atomic_path, writing
 
-__all__ = [
-    "count_spots",
-    "features_path",
-    "join_features",
-    "read_cohort",
-    "read_h5ad",
-    "read_section",
-    "section_names",
-    "write_h5ad",
-]
-
 
 def section_names(folder: Path) -> list[str]:
     """Name the sections of a cohort, sorted; an :class:`InputError` if there are none."""
@@ -78,6 +67,13 @@ def read_cohort(
     InputError
         For an absent folder, an unknown section, a file that breaks the contract, sections that
         name genes in two ways (symbols, ids), or features that are absent or do not fit.
+
+    Examples
+    --------
+    >>> read_cohort("nowhere")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: nowhere: no such folder; make a cohort with `strank import`
     """
     folder = Path(folder)
     names = section_names(folder)

@@ -13,46 +13,26 @@ from scipy import sparse
 
 from strank.cohort.contract import counts_checksum, positions_um, section_info
 from strank.cohort.folds import patients_of
-from strank.cohort.panel import all_genes, check_genes, choose_panel, counts_of, shared_genes
+from strank.cohort.panel import all_genes, check_genes, choose_panel, panel_counts, shared_genes
 from strank.errors import InputError, some
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Spots of several sections in one: ``[n_spots, ...]`` in each.
+    """Spots of several sections in one: ``[n_spots, ...]`` in each."""
 
-    Attributes
-    ----------
-    features
-        Of one encoder, ``[n_spots, n_features]``.
-    counts
-        Of the panel, CSR, ``[n_spots, n_genes]``.
-    library_size
-        Totals over all measured genes; spots without counts are left out.
-    section
-        Names.
-    positions
-        Spot centres (x, y) in µm, ``[n_spots, 2]``.
-    group
-        What is left out together where something is chosen: patients, or sections where fewer
-        than three patients are there.
-    """
-
-    features: np.ndarray
-    counts: sparse.csr_matrix
+    features: np.ndarray  # of one encoder; [n_spots, 0] without one
+    counts: sparse.csr_matrix  # of the panel
     library_size: np.ndarray
     section: np.ndarray
-    positions: np.ndarray
-    group: np.ndarray
+    positions: np.ndarray  # in µm
+    group: np.ndarray  # what is left out together where something is chosen
 
 
 def training_data(
     cohort: Mapping[str, AnnData], panel: pd.Index, encoder: str | None
 ) -> TrainingData:
-    """Stack the sections; spots without any count have no exposure and are left out.
-
-    Without an encoder there are no features.
-    """
+    """Stack the sections; spots without any count have no exposure and are left out."""
     kept = {name: adata[adata.obs["library_size"] > 0] for name, adata in cohort.items()}
     empty = [name for name, adata in kept.items() if adata.n_obs == 0]
     if empty:
@@ -62,15 +42,15 @@ def training_data(
         features=np.concatenate(
             [a.obsm[encoder] if encoder else np.empty((a.n_obs, 0)) for a in kept.values()]
         ),
-        counts=sparse.vstack([counts_of(a, panel) for a in kept.values()], "csr"),
+        counts=sparse.vstack([panel_counts(a, panel) for a in kept.values()], "csr"),
         library_size=np.concatenate([a.obs["library_size"].to_numpy() for a in kept.values()]),
         section=np.repeat(list(kept), n_spots),
         positions=np.concatenate([positions_um(a) for a in kept.values()]),
-        group=np.repeat(groups_of(cohort)[1], n_spots),
+        group=np.repeat(left_out_together(cohort)[1], n_spots),
     )
 
 
-def groups_of(cohort: Mapping[str, AnnData]) -> tuple[str, list[str]]:
+def left_out_together(cohort: Mapping[str, AnnData]) -> tuple[str, list[str]]:
     """Choose what is left out together, and name that of each section."""
     patients = list(patients_of(cohort).values())
     # Two patients would leave a single one to train on.

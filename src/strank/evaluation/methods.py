@@ -18,7 +18,7 @@ from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from strank.cohort.panel import counts_of
+from strank.cohort.panel import panel_counts
 from strank.cohort.training_set import TrainingData, training_data
 from strank.errors import InputError
 from strank.fitting.exact import fit_model
@@ -203,7 +203,7 @@ def training_slope(
     """
     return score_slope(
         np.concatenate([predict(adata) for adata in train.values()]),
-        sparse.vstack([counts_of(adata, panel) for adata in train.values()]),
+        sparse.vstack([panel_counts(adata, panel) for adata in train.values()]),
         section=np.repeat(list(train), [adata.n_obs for adata in train.values()]),
         library_size=np.concatenate([adata.obs["library_size"] for adata in train.values()]),
     )

@@ -16,7 +16,7 @@ from shapely.geometry import shape
 from strank.errors import InputError, some
 from strank.files import read_json
 
-__all__ = ["Regions", "choose_pair", "find_regions", "outlines", "separate", "spots_within"]
+__all__ = ["Regions", "choose_pair", "disjoint", "find_regions", "outlines", "spots_within"]
 
 # Region to which of the spots lie in it, ``[n_spots]``.
 Regions = dict[str, NDArray[np.bool_]]
@@ -163,13 +163,13 @@ def choose_pair(regions: Regions, between: str | None, *, source: str) -> tuple[
     return pairs[0]
 
 
-def separate(regions: Regions, pair: tuple[str, ...]) -> tuple[Regions, int]:
+def disjoint(regions: Regions, pair: tuple[str, ...]) -> tuple[Regions, int]:
     """Take two regions and leave out the spots that lie in both; also how many those are.
 
     Examples
     --------
     >>> both = {"core": np.array([True, True]), "rim": np.array([False, True])}
-    >>> separate(both, ("core", "rim"))
+    >>> disjoint(both, ("core", "rim"))
     ({'core': array([ True, False]), 'rim': array([False, False])}, 1)
     """
     shared = regions[pair[0]] & regions[pair[1]]

@@ -133,8 +133,8 @@ def _gene_facts(section: AnnData, panel: pd.Index) -> pd.DataFrame:
 def ceilings(section: AnnData, panel: pd.Index, *, seed: int = 0) -> pd.DataFrame:
     """`_gene_facts`, with how many spots are deep enough and the ceilings of each gene."""
     scored = ScoredSection.of(section, panel, seed=seed)
-    spots = {"section": np.zeros(section.n_obs), "library_size": scored.library_size}
-    found = noise_ceiling(scored.counts, **spots, seed=seed)
+    one = np.zeros(section.n_obs)
+    found = noise_ceiling(scored.counts, section=one, library_size=scored.library_size, seed=seed)
     table = _gene_facts(section, panel)
     table["n_matched"] = int(deep_enough(scored.library_size)[1].sum())
     for name, values in zip(("scc", "pearson", "depth_matched"), found, strict=True):

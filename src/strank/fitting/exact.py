@@ -11,7 +11,7 @@ from anndata import AnnData
 from strank.cohort.training_set import (
     TrainingData,
     encoder_facts_of,
-    groups_of,
+    left_out_together,
     panel_of,
     training_data,
     training_sections,
@@ -119,7 +119,7 @@ def _regressor(
     if len(cohort) < 2:
         how = f"default of {DEFAULT_PENALTY:g} counts: one section, nothing to leave out"
         return STRankRegressor(), how
-    how = f"leave one {groups_of(cohort)[0]} out"
+    how = f"leave one {left_out_together(cohort)[0]} out"
     return STRankRegressorCV(borrow=borrow), how + ", genes borrow" * borrow
 
 

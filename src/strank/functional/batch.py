@@ -15,7 +15,7 @@ Reduction = Literal["mean", "per_count", "per_gene", "sum", "none"]
 
 
 @dataclass(frozen=True)
-class Batch:
+class LossBatch:
     """Arguments of a loss after `check_batch`: scores and counts ``[n_spots, n_genes]``."""
 
     scores: Tensor  # at least float32
@@ -36,19 +36,19 @@ class Batch:
         """Whether the counts are CSR."""
         return self.counts.layout == torch.sparse_csr
 
-    def learned_offset_added(self) -> Batch:
+    def learned_offset_added(self) -> LossBatch:
         """Add an offset that needs a gradient to the scores: blocks compute only theirs."""
         if self.offset is None or not self.offset.requires_grad:
             return self
         return replace(self, scores=self.logits, offset=None)
 
-    def gene_weight_apart(self) -> tuple[Batch, Tensor | float]:
+    def gene_weight_apart(self) -> tuple[LossBatch, Tensor | float]:
         """Return the batch without a weight of whole genes, and that weight (else 1)."""
         if self.weight is None or self.weight.dim() == 2:
             return self, 1.0
         return replace(self, weight=None), self.weight.reshape(-1)
 
-    def block(self, genes: slice) -> Batch:
+    def block(self, genes: slice) -> LossBatch:
         """Return some of the genes; CSR counts stay whole."""
 
         def columns(values: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class Batch:
             weight=None if self.weight is None else columns(self.weight),
         )
 
-    def relabelled(self, section: Tensor) -> Batch:
+    def relabelled(self, section: Tensor) -> LossBatch:
         """Return the same spots in other sections."""
         codes, n_sections = section_codes(section)
         return replace(self, section=codes, n_sections=n_sections)
@@ -126,7 +126,7 @@ def check_batch(
     where: Tensor | None = None,
     weight: Tensor | None = None,
     sparse: bool = False,
-) -> Batch:
+) -> LossBatch:
     """Check the arguments of a loss, as `list_loss` says; half precision becomes float32."""
     if scores.dim() != 2 or scores.shape != counts.shape:
         raise ValueError(
@@ -141,7 +141,7 @@ def check_batch(
         expected = "dense or CSR" if sparse else "dense for this loss: counts.to_dense()"
         raise ValueError(f"counts must be {expected}; got layout {counts.layout}")
     codes, n_sections = section_codes(section)
-    batch = Batch(scores, counts.to(scores.dtype), codes, n_sections, None, None, None)
+    batch = LossBatch(scores, counts.to(scores.dtype), codes, n_sections, None, None, None)
     if where is not None:
         batch = replace(batch, where=_column("where", where.bool(), scores))
     if weight is not None:
@@ -154,7 +154,7 @@ def check_batch(
     return batch
 
 
-def _refuse_negative(batch: Batch) -> None:
+def _refuse_negative(batch: LossBatch) -> None:
     counts = batch.counts.values() if batch.sparse else batch.counts
     # What is left out may be anything, but masking is slow and seldom needed.
     if not counts.numel() or counts.min() >= 0:
@@ -164,7 +164,7 @@ def _refuse_negative(batch: Batch) -> None:
         raise ValueError("counts must not be negative or NaN")
 
 
-def _with_offset(batch: Batch, offset: Tensor) -> Batch:
+def _with_offset(batch: LossBatch, offset: Tensor) -> LossBatch:
     if offset.isfinite().all():
         return replace(batch, offset=offset)
     if masked(offset.isnan() | (offset == torch.inf), batch.where).any():

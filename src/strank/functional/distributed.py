@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from strank.functional.batch import Batch, GeneTotals, masked
+from strank.functional.batch import GeneTotals, LossBatch, masked
 from strank.functional.segments import segment_shift, segment_sum
 
 # Fills up the shorter lists of labels; no section may have it.
@@ -28,7 +28,7 @@ def all_summed(values: Tensor) -> Tensor:
     return total
 
 
-def in_common_sections(batch: Batch, section: Tensor) -> Batch:
+def in_common_sections(batch: LossBatch, section: Tensor) -> LossBatch:
     """Give sections, labelled as for the loss, codes that mean the same on every process."""
     labels = torch.unique(section.long())
     longest = torch.tensor([len(labels)], device=section.device)
@@ -52,7 +52,7 @@ class PartTotals(GeneTotals):
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, batch: Batch) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, batch: LossBatch) -> Tensor:
         """Compute loss and gradient of this process's spots, in two all-reduces."""
         codes, n = batch.section, batch.n_sections
         counts = masked(batch.counts.to_dense() if batch.sparse else batch.counts, batch.where)

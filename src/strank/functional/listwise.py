@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from strank.functional.batch import (
-    Batch,
     GeneTotals,
+    LossBatch,
     Reduction,
     check_batch,
     check_fits,
@@ -139,7 +139,7 @@ def list_loss(
     return reduce_loss(totals, reduction, elements=batch.elements(), counts=batch.gene_counts)
 
 
-def _each_share(batch: Batch) -> Tensor:
+def _each_share(batch: LossBatch) -> Tensor:
     """Follow the definition in plain autograd, ``[n_spots, n_genes]``."""
     logits = batch.logits
     if batch.where is not None:
@@ -175,7 +175,7 @@ class _Stored(NamedTuple):
     totals: Tensor
 
     @classmethod
-    def of(cls, batch: Batch) -> _Stored:
+    def of(cls, batch: LossBatch) -> _Stored:
         rows, columns = batch.nonzero()
         section, values = batch.section[rows], batch.stored_counts()
         if batch.weight is not None:
@@ -184,7 +184,9 @@ class _Stored(NamedTuple):
         totals.index_put_((section, columns), values, accumulate=True)
         return cls(rows, columns, section, values, totals)
 
-    def finish(self, batch: Batch, shift: Tensor, loss: Tensor, gradient: Tensor | None) -> None:
+    def finish(
+        self, batch: LossBatch, shift: Tensor, loss: Tensor, gradient: Tensor | None
+    ) -> None:
         """Subtract from loss and gradient what the counts contribute."""
         logits = batch.scores[self.rows, self.columns]
         if batch.offset is not None:
@@ -202,7 +204,7 @@ class _ListTotals(GeneTotals):
     """The definition, summed to ``[n_genes]``; its gradient is computed on the way, in blocks."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, batch: Batch) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, batch: LossBatch) -> Tensor:
         codes, n = batch.section, batch.n_sections
         stored = _Stored.of(batch) if batch.sparse else None
         gradient = torch.empty_like(scores) if ctx.needs_input_grad[0] else None
@@ -229,7 +231,7 @@ class _ListTotals(GeneTotals):
         return loss
 
 
-def _shifted(block: Batch) -> tuple[Tensor, Tensor]:
+def _shifted(block: LossBatch) -> tuple[Tensor, Tensor]:
     """Logits minus their largest in the section (``-inf`` where left out), and that."""
     logits = block.logits.contiguous()
     if block.where is not None:
@@ -238,13 +240,13 @@ def _shifted(block: Batch) -> tuple[Tensor, Tensor]:
     return logits - shift.index_select(0, block.section), shift
 
 
-def _weighted_counts(block: Batch) -> Tensor:
+def _weighted_counts(block: LossBatch) -> Tensor:
     """Multiply counts by weight, 0 where left out: the loss is linear in them."""
     counts = masked(block.counts, block.where)
     return (counts if block.weight is None else counts * block.weight).contiguous()
 
 
-def _distributed(batch: Batch, reduction: Reduction) -> Tensor:
+def _distributed(batch: LossBatch, reduction: Reduction) -> Tensor:
     batch, of_gene = batch.learned_offset_added().gene_weight_apart()
     parts = PartTotals.apply(batch.scores, batch) * of_gene
     sizes = all_summed(torch.stack([batch.elements(), batch.gene_counts()]))

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from strank.functional.batch import Batch, GeneTotals, Reduction, check_batch, masked, reduce_loss
+from strank.functional.batch import (
+    GeneTotals,
+    LossBatch,
+    Reduction,
+    check_batch,
+    masked,
+    reduce_loss,
+)
 from strank.functional.segments import gene_blocks, section_codes, within_section_rank
 
 Ties = Literal["none", "second"]
@@ -244,7 +251,7 @@ def _gene_weight(weight: Tensor, scores: Tensor) -> Tensor:
     return weight.to(scores)
 
 
-def _each_pair(batch: Batch, pairs: Tensor) -> Tensor:
+def _each_pair(batch: LossBatch, pairs: Tensor) -> Tensor:
     """Follow the definition in plain autograd: both terms of every pair."""
     first, second = pairs.unbind(1)
     logits = masked(batch.logits, batch.where)
@@ -262,7 +269,7 @@ class _PairTotals(GeneTotals):
     """The definition, summed to ``[n_genes]``; its gradient is computed on the way, in blocks."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, batch: Batch, pairs: Tensor) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, batch: LossBatch, pairs: Tensor) -> Tensor:
         gradient = torch.empty_like(scores) if ctx.needs_input_grad[0] else None
         loss = scores.new_zeros(scores.shape[1])
         for genes in gene_blocks(scores):
@@ -278,7 +285,7 @@ class _PairTotals(GeneTotals):
         return loss
 
 
-def _pair_block(block: Batch, pairs: Tensor, gradient: Tensor) -> Tensor:
+def _pair_block(block: LossBatch, pairs: Tensor, gradient: Tensor) -> Tensor:
     """Loss per gene of some pairs; adds to the gradient."""
     first, second = pairs.unbind(1)
     difference = block.scores.index_select(0, first)
@@ -307,14 +314,14 @@ def _log1p(values: Tensor) -> Tensor:
     return above.log_().sub_(lost)
 
 
-def _compared(batch: Batch, pairs: Tensor) -> Tensor:
+def _compared(batch: LossBatch, pairs: Tensor) -> Tensor:
     """How many pairs take part, per gene."""
     if batch.where is None:
         return batch.scores.new_full((batch.scores.shape[1],), len(pairs))
     return _both(batch.where.expand_as(batch.scores), pairs).sum(0).to(batch.scores)
 
 
-def _compared_counts(batch: Batch, pairs: Tensor) -> Tensor:
+def _compared_counts(batch: LossBatch, pairs: Tensor) -> Tensor:
     """Sum the counts of the spots of these pairs, per gene."""
     if batch.where is None:
         times = torch.bincount(pairs.flatten(), minlength=len(batch.scores))
@@ -328,7 +335,7 @@ def _both(where: Tensor, pairs: Tensor) -> Tensor:
     return where.index_select(0, first) & where.index_select(0, second)
 
 
-def _rates(batch: Batch) -> Tensor:
+def _rates(batch: LossBatch) -> Tensor:
     """Divide counts by library size; in float64, where equal rates of other depth stay equal."""
     counts = masked(batch.counts, batch.where).double()
     return counts if batch.offset is None else counts * (-batch.offset.double()).exp()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from strank.functional.batch import Batch, Reduction, check_batch, masked, reduce_loss
+from strank.functional.batch import LossBatch, Reduction, check_batch, masked, reduce_loss
 from strank.functional.segments import segment_log_softmax, segment_sum
 
 _LEVEL_STEPS = 50
@@ -192,7 +192,7 @@ def log1p_rate(counts: Tensor, offset: Tensor | None) -> Tensor:
     return (counts * (math.log(1e4) - offset).exp()).log1p()
 
 
-def _checked(scores: Tensor, counts: Tensor, **options: Any) -> Batch:
+def _checked(scores: Tensor, counts: Tensor, **options: Any) -> LossBatch:
     """Check the arguments; what is left out is 0, since its gradient may not be finite."""
     batch = check_batch(scores, counts, **options)
     return replace(
@@ -202,7 +202,7 @@ def _checked(scores: Tensor, counts: Tensor, **options: Any) -> Batch:
     )
 
 
-def _poisson_level(batch: Batch) -> tuple[Tensor, Tensor]:
+def _poisson_level(batch: LossBatch) -> tuple[Tensor, Tensor]:
     """Log rates that sum to the section's counts, and where there are any (else they are 0)."""
     if batch.weight is not None and batch.weight.dim() > 1 and len(batch.weight) > 1:
         raise ValueError("weight must be [n_genes] with free_level: a level belongs to a section")
@@ -218,7 +218,7 @@ def _poisson_level(batch: Batch) -> tuple[Tensor, Tensor]:
     return torch.where(counted, torch.where(counted, log_share, 0.0) + log_totals, 0.0), counted
 
 
-def _dispersion(dispersion: Tensor | float, batch: Batch) -> Tensor:
+def _dispersion(dispersion: Tensor | float, batch: LossBatch) -> Tensor:
     n_genes = batch.scores.shape[1]
     if isinstance(dispersion, Tensor):
         phi = dispersion.to(batch.scores)
@@ -243,7 +243,7 @@ def _negative_binomial(log_rate: Tensor, counts: Tensor, phi: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _negative_binomial_level(batch: Batch, log_rate: Tensor, phi: Tensor) -> Tensor:
+def _negative_binomial_level(batch: LossBatch, log_rate: Tensor, phi: Tensor) -> Tensor:
     """Maximum-likelihood level of a section and gene, above that of the Poisson likelihood."""
     # At the maximum it has no gradient of its own, so it may be held fixed. The likelihood is
     # generalised self-concordant in it: steps so damped cannot overshoot.
@@ -266,7 +266,7 @@ def _negative_binomial_level(batch: Batch, log_rate: Tensor, phi: Tensor) -> Ten
     return level
 
 
-def _reduce(batch: Batch, loss: Tensor, reduction: Reduction, *, likelihood: bool) -> Tensor:
+def _reduce(batch: LossBatch, loss: Tensor, reduction: Reduction, *, likelihood: bool) -> Tensor:
     loss = masked(loss, batch.where)
     if batch.weight is not None:
         loss = loss * batch.weight

@@ -43,7 +43,7 @@ __all__ = [
     "negative_binomial",
 ]
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 
 GENE_CLASSES = (*REGIONS, "graded", "flat")
 #: Counts a spot of average depth has on average, by level.
@@ -107,18 +107,18 @@ class Genes(NamedTuple):
     """
 
     table: pd.DataFrame
-    base: Array
+    base: _Array
     library_size: float
-    marker: Array
-    graded: Array
+    marker: _Array
+    graded: _Array
 
 
 class SectionCounts(NamedTuple):
     """A section's `counts` and `truth`, ``[n_spots, n_genes]``, and `depth` l, ``[n_spots]``."""
 
     counts: NDArray[np.int64]
-    truth: Array
-    depth: Array
+    truth: _Array
+    depth: _Array
 
 
 def draw_genes(n_genes: int, *, design: CountDesign, rng: np.random.Generator) -> Genes:
@@ -166,8 +166,8 @@ def draw_genes(n_genes: int, *, design: CountDesign, rng: np.random.Generator) -
 
 
 def draw_counts(
-    fractions: Array,
-    nuclei_per_mm2: Array,
+    fractions: _Array,
+    nuclei_per_mm2: _Array,
     *,
     genes: Genes,
     design: CountDesign,
@@ -223,7 +223,7 @@ def draw_counts(
 
 
 def negative_binomial(
-    mean: Array, dispersion: float, *, rng: np.random.Generator
+    mean: _Array, dispersion: float, *, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Draw counts with the given mean and variance ``mean + dispersion * mean**2``.
 
@@ -236,8 +236,8 @@ def negative_binomial(
 
 
 def _shares(
-    fractions: Array, crowding: Array, gene_scale: Array, *, genes: Genes, signal: float
-) -> Array:
+    fractions: _Array, crowding: _Array, gene_scale: _Array, *, genes: Genes, signal: float
+) -> _Array:
     """Shares q of a library, ``[n_spots, n_genes]``; rows sum to 1."""
     region_rates = np.exp(signal * genes.marker)
     average = _AVERAGE_MIX @ region_rates

@@ -25,7 +25,7 @@ from strank.simulate.counts import negative_binomial
 
 __all__ = ["FUNCTIONS", "CurveCounts", "CurveDesign", "curve", "draw_curves", "draw_tissue"]
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 
 #: (a, b, c, d) of the paper's four functions.
 FUNCTIONS = ((0.2, 0.3, 25, 7), (0.25, 0.25, 3, 50), (0.25, 0.25, 15, 32), (0.25, 0.25, 20, 23))
@@ -68,13 +68,13 @@ class CurveDesign:
 class CurveCounts(NamedTuple):
     """Position `x`, `counts`, log depth `offset` and `tissue` (0 or 1) of spots, ``[n_spots]``."""
 
-    x: Array
+    x: _Array
     counts: NDArray[np.int64]
-    offset: Array
+    offset: _Array
     tissue: NDArray[np.int64]
 
 
-def curve(function: int, x: Array) -> Array:
+def curve(function: int, x: _Array) -> _Array:
     """Compute the noise-free relative expression, between 0 and 1.
 
     Parameters
@@ -95,7 +95,7 @@ def curve(function: int, x: Array) -> Array:
 
 def draw_tissue(
     function: int,
-    x: Array,
+    x: _Array,
     *,
     design: CurveDesign,
     rng: np.random.Generator,

@@ -22,7 +22,7 @@ from strank.simulate.tissue import (
     LAYOUT_UM,
     STROMA,
     TUMOUR,
-    Nuclei,
+    PlacedNuclei,
     Tissue,
     TissueDesign,
     smooth_field,
@@ -30,7 +30,7 @@ from strank.simulate.tissue import (
 
 __all__ = ["Stain", "draw_section", "draw_stain"]
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 Canvas = NDArray[np.uint8]
 
 # Ruifrok's hematoxylin; his eosin with some of the blue it absorbs on real slides.
@@ -169,7 +169,7 @@ def _ground(
 
 
 def _fibres(
-    direction: Array, size: int, um_per_pixel: float, rng: np.random.Generator
+    direction: _Array, size: int, um_per_pixel: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Fine and coarse noise smeared along the fibres' direction; each of mean 0, variance 1.
 
@@ -200,7 +200,7 @@ def _fibres(
 
 
 def _draw_glands(
-    hematoxylin: Canvas, eosin: Canvas, glands: Array, rng: np.random.Generator
+    hematoxylin: Canvas, eosin: Canvas, glands: _Array, rng: np.random.Generator
 ) -> None:
     for outline in glands:
         centre = outline.mean(0)
@@ -212,13 +212,13 @@ def _draw_glands(
         _polygon(hematoxylin, lumen, 1, edge=12)
 
 
-def _draw_fat(hematoxylin: Canvas, eosin: Canvas, adipocytes: list[Array]) -> None:
+def _draw_fat(hematoxylin: Canvas, eosin: Canvas, adipocytes: list[_Array]) -> None:
     for outline in adipocytes:
         _polygon(eosin, outline, 1, edge=16)
         _polygon(hematoxylin, outline, 1, edge=6)
 
 
-def _polygon(canvas: Canvas, outline: Array, level: int, *, edge: int) -> None:
+def _polygon(canvas: Canvas, outline: _Array, level: int, *, edge: int) -> None:
     # Four fractional bits: outlines in whole pixels would look cut with scissors.
     corners = [np.round(outline * 16).astype(np.int32)]
     cv2.fillPoly(canvas, corners, level, cv2.LINE_AA, shift=4)
@@ -226,7 +226,7 @@ def _polygon(canvas: Canvas, outline: Array, level: int, *, edge: int) -> None:
 
 
 def _stamp_nuclei(
-    canvas: Canvas, nuclei: Nuclei, um_per_pixel: float, rng: np.random.Generator
+    canvas: Canvas, nuclei: PlacedNuclei, um_per_pixel: float, rng: np.random.Generator
 ) -> None:
     """Put a ready-drawn nucleus at each position; drawing tens of thousands would take seconds."""
     for kind, looks in _KINDS.items():
@@ -295,6 +295,6 @@ def _hundredths(density: NDArray) -> Canvas:
     return np.asarray(np.clip(density * 100, 0, 255), dtype=np.uint8)
 
 
-def _triple(values: Array) -> tuple[float, float, float]:
+def _triple(values: _Array) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     return red, green, blue

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import Voronoi, cKDTree
 
-__all__ = ["LAYOUT_UM", "REGIONS", "Nuclei", "Tissue", "TissueDesign", "grow_tissue"]
+__all__ = ["LAYOUT_UM", "REGIONS", "PlacedNuclei", "Tissue", "TissueDesign", "grow_tissue"]
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 
 REGIONS = ("tumour", "stroma", "gland", "immune", "adipose")
 TUMOUR, STROMA, GLAND, IMMUNE, ADIPOSE = range(5)
@@ -57,16 +57,16 @@ class TissueDesign:
             )
 
 
-class Nuclei(NamedTuple):
+class PlacedNuclei(NamedTuple):
     """Nuclei of a section, each array ``[n_nuclei]``.
 
     `kind` is an index in `REGIONS` (an adipocyte's nucleus is ``ADIPOSE``), `angle` the direction
     of the long axis in radians.
     """
 
-    x: Array
-    y: Array
-    angle: Array
+    x: _Array
+    y: _Array
+    angle: _Array
     kind: NDArray[np.int8]
 
 
@@ -79,14 +79,14 @@ class Tissue(NamedTuple):
     """
 
     labels: NDArray[np.int8]
-    nests: Array
-    direction: Array
-    glands: Array
-    adipocytes: list[Array]
-    nuclei: Nuclei
+    nests: _Array
+    direction: _Array
+    glands: _Array
+    adipocytes: list[_Array]
+    nuclei: PlacedNuclei
 
 
-def grow_tissue(design: TissueDesign, *, composition: Array, rng: np.random.Generator) -> Tissue:
+def grow_tissue(design: TissueDesign, *, composition: _Array, rng: np.random.Generator) -> Tissue:
     """Lay out one section.
 
     Parameters
@@ -120,7 +120,7 @@ def grow_tissue(design: TissueDesign, *, composition: Array, rng: np.random.Gene
     return Tissue(labels, nests, direction, glands, adipocytes, nuclei)
 
 
-def smooth_field(rng: np.random.Generator, n: int, sigma_um: float) -> Array:
+def smooth_field(rng: np.random.Generator, n: int, sigma_um: float) -> _Array:
     """Gaussian random field ``[n, n]`` with mean 0, variance 1 and a blur of `sigma_um`.
 
     Examples
@@ -142,14 +142,14 @@ def smooth_field(rng: np.random.Generator, n: int, sigma_um: float) -> Array:
     return np.asarray(cv2.resize(field, size, interpolation=cv2.INTER_CUBIC))[:n, :n]
 
 
-def at(field: NDArray, x: Array, y: Array) -> NDArray:
+def at(field: NDArray, x: _Array, y: _Array) -> NDArray:
     """Values of a map at positions in µm; positions outside take the nearest pixel's."""
     last = field.shape[0] - 1
     row, column = (np.clip((v / LAYOUT_UM).astype(int), 0, last) for v in (y, x))
     return np.asarray(field[row, column])
 
 
-def _regions(n: int, composition: Array, rng: np.random.Generator) -> NDArray[np.int8]:
+def _regions(n: int, composition: _Array, rng: np.random.Generator) -> NDArray[np.int8]:
     depth = _depth_of_outline(n, rng)
     contest = np.full((len(REGIONS), n, n), -np.inf)
     for region, common in _COMMON.items():
@@ -164,7 +164,7 @@ def _regions(n: int, composition: Array, rng: np.random.Generator) -> NDArray[np
     return np.asarray(labels, dtype=np.int8)
 
 
-def _depth_of_outline(n: int, rng: np.random.Generator) -> Array:
+def _depth_of_outline(n: int, rng: np.random.Generator) -> _Array:
     """Signed depth below the tissue's edge as a share of the half side; one piece, no holes."""
     y, x = np.mgrid[-1 : 1 : n * 1j, -1 : 1 : n * 1j]
     turn = rng.uniform(0, np.pi)
@@ -181,7 +181,7 @@ def _depth_of_outline(n: int, rng: np.random.Generator) -> Array:
     return np.asarray(np.where(pieces == largest, depth, np.minimum(depth, -1e-9)))
 
 
-def _scatter(n: int, spacing_um: float, rng: np.random.Generator) -> Array:
+def _scatter(n: int, spacing_um: float, rng: np.random.Generator) -> _Array:
     """Jittered hexagonal lattice over the image, ``[n_points, 2]``: close, hardly overlapping."""
     side = n * LAYOUT_UM
     rows = np.arange(0, side, spacing_um * np.sqrt(0.75))
@@ -193,7 +193,7 @@ def _scatter(n: int, spacing_um: float, rng: np.random.Generator) -> Array:
     return points[(points >= 0).all(1) & (points < side).all(1)]
 
 
-def _glands(labels: NDArray[np.int8], rng: np.random.Generator) -> Array:
+def _glands(labels: NDArray[np.int8], rng: np.random.Generator) -> _Array:
     """Outlines of glands: circles pressed out of shape by three harmonics."""
     centres = _scatter(labels.shape[0], _GLAND_PITCH_UM, rng)
     # The whole gland must lie in its region, or epithelium would float in fat or on glass.
@@ -214,7 +214,7 @@ def _glands(labels: NDArray[np.int8], rng: np.random.Generator) -> Array:
     return np.asarray(outlines[apart])
 
 
-def _adipocytes(labels: NDArray[np.int8], rng: np.random.Generator) -> list[Array]:
+def _adipocytes(labels: NDArray[np.int8], rng: np.random.Generator) -> list[_Array]:
     """Outlines of fat cells: Voronoi cells, shrunk by the membrane and rounded."""
     points = _scatter(labels.shape[0], _ADIPOCYTE_PITCH_UM, rng)
     diagram = Voronoi(points)
@@ -236,11 +236,11 @@ def _adipocytes(labels: NDArray[np.int8], rng: np.random.Generator) -> list[Arra
 
 def _nuclei(
     labels: NDArray[np.int8],
-    nests: Array,
-    direction: Array,
-    outlines: tuple[Array, list[Array]],
+    nests: _Array,
+    direction: _Array,
+    outlines: tuple[_Array, list[_Array]],
     rng: np.random.Generator,
-) -> Nuclei:
+) -> PlacedNuclei:
     n = labels.shape[0]
     glands, adipocytes = outlines
     in_gland = np.zeros((n, n), np.uint8)
@@ -264,11 +264,11 @@ def _nuclei(
         angle = rng.uniform(0, np.pi, len(x))
         if kind == STROMA:
             angle = at(direction, x, y) + rng.normal(0, 0.2, len(x))
-        parts.append(Nuclei(x, y, angle, np.full(len(x), kind, np.int8)))
-    return Nuclei(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        parts.append(PlacedNuclei(x, y, angle, np.full(len(x), kind, np.int8)))
+    return PlacedNuclei(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-def _gland_nuclei(glands: Array, rng: np.random.Generator) -> Nuclei:
+def _gland_nuclei(glands: _Array, rng: np.random.Generator) -> PlacedNuclei:
     """One nucleus about every 6.5 µm along the gland's wall, upright on it."""
     centres = glands.mean(1, keepdims=True)
     wall = centres + (glands - centres) * 0.8
@@ -281,10 +281,10 @@ def _gland_nuclei(glands: Array, rng: np.random.Generator) -> Nuclei:
     outward = where - centres[gland, 0]
     where = where + outward * rng.uniform(-0.06, 0.06, (len(gland), 1))
     angle = np.arctan2(outward[:, 1], outward[:, 0]) + rng.normal(0, 0.2, len(gland))
-    return Nuclei(where[:, 0], where[:, 1], angle, np.full(len(gland), GLAND, np.int8))
+    return PlacedNuclei(where[:, 0], where[:, 1], angle, np.full(len(gland), GLAND, np.int8))
 
 
-def _fat_nuclei(adipocytes: list[Array], rng: np.random.Generator) -> Nuclei:
+def _fat_nuclei(adipocytes: list[_Array], rng: np.random.Generator) -> PlacedNuclei:
     """Put a flat nucleus on the membrane of about every other fat cell that the section hits."""
     cut = [outline for outline in adipocytes if rng.random() < 0.5]
     corner = rng.integers(0, [len(outline) for outline in cut])
@@ -292,4 +292,4 @@ def _fat_nuclei(adipocytes: list[Array], rng: np.random.Generator) -> Nuclei:
     before = np.array([o[c - 1] for o, c in zip(cut, corner, strict=True)]).reshape(-1, 2)
     along = where - before
     angle = np.arctan2(along[:, 1], along[:, 0])
-    return Nuclei(where[:, 0], where[:, 1], angle, np.full(len(cut), ADIPOSE, np.int8))
+    return PlacedNuclei(where[:, 0], where[:, 1], angle, np.full(len(cut), ADIPOSE, np.int8))
