@@ -97,7 +97,7 @@ def choose_panel(
 
 
 def _moments(cohort: Mapping[str, AnnData], genes: pd.Index) -> pd.DataFrame:
-    """Variance of log1p(CP10k), mean share of counts, and how often a gene is seen, where measured."""
+    """Variance of log1p(CP10k), mean share of counts, and how often seen, where measured."""
     n_spots, total, squares, share, seen = np.zeros((5, len(genes)))
     for adata in cohort.values():
         counts, library_size = panel_counts(adata, genes), adata.obs["library_size"].to_numpy()
