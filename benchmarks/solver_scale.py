@@ -16,9 +16,9 @@ from scipy import sparse
 from solver_sides import Task, exact, measure
 
 from strank.linear.data import gather
-from strank.linear.design import Design, Plan
-from strank.linear.objective import Problem, evaluate
-from strank.linear.solver import HISTORY, Optimum, _Search, minimise
+from strank.linear.design import Design
+from strank.linear.objective import Problem, value_and_gradient
+from strank.linear.solver import STEPS_KEPT, Optimum, _Search, minimise
 
 SECTIONS = 10
 PENALTY = 300.0
@@ -60,12 +60,12 @@ def simulate(
 def prepare(task: Task) -> Problem:
     """All genes of a task as the solver has them, in one block."""
     data = gather(task.features, task.counts, task.section, np.log(task.library_size))
-    design = Design(data, Plan(max_memory=16.0))
+    design = Design(data, max_memory=16.0)
     n_genes = task.counts.shape[1]
     block = design.block(slice(0, n_genes), task.counts)
     assert block.genes == slice(0, n_genes)
     penalty = torch.full((n_genes,), task.penalty, dtype=torch.float64)
-    return design.fold(None, n_genes).training(block, penalty)
+    return design.training(block, penalty)
 
 
 def products(n: int, p: int, g: int, dtype: torch.dtype, device: str = "cpu") -> Callable[[], Any]:
@@ -90,11 +90,11 @@ def iteration_row(spots: int, features: int, genes: int, dtype: str, repeats: in
     problem = prepare(task.with_features(task.features.astype(dtype)))
     now = Optimum.at(problem, torch.zeros_like(problem.xtc))
     search = _Search.begin(problem, now)
-    for _ in range(HISTORY + 1):
+    for _ in range(STEPS_KEPT + 1):
         search.step(problem, now)
     work = {
         "products": products(spots, features, genes, problem.rows.dtype),
-        "evaluate": lambda: evaluate(problem, now.axes),
+        "evaluate": lambda: value_and_gradient(problem, now.axes),
         "step": lambda: search.step(problem, now),
     }
     times = [[clock(each) for each in work.values()] for _ in range(repeats)]
@@ -104,7 +104,7 @@ def iteration_row(spots: int, features: int, genes: int, dtype: str, repeats: in
         "features": features,
         "genes": genes,
         "precision": dtype,
-        "rotated": problem.basis is None,
+        "rotated": problem.rotated,
         "GFLOP/s": 4e-6 * spots * features * genes / ms["products"],
         **{f"{name} ms": value for name, value in ms.items()},
         "evaluate x": ms["evaluate"] / ms["products"],

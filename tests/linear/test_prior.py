@@ -7,7 +7,7 @@ import pytest
 
 from strank import STRankRegressor, STRankRegressorCV
 from strank.linear.data import gather
-from strank.linear.design import Design, Plan
+from strank.linear.design import Design
 from strank.linear.penalty import choose_penalty
 from strank.linear.prior import borrow, estimate_prior, pooled_choice
 
@@ -59,9 +59,9 @@ def test_the_optimum_is_that_of_transformed_features():
     features, counts, section, _ = simulate("program", 0)
     train = section < 3
     data = gather(features[train], counts[train], section[train], None, section[train])
-    design = Design(data, Plan())
-    found = borrow(design, choose_penalty(design, STRankRegressorCV().penalties))
-    root = found.design._roots[None].numpy()
+    design = Design(data)
+    given, _, _ = borrow(design, choose_penalty(design, STRankRegressorCV().penalties))
+    root = given._roots[None].numpy()
     transformed = features[train] / model.scale_ @ root
     genes = np.flatnonzero(model.borrows_)
     assert len(genes) > 40
@@ -78,7 +78,7 @@ def test_the_prior_of_a_fold_knows_nothing_of_what_is_left_out():
     changed[section == 2] = counts[section == 2][::-1, ::-1]
     roots = []
     for observed in (counts, changed):
-        design = Design(gather(features, observed, section, None, section), Plan())
+        design = Design(gather(features, observed, section, None, section))
         prior = estimate_prior(design, np.full(60, 100.0))
         roots.append({fold: root.numpy() for fold, root in prior.items()})
     # What the section weighs in the axes of the solver moves rounding, and no more.

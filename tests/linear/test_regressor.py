@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from strank import STRankRegressor, STRankRegressorCV
 from strank.functional.groups import deal
 from strank.linear.data import gather
-from strank.linear.design import Design, Plan
+from strank.linear.design import Design
 from strank.linear.exact import Status
 
 
@@ -211,7 +211,7 @@ def test_a_fold_is_the_fit_of_its_training_sections(spots):
     """Shared moments, minus what is left out, are the moments of what is left."""
     named = _named(spots)
     data = gather(*(named[k] for k in ("X", "y", "section", "offset", "section")))
-    design = Design(data, Plan())
+    design = Design(data)
     for left_out in range(3):
         rows = data.section != left_out
         alone = STRankRegressor().fit(

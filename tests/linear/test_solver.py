@@ -13,9 +13,9 @@ from scipy.optimize import root
 from strank.functional.listwise import list_loss
 from strank.functional.pairwise import all_pairs, pair_loss
 from strank.linear.data import gather
-from strank.linear.design import Design, Plan
+from strank.linear.design import Design
 from strank.linear.exact import Solution, Status, fit_genes
-from strank.linear.objective import evaluate
+from strank.linear.objective import value_and_gradient
 
 
 def simulate(n_spots=60, n_features=4, n_genes=5, n_sections=3, seed=0, rate=5.0):
@@ -31,7 +31,7 @@ def simulate(n_spots=60, n_features=4, n_genes=5, n_sections=3, seed=0, rate=5.0
 
 def design_of(features, counts, section, offset, **plan) -> Design:
     counts = sparse.csr_matrix(counts)
-    return Design(gather(features, counts, section, offset), Plan(**plan))
+    return Design(gather(features, counts, section, offset), **plan)
 
 
 def solve(data, penalty, *, tolerance=1e-9, max_iterations=500, **plan) -> Solution:
@@ -128,12 +128,12 @@ def conditional_poisson(counts, features, group, offset):
     return optimum.x
 
 
-def value_and_gradient(design, weights):
+def at_weights(design, weights):
     block = design.block(slice(0, weights.shape[1]), design.data.counts)
     geometry = design.geometry(None)
-    problem = design.fold(None, weights.shape[1]).training(block, 0.0)
+    problem = design.training(block, 0.0)
     axes = torch.linalg.lstsq(geometry.basis, torch.as_tensor(weights)).solution
-    value, gradient = evaluate(problem, axes)
+    value, gradient = value_and_gradient(problem, axes)
     return value, torch.linalg.lstsq(geometry.basis.T, gradient).solution
 
 
@@ -143,7 +143,7 @@ def test_objective_and_gradient_are_those_of_the_losses(objective, n_spots):
     """Autograd through the losses, whose own tests hold them against plain definitions."""
     data = features, counts, section, offset = simulate(n_spots=n_spots, n_sections=2)
     weights = np.random.default_rng(0).normal(size=(4, 5))
-    value, gradient = value_and_gradient(design_of(*data, objective=objective), weights)
+    value, gradient = at_weights(design_of(*data, objective=objective), weights)
     free = torch.tensor(weights, requires_grad=True)
     for s in range(2):
         rows = section == s

@@ -11,23 +11,14 @@ from sklearn.model_selection import GroupKFold
 
 
 def centre_within(values: NDArray, section: NDArray) -> NDArray[np.float64]:
-    """Subtract the mean of its section from every row.
+    """Subtract the mean of its section from every row, ``[n_spots, ...]``.
 
-    Parameters
-    ----------
-    values
-        ``[n_spots, ...]``.
-    section
-        Labels of any kind, ``[n_spots]``.
-
-    Examples
-    --------
     >>> centre_within(np.array([[1.0], [3.0], [7.0]]), np.array(["a", "a", "b"])).ravel()
     array([-1.,  1.,  0.])
     """
+    # A section at a time: sums over all at once would add in another order, to other last digits.
     centred = np.array(values, dtype=np.float64)
-    for label in np.unique(section):
-        rows = section == label
+    for rows in rows_of(section):
         centred[rows] -= centred[rows].mean(0)
     return centred
 
@@ -35,8 +26,6 @@ def centre_within(values: NDArray, section: NDArray) -> NDArray[np.float64]:
 def deal(group: Any, max_folds: int) -> NDArray[np.int64]:
     """Deal groups out to at most so many folds, of about the same number of spots.
 
-    Examples
-    --------
     >>> deal(np.array(["a", "b", "b", "c", "c", "c"]), 2)
     array([1, 1, 1, 0, 0, 0])
     """
@@ -62,8 +51,6 @@ def codes_of(name: str, labels: NDArray) -> NDArray[np.int64]:
 def rows_of(section: NDArray) -> list[NDArray[np.intp]]:
     """Find the rows of every section, sections in sorted order.
 
-    Examples
-    --------
     >>> rows_of(np.array(["b", "a", "b"]))
     [array([1]), array([0, 2])]
     """

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strank.linear.design import Block, Design
-from strank.linear.objective import Problem, dense
+from strank.linear.design import Block, Design, dense
+from strank.linear.objective import Problem
 from strank.linear.solver import Optimum, minimise
 
 # Without a penalty, spots without counts that keep less than this part of their share of the
@@ -137,67 +137,32 @@ def fit_genes(
     *,
     tolerance: float = 1e-5,
     max_iterations: int = 500,
-    advance: Callable[[int], object] = lambda n_genes: None,
+    advance: Callable[[int], object] | None = None,
 ) -> Solution:
-    r"""Find the optimum of every gene on all sections.
-
-    Parameters
-    ----------
-    design
-        Spots, objective and memory.
-    penalty
-        :math:`\lambda_g` in counts, ``[n_genes]``, not negative. At 0, features that do not vary
-        within any section get weight 0.
-    tolerance
-        A gene is converged when the norm of its gradient is at most this share of its counts:
-        how far, in standard deviations, the mean features that the scores predict still are from
-        those that the counts have.
-    max_iterations
-        Most evaluations a gene, in each precision.
-    advance
-        Called with the number of genes done since the last call.
-
-    Returns
-    -------
-    Solution
-        Gradients and bounds in it are measured in float64, whatever the precision of the features.
-
-    Raises
-    ------
-    ValueError
-        For a penalty that is negative or not finite.
-    """
+    """Find the optimum of every gene on all sections, with a penalty ``[n_genes]`` in counts."""
     if not (np.isfinite(penalty).all() and (penalty >= 0).all()):
         raise ValueError("penalty must not be negative, and must be finite")
 
     def fit(block: Block) -> Solution:
-        fold = design.fold(None, block.genes.stop - block.genes.start)
-        problem = fold.training(block, torch.as_tensor(penalty[block.genes].copy()))
+        problem = design.training(block, torch.as_tensor(penalty[block.genes].copy()))
         optimum = minimise(problem, tolerance=tolerance, max_iterations=max_iterations)
-        return _solution(design, block, problem, optimum, tolerance)
+        return _solution(block, problem, optimum, tolerance)
 
-    parts = []
-    for part in design.each_block(fit):
-        parts.append(part)
-        advance(len(part.status))
-    return Solution(
-        *(
-            np.concatenate([getattr(part, name) for part in parts], axis=-1)
-            for name in Solution.__dataclass_fields__
-        )
-    )
+    parts = list(design.each_block(fit, advance))
+    names = [field.name for field in fields(Solution)]
+    return Solution(*(np.concatenate([getattr(p, name) for p in parts], axis=-1) for name in names))
 
 
-def _solution(
-    design: Design, block: Block, problem: Problem, found: Optimum, tolerance: float
-) -> Solution:
-    norm = found.gradient.norm(dim=0)
+def _solution(block: Block, problem: Problem, found: Optimum, tolerance: float) -> Solution:
+    norm, penalty = found.gradient.norm(dim=0), problem.penalty
     values = {
-        "weights": design.geometry(None).basis @ found.axes,
+        # Without a penalty, features that vary in no section get weight 0: no axis has them.
+        "weights": problem.geometry.basis @ found.axes,
         "objective": found.objective,
         "gradient": found.error(problem),
-        "excess": torch.where(problem.penalty > 0, norm**2 / (2 * problem.penalty), torch.inf),
-        "distance": torch.where(problem.penalty > 0, norm / problem.penalty, torch.inf),
+        # The penalty makes the objective strongly convex, by lambda: that bounds both.
+        "excess": torch.where(penalty > 0, norm**2 / (2 * penalty), torch.inf),
+        "distance": torch.where(penalty > 0, norm / penalty, torch.inf),
         "iterations": found.iterations,
         "status": _status(block, problem, found, tolerance),
     }
@@ -206,7 +171,7 @@ def _solution(
 
 def _status(block: Block, problem: Problem, found: Optimum, tolerance: float) -> Tensor:
     """Name how each gene ended; the more serious word has the last say."""
-    totals, expressed = block.sums.totals, block.sums.expressed
+    totals, expressed = block.totals, block.expressed
     sections = [s for tile in problem.tiles for s in tile]
     informative = totals[sections] > 0
     status = torch.full_like(found.iterations, Status.CONVERGED)
@@ -214,21 +179,23 @@ def _status(block: Block, problem: Problem, found: Optimum, tolerance: float) ->
     status[(expressed[sections] <= 1).all(0)] = Status.ONE_SPOT
     status[_runs_away(block, problem, found)] = Status.NO_OPTIMUM
     status[found.error(problem) > tolerance] = Status.MAX_ITERATIONS
-    status[(problem.counts == 0) | (len(problem.variances) == 0)] = Status.NOTHING_VARIES
+    status[(problem.counts == 0) | (len(problem.xtc) == 0)] = Status.NOTHING_VARIES
     status[totals.sum(0) == 0] = Status.NO_COUNTS
     return status
 
 
 def _runs_away(block: Block, problem: Problem, found: Optimum) -> Tensor:
-    """Find genes without a penalty whose counts are separable from the spots without counts."""
+    """Find genes without a penalty whose counts are separable from the spots without counts.
+
+    Scores of those spots fall for ever, so little is ``left`` of their ``share`` of the depth.
+    """
     free = torch.nonzero((problem.penalty == 0) & (problem.counts > 0)).squeeze(1)
     result = torch.zeros_like(problem.counts, dtype=torch.bool)
     if not len(free):
         return result
     rows, part = problem.rows, problem.genes(free)
-    axes = found.axes[:, free]
     left, share = torch.zeros(2, len(free), dtype=torch.float64, device=rows.device)
-    weights = (axes if problem.basis is None else problem.basis @ axes).to(rows.dtype)
+    weights = problem.row_weights(found.axes[:, free])
     for s in (s for tile in problem.tiles for s in tile):
         without = dense(block.counts, rows, s)[:, free] == 0
         scores = rows.times(rows.of(s), weights)

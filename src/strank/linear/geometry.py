@@ -11,8 +11,8 @@ from torch import Tensor
 
 from strank.linear.data import Rows
 
+# Rounding: relative to the largest variance of an axis, and to the largest value of a feature.
 _NEGLIGIBLE_VARIANCE = 1e-10
-
 _NEGLIGIBLE_SCALE = 1e-9
 
 
@@ -20,29 +20,17 @@ _NEGLIGIBLE_SCALE = 1e-9
 class Moments:
     """Sums over the spots of some sections; those of more sections are added.
 
-    Attributes
-    ----------
-    n_spots, weight
-        Spots, and what the sections weigh in ``covariance`` together.
-    total
-        Sum of the features, ``[n_features]``.
-    squares
-        Sum of squared deviations from the mean of the section, ``[n_features]``.
-    largest
-        Largest absolute value, ``[n_features]``.
-    covariance
-        Depth-weighted covariance within sections, ``[n_features, n_features]``, times weight.
+    So the geometry of any set of groups is had from one reading of the features.
     """
 
     n_spots: int
-    weight: float
-    total: Tensor
-    squares: Tensor
-    largest: Tensor
-    covariance: Tensor
+    weight: float  #: of the sections in ``covariance``, together
+    total: Tensor  #: ``[n_features]``, and so the next two
+    squares: Tensor  #: of deviations from the mean of the section
+    largest: Tensor  #: absolute value
+    covariance: Tensor  #: within sections, weighted by depth, times weight
 
     def __add__(self, other: Moments) -> Moments:
-        """Moments of both sets of sections."""
         return Moments(
             self.n_spots + other.n_spots,
             self.weight + other.weight,
@@ -56,24 +44,7 @@ class Moments:
 def measure(
     rows: Rows, offset: Tensor, group: Sequence[int], weight: Sequence[float]
 ) -> list[Moments]:
-    """Read all rows once, and sum what the geometry of any set of groups needs.
-
-    Parameters
-    ----------
-    rows
-        Features, not centred.
-    offset
-        Log library size, ``[n_spots]``.
-    group
-        ``0 .. n_groups - 1`` for each section.
-    weight
-        Of each section in the covariance.
-
-    Raises
-    ------
-    ValueError
-        For features that are not finite.
-    """
+    """Read all rows once; moments of each group, from the group and weight of each section."""
     found: dict[int, Moments] = {}
     for s in range(rows.n_sections):
         moments = _of_section(rows, s, offset, weight[s])
@@ -119,33 +90,22 @@ class Geometry:
     The scale of a feature is its pooled standard deviation *within* sections: what differs between
     sections (stain, scanner) cannot help to order the spots of one, and must not set the scale.
 
-    Attributes
-    ----------
-    centre, scale
-        Mean over spots, and standard deviation, ``[n_features]``; scale 1 for a feature that
-        varies in no section.
-    basis
-        ``[n_features, n_axes]``: weights :math:`w = B u` have :math:`\lVert u \rVert` equal to
-        the norm of the weights of standardised features (in the metric of their prior, if there is
-        one). Axes along which no section varies are left out.
-    variances
-        Of standardised features along the axes, ``[n_axes]``.
+    All genes share the axes: along them the Hessian of a gene is close to its counts times
+    ``variances``, so that the solver starts from almost the right curvature. Weights of the
+    features :math:`w = B u` have :math:`\lVert u \rVert` equal to the norm of the weights of
+    standardised features (in the metric of their prior, if there is one).
     """
 
-    centre: Tensor
-    scale: Tensor
-    basis: Tensor
-    variances: Tensor
+    centre: Tensor  #: mean over spots, ``[n_features]``
+    scale: Tensor  #: standard deviation; 1 for a feature that varies in no section
+    basis: Tensor  #: :math:`B`, ``[n_features, n_axes]``, without axes along which nothing varies
+    variances: Tensor  #: of standardised features along the axes, ``[n_axes]``
 
     @classmethod
     def of(
         cls, groups: Iterable[Moments], *, standardize: bool = True, root: Tensor | None = None
     ) -> Geometry:
-        """Combine the moments of some groups of sections.
-
-        Scale is 1 if not to standardise. ``root`` is the symmetric root of the prior covariance of
-        weights; the identity if ``None``.
-        """
+        """Combine moments; ``root`` is the symmetric root of the prior covariance of weights."""
         moments = reduce(Moments.__add__, groups)
         scale = (moments.squares.clamp(min=0) / moments.n_spots).sqrt()
         unscaled = (scale <= _NEGLIGIBLE_SCALE * moments.largest) | (not standardize)

@@ -1,8 +1,15 @@
 r"""The likelihoods of a section's counts, and the penalised objective of a linear head.
 
-Each likelihood is a function of the scores of one section, for a block of genes at once: the
-normaliser :math:`A(r)` in :math:`-\sum_i c_i r_i + A(r)`, and its gradient, the counts expected.
-Observed counts enter the linear part only through :math:`X^\top c`.
+In plain words, for one gene with counts ``c`` and weights ``w`` of the features ``X``::
+
+    value = penalty / 2 * w @ w - c @ (X @ w)
+    for s in sections:
+        value += c[s].sum() * logsumexp(X[s] @ w + offset[s])
+
+Below, the same for a block of genes at once, along axes in which the problem is nearly diagonal. A
+likelihood is a function of the scores of one section: the normaliser :math:`A(r)` in
+:math:`-\sum_i c_i r_i + A(r)`, and its gradient, the counts expected. Observed counts enter the
+linear part only through :math:`X^\top c`, which is computed once.
 """
 
 from __future__ import annotations
@@ -11,19 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor
 
-from strank.linear.data import Data, Rows
-
-# Spots of small sections that are multiplied together.
-TILE = 1024
-
-# Genes at a time: counts and scores of a section are dense for so many.
-_GENES = 256
+from strank.linear.data import Rows
+from strank.linear.geometry import Geometry
 
 
 class Likelihood(Protocol):
@@ -34,7 +33,7 @@ class Likelihood(Protocol):
         """Curvature relative to a list of the same counts."""
 
     def section(self, section: int, scores: Tensor) -> Tensor:
-        """Normaliser ``[n_genes]`` (float64); turns the scores into expected counts in place."""
+        """Normaliser ``[n_genes]``, in float64; turns the scores into expected counts in place."""
 
     def genes(self, index: Tensor) -> Self:
         """Keep some of the genes."""
@@ -42,18 +41,10 @@ class Likelihood(Protocol):
 
 @dataclass(frozen=True)
 class ListLikelihood:
-    r"""Multinomial: :math:`A_s = T_s \log \sum_{i \in s} l_i e^{r_i}`.
+    r"""Multinomial: :math:`A_s = T_s \log \sum_{i \in s} l_i e^{r_i}`."""
 
-    Attributes
-    ----------
-    offset
-        Log library size, by section.
-    totals
-        Counts of a gene in a section :math:`T_s`, ``[n_sections, n_genes]``.
-    """
-
-    offset: Sequence[Tensor]
-    totals: Tensor
+    offset: Sequence[Tensor]  #: log library size, by section
+    totals: Tensor  #: :math:`T_s`, ``[n_sections, n_genes]``
     information = 1.0
 
     def section(self, section: int, scores: Tensor) -> Tensor:
@@ -78,23 +69,12 @@ class PairLikelihood:
 
     so a count weighs as much as in a list. Pairs are the spots of a circle and those some places
     further; with all shifts up to half of the circle these are all pairs of the section.
-
-    Attributes
-    ----------
-    offset
-        Log library size, by section.
-    counts
-        ``[n_spots of it, n_genes]``, by section.
-    circle
-        Order of the spots, by section.
-    shifts
-        Places between the spots of a pair, by section.
     """
 
-    offset: Sequence[Tensor]
-    counts: Sequence[Tensor]
-    circle: Sequence[Tensor]
-    shifts: Sequence[Sequence[int]]
+    offset: Sequence[Tensor]  #: log library size, by section
+    counts: Sequence[Tensor]  #: ``[n_spots of it, n_genes]``, by section
+    circle: Sequence[Tensor]  #: order of the spots, by section
+    shifts: Sequence[Sequence[int]]  #: places between the spots of a pair, by section
     # Where two spots have the same rate, a pair tells half of what a list tells of a count.
     information = 0.5
 
@@ -104,8 +84,8 @@ class PairLikelihood:
         offset: Sequence[Tensor],
         counts: Sequence[Tensor],
         *,
-        n_partners: int | None = None,
-        generator: torch.Generator | None = None,
+        n_partners: int | None,
+        generator: torch.Generator,
     ) -> Self:
         """Take all pairs, or draw about ``n_partners`` for each spot (all where fewer are left).
 
@@ -153,82 +133,22 @@ class PairLikelihood:
 
 
 @dataclass(frozen=True)
-class Sums:
-    """What is known of the counts of a block of genes, by group and by section.
-
-    Attributes
-    ----------
-    xtc
-        Features summed over counts, ``[n_groups, n_features, n_genes]``; sections of one spot,
-        which say nothing about the order of spots, are left out.
-    totals
-        Counts of a gene in a section, ``[n_sections, n_genes]``.
-    expressed
-        Spots of a section with any count of the gene, ``[n_sections, n_genes]``.
-    """
-
-    xtc: Tensor
-    totals: Tensor
-    expressed: Tensor
-
-    @classmethod
-    def of(cls, rows: Rows, counts: sparse.csr_matrix, group: Sequence[int]) -> Sums:
-        """Read rows and counts of some genes once; counts become dense section by section."""
-        rows, n_genes = rows.in_precision(torch.float64), counts.shape[1]
-        zeros = torch.zeros(rows.n_sections, n_genes, dtype=torch.float64, device=rows.device)
-        xtc = zeros.new_zeros(max(group) + 1, rows.n_features, n_genes)
-        sums = cls(xtc, zeros, zeros.clone())
-        for s in range(rows.n_sections):
-            tile = dense(counts, rows, s)
-            sums.totals[s], sums.expressed[s] = tile.sum(0), (tile > 0).sum(0)
-            if rows.size(s) > 1:
-                xtc[group[s]] += rows.sums(rows.of(s), tile)
-        return sums
-
-
-def dense(counts: sparse.csr_matrix, rows: Rows, section: int) -> Tensor:
-    """Make the counts of a section dense, on the device of the rows."""
-    return torch.as_tensor(np.asarray(counts[rows.of(section)].todense())).to(rows.device).double()
-
-
-@dataclass(frozen=True)
 class Problem:
     r"""The penalised objective of some genes, as a function of weights along the axes.
 
     .. math:: F_g(u) = -(X^\top c_g)^\top B u + \sum_s A_{sg}(X_s B u)
         + \tfrac{\lambda_g}{2} \lVert u \rVert^2
-
-    Attributes
-    ----------
-    rows
-        Features.
-    basis
-        :math:`B`, ``[n_features, n_axes]``; ``None`` if the features are rotated already.
-    tiles
-        Sections that take part; those of a tile lie side by side, and are multiplied together.
-    likelihood
-        Of the counts.
-    xtc
-        :math:`B^\top X^\top c` over these sections, ``[n_axes, n_genes]``.
-    counts
-        Of each gene in these sections, ``[n_genes]``.
-    penalty
-        :math:`\lambda_g`, ``[n_genes]``.
-    variances
-        Of the features along the axes within sections, ``[n_axes]``.
-    room
-        For how many genes there is memory.
     """
 
-    rows: Rows
-    basis: Tensor | None
-    tiles: Sequence[range]
+    rows: Rows  #: features
+    geometry: Geometry  #: :math:`B` is its basis
+    rotated: bool  #: whether the rows are along the axes already, :math:`XB`
+    tiles: Sequence[range]  #: sections that take part, small ones multiplied together
     likelihood: Likelihood
-    xtc: Tensor
-    counts: Tensor
-    penalty: Tensor
-    variances: Tensor
-    room: int
+    xtc: Tensor  #: :math:`B^\top X^\top c` over these sections, ``[n_axes, n_genes]``
+    counts: Tensor  #: of each gene in these sections, ``[n_genes]``
+    penalty: Tensor  #: :math:`\lambda_g`, ``[n_genes]``
+    room: int  #: for how many genes there is memory
 
     def genes(self, index: Tensor) -> Problem:
         """Keep some of the genes."""
@@ -240,33 +160,18 @@ class Problem:
             penalty=self.penalty[index],
         )
 
-
-def tiles(rows: Rows, sections: Sequence[int]) -> list[range]:
-    """Put sections side by side together, as long as they are small.
-
-    Examples
-    --------
-    >>> tiles(Rows(np.zeros((5000, 1)), (0, 600, 900, 1500, 5000)), [0, 1, 2, 3])
-    [range(0, 2), range(2, 3), range(3, 4)]
-    """
-    found: list[range] = []
-    for s in sections:
-        joined = range(found[-1].start, s + 1) if found and found[-1].stop == s else range(s, s + 1)
-        if found and joined.start < s and rows.bounds[s + 1] - rows.bounds[joined.start] <= TILE:
-            found[-1] = joined
-        else:
-            found.append(range(s, s + 1))
-    return found
+    def row_weights(self, axes: Tensor) -> Tensor:
+        """Weights by which the rows are multiplied, from those along the axes."""
+        return (axes if self.rotated else self.geometry.basis @ axes).to(self.rows.dtype)
 
 
-def evaluate(problem: Problem, axes: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(problem: Problem, axes: Tensor) -> tuple[Tensor, Tensor]:
     """Objective ``[n_genes]`` and its gradient at weights along the axes, in float64.
 
     Two products of the features with one column a gene, in the precision of the rows; sums over
-    tiles are in float64.
+    sections are in float64.
     """
-    rows, basis = problem.rows, problem.basis
-    weights = (axes if basis is None else basis @ axes).to(rows.dtype)
+    rows, weights = problem.rows, problem.row_weights(axes)
     value = (axes * (0.5 * problem.penalty * axes - problem.xtc)).sum(0)
     gradient = torch.zeros(weights.shape, dtype=torch.float64, device=weights.device)
     for tile in problem.tiles:
@@ -275,46 +180,7 @@ def evaluate(problem: Problem, axes: Tensor) -> tuple[Tensor, Tensor]:
         for s in tile:
             part = rows.of(s)
             value += problem.likelihood.section(s, scores[part.start - first : part.stop - first])
+        # By now the scores have become the counts expected.
         gradient += rows.sums(spots, scores)
-    gradient = gradient if basis is None else basis.T @ gradient
+    gradient = gradient if problem.rotated else problem.geometry.basis.T @ gradient
     return value, gradient.add_(problem.penalty * axes).sub_(problem.xtc)
-
-
-def deviance_explained(rows: Rows, data: Data, weights: Tensor) -> NDArray[np.float64]:
-    r"""Share of the list deviance that linear scores explain, ``[n_genes]``.
-
-    .. math:: 1 - \frac{L(r) - L^*}{L(0) - L^*}
-
-    with the list loss :math:`L` of the scores, of no scores (library size alone), and of the
-    shares as they were observed. NaN where the counts of a gene are shared by library size.
-
-    Parameters
-    ----------
-    rows
-        Features, centred as for the weights.
-    data
-        Counts, sections and offsets.
-    weights
-        ``[n_features, n_genes]``.
-    """
-    by_gene, parts = data.counts.tocsc(), []
-    offset = torch.as_tensor(data.offset).to(rows.device)
-    for start in range(0, weights.shape[1], _GENES):
-        genes = slice(start, start + _GENES)
-        counts = by_gene[:, genes].tocsr()
-        model, none = torch.zeros(2, counts.shape[1], dtype=torch.float64, device=rows.device)
-        for s in range(rows.n_sections):
-            scores = rows.times(rows.of(s), weights[:, genes])
-            of_model, of_none = _losses(scores, dense(counts, rows, s), offset[rows.of(s)])
-            model += of_model
-            none += of_none
-        parts.append(torch.where(none > 1e-9, 1 - model / none, torch.nan).cpu().numpy())
-    return np.concatenate(parts)
-
-
-def _losses(scores: Tensor, counts: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """List loss of a section above that of the observed shares: of the scores, and of none."""
-    total = counts.sum(0)
-    observed = torch.xlogy(counts, counts).sum(0) - torch.xlogy(total, total) - offset @ counts
-    model = total * (scores + offset[:, None]).logsumexp(0) - (scores * counts).sum(0)
-    return model + observed, total * offset.logsumexp(0) + observed

@@ -10,8 +10,7 @@ likelihood on held-out sections, with :math:`\Sigma` from the training sections 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -23,10 +22,8 @@ from strank.linear.design import Block, Design
 from strank.linear.penalty import PenaltyChoice, choose_penalty
 from strank.linear.solver import descend
 
-__all__ = ["FEWEST_GENES", "Borrowing", "borrow", "estimate_prior", "pooled_choice"]
-
 # Fewer genes have too little in common to estimate a covariance from.
-FEWEST_GENES = 15
+_FEWEST_GENES = 15
 # The part of the prior that expects nothing, and what keeps it from ruling directions out.
 _IDENTITY = 0.2
 # Genes of about the same counts, and what their mean held-out loss weighs beside a gene's own.
@@ -34,49 +31,16 @@ _NEIGHBOURS, _WEIGHT = 50, 3.0
 _TOLERANCE, _ITERATIONS = 1e-4, 500
 
 
-@dataclass(frozen=True)
-class Borrowing:
-    """What `borrow` returns.
-
-    Attributes
-    ----------
-    design
-        The same spots, with the prior.
-    borrows
-        Which genes have it, ``[n_genes]``.
-    choice
-        Penalties of all genes; ``held_out`` has those without the prior, then those with it.
-    """
-
-    design: Design
-    borrows: NDArray[np.bool_]
-    choice: PenaltyChoice
-
-
 def borrow(
-    design: Design,
-    alone: PenaltyChoice,
-    *,
-    advance: Callable[[int], object] = lambda n_genes: None,
-) -> Borrowing:
+    design: Design, alone: PenaltyChoice, *, advance: Callable[[int], object] | None = None
+) -> tuple[Design, PenaltyChoice, NDArray[np.bool_]]:
     """Estimate the prior, and choose prior and penalty of each gene on what is left out.
 
-    Parameters
-    ----------
-    design
-        Spots of at least `FEWEST_GENES` genes, in at least two groups.
-    alone
-        The choice of penalties without a prior.
-    advance
-        Called with the number of genes done since the last call, of two rounds.
-
-    Raises
-    ------
-    ValueError
-        For too few genes.
+    From the choice without a prior; returns the design with it, the penalties of all genes
+    (``held_out`` has those without the prior, then those with it), and which genes borrow.
     """
-    if design.n_genes < FEWEST_GENES:
-        raise ValueError(f"borrow needs at least {FEWEST_GENES} genes; got {design.n_genes}")
+    if design.n_genes < _FEWEST_GENES:
+        raise ValueError(f"borrow needs at least {_FEWEST_GENES} genes; got {design.n_genes}")
     counts = np.asarray(design.data.counts.sum(0)).ravel()
     first = alone.penalties[pooled_choice(alone.held_out, counts)]
     given = design.with_prior(estimate_prior(design, first, advance=advance))
@@ -84,24 +48,15 @@ def borrow(
     held_out = np.concatenate([alone.held_out, together.held_out])
     best, n = pooled_choice(held_out, counts), len(alone.penalties)
     choice = PenaltyChoice(alone.penalties[best % n], np.tile(alone.penalties, 2), held_out)
-    return Borrowing(given, best >= n, choice)
+    return given, choice, best >= n
 
 
 def pooled_choice(losses: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.intp]:
     """Choose a candidate for each gene by its own held-out loss and that of genes like it.
 
     The held-out loss of a sparse gene is mostly noise; genes of about as many counts want about
-    the same penalty.
+    the same penalty. Losses are ``[n_candidates, n_genes]``, counts ``[n_genes]``.
 
-    Parameters
-    ----------
-    losses
-        In nats, ``[n_candidates, n_genes]``.
-    counts
-        Of each gene, ``[n_genes]``.
-
-    Examples
-    --------
     >>> losses = np.array([[0.0, 0.0, 0.0, 0.0], [-1.0, -1.0, 0.5, -1.0]])
     >>> pooled_choice(losses, np.array([5, 6, 7, 8]))
     array([1, 1, 1, 1])
@@ -119,54 +74,37 @@ def estimate_prior(
     design: Design,
     penalty: NDArray[np.float64],
     *,
-    advance: Callable[[int], object] = lambda n_genes: None,
+    advance: Callable[[int], object] | None = None,
 ) -> dict[int | None, Tensor]:
     r"""Estimate the prior of every fold, from its training sections.
 
     .. math:: \Sigma = (1 - a) \frac{p\,S}{\operatorname{tr} S} + a I, \qquad
         S = \sum_g \sqrt{T_g}\, w_g w_g^\top
 
-    with weights of standardised features fitted by the penalty alone, and counts :math:`T_g`.
-
-    Parameters
-    ----------
-    design
-        Spots.
-    penalty
-        Of each gene, ``[n_genes]``.
-    advance
-        Called with the number of genes done since the last call.
-
-    Returns
-    -------
-    dict
-        For each group that is left out, and for none (``None``), the symmetric root of
-        :math:`\Sigma`, ``[n_features, n_features]``.
+    with weights of standardised features fitted by the penalty alone, and counts :math:`T_g`. For
+    each group that is left out, and for none (``None``): the symmetric root of :math:`\Sigma`,
+    ``[n_features, n_features]``.
     """
-    folds: list[int | None] = [None, *range(len(design.moments))]
-    total: Tensor | None = None
-    for part in design.each_block(partial(_second_moments, design, penalty, folds)):
-        total = part[0] if total is None else total.add_(part[0])
-        advance(part[1])
-    assert total is not None
+    folds: list[int | None] = [None, *range(design.n_groups)]
+    work = partial(_second_moments, design, penalty, folds)
+    # Added up as they come: of all blocks, they would not fit into memory.
+    total = reduce(torch.Tensor.add_, design.each_block(work, advance))
     return {left_out: _root(moment) for left_out, moment in zip(folds, total, strict=True)}
 
 
 def _second_moments(
     design: Design, penalty: NDArray[np.float64], folds: list[int | None], block: Block
-) -> tuple[Tensor, int]:
-    n_genes = block.genes.stop - block.genes.start
+) -> Tensor:
+    """:math:`S` of each fold, of the genes of a block, ``[n_folds, n_features, n_features]``."""
     moments = []
     for left_out in folds:
-        fold = design.fold(left_out, n_genes)
-        problem = fold.training(block, torch.as_tensor(penalty[block.genes].copy()))
-        start = torch.zeros_like(problem.xtc)
+        problem = design.training(block, torch.as_tensor(penalty[block.genes].copy()), left_out)
+        start, geometry = torch.zeros_like(problem.xtc), problem.geometry
         found = descend(problem, start, tolerance=_TOLERANCE, max_iterations=_ITERATIONS)
-        geometry = fold.geometry
         weights = geometry.scale[:, None] * (geometry.basis @ found.axes)
         weights *= problem.counts**0.25
         moments.append(weights @ weights.T)
-    return torch.stack(moments), n_genes
+    return torch.stack(moments)
 
 
 def _root(moment: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -15,15 +15,17 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from strank.functional.groups import deal
 from strank.linear.data import Data, Rows, gather, is_read_by_rows
-from strank.linear.design import Design, Objective, Plan
+from strank.linear.design import Design
 from strank.linear.exact import Solution, fit_genes
-from strank.linear.objective import deviance_explained
 from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES, choose_penalty
 from strank.linear.prior import borrow
 from strank.linear.threads import few_threads
+from strank.metrics.deviance import list_gain, null_deviance
 from strank.progress import progress
 
 _PRECISIONS = (np.float64, np.float32)
+# Genes that are scored at a time: counts and scores of a section are dense for so many.
+_GENES = 256
 
 
 class STRankRegressor(RegressorMixin, BaseEstimator):
@@ -113,7 +115,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         self,
         penalty: float | ArrayLike = DEFAULT_PENALTY,
         *,
-        objective: Objective = "list",
+        objective: Literal["list", "pair"] = "list",
         n_partners: int | None = None,
         standardize: bool = True,
         tolerance: float = 1e-5,
@@ -203,8 +205,19 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         data = self._data(X, y, section, offset, reset=False)
         rows = self._rows(data.features, data.bounds)
-        weights = torch.as_tensor(self.coef_.T.copy()).to(rows.device)
-        return float(np.nanmean(deviance_explained(rows, data, weights)))
+        by_gene, n_genes = data.counts.tocsc(), len(self.coef_)
+        gain, null = np.zeros((2, n_genes))
+        for start in range(0, n_genes, _GENES):
+            genes = slice(start, start + _GENES)
+            counts = by_gene[:, genes].tocsr()
+            weights = torch.as_tensor(self.coef_[genes].T.copy()).to(rows.device)
+            for spots in map(rows.of, range(rows.n_sections)):
+                scores = rows.times(spots, weights).cpu().numpy()
+                depth = np.exp(data.offset[spots] - data.offset[spots].max())
+                one = {"section": np.zeros(len(depth)), "library_size": depth}
+                gain[genes] += list_gain(scores, counts[spots], **one)[0]
+                null[genes] += null_deviance(counts[spots], depth)
+        return float(np.nanmean(np.divide(gain, null, out=0 * gain + np.nan, where=null > 1e-9)))
 
     def to_pandas(self) -> pd.DataFrame:
         """Coefficients: a row a gene, a column a feature.
@@ -268,8 +281,14 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         return gather(features, counts, section, offset, group)
 
     def _design(self, data: Data) -> Design:
-        plan = Plan(self.objective, self.n_partners, self.seed, self.max_memory, self.standardize)
-        return Design(data, plan)
+        return Design(
+            data,
+            self.objective,
+            self.n_partners,
+            seed=self.seed,
+            max_memory=self.max_memory,
+            standardize=self.standardize,
+        )
 
     def _solve(self, design: Design, penalty: NDArray[np.float64]) -> Solution:
         with progress("Genes", len(penalty), hidden=not self.verbose) as advance:
@@ -343,7 +362,7 @@ class STRankRegressorCV(STRankRegressor):
         max_folds: int = 10,
         shared: bool = False,
         borrow: bool = False,
-        objective: Objective = "list",
+        objective: Literal["list", "pair"] = "list",
         n_partners: int | None = None,
         standardize: bool = True,
         tolerance: float = 1e-5,
@@ -408,11 +427,10 @@ class STRankRegressorCV(STRankRegressor):
         if self.shared:
             raise ValueError("borrow=True chooses for each gene: leave shared at False")
         with progress("Prior", 2 * design.n_genes, hidden=not self.verbose) as advance:
-            found = borrow(design, self.choice_, advance=advance)
-        self.choice_, self.borrows_ = found.choice, found.borrows
+            given, self.choice_, self.borrows_ = borrow(design, self.choice_, advance=advance)
         parts = [
             self._solve(of.of_genes(np.flatnonzero(which)), self.choice_.penalty[which])
-            for of, which in ((found.design, found.borrows), (design, ~found.borrows))
+            for of, which in ((given, self.borrows_), (design, ~self.borrows_))
             if which.any()
         ]
-        return parts[0] if len(parts) == 1 else parts[0].where(found.borrows, parts[1])
+        return parts[0] if len(parts) == 1 else parts[0].where(self.borrows_, parts[1])

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from strank.linear.objective import Problem, evaluate
-
-__all__ = ["HISTORY", "Optimum", "descend", "minimise"]
+from strank.linear.objective import Problem, value_and_gradient
 
 # Past steps that are remembered. More help the few genes far from the shared curvature, which are
 # those that go on after so many iterations; they take the memory that the others have left.
-HISTORY, _LONGEST_HISTORY = 6, 100
+STEPS_KEPT, _MOST_STEPS_KEPT = 6, 100
 _HARD_AFTER = 60
+# A step went too far where the objective rises at its end by more than this part of the slope at
+# which it fell at the start.
 _OVERSHOOT = 0.7
+# A gene whose steps are shorter is as near as rounding lets it come.
 _SHORTEST_STEP = 1e-8
 # Gradients relative to counts that float32 products still resolve.
 _FLOAT32_TOLERANCE = 1e-5
@@ -35,30 +36,18 @@ _WORTH_SELECTING = 0.15
 
 @dataclass
 class Optimum:
-    """Where a block of genes has got to, one column a gene.
+    """Where a block of genes has got to, one column a gene."""
 
-    Attributes
-    ----------
-    axes
-        Weights along the axes, ``[n_axes, n_genes]``.
-    objective
-        ``[n_genes]``.
-    gradient
-        ``[n_axes, n_genes]``.
-    iterations
-        Evaluations, ``[n_genes]``.
-    """
-
-    axes: Tensor
-    objective: Tensor
-    gradient: Tensor
-    iterations: Tensor
+    axes: Tensor  #: weights along the axes, ``[n_axes, n_genes]``
+    objective: Tensor  #: ``[n_genes]``
+    gradient: Tensor  #: ``[n_axes, n_genes]``
+    iterations: Tensor  #: evaluations, ``[n_genes]``
 
     @classmethod
     def at(cls, problem: Problem, axes: Tensor) -> Self:
         """Evaluate a starting point."""
         iterations = torch.zeros(axes.shape[1], dtype=torch.long, device=axes.device)
-        return cls(axes, *evaluate(problem, axes), iterations)
+        return cls(axes, *value_and_gradient(problem, axes), iterations)
 
     def error(self, problem: Problem) -> Tensor:
         """Norm of the gradient divided by the gene's counts, ``[n_genes]``."""
@@ -74,32 +63,13 @@ class Optimum:
             getattr(self, field.name)[..., index] = getattr(part, field.name)
 
 
-def minimise(
-    problem: Problem,
-    start: Tensor | None = None,
-    *,
-    tolerance: float = 1e-5,
-    max_iterations: int = 500,
-) -> Optimum:
-    """Find the weights of every gene, with gradients that are measured in float64.
-
-    Features in float32 are taken as far as float32 resolves; from there, genes that are not at
-    the tolerance go on in float64.
-
-    Parameters
-    ----------
-    problem
-        Objective of a block of genes.
-    start
-        Weights along the axes to start from, ``[n_axes, n_genes]``; 0 if ``None``.
-    tolerance
-        A gene is done when the norm of its gradient is at most this share of its counts.
-    max_iterations
-        Most evaluations a gene.
-    """
-    start = torch.zeros_like(problem.xtc) if start is None else start
+def minimise(problem: Problem, *, tolerance: float = 1e-5, max_iterations: int = 500) -> Optimum:
+    """Find the weights of every gene, with gradients that are measured in float64."""
+    start = torch.zeros_like(problem.xtc)
     spent = torch.zeros_like(problem.counts, dtype=torch.long)
     if problem.rows.dtype != torch.float64:
+        # Products in float32 take half of the time, as far as float32 resolves; the last part of
+        # the way, or only the proof that there is none left, is in float64.
         rough = max(tolerance, _FLOAT32_TOLERANCE)
         found = descend(problem, start, tolerance=rough, max_iterations=max_iterations)
         start, spent = found.axes, found.iterations
@@ -110,9 +80,9 @@ def minimise(
 
 
 def descend(problem: Problem, start: Tensor, *, tolerance: float, max_iterations: int) -> Optimum:
-    """Run until every gene is at the tolerance or cannot get nearer in the precision of the rows.
+    """Run until every gene is at the tolerance, or as near as the precision of the rows lets it.
 
-    Genes that are done leave the work.
+    A gene is at the tolerance when the norm of its gradient is at most this share of its counts.
     """
     result = Optimum.at(problem, start)
     active = torch.nonzero(result.error(problem) > tolerance).squeeze(1)
@@ -125,6 +95,7 @@ def descend(problem: Problem, start: Tensor, *, tolerance: float, max_iterations
         going = (now.error(problem) > tolerance) & (search.length > _SHORTEST_STEP)
         if not going.any():
             break
+        # Genes that are done leave the work.
         if (~going).sum() >= _WORTH_SELECTING * len(going):
             result.put(active, now)
             active, problem, now = active[going], problem.genes(going), now.genes(going)
@@ -137,19 +108,19 @@ def descend(problem: Problem, start: Tensor, *, tolerance: float, max_iterations
 class _Search:
     """Directions, steps and what past steps told of the curvature, one column a gene."""
 
-    inverse: Tensor
-    direction: Tensor
-    slope: Tensor
-    length: Tensor
-    steps: list[Tensor]
-    changes: list[Tensor]
-    curvatures: list[Tensor]
+    inverse: Tensor  #: of the diagonal of the Hessian, as it starts, ``[n_axes, n_genes]``
+    direction: Tensor  #: ``[n_axes, n_genes]``
+    slope: Tensor  #: of the objective along it, ``[n_genes]``
+    length: Tensor  #: of the next step, in units of the direction, ``[n_genes]``
+    steps: list[Tensor]  #: past ones, ``[n_axes, n_genes]`` each
+    changes: list[Tensor]  #: of the gradient in these steps
+    curvatures: list[Tensor]  #: 1 / (step @ change), ``[n_genes]`` each
     iteration: int = 0
 
     @classmethod
     def begin(cls, problem: Problem, now: Optimum) -> Self:
         information = problem.likelihood.information * problem.counts
-        inverse = 1 / (information * problem.variances[:, None] + problem.penalty)
+        inverse = 1 / (information * problem.geometry.variances[:, None] + problem.penalty)
         direction = -inverse * now.gradient
         slope = vecdot(direction, now.gradient, dim=0)
         return cls(inverse, direction, slope, torch.ones_like(slope), [], [], [])
@@ -169,7 +140,7 @@ class _Search:
     def step(self, problem: Problem, now: Optimum) -> None:
         """Try the step of every gene; take it where it did not go too far."""
         tried = now.axes + self.length * self.direction
-        objective, gradient = evaluate(problem, tried)
+        objective, gradient = value_and_gradient(problem, tried)
         now.iterations += 1
         self.iteration += 1
         slope = vecdot(self.direction, gradient, dim=0)
@@ -192,9 +163,9 @@ class _Search:
         self.changes.append(change)
         # A step that was not taken, or that rounding has left without curvature, tells nothing.
         self.curvatures.append(torch.where(curvature > 0, 1 / curvature, 0.0))
-        longest = HISTORY
+        longest = STEPS_KEPT
         if self.iteration > _HARD_AFTER:
-            longest = max(HISTORY, min(_LONGEST_HISTORY, HISTORY * room // len(curvature)))
+            longest = max(STEPS_KEPT, min(_MOST_STEPS_KEPT, STEPS_KEPT * room // len(curvature)))
         if len(self.steps) > longest:
             for memory in (self.steps, self.changes, self.curvatures):
                 memory.pop(0)

@@ -11,10 +11,8 @@ from typing import TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["few_threads", "in_parallel"]
-
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 # Multiplications in a product of features and weights. Below it threads cost more than they bring,
 # and on a busy machine they wait for each other: 50 genes x 730 spots took 0.4 s with one thread,
@@ -25,9 +23,6 @@ _WORTH_THREADS = 100_000_000
 def few_threads(n_spots: int, n_features: int, n_genes: int) -> AbstractContextManager[object]:
     """Limit a small problem to one thread; the limit ends with the context.
 
-    Examples
-    --------
-    >>> import torch
     >>> before = torch.get_num_threads()
     >>> with few_threads(100, 20, 10):
     ...     torch.get_num_threads()
@@ -45,16 +40,12 @@ def _controller() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def in_parallel(
-    work: Callable[[Item], Result], items: Iterable[Item], n_threads: int
-) -> Iterator[Result]:
+def in_parallel(work: Callable[[Item], T], items: Iterable[Item], n_threads: int) -> Iterator[T]:
     """Yield the results of items in their order, each item on one thread.
 
     Threads that share a matrix product wait for each other at every one of them; threads with work
     of their own do not.
 
-    Examples
-    --------
     >>> list(in_parallel(lambda x: x * x, [1, 2, 3], 2))
     [1, 4, 9]
     """

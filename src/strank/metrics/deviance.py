@@ -63,7 +63,7 @@ def deviance_explained(
     """
     gain = list_gain(scores, counts, section=section, library_size=library_size, slope=slope)
     counts = sparse.csr_matrix(counts)
-    null = np.stack([_null_deviance(counts[r], library_size[r]) for r in rows_of(section)])
+    null = np.stack([null_deviance(counts[r], library_size[r]) for r in rows_of(section)])
     return np.divide(gain, null, out=np.full(gain.shape, np.nan), where=null > 1e-9)
 
 
@@ -168,7 +168,7 @@ def _centred(
     return values - values.mean(0), np.log(depth[seen])[:, None], observed
 
 
-def _null_deviance(counts: sparse.csr_matrix, library_size: NDArray) -> NDArray[np.float64]:
+def null_deviance(counts: sparse.csr_matrix, library_size: NDArray) -> NDArray[np.float64]:
     r""":math:`L(0) - L^*` of a section: half the deviance of library size alone."""
     stored = sparse.coo_matrix(counts, dtype=np.float64)
     total = stored.sum(0).A1
