@@ -67,7 +67,9 @@ def test_sparse_and_dense_counts_agree(spots):
         )
 
 
-def test_score_is_the_deviance_explained(spots):
+@pytest.mark.parametrize("genes_at_a_time", [256, 1])
+def test_score_is_the_deviance_explained(spots, genes_at_a_time, monkeypatch):
+    monkeypatch.setattr("strank.linear.regressor._GENES", genes_at_a_time)
     model = fit(STRankRegressor(1.0), spots)
     options = {k: spots[k] for k in ("section", "offset")}
     scores, expected = model.predict(spots["X"]), []

@@ -341,7 +341,9 @@ def test_blocks_of_genes_change_nothing(objective):
     whole = solve(data, 3.0, objective=objective)
     little = {"objective": objective, "max_memory": 0.00012}
     design = design_of(*data, **little)
-    assert len(list(design.each_block(lambda block: block.genes))) > 2
+    done: list[int] = []
+    assert len(list(design.each_block(lambda block: block.genes, done.append))) > 2
+    assert sum(done) == 40
     assert design.rows.block < 75
     parts = solve(data, 3.0, **little)
     np.testing.assert_allclose(parts.weights, whole.weights, atol=1e-7)

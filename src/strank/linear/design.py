@@ -67,6 +67,7 @@ class Design:
             raise ValueError(f"n_partners must be at least 1, or None; got {n_partners}")
         self.data, self.objective, self.n_partners, self.seed = data, objective, n_partners, seed
         self.max_memory, self.standardize = max_memory, standardize
+        self._budget = max_memory * 2**30
         self._geometry: dict[int | None, Geometry] = {}
         self._roots: Mapping[int | None, Tensor] = {}
         raw = self._stored_rows()
@@ -214,10 +215,6 @@ class Design:
             return raw.of_source(raw.source, centre=centre)
         blocks = [block for _, block in raw.each_block(slice(0, raw.bounds[-1]))]
         return raw.of_source(torch.cat(blocks).sub_(centre.to(raw.dtype)))
-
-    @property
-    def _budget(self) -> float:
-        return self.max_memory * 2**30
 
     def _threads(self) -> int:
         """Give every thread a block of genes, if there are enough of both, and memory."""

@@ -135,8 +135,8 @@ def fit_genes(
     design: Design,
     penalty: NDArray[np.float64],
     *,
-    tolerance: float = 1e-5,
-    max_iterations: int = 500,
+    tolerance: float,
+    max_iterations: int,
     advance: Callable[[int], object] | None = None,
 ) -> Solution:
     """Find the optimum of every gene on all sections, with a penalty ``[n_genes]`` in counts."""

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from strank.linear.design import Block, Design
@@ -37,7 +37,7 @@ class PenaltyChoice:
 
 def choose_penalty(
     design: Design,
-    penalties: NDArray[np.float64],
+    penalties: ArrayLike,
     *,
     shared: bool = False,
     advance: Callable[[int], object] | None = None,

@@ -176,6 +176,16 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         """Scores ``[n_spots, n_genes]`` (``[n_spots]`` if fitted so); 0 at the mean feature.
 
         A DataFrame of features gives a DataFrame of scores, with the names of spots and genes.
+
+        Parameters
+        ----------
+        X
+            Features as in `fit`, of any spots.
+
+        Returns
+        -------
+        ndarray, DataFrame or Series
+            A difference between two spots is a log fold change (natural log).
         """
         check_is_fitted(self)
         features = self._features(X, reset=False)
@@ -200,7 +210,13 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         """Share of the list deviance explained, mean over the genes for which it is defined.
 
         1 is a perfect prediction of how counts are shared among the spots of a section, 0 is as
-        good as sharing them by library size alone; below 0 is worse than that.
+        good as sharing them by library size alone; below 0 is worse than that. Sections are taken
+        together, as in `strank.metrics.deviance_explained` each has its own share.
+
+        Parameters
+        ----------
+        X, y, section, offset
+            As in `fit`, of any sections.
         """
         check_is_fitted(self)
         data = self._data(X, y, section, offset, reset=False)
@@ -217,7 +233,9 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
                 one = {"section": np.zeros(len(depth)), "library_size": depth}
                 gain[genes] += list_gain(scores, counts[spots], **one)[0]
                 null[genes] += null_deviance(counts[spots], depth)
-        return float(np.nanmean(np.divide(gain, null, out=0 * gain + np.nan, where=null > 1e-9)))
+        # Without spots that differ from library size alone, there is nothing to explain.
+        told = null > 1e-9
+        return float(np.nanmean(gain[told] / null[told]))
 
     def to_pandas(self) -> pd.DataFrame:
         """Coefficients: a row a gene, a column a feature.
@@ -413,10 +431,10 @@ class STRankRegressorCV(STRankRegressor):
         data = self._data(X, y, section, offset, fold)
         n_genes = data.counts.shape[1]
         with few_threads(len(data.offset), self.n_features_in_, n_genes):
-            design, penalties = self._design(data), np.asarray(self.penalties, dtype=np.float64)
+            design = self._design(data)
             with progress("Penalties", n_genes, hidden=not self.verbose) as advance:
                 self.choice_ = choose_penalty(
-                    design, penalties, shared=self.shared, advance=advance
+                    design, self.penalties, shared=self.shared, advance=advance
                 )
             self.borrows_ = np.zeros(n_genes, dtype=bool)
             solution = self._solve_borrowing(design) if self.borrow else None

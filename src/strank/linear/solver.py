@@ -63,7 +63,7 @@ class Optimum:
             getattr(self, field.name)[..., index] = getattr(part, field.name)
 
 
-def minimise(problem: Problem, *, tolerance: float = 1e-5, max_iterations: int = 500) -> Optimum:
+def minimise(problem: Problem, *, tolerance: float, max_iterations: int) -> Optimum:
     """Find the weights of every gene, with gradients that are measured in float64."""
     start = torch.zeros_like(problem.xtc)
     spent = torch.zeros_like(problem.counts, dtype=torch.long)
