@@ -66,5 +66,5 @@ def test_naming_is_by_majority_and_a_mixture_is_refused():
         check_naming({"S1": IDS, "S2": SYMBOLS, "S3": IDS})
     assert str(caught.value) == (
         "genes are named in two ways: section S1, S3 by Ensembl ids and section S2 by symbols; "
-        "import all with --gene-id, or all from files that hold symbols"
+        "import all with `gene_id`, or all from files that hold symbols"
     )

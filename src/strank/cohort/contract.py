@@ -34,7 +34,7 @@ def check_naming(names: Mapping[str, pd.Index]) -> None:
     if len(sections) > 1:
         told = " and ".join(f"section {some(those)} by {how}" for how, those in sections.items())
         raise InputError(
-            f"genes are named in two ways: {told}; import all with --gene-id, or all from files "
+            f"genes are named in two ways: {told}; import all with `gene_id`, or all from files "
             "that hold symbols"
         )
 

@@ -16,8 +16,6 @@ from shapely.geometry import shape
 from strank.errors import InputError, some
 from strank.files import read_json
 
-__all__ = ["Regions", "choose_pair", "disjoint", "find_regions", "outlines", "spots_within"]
-
 # Region to which of the spots lie in it, ``[n_spots]``.
 Regions = dict[str, NDArray[np.bool_]]
 
@@ -26,28 +24,7 @@ _DAMAGE = (AttributeError, LookupError, TypeError, ValueError, ShapelyError)
 
 
 def find_regions(spots: AnnData, groups: str) -> Regions:
-    """Tell which spots lie in which region.
-
-    Parameters
-    ----------
-    spots
-        Tiles, or spots of a section, with positions in pixels of the full image.
-    groups
-        A column of ``obs``, one value a region (spots without a value lie in none); or else a
-        GeoJSON file, see `outlines`.
-
-    Raises
-    ------
-    InputError
-        If it is neither, the file has no polygon, or none near the spots, or the spots no
-        positions.
-
-    Examples
-    --------
-    >>> spots = AnnData(np.zeros((3, 1)), obs={"niche": ["core", "rim", "core"]})
-    >>> find_regions(spots, "niche")["core"]
-    array([ True, False,  True])
-    """
+    """Tell which spots lie in which region: of a column of ``obs``, or of a GeoJSON file."""
     if groups in spots.obs:
         known, values = spots.obs[groups].notna(), spots.obs[groups].astype(str)
         return {name: (known & (values == name)).to_numpy() for name in sorted(set(values[known]))}
@@ -66,13 +43,7 @@ def find_regions(spots: AnnData, groups: str) -> Regions:
 
 
 def spots_within(regions: Mapping[str, Any], positions: NDArray[np.float64]) -> Regions:
-    """Tell which centres lie inside which geometry.
-
-    Examples
-    --------
-    >>> spots_within({"core": shapely.box(0, 0, 2, 2)}, np.array([[1.0, 1.0], [5.0, 1.0]]))
-    {'core': array([ True, False])}
-    """
+    """Tell which centres lie inside which geometry."""
     return {
         name: np.asarray(shapely.contains_xy(region, positions[:, 0], positions[:, 1]))
         for name, region in regions.items()
@@ -80,24 +51,10 @@ def spots_within(regions: Mapping[str, Any], positions: NDArray[np.float64]) -> 
 
 
 def outlines(path: Path) -> dict[str, Any]:
-    """Read regions as QuPath exports them.
+    """Read regions as QuPath exports them, in pixels of the full image, in the file's order.
 
-    Parameters
-    ----------
-    path
-        A FeatureCollection, a list of features, a feature or a geometry, in pixels of the full
-        image. Polygons and multipolygons count, with their holes; points and lines do not.
-
-    Returns
-    -------
-    dict
-        Region to its geometry, in the file's order. A region is all polygons of one class
-        (``properties.classification.name``), or of one name where there is no class.
-
-    Raises
-    ------
-    InputError
-        If the file is damaged, or has no polygon.
+    A region is all polygons of one class (``properties.classification.name``), or of one name where
+    there is no class; points and lines do not count.
     """
     found: dict[str, list[Any]] = {}
     try:
@@ -125,27 +82,7 @@ def outlines(path: Path) -> dict[str, Any]:
 
 
 def choose_pair(regions: Regions, between: str | None, *, source: str) -> tuple[str, str]:
-    """Choose the two regions of a contrast; a name may hold a comma.
-
-    Parameters
-    ----------
-    regions
-        From `find_regions`.
-    between
-        Two names, separated by a comma; if ``None`` there must be two regions.
-    source
-        The file or column that the message names.
-
-    Raises
-    ------
-    InputError
-        If they are not two of the regions; it lists those there are.
-
-    Examples
-    --------
-    >>> choose_pair({"core": np.ones(2, bool), "rim": np.ones(2, bool)}, "rim, core", source="x")
-    ('rim', 'core')
-    """
+    """Choose the two regions of a contrast, by names with a comma between; a name may hold one."""
     names = list(regions)
     there = f"{source} has {some(names, 20) or 'no region'}"
     if between is None:
@@ -164,14 +101,7 @@ def choose_pair(regions: Regions, between: str | None, *, source: str) -> tuple[
 
 
 def disjoint(regions: Regions, pair: tuple[str, ...]) -> tuple[Regions, int]:
-    """Take two regions and leave out the spots that lie in both; also how many those are.
-
-    Examples
-    --------
-    >>> both = {"core": np.array([True, True]), "rim": np.array([False, True])}
-    >>> disjoint(both, ("core", "rim"))
-    ({'core': array([ True, False]), 'rim': array([False, False])}, 1)
-    """
+    """Take two regions and leave out the spots that lie in both; also how many those are."""
     shared = regions[pair[0]] & regions[pair[1]]
     return {name: regions[name] & ~shared for name in pair}, int(shared.sum())
 

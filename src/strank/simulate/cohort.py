@@ -21,8 +21,6 @@ from strank.simulate.counts import CountDesign, Genes, SectionCounts, draw_count
 from strank.simulate.drawing import Stain, draw_section, draw_stain
 from strank.simulate.tissue import GLASS, LAYOUT_UM, REGIONS, Tissue, TissueDesign, grow_tissue
 
-__all__ = ["Section", "place_spots", "simulate_cohort"]
-
 PITCH_UM, RADIUS_UM = 200.0, 50.0
 _JITTER = 0.04
 _LEAST_TISSUE = 0.6
@@ -42,17 +40,13 @@ class _Cohort:
 
 
 class Section(NamedTuple):
-    """One simulated section.
-
-    `image` is RGB ``[height, width, 3]``, `spots` the selection table indexed by spot name,
-    `counts` the table of counts (spots by genes), `truth` the true log relative rates.
-    """
+    """One simulated section."""
 
     name: str
-    image: NDArray[np.uint8]
-    spots: pd.DataFrame
-    counts: pd.DataFrame
-    truth: AnnData
+    image: NDArray[np.uint8]  # RGB
+    spots: pd.DataFrame  # selection table by name of spot
+    counts: pd.DataFrame  # spots by genes
+    truth: AnnData  # log relative rates
 
 
 def simulate_cohort(
@@ -103,6 +97,15 @@ def simulate_cohort(
         If the folder has something in it.
     ValueError
         For a number out of its range.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp(), "demo")
+    >>> simulate_cohort(folder, n_patients=2, n_sections=1, tissue=TissueDesign(side_um=600))
+    ['A1', 'B1']
+    >>> sorted(path.name for path in folder.iterdir())
+    ['counts', 'images', 'spots', 'truth']
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -126,23 +129,7 @@ def simulate_cohort(
 
 
 def place_spots(tissue: Tissue, design: TissueDesign, *, rng: np.random.Generator) -> pd.DataFrame:
-    """Print an array of spots and keep those on tissue.
-
-    Parameters
-    ----------
-    tissue
-        Layout of the section.
-    design
-        Its size and the image's scale.
-    rng
-        Source of randomness, for the array's place and the jitter of the printing.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by ``<x>x<y>``, with the columns of a selection table (``x y new_x new_y pixel_x
-        pixel_y selected``).
-    """
+    """Print an array of spots and keep those on tissue: a selection table by ``<x>x<y>``."""
     start = rng.uniform(RADIUS_UM, PITCH_UM - RADIUS_UM, 2)
     first = rng.integers(3, 10, 2)
     steps = int((design.side_um - RADIUS_UM) // PITCH_UM) + 1

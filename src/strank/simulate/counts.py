@@ -32,17 +32,6 @@ from numpy.typing import NDArray
 
 from strank.simulate.tissue import REGIONS
 
-__all__ = [
-    "ABUNDANCE",
-    "GENE_CLASSES",
-    "CountDesign",
-    "Genes",
-    "SectionCounts",
-    "draw_counts",
-    "draw_genes",
-    "negative_binomial",
-]
-
 _Array = NDArray[np.float64]
 
 GENE_CLASSES = (*REGIONS, "graded", "flat")
@@ -57,7 +46,7 @@ _SOFTENING_PER_MM2 = 100.0
 
 @dataclass(frozen=True)
 class CountDesign:
-    """Strength of what is in the counts; the module gives the equations.
+    """Strength of what is in the counts; `strank.simulate.counts` gives the equations.
 
     Attributes
     ----------
@@ -79,6 +68,16 @@ class CountDesign:
         Smallest and largest u_s.
     dispersion
         φ, above 0.
+
+    Raises
+    ------
+    ValueError
+        For a negative signal, or a dispersion that is not positive.
+
+    Examples
+    --------
+    >>> CountDesign(ambient=(0, 0)).dispersion
+    0.15
     """
 
     signal: float = 1.0
@@ -99,56 +98,25 @@ class CountDesign:
 
 
 class Genes(NamedTuple):
-    """What is the same in every section.
+    """What is the same in every section."""
 
-    `table` has columns ``gene_class`` and ``abundance`` and is indexed by symbol; `base` b
-    ``[n_genes]`` sums to 1, `library_size` is L, `marker` β ``[n_regions, n_genes]``, `graded` γ
-    ``[n_genes]``.
-    """
-
-    table: pd.DataFrame
-    base: _Array
-    library_size: float
-    marker: _Array
-    graded: _Array
+    table: pd.DataFrame  # gene_class and abundance, by symbol
+    base: _Array  # b, [n_genes]; sums to 1
+    library_size: float  # L
+    marker: _Array  # β, [n_regions, n_genes]
+    graded: _Array  # γ, [n_genes]
 
 
 class SectionCounts(NamedTuple):
-    """A section's `counts` and `truth`, ``[n_spots, n_genes]``, and `depth` l, ``[n_spots]``."""
+    """What is drawn for a section."""
 
-    counts: NDArray[np.int64]
+    counts: NDArray[np.int64]  # [n_spots, n_genes], as is the truth
     truth: _Array
-    depth: _Array
+    depth: _Array  # l, [n_spots]
 
 
 def draw_genes(n_genes: int, *, design: CountDesign, rng: np.random.Generator) -> Genes:
-    """Draw the genes of a cohort: classes in turn, and abundance levels in turn within a class.
-
-    Parameters
-    ----------
-    n_genes
-        How many; at least one of each class and level, 21.
-    design
-        Range of the effects.
-    rng
-        Source of randomness.
-
-    Returns
-    -------
-    Genes
-        Table and parameters.
-
-    Raises
-    ------
-    ValueError
-        For too few genes.
-
-    Examples
-    --------
-    >>> genes = draw_genes(21, design=CountDesign(), rng=np.random.default_rng(0))
-    >>> list(genes.table.index[:2]), round(float(genes.base.sum()), 6)
-    (['TUMOUR-HIGH-1', 'STROMA-HIGH-1'], 1.0)
-    """
+    """Draw the genes of a cohort: classes in turn, and abundance levels in turn within a class."""
     n_kinds = len(GENE_CLASSES) * len(ABUNDANCE)
     if n_genes < n_kinds:
         raise ValueError(f"n_genes must be at least {n_kinds}; got {n_genes}")
@@ -173,34 +141,7 @@ def draw_counts(
     design: CountDesign,
     rng: np.random.Generator,
 ) -> SectionCounts:
-    """Draw the counts of one section.
-
-    Parameters
-    ----------
-    fractions
-        Share of each region under each spot, ``[n_spots, n_regions]``; rows sum to 1.
-    nuclei_per_mm2
-        Density of nuclei under each spot, ``[n_spots]``.
-    genes
-        The cohort's genes.
-    design
-        Strength of the effects.
-    rng
-        Source of randomness.
-
-    Returns
-    -------
-    SectionCounts
-        Counts, truth and depth.
-
-    Examples
-    --------
-    >>> rng, design = np.random.default_rng(0), CountDesign(signal=0)
-    >>> genes = draw_genes(21, design=design, rng=rng)
-    >>> drawn = draw_counts(np.eye(5), np.full(5, 3e3), genes=genes, design=design, rng=rng)
-    >>> drawn.counts.shape, float(np.abs(drawn.truth).max())
-    ((5, 21), 0.0)
-    """
+    """Draw a section's counts; ``fractions`` of regions are ``[n_spots, n_regions]``."""
     # The order of the draws is fixed, so cohorts that differ in signal share their noise.
     section_scale = design.section_spread ** rng.uniform(-1, 1)
     gene_scale = np.exp(design.gene_spread * rng.standard_normal(len(genes.base)))
@@ -225,13 +166,7 @@ def draw_counts(
 def negative_binomial(
     mean: _Array, dispersion: float, *, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Draw counts with the given mean and variance ``mean + dispersion * mean**2``.
-
-    Examples
-    --------
-    >>> negative_binomial(np.array([0.0]), 0.2, rng=np.random.default_rng(0)).tolist()
-    [0]
-    """
+    """Draw counts with the given mean and variance ``mean + dispersion * mean**2``."""
     return rng.poisson(mean * rng.gamma(1 / dispersion, dispersion, mean.shape))
 
 

@@ -23,72 +23,40 @@ from numpy.typing import NDArray
 
 from strank.simulate.counts import negative_binomial
 
-__all__ = ["FUNCTIONS", "CurveCounts", "CurveDesign", "curve", "draw_curves", "draw_tissue"]
-
 _Array = NDArray[np.float64]
 
 #: (a, b, c, d) of the paper's four functions.
 FUNCTIONS = ((0.2, 0.3, 25, 7), (0.25, 0.25, 3, 50), (0.25, 0.25, 15, 32), (0.25, 0.25, 20, 23))
 
+# Half the width of the window.
 _WINDOW = 0.1
 
 
 @dataclass(frozen=True)
 class CurveDesign:
-    """What the counts are like; the module gives the equations.
+    """What the counts are like; the module gives the equations."""
 
-    Attributes
-    ----------
-    sampling
-        ``"uniform"``, or ``"imbalanced"``: the second tissue only from a window of half-width 0.1.
-    centre
-        Of the window; random if ``None``.
-    scale, bias
-        α and β of the second tissue.
-    size
-        r, the inverse dispersion.
-    n_spots
-        In each tissue.
-    kept
-        p, the share of counts that binomial thinning keeps.
-    depth_spread
-        σ.
-    """
-
-    sampling: str = "uniform"
-    centre: float | None = None
-    scale: float = 10.0
+    sampling: str = "uniform"  # or "imbalanced": the second tissue only from a window
+    centre: float | None = None  # of the window; random if None
+    scale: float = 10.0  # α and β of the second tissue
     bias: float = 10.0
-    size: float = 100.0
-    n_spots: int = 50_000
-    kept: float = 1.0
-    depth_spread: float = 0.0
+    size: float = 100.0  # r, the inverse dispersion
+    n_spots: int = 50_000  # in each tissue
+    kept: float = 1.0  # p, the share of counts that binomial thinning keeps
+    depth_spread: float = 0.0  # σ
 
 
 class CurveCounts(NamedTuple):
-    """Position `x`, `counts`, log depth `offset` and `tissue` (0 or 1) of spots, ``[n_spots]``."""
+    """What is drawn, ``[n_spots]`` each."""
 
     x: _Array
     counts: NDArray[np.int64]
-    offset: _Array
-    tissue: NDArray[np.int64]
+    offset: _Array  # log depth
+    tissue: NDArray[np.int64]  # 0 or 1
 
 
 def curve(function: int, x: _Array) -> _Array:
-    """Compute the noise-free relative expression, between 0 and 1.
-
-    Parameters
-    ----------
-    function
-        Which of `FUNCTIONS`.
-    x
-        Positions in [0, 1].
-
-    Examples
-    --------
-    >>> float(curve(0, np.array(0.0)))
-    0.5
-    """
+    """Compute the noise-free relative expression, between 0 and 1, of one of `FUNCTIONS`."""
     a, b, c, d = FUNCTIONS[function]
     return np.asarray(a * np.sin(c * x) + b * np.sin(d * x) + a + b)
 
@@ -101,28 +69,7 @@ def draw_tissue(
     rng: np.random.Generator,
     second: bool = False,
 ) -> CurveCounts:
-    """Draw the counts of spots at given positions of one tissue.
-
-    Parameters
-    ----------
-    function
-        Which of `FUNCTIONS`.
-    x
-        Positions, ``[n_spots]``.
-    design
-        What the counts are like.
-    rng
-        Source of randomness.
-    second
-        Whether it is the tissue with scale and bias.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> drawn = draw_tissue(0, np.zeros(100_000), design=CurveDesign(), rng=rng, second=True)
-    >>> round(float(drawn.counts.mean()), 1)
-    15.0
-    """
+    """Draw the counts of spots at given positions of the first tissue, or the second."""
     wave = np.sqrt(2) * np.sin(3 * np.pi * x)
     offset = design.depth_spread * (wave + rng.standard_normal(len(x))) / np.sqrt(2)
     scale, bias = (design.scale, design.bias) if second else (1.0, 0.0)
@@ -133,29 +80,7 @@ def draw_tissue(
 
 
 def draw_curves(function: int, *, design: CurveDesign, rng: np.random.Generator) -> CurveCounts:
-    """Draw both tissues, each with random positions of its own, the first tissue first.
-
-    Parameters
-    ----------
-    function
-        Which of `FUNCTIONS`.
-    design
-        What the counts are like.
-    rng
-        Source of randomness.
-
-    Raises
-    ------
-    ValueError
-        For an unknown sampling.
-
-    Examples
-    --------
-    >>> design = CurveDesign(sampling="imbalanced", n_spots=1000)
-    >>> drawn = draw_curves(2, design=design, rng=np.random.default_rng(0))
-    >>> len(drawn.x), bool(np.ptp(drawn.x[drawn.tissue == 1]) <= 0.2)
-    (2000, True)
-    """
+    """Draw both tissues, each with random positions of its own, the first tissue first."""
     if design.sampling not in ("uniform", "imbalanced"):
         raise ValueError(f"sampling must be uniform or imbalanced; got {design.sampling!r}")
     low, high = 0.0, 1.0

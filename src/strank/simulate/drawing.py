@@ -28,8 +28,6 @@ from strank.simulate.tissue import (
     smooth_field,
 )
 
-__all__ = ["Stain", "draw_section", "draw_stain"]
-
 _Array = NDArray[np.float64]
 Canvas = NDArray[np.uint8]
 
@@ -42,22 +40,13 @@ _STRIP = 512
 
 @dataclass(frozen=True)
 class Stain:
-    """How a patient's slides were stained and scanned.
+    """How a patient's slides were stained and scanned."""
 
-    Attributes
-    ----------
-    hematoxylin, eosin
-        Optical density of one unit of stain in red, green and blue; unit vectors.
-    strength
-        Factors on the two stains.
-    glass
-        Levels of red, green and blue of bare glass, up to 255.
-    """
-
+    # Optical density of one unit of stain in red, green and blue: unit vectors.
     hematoxylin: tuple[float, float, float]
     eosin: tuple[float, float, float]
-    strength: tuple[float, float]
-    glass: tuple[float, float, float]
+    strength: tuple[float, float]  # of the two stains
+    glass: tuple[float, float, float]  # levels of bare glass, up to 255
 
 
 class _Cells(NamedTuple):
@@ -81,14 +70,7 @@ _KINDS = {
 
 
 def draw_stain(rng: np.random.Generator) -> Stain:
-    """Draw a patient's stain: vectors turned by a few degrees, strengths and glass varied.
-
-    Examples
-    --------
-    >>> stain = draw_stain(np.random.default_rng(0))
-    >>> round(float(np.linalg.norm(stain.eosin)), 6)
-    1.0
-    """
+    """Draw a patient's stain: vectors turned by a few degrees, strengths and glass varied."""
     hematoxylin, eosin = (
         np.maximum(np.asarray(vector) + rng.normal(0, 0.045, 3), 0.02)
         for vector in (_HEMATOXYLIN, _EOSIN)
@@ -104,24 +86,7 @@ def draw_stain(rng: np.random.Generator) -> Stain:
 def draw_section(
     tissue: Tissue, design: TissueDesign, *, stain: Stain, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Draw a section.
-
-    Parameters
-    ----------
-    tissue
-        The layout.
-    design
-        Its size and the image's scale.
-    stain
-        The patient's stain.
-    rng
-        Source of randomness.
-
-    Returns
-    -------
-    NDArray[np.uint8]
-        RGB image, ``[side, side, 3]`` with ``side = round(side_um / um_per_pixel)``.
-    """
+    """Draw a section: RGB ``[side, side, 3]`` with ``side = round(side_um / um_per_pixel)``."""
     size = round(design.side_um / design.um_per_pixel)
     hematoxylin, eosin = _ground(tissue, design, size, rng)
     _draw_glands(hematoxylin, eosin, tissue.glands / design.um_per_pixel, rng)
@@ -171,16 +136,14 @@ def _ground(
 def _fibres(
     direction: _Array, size: int, um_per_pixel: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Fine and coarse noise smeared along the fibres' direction; each of mean 0, variance 1.
-
-    Each pass averages what lies one step up and one step down the stream and doubles the step,
-    so six passes smear over 64 steps.
-    """
+    """Fine and coarse noise smeared along the fibres' direction; each of mean 0, variance 1."""
     wavy = direction + 0.22 * smooth_field(rng, direction.shape[0], 22)
     cosine, sine = (cv2.resize(f(wavy).astype(np.float32), (size, size)) for f in (np.cos, np.sin))
     noise = rng.standard_normal((size, size), np.float32)
     both = cv2.merge([noise, cv2.GaussianBlur(noise, (0, 0), 4.5 / um_per_pixel)])
     row, column = np.indices((size, size), dtype=np.float32)
+    # Each pass averages what lies one step up and one step down the stream and doubles the step, so
+    # six passes smear over 64 steps.
     step = 0.8
     for _ in range(6):
         up, down = (

@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import Voronoi, cKDTree
 
-__all__ = ["LAYOUT_UM", "REGIONS", "PlacedNuclei", "Tissue", "TissueDesign", "grow_tissue"]
-
 _Array = NDArray[np.float64]
 
 REGIONS = ("tumour", "stroma", "gland", "immune", "adipose")
@@ -44,6 +42,16 @@ class TissueDesign:
         Side of the square image, in µm.
     um_per_pixel
         Size of an image pixel, in µm.
+
+    Raises
+    ------
+    ValueError
+        For a section below 600 µm, or pixels that are not of 0.2 to 2 µm.
+
+    Examples
+    --------
+    >>> TissueDesign(side_um=900).um_per_pixel
+    0.8
     """
 
     side_um: float = 3000.0
@@ -58,58 +66,27 @@ class TissueDesign:
 
 
 class PlacedNuclei(NamedTuple):
-    """Nuclei of a section, each array ``[n_nuclei]``.
-
-    `kind` is an index in `REGIONS` (an adipocyte's nucleus is ``ADIPOSE``), `angle` the direction
-    of the long axis in radians.
-    """
+    """Nuclei of a section, each array ``[n_nuclei]``."""
 
     x: _Array
     y: _Array
-    angle: _Array
-    kind: NDArray[np.int8]
+    angle: _Array  # of the long axis, in radians
+    kind: NDArray[np.int8]  # index in REGIONS; ADIPOSE is an adipocyte's nucleus
 
 
 class Tissue(NamedTuple):
-    """What there is to draw, and to express genes.
+    """What there is to draw, and to express genes."""
 
-    `labels` (index in `REGIONS`, -1 for glass), `nests` (above 0: tumour cells, where the label is
-    tumour) and `direction` (of the fibres, radians) are maps ``[n, n]``; `glands`
-    ``[n_glands, n_corners, 2]`` and `adipocytes` are outlines.
-    """
-
-    labels: NDArray[np.int8]
-    nests: _Array
-    direction: _Array
-    glands: _Array
-    adipocytes: list[_Array]
+    labels: NDArray[np.int8]  # index in REGIONS, -1 for glass; this and the next two are [n, n]
+    nests: _Array  # above 0: tumour cells, where the label is tumour
+    direction: _Array  # of the fibres, in radians
+    glands: _Array  # outlines, [n_glands, n_corners, 2]
+    adipocytes: list[_Array]  # outlines
     nuclei: PlacedNuclei
 
 
 def grow_tissue(design: TissueDesign, *, composition: _Array, rng: np.random.Generator) -> Tissue:
-    """Lay out one section.
-
-    Parameters
-    ----------
-    design
-        Size.
-    composition
-        The patient's shift for each of `REGIONS`, ``[5]``; 0 is average, 1 about doubles a region.
-    rng
-        Source of randomness.
-
-    Returns
-    -------
-    Tissue
-        The layout.
-
-    Examples
-    --------
-    >>> design = TissueDesign(side_um=800)
-    >>> tissue = grow_tissue(design, composition=np.zeros(5), rng=np.random.default_rng(0))
-    >>> tissue.labels.shape
-    (200, 200)
-    """
+    """Lay out a section; ``composition`` shifts the regions: 0 is average, 1 about doubles one."""
     n = round(design.side_um / LAYOUT_UM)
     labels = _regions(n, composition, rng)
     nests = smooth_field(rng, n, _NEST_UM) + 0.4 * smooth_field(rng, n, 90) + 0.35
@@ -121,14 +98,7 @@ def grow_tissue(design: TissueDesign, *, composition: _Array, rng: np.random.Gen
 
 
 def smooth_field(rng: np.random.Generator, n: int, sigma_um: float) -> _Array:
-    """Gaussian random field ``[n, n]`` with mean 0, variance 1 and a blur of `sigma_um`.
-
-    Examples
-    --------
-    >>> field = smooth_field(np.random.default_rng(0), 100, 20.0)
-    >>> bool(abs(field.std() - 1) < 0.5)
-    True
-    """
+    """Gaussian random field ``[n, n]`` with mean 0, variance 1 and a blur of ``sigma_um``."""
     sigma = sigma_um / LAYOUT_UM
     # Drawn coarser than it is returned: a wide blur of fine noise is slow and looks the same.
     step = max(1, int(sigma / 4))

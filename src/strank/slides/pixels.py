@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import openslide
     import pyvips
 
-__all__ = ["ArrayPixels", "Pixels", "open_pixels"]
-
 Size = tuple[int, int]
 
 _UNTILED = re.compile(r"(jpeg|png|webp|gif|heif|jp2k)load")
@@ -68,13 +66,7 @@ class ArrayPixels:
 
 
 def open_pixels(path: Path) -> Pixels:
-    """Open an image lazily: nothing but its header is read.
-
-    Raises
-    ------
-    InputError
-        For a file that is absent, no image, of more than 8 bits a colour, or a decompression bomb.
-    """
+    """Open an image lazily: nothing but its header is read."""
     import openslide
 
     if not path.is_file():

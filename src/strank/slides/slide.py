@@ -26,20 +26,10 @@ _STRIP_PIXELS = 128_000_000
 
 @dataclass(frozen=True)
 class Slide:
-    """An image with its scale; it may go to another process, which opens the file again.
-
-    Attributes
-    ----------
-    source
-        Gives its pixels.
-    um_per_pixel
-        Size of a pixel of the full resolution, in µm.
-    path
-        The file it came from.
-    """
+    """An image with its scale; it may go to another process, which opens the file again."""
 
     source: Pixels
-    um_per_pixel: float
+    um_per_pixel: float  # of the full resolution
     path: Path
 
     @property
@@ -49,28 +39,13 @@ class Slide:
 
 
 def open_slide(path: Path, um_per_pixel: float | None = None) -> Slide:
-    """Open a whole-slide image, TIFF, JPEG or PNG; pixels are read when they are needed.
-
-    Parameters
-    ----------
-    path
-        The file. Formats of scanners go through openslide, everything else through libvips; a
-        plain image is decoded once to temporary disk (3 bytes a pixel).
-    um_per_pixel
-        Size of a pixel, in µm; if ``None``, what the file says. It is never guessed.
-
-    Raises
-    ------
-    InputError
-        For a file that is absent, not an image, of more than 8 bits a colour or a decompression
-        bomb; if its µm per pixel is not known or not positive.
-    """
+    """Open an image; its pixels are read when they are needed. Its scale is never guessed."""
     source = open_pixels(path)
     scale = source.um_per_pixel if um_per_pixel is None else um_per_pixel
     if scale is None:
         raise InputError(
             f"{path}: the file does not say its µm per pixel; look it up (scanner, objective) and "
-            "give it with --mpp"
+            "give it as `um_per_pixel`"
         )
     if not (scale > 0 and np.isfinite(scale)):
         raise InputError(f"{path}: µm per pixel must be positive; got {scale:g}")
@@ -78,24 +53,13 @@ def open_slide(path: Path, um_per_pixel: float | None = None) -> Slide:
 
 
 def slide_of(section: AnnData) -> Slide:
-    """Open the image that a section of a cohort belongs to; errors as `open_slide`."""
+    """Open the image that a section of a cohort belongs to."""
     info = section_info(section)
     return open_slide(Path(info.image), info.um_per_pixel)
 
 
-def stored_um_per_pixel(path: Path) -> float | None:
-    """Size of a pixel in µm as the file says it, or ``None``; errors as `open_slide`."""
-    return open_pixels(path).um_per_pixel
-
-
 def check_image(slide: Slide) -> None:
-    """Read the last pixel of every level, so that a truncated file is found now.
-
-    Raises
-    ------
-    InputError
-        If the image is damaged or truncated; it is named.
-    """
+    """Read the last pixel of every level, so that a truncated file is found now."""
     for level, (width, height) in enumerate(slide.source.sizes):
         slide.source.read(level, width - 1, height - 1, 1, 1)
 
@@ -103,25 +67,11 @@ def check_image(slide: Slide) -> None:
 def read_field(
     slide: Slide, centres: NDArray[np.float64], *, um: float, pixels: int
 ) -> NDArray[np.uint8]:
-    """Cut square windows around spots, at a fixed physical size.
+    """Cut square windows of ``um`` around spots (x, y in full pixels), resampled to ``pixels``.
 
-    Parameters
-    ----------
-    slide
-        The image.
-    centres
-        Spot centres (x, y) in pixels of the full resolution, ``[n_spots, 2]``.
-    um
-        Side of a window, in µm.
-    pixels
-        Side of the result, to which a window is resampled (by area when it shrinks), from the
-        coarsest level of the image that is fine enough.
-
-    Returns
-    -------
-    NDArray
-        ``uint8``, ``[n_spots, pixels, pixels, 3]``; white where a window leaves the image.
+    ``uint8``, ``[n_spots, pixels, pixels, 3]``; white where a window leaves the image.
     """
+    # From the coarsest level that is fine enough; by area where it shrinks.
     level, shrink = _level(slide, um / slide.um_per_pixel / pixels)
     side = um / slide.um_per_pixel / shrink
     halvings = max(0, math.floor(math.log2(side / pixels)))
@@ -149,10 +99,7 @@ def read_region(slide: Slide, x: int, y: int, width: int, height: int) -> NDArra
 
 
 def thumbnail(slide: Slide, um_per_pixel: float) -> tuple[NDArray[np.uint8], float]:
-    """Shrink a slide to about ``um_per_pixel``; return it with the scale that came out.
-
-    A level of more than 128 million pixels is read in strips of at most that many.
-    """
+    """Shrink a slide to about ``um_per_pixel``; return it with the scale that came out."""
     wanted = max(1.0, um_per_pixel / slide.um_per_pixel)
     size = tuple(max(1, round(n / wanted)) for n in slide.size)
     level, shrink = _level(slide, wanted)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from strank.errors import InputError
 from strank.slides.slide import Slide, thumbnail
 
-#: About the size of a pixel of the mask, in µm.
-MASK_UM = 8.0
+# About the size of a pixel of the mask.
+_MASK_UM = 8.0
 
 _SMALLEST_MM2 = 0.02
 _DARKEST_GLASS_OD = 0.15
@@ -26,23 +26,10 @@ _EVEN_OD = 0.1
 def tissue_mask(slide: Slide) -> tuple[NDArray[np.bool_], float]:
     """Find tissue as what absorbs green light (both stains do), by Otsu's threshold.
 
-    Parameters
-    ----------
-    slide
-        The image.
-
-    Returns
-    -------
-    mask, um_per_pixel
-        ``bool``, ``[height, width]`` at about 8 µm a pixel, and its scale. Holes smaller than a
-        spot are closed, specks below 0.02 mm² dropped.
-
-    Raises
-    ------
-    InputError
-        If there is no tissue.
+    A mask ``[height, width]`` and its µm per pixel. Holes smaller than a spot are closed, specks
+    below 0.02 mm² dropped.
     """
-    small, scale = thumbnail(slide, MASK_UM)
+    small, scale = thumbnail(slide, _MASK_UM)
     density = -np.log10((small[..., 1].astype(np.float32) + 1) / 256)
     density = cv2.GaussianBlur(density, (0, 0), 15 / scale)
     # Glass is rarely pure white: density is counted from the brightest tenth of the image, unless
@@ -66,28 +53,9 @@ def tissue_mask(slide: Slide) -> tuple[NDArray[np.bool_], float]:
 def tile_centres(
     slide: Slide, *, stride_um: float, tile_um: float, least_tissue: float = 0.5
 ) -> NDArray[np.float64]:
-    """Lay a square grid of tiles over the tissue.
+    """Lay a square grid over the tissue: centres (x, y) in pixels, row by row, ``[n_tiles, 2]``.
 
-    Parameters
-    ----------
-    slide
-        The image.
-    stride_um
-        Distance between neighbouring centres, in µm.
-    tile_um
-        Side of the area that must hold tissue, in µm.
-    least_tissue
-        The share of it that must.
-
-    Returns
-    -------
-    NDArray
-        Centres (x, y) in pixels of the image, row by row, ``[n_tiles, 2]``.
-
-    Raises
-    ------
-    InputError
-        If no tile holds enough tissue.
+    ``least_tissue`` of the square of ``tile_um`` must be tissue.
     """
     mask, scale = tissue_mask(slide)
     side = max(1, round(tile_um / scale))
@@ -107,28 +75,11 @@ def _disc(radius: float) -> NDArray[np.uint8]:
 
 
 def check_on_tissue(slide: Slide, centres: NDArray[np.float64], *, name: str) -> None:
-    """Refuse spots of which most stand on glass, or would stand much better with x and y swapped.
-
-    An image without glass, cut out of tissue, cannot tell, and passes: what lies outside its mask
-    is pale tissue, and uneven.
-
-    Parameters
-    ----------
-    slide
-        The image.
-    centres
-        Spots under tissue (x, y), in pixels of the image, ``[n_spots, 2]``.
-    name
-        Section named in the message.
-
-    Raises
-    ------
-    InputError
-        If less than half of the spots stand on tissue, or a quarter more of them would with x and
-        y swapped; also if the image shows no tissue.
-    """
+    """Refuse spots most of which stand on glass, or that stand better with x and y swapped."""
     mask, scale = tissue_mask(slide)
-    green = thumbnail(slide, MASK_UM)[0][..., 1]
+    green = thumbnail(slide, _MASK_UM)[0][..., 1]
+    # An image without glass, cut out of tissue, cannot tell, and passes: what lies outside its mask
+    # is pale tissue, and uneven.
     glass = np.log10(green[~mask] + 1.0)
     if len(glass) and np.ptp(np.quantile(glass, [0.05, 0.95])) > _EVEN_OD:
         return
