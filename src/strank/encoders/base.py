@@ -53,7 +53,12 @@ class Encoder(Protocol):
         """One name a feature, unique."""
 
     def encode(self, patches: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Features ``[n_spots, n_features]`` of one RGB array ``[n_spots, px, px, 3]`` a field."""
+        """Features ``[n_spots, n_features]`` of one RGB array ``[n_spots, px, px, 3]`` a field.
+
+        The same patches give the same features. What is encoded beside a spot may move the last
+        digits of an image network's features, whose kernels take sums in another order for another
+        number of spots; it moves nothing else.
+        """
 
 
 def encoder_facts(encoder: Encoder) -> dict[str, Any]:

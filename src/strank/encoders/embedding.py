@@ -430,6 +430,7 @@ def embed_spots(
         Which features.
     batch_size
         Spots that are read and encoded at a time; one batch is read while another is encoded.
+        Features are the same, of an image network but for the rounding of float32.
     workers
         Processes that read, for an encoder on a GPU; 0 for threads of this process, faster for one
         on the CPU. Features are the same.

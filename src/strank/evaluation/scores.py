@@ -118,7 +118,9 @@ def _gene_facts(section: AnnData, panel: pd.Index) -> pd.DataFrame:
     """``section, patient, gene, mean_counts, n_spots`` of every gene of a panel."""
     measured = panel.isin(section.var_names)
     mean_counts = np.full(len(panel), np.nan)
-    mean_counts[measured] = np.asarray(section[:, panel[measured]].X.mean(0)).ravel()
+    # Counts are float32, in which the sum of many spots is no longer exact.
+    counts = section[:, panel[measured]].X.astype(np.float64)
+    mean_counts[measured] = np.asarray(counts.mean(0)).ravel()
     return pd.DataFrame(
         {
             "section": str(section.obs["section"].iloc[0]),

@@ -42,7 +42,8 @@ def mean_intervals(values: NDArray, *, n_draws: int = 2000, seed: int = 0) -> In
     ----------
     values
         ``[n_tables, n_sections, n_genes]``, of the same sections and genes; NaN where a gene has
-        no value in a section. All tables see the same draws.
+        no value in a section. All tables see the same draws, and what is found of a table does
+        not depend on the others beside it, to the last digit.
     n_draws, seed
         Of the bootstrap.
 
@@ -59,13 +60,14 @@ def mean_intervals(values: NDArray, *, n_draws: int = 2000, seed: int = 0) -> In
     """
     rng, (_, n_sections, n_genes) = np.random.default_rng(seed), values.shape
     sections, genes = (
-        rng.multinomial(n, np.full(n, 1 / n), size=n_draws).astype(np.float32)
+        rng.multinomial(n, np.full(n, 1 / n), size=n_draws).astype(np.float64)
         for n in (n_sections, n_genes)
     )
     known = np.isfinite(values)
-    # Of every table and section: the sum over the genes of a draw, and how many have a value.
+    # Of every table and section: the sum over the genes of a draw, and how many have a value. A
+    # product for each table, whose rounding would else depend on how many tables there are.
     total, number = (
-        (table.reshape(-1, n_genes).astype(np.float32) @ genes.T).reshape(*values.shape[:2], -1)
+        np.ascontiguousarray(table, dtype=np.float64) @ genes.T
         for table in (np.where(known, values, 0.0), known)
     )
     by_section = np.divide(total, number, out=np.zeros_like(total), where=number > 0)

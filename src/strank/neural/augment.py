@@ -139,11 +139,13 @@ def _stained(patches: Tensor, draws: Tensor) -> Tensor:
     """Both stains are linear in density, so scales and shifts are one 3 x 3 map a patch."""
     unmix, stains = (matrix.to(patches.device) for matrix in _matrices())
     scale, shift = (2 * draws - 1).view(-1, 2, 2).unbind(2)
-    more = (unmix * (STAIN_SCALE * scale)[:, None, :]) @ stains
-    offset = (STAIN_SHIFT * shift) @ stains
+    # Sums and no matrix products, whose rounding may depend on how many patches there are.
+    more = ((unmix * (STAIN_SCALE * scale)[:, None, :])[..., None] * stains).sum(2)
+    offset = ((STAIN_SHIFT * shift)[..., None] * stains).sum(1)
     density = torch.log10(256 / (patches.flatten(1, 2) + 1.0))
     tissue = (density.mean(2, keepdim=True) / TISSUE_DENSITY).clamp(max=1)
-    density = density + density @ more + tissue * offset[:, None, :]
+    moved = [density[..., [k]] * more[:, [k]] for k in range(3)]
+    density = density + (moved[0] + moved[1] + moved[2]) + tissue * offset[:, None, :]
     levels = (256 * 10**-density - 1).round().clamp(0, 255)
     return levels.to(torch.uint8).view_as(patches)
 
