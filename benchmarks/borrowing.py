@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.special import logsumexp
 
 from strank import STRankRegressorCV, read_cohort
 from strank.cohort.training_set import TrainingData, training_data
+from strank.metrics.deviance import list_gain
 
 STRATA = {"< 0.1": (0.01, 0.1), "0.1 to 0.5": (0.1, 0.5), "0.5 to 2": (0.5, 2), "> 2": (2, np.inf)}
 # Kind, standard deviation of the true scores, gamma noise, scores that differ between sections.
@@ -54,11 +54,10 @@ def load(folder: Path, n_genes: int, seed: int) -> tuple[TrainingData, np.ndarra
     return TrainingData(**{**vars(data), "counts": counts}), np.array(stratum)
 
 
-def gain(scores: np.ndarray, counts: np.ndarray, library_size: np.ndarray) -> np.ndarray:
+def gain(scores: np.ndarray, counts: sparse.csr_matrix, library_size: np.ndarray) -> np.ndarray:
     """Log-likelihood of one section above that of library size alone, in nats a gene."""
-    depth, total = np.log(library_size)[:, None], counts.sum(0)
-    log_total = logsumexp(scores + depth, axis=0) - logsumexp(depth, axis=0)
-    return (counts * scores).sum(0) - total * log_total
+    section = np.zeros(len(scores))
+    return list_gain(scores, counts, section=section, library_size=library_size)[0]
 
 
 def both(data: TrainingData, counts: sparse.csr_matrix, test: np.ndarray) -> list[np.ndarray]:
@@ -143,7 +142,7 @@ def main() -> None:
     parts: dict[str, list] = {"real: C2 to C5": [], "real: B4": []}
     for name in np.unique(data.section):
         test = data.section == name
-        observed, depth = data.counts[test].toarray(), data.library_size[test]
+        observed, depth = data.counts[test], data.library_size[test]
         gains = [gain(scores, observed, depth) for scores in both(data, data.counts, test)]
         parts["real: B4" if name == "B4" else "real: C2 to C5"].append(np.stack(gains))
     rows = [{"data": k} | row for k, gains in parts.items() for row in compare(gains, stratum)]
@@ -155,7 +154,7 @@ def main() -> None:
             rng = np.random.default_rng([options.seed, repeat])
             counts, true = simulate(data, facts, rng)
             fitted = both(data, counts, test)
-            observed, depth = counts[test].toarray(), data.library_size[test]
+            observed, depth = counts[test], data.library_size[test]
             gains.append(np.stack([gain(scores, observed, depth) for scores in fitted]))
             r.append(
                 [

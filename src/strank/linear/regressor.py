@@ -51,14 +51,17 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
     objective
         ``"list"`` or ``"pair"``. All pairs of a section cost as many times more as it has spots.
     n_partners
-        For pairs: with how many others of its section a spot is compared; all if ``None``.
+        For pairs: with how many others of its section a spot is compared (rounded up to an even
+        number); all if ``None``.
     standardize
         Whether the penalty is on the weights of standardised features; ``False`` takes features in
         their own units, as is right after a PCA: scaling its components would undo it.
     tolerance
-        A gene is converged when the norm of its gradient is at most this share of its counts.
+        A gene is converged when the norm of its gradient is at most this share of its counts: how
+        far, in standard deviations, the mean features that the scores predict still are from those
+        that the counts have.
     max_iterations
-        Most iterations a gene.
+        Most iterations a gene, in each precision.
     max_memory
         Working memory in GiB, beside the features as given, copies of the sparse counts (up to
         three) and the result. Genes are fitted in blocks that fit, and features that do not fit
@@ -158,7 +161,8 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            For shapes that do not fit, negative counts or values that are not finite.
+            For shapes that do not fit, negative counts, values that are not finite, and a
+            ``max_memory`` that is too little for a single gene.
         """
         data = self._data(X, y, section, offset)
         n_genes, penalty = data.counts.shape[1], np.asarray(self.penalty, dtype=np.float64)
@@ -233,7 +237,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
                 one = {"section": np.zeros(len(depth)), "library_size": depth}
                 gain[genes] += list_gain(scores, counts[spots], **one)[0]
                 null[genes] += null_deviance(counts[spots], depth)
-        # Without spots that differ from library size alone, there is nothing to explain.
+        # Counts that are shared by library size leave nothing to explain.
         told = null > 1e-9
         return float(np.nanmean(gain[told] / null[told]))
 
@@ -345,8 +349,9 @@ class STRankRegressorCV(STRankRegressor):
         Choose one penalty for all genes, by the sum of their likelihoods; else each has its own.
     borrow
         Let genes borrow from each other: estimate a prior covariance of the weights from all genes
-        of the training sections (`strank.linear.prior`), for the genes that it serves on sections
-        left out. It helps genes of less than about two counts a spot; two to three times the work.
+        of the training sections (empirical Bayes: Efron and Morris, JASA 68, 1973), for the genes
+        that it serves on sections left out. It helps genes of less than about two counts a spot;
+        two to three times the work.
     objective, n_partners, standardize, tolerance, max_iterations, max_memory, seed, verbose
         As in `STRankRegressor`.
 
