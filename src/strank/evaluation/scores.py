@@ -29,44 +29,6 @@ SCORES = (
 _GENES = 512
 
 
-@dataclass(frozen=True)
-class ScoredSection:
-    """Counts of a section for a panel, and what all methods are compared with."""
-
-    counts: sparse.csc_matrix  # of the panel's genes that the section measures
-    measured: NDArray[np.bool_]  # which those are, [n_genes]
-    library_size: NDArray
-    basis: NDArray | None  # of the spots deep enough to be matched; None for no p-values
-    # Counts per 10,000 of "all" genes, or of the "panel" as in the STRank paper, which makes the
-    # target of scc and pearson sum to a constant.
-    depth: Depth
-    seed: int  # of thinning and of the null: every method sees the same draws
-
-    @classmethod
-    def of(
-        cls,
-        section: AnnData,
-        panel: pd.Index,
-        *,
-        depth: Depth = "all",
-        seed: int = 0,
-        significance: bool = False,
-    ) -> ScoredSection:
-        """Look the panel up in a section; genes it lacks are not scored."""
-        measured = panel.isin(section.var_names)
-        counts = sparse.csc_matrix(section[:, panel[measured]].X)
-        library_size = section.obs["library_size"].to_numpy()
-        basis = None
-        if significance:
-            basis = moran_basis(positions_um(section)[deep_enough(library_size)[1]])
-        return cls(counts, measured, library_size, basis, depth, seed)
-
-    @property
-    def target_depth(self) -> NDArray:
-        """Library size of the target of scc and pearson."""
-        return self.library_size if self.depth == "all" else np.asarray(self.counts.sum(1)).ravel()
-
-
 def score_section(
     scores: Mapping[str, NDArray],
     section: AnnData,
@@ -84,18 +46,27 @@ def score_section(
     n_spots``, then `SCORES`, and ``note``. A score is NaN where there is nothing to order, and
     ``note`` says why; a method that predicts one value for all spots orders nothing and gets 0.
     """
-    scored = ScoredSection.of(section, panel, depth=depth, seed=seed, significance=significance)
-    slopes, measured = slopes or {}, scored.measured
+    measured = panel.isin(section.var_names)
+    counts = sparse.csc_matrix(section[:, panel[measured]].X)
+    library_size = section.obs["library_size"].to_numpy()
+    # Counts per 10,000 of the panel alone, as in the STRank paper, sum to a constant.
+    target_depth = library_size if depth == "all" else np.asarray(counts.sum(1)).ravel()
+    basis = None
+    if significance:
+        basis = moran_basis(positions_um(section)[deep_enough(library_size)[1]])
+    slopes = slopes or {}
     values = {method: np.full((len(panel), len(SCORES)), np.nan) for method in scores}
     varies = np.zeros(len(panel), dtype=bool)
     columns = np.flatnonzero(measured)
     for start in range(0, len(columns), _GENES):
-        block, genes = slice(start, start + _GENES), columns[start : start + _GENES]
-        targets = _Targets.of(scored, block)
+        genes, block = columns[start : start + _GENES], counts[:, start : start + _GENES].tocsr()
+        targets = _Targets.of(block, library_size, target_depth, _rng(seed, start))
         varies[genes] = targets.varies
         for method, predicted in scores.items():
             slope = slopes[method][genes] if method in slopes else None
-            values[method][genes] = targets.score(np.asarray(predicted)[:, genes], slope)
+            of_genes = np.asarray(predicted)[:, genes]
+            # Every method sees the same draws, of the thinning and of the null.
+            values[method][genes] = targets.score(of_genes, slope, basis, _rng(seed, 1))
     facts = _gene_facts(section, panel)
     tables = []
     for method, predicted in scores.items():
@@ -134,14 +105,14 @@ def _gene_facts(section: AnnData, panel: pd.Index) -> pd.DataFrame:
 
 def ceilings(section: AnnData, panel: pd.Index, *, seed: int = 0) -> pd.DataFrame:
     """`_gene_facts`, with how many spots are deep enough and the ceilings of each gene."""
-    scored = ScoredSection.of(section, panel, seed=seed)
-    one = np.zeros(section.n_obs)
-    found = noise_ceiling(scored.counts, section=one, library_size=scored.library_size, seed=seed)
+    measured, library_size = panel.isin(section.var_names), section.obs["library_size"].to_numpy()
+    counts, one = section[:, panel[measured]].X, np.zeros(section.n_obs)
+    found = noise_ceiling(counts, section=one, library_size=library_size, seed=seed)
     table = _gene_facts(section, panel)
-    table["n_matched"] = int(deep_enough(scored.library_size)[1].sum())
+    table["n_matched"] = int(deep_enough(library_size)[1].sum())
     for name, values in zip(("scc", "pearson", "depth_matched"), found, strict=True):
         table[f"ceiling_{name}"] = np.nan
-        table.loc[scored.measured, f"ceiling_{name}"] = values[0]
+        table.loc[measured, f"ceiling_{name}"] = values[0]
     return table
 
 
@@ -149,8 +120,8 @@ def ceilings(section: AnnData, panel: pd.Index, *, seed: int = 0) -> pd.DataFram
 class _Targets:
     """What the scores of a block of genes are compared with; computed once for all methods."""
 
-    of_section: ScoredSection
     counts: sparse.csr_matrix
+    spots: dict[str, Any]  # of one section
     varies: NDArray[np.bool_]
     ranks: NDArray
     cp10k: NDArray
@@ -159,29 +130,38 @@ class _Targets:
     thinned: ThinnedRanks
 
     @classmethod
-    def of(cls, scored: ScoredSection, block: slice) -> _Targets:
-        counts = scored.counts[:, block].tocsr()
-        target = log1p_cp10k(counts, scored.target_depth).toarray()
-        thinned = thinned_ranks(counts, scored.library_size, rng=_rng(scored.seed, block.start))
+    def of(
+        cls,
+        counts: sparse.csr_matrix,
+        library_size: NDArray,
+        target_depth: NDArray,
+        rng: np.random.Generator,
+    ) -> _Targets:
+        spots = {"section": np.zeros(len(library_size)), "library_size": library_size}
+        target = log1p_cp10k(counts, target_depth).toarray()
+        shares = counts.toarray() / np.maximum(library_size, 1)[:, None]
         return cls(
-            scored,
             counts,
+            spots,
             np.ptp(target, axis=0) > 0,
             unit_ranks(target),
             unit_columns(target),
-            unit_columns(target_of(counts, scored.library_size, "log1p_counts").toarray()),
-            _best_lift(counts, scored.library_size),
-            thinned,
+            unit_columns(target_of(counts, library_size, "log1p_counts").toarray()),
+            lift(shares, counts, **spots)[0],
+            thinned_ranks(counts, library_size, rng=rng),
         )
 
-    def score(self, scores: NDArray, slope: NDArray | None) -> NDArray[np.float64]:
-        """Every score of `SCORES`, ``[n_genes, n_scores]``."""
-        section, kept = self.of_section, self.thinned.kept
-        spots: dict[str, Any] = {"section": np.zeros(len(scores))}
-        spots["library_size"] = section.library_size
-        unit, ranks = unit_columns(scores), unit_ranks(scores[kept])
+    def score(
+        self,
+        scores: NDArray,
+        slope: NDArray | None,
+        basis: NDArray | None,
+        rng: np.random.Generator,
+    ) -> NDArray[np.float64]:
+        """Every score of `SCORES`, ``[n_genes, n_scores]``; no p-values without a basis."""
+        unit, ranks = unit_columns(scores), unit_ranks(scores[self.thinned.kept])
         matched = (ranks * self.thinned.ranks).sum(0)
-        gini = lift(scores, self.counts, **spots)[0]
+        gini = lift(scores, self.counts, **self.spots)[0]
         found = {
             "scc": (unit_ranks(scores) * self.ranks).sum(0),
             "pearson": (unit * self.cp10k).sum(0),
@@ -189,19 +169,13 @@ class _Targets:
             "depth_matched": matched,
             "lift": gini,
             "lift_relative": gini / np.where(self.best_lift > 0, self.best_lift, np.nan),
-            "deviance": deviance_explained(scores, self.counts, slope=slope, **spots)[0],
+            "deviance": deviance_explained(scores, self.counts, slope=slope, **self.spots)[0],
             "p_value": np.full(scores.shape[1], np.nan),
         }
-        if section.basis is not None:
-            rng = _rng(section.seed, 1)
-            null = null_correlations(ranks, self.thinned.ranks, section.basis, rng=rng)
+        if basis is not None:
+            null = null_correlations(ranks, self.thinned.ranks, basis, rng=rng)
             found["p_value"] = chance_of_more(matched, null)
         return np.stack([found[name] for name in SCORES], axis=1)
-
-
-def _best_lift(counts: sparse.csr_matrix, library_size: NDArray) -> NDArray[np.float64]:
-    shares = counts.toarray() / np.maximum(library_size, 1)[:, None]
-    return lift(shares, counts, section=np.zeros(len(shares)), library_size=library_size)[0]
 
 
 def _rng(*seed: int) -> np.random.Generator:
