@@ -137,7 +137,8 @@ class _Targets:
         target_depth: NDArray,
         rng: np.random.Generator,
     ) -> _Targets:
-        spots = {"section": np.zeros(len(library_size)), "library_size": library_size}
+        spots: dict[str, Any] = {"section": np.zeros(len(library_size))}
+        spots["library_size"] = library_size
         target = log1p_cp10k(counts, target_depth).toarray()
         shares = counts.toarray() / np.maximum(library_size, 1)[:, None]
         return cls(
