@@ -16,15 +16,14 @@ import time
 from pathlib import Path
 
 from strank import cross_validate, fit_model, read_cohort
-from strank.encoders.embedding import embed_cohort
-from strank.encoders.load import get_encoder
+from strank.encoders.embedding import embed
 from strank.io.st import import_st
 
 
 def prepare(data: Path, cohort: Path) -> None:
     import_st(data, cohort)
     start = time.perf_counter()
-    done = embed_cohort(cohort, get_encoder("morphology"))
+    done = embed(cohort)
     seconds = time.perf_counter() - start
     spots = sum(entry.n_spots for entry in done if not entry.done_before)
     print(f"embed: {spots} spots, {3 * spots / seconds:.0f} patches of 224 px a second")

@@ -5,26 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["progress"]
+Advance = Callable[[int], object]
+Say = Callable[[str], object]
 
 
 @contextmanager
 def progress(
     description: str, total: int, *, unit: str = "", hidden: bool = False
 ) -> Iterator[Callable[[int], object]]:
-    """Show a progress bar with the time left; yields what advances it.
+    """Show a progress bar with the time left, and so many units a second; yield what advances it.
 
-    Parameters
-    ----------
-    description, total
-        What is done, and how many.
-    unit
-        What they are called; so many a second are shown.
-    hidden
-        Show nothing.
-
-    Examples
-    --------
     >>> with progress("Genes", 3, hidden=True) as advance:
     ...     _ = advance(3)
     """

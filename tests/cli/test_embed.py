@@ -78,7 +78,7 @@ def test_the_bar_shows_tiles_a_second_and_the_time_left(folder, monkeypatch):
         (["--dtype", "int8"], "dtype 'int8': choose one of float32, float16"),
         (["--precision", "fp8"], "no precision 'fp8'; choose one of float32, bf16, fp16"),
         (["--precision", "bf16"], "--precision bf16 is for image networks on a GPU; leave it out"),
-        (["--weights", "w.pt"], "--weights is for networks of the catalogue"),
+        (["--weights", "w.pt"], "--weights is for image networks, which"),
     ],
 )
 def test_options_that_cannot_be(folder, options, message):

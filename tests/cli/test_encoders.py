@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from strank.cli.embed import encoders
-from strank.encoders.catalogue import NETWORKS
+from strank.encoders.catalogue import CATALOGUE
 
 
 def _run(*arguments: str):
@@ -23,7 +23,7 @@ def _run(*arguments: str):
 
 def test_the_table_names_licence_gate_and_source():
     lines = {line.split("│")[1].strip(): line for line in _run().splitlines() if "│" in line}
-    assert set(lines) == {"morphology", *NETWORKS}
+    assert set(lines) == {"morphology", *CATALOGUE}
     for part in ("1536", "0.500", "224", "CC-BY-NC-ND-4.0", "yes", "MahmoodLab/UNI2-h"):
         assert part in lines["uni2-h"]
 

@@ -244,12 +244,13 @@ def test_a_trained_encoder_that_is_damaged_is_refused(cohort, image_network, tmp
 
 def test_finetuning_learns_what_the_image_shows(cohort, image_network, tmp_path):
     from strank import RankModel, read_cohort
-    from strank.encoders.embedding import embed_section
+    from strank.encoders.embedding import embed_spots
     from strank.fitting.finetune import finetune_model
     from strank.neural.data import BatchPlan
     from strank.neural.finetune import Finetune
     from strank.neural.recipe import Recipe
     from strank.prediction import encoder_of
+    from strank.slides.slide import slide_of
 
     recipe = Recipe(learning_rate=3e-3, weight_decay=1e-2, max_epochs=40, patience=40)
     recipe = Recipe(**{**vars(recipe), "batches": BatchPlan(sections=2, spots=36)})
@@ -268,7 +269,7 @@ def test_finetuning_learns_what_the_image_shows(cohort, image_network, tmp_path)
     model.save(tmp_path / "m")
     loaded, new = RankModel.load(tmp_path / "m"), sections["C1"]
     encoder = encoder_of(loaded)
-    new.obsm[encoder.name] = np.asarray(embed_section(new, encoder).X)
+    new.obsm[encoder.name] = embed_spots(slide_of(new), new.obsm["spatial"], encoder)
     scores = pd.DataFrame(np.asarray(loaded.predict(new).X), columns=loaded.panel.index)
     observed = np.log1p(new[:, loaded.panel.index].to_df()).reset_index(drop=True)
     assert scores.corrwith(observed).mean() > 0.5

@@ -16,7 +16,7 @@ from torch.nn import functional
 from strank.encoders.architectures import TOWERS, fitted
 from strank.encoders.backbone import Backbone, weights_checksum
 from strank.encoders.base import encoder_facts
-from strank.encoders.catalogue import NETWORKS
+from strank.encoders.catalogue import CATALOGUE
 from strank.encoders.load import backbone_from_config, get_encoder, load_backbone, load_encoder
 from strank.encoders.weights import read_weights
 from strank.errors import InputError
@@ -26,7 +26,7 @@ timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
 
 # What the registry calls them.
-REGISTERED = {name: name for name in NETWORKS if name != "resnet50"}
+REGISTERED = {name: name for name in CATALOGUE if name != "resnet50"}
 REGISTERED |= {"uni2-h": "uni2", "phikon-v2": "phikonv2"}
 # Of these the registry counts parts besides the image network.
 NOT_ALONE = {"conch", "conch_v1.5"}
@@ -55,7 +55,7 @@ def _config(entry):
 def _imagined(name):
     """An architecture without memory, where a giant costs nothing."""
     with torch.device("meta"):
-        return backbone_from_config(_config(NETWORKS[name]))
+        return backbone_from_config(_config(CATALOGUE[name]))
 
 
 def _made(build):
@@ -79,7 +79,7 @@ def small(monkeypatch):
 
     def make(kind):
         like, args = SMALL[kind]
-        entry = NETWORKS[like]
+        entry = CATALOGUE[like]
         if entry.library == "timm":
             old = entry.architecture
             args = {"num_classes": 0, "img_size": 32, "patch_size": 8, **args}
@@ -91,7 +91,7 @@ def small(monkeypatch):
         entry = replace(
             entry, name=kind, architecture=architecture, pixels=32, n_features=width, rest=()
         )
-        monkeypatch.setitem(NETWORKS, kind, entry)
+        monkeypatch.setitem(CATALOGUE, kind, entry)
         return _made(lambda: backbone_from_config(_config(entry)).model), entry
 
     return make
@@ -102,9 +102,9 @@ def registry():
     return pytest.importorskip("lazyslide_models").MODEL_REGISTRY
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", CATALOGUE)
 def test_an_architecture_is_built_without_weights_and_has_its_width(name):
-    backbone, entry = _imagined(name), NETWORKS[name]
+    backbone, entry = _imagined(name), CATALOGUE[name]
     assert backbone.n_features == entry.n_features
     assert backbone.pixels == entry.pixels
     assert json.loads(json.dumps(backbone.config)) == json.loads(json.dumps(_config(entry)))
@@ -112,7 +112,7 @@ def test_an_architecture_is_built_without_weights_and_has_its_width(name):
 
 @pytest.mark.parametrize("name", REGISTERED)
 def test_facts_are_those_of_the_registry(registry, name):
-    known, entry = registry[REGISTERED[name]], NETWORKS[name]
+    known, entry = registry[REGISTERED[name]], CATALOGUE[name]
     assert (entry.licence, entry.gated) == (known.license, known.is_gated)
     # The class token alone; there the mean of the patch tokens, too.
     assert entry.n_features * (2 if name == "h0-mini" else 1) == known.encode_dim
@@ -298,7 +298,7 @@ def test_a_gate_and_the_terms_are_said_when_the_hub_refuses(monkeypatch):
 
     monkeypatch.setattr("strank.encoders.load.download", download)
     expected = (
-        "MahmoodLab/UNI: gated (403): accept its licence; or give the file with --weights "
+        "MahmoodLab/UNI: gated (403): accept its licence; or give the file as `weights` "
         "(uni: licence CC-BY-NC-ND-4.0, gated: ask at https://huggingface.co/MahmoodLab/UNI)"
     )
     with pytest.raises(InputError, match=f"^{re.escape(expected)}$"):
@@ -334,7 +334,7 @@ def test_ctranspath_takes_the_file_of_its_authors(tmp_path):
     encoder = get_encoder("ctranspath", weights=tmp_path / "ctranspath.pth")
     patches = torch.as_tensor(_patches(224, 1))
     with torch.no_grad():
-        expected = Backbone(model, _config(NETWORKS["ctranspath"]))(patches)
+        expected = Backbone(model, _config(CATALOGUE["ctranspath"]))(patches)
     np.testing.assert_array_equal(encoder.encode([patches.numpy()]), expected)
     assert float(expected.std()) > 0.01
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from strank.cohort.store import count_spots, features_path, read_cohort, read_h5ad
 from strank.encoders.base import Field, encoder_facts
-from strank.encoders.embedding import embed_cohort, embed_spots
+from strank.encoders.embedding import embed, embed_spots
 from strank.errors import InputError
 from strank.io.st import import_st
 from strank.slides.slide import Slide
@@ -41,7 +41,7 @@ def folder(st_folder, tmp_path):
 
 
 def test_features_are_those_of_the_image_at_the_spot(folder, st_folder):
-    embed_cohort(folder, Means())
+    embed(folder, Means())
     adata = read_cohort(folder, encoder="means")["A1"]
     pixels = np.asarray(Image.open(st_folder / "images/A1.jpg"))
     i = list(adata.obs_names).index("5x4")
@@ -58,61 +58,61 @@ def test_spots_are_counted_without_their_counts(folder):
 def test_counts_are_not_rewritten_and_nothing_is_done_twice(folder):
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("*.h5ad")}
     advanced = []
-    first = embed_cohort(folder, Means(), advance=advanced.append)
+    first = embed(folder, Means(), advance=advanced.append)
     assert [entry.done_before for entry in first] == [False, False]
     assert sum(advanced) == 50
     again = Means()
-    second = embed_cohort(folder, again)
+    second = embed(folder, again)
     assert [entry.done_before for entry in second] == [True, True]
     assert again.calls == 0
     assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("*.h5ad")}
 
 
 def test_what_changed_is_done_again_and_said(folder, st_folder):
-    def embed(version, **options):
+    def outcome(version, **options):
         said = []
-        done = embed_cohort(folder, Means(version=version), say=said.append, **options)
+        done = embed(folder, Means(version=version), say=said.append, **options)
         return [entry.done_before for entry in done], said
 
-    assert embed("1") == ([False, False], [])
-    assert embed("1") == ([True, True], [])
-    done, said = embed("2")
+    assert outcome("1") == ([False, False], [])
+    assert outcome("1") == ([True, True], [])
+    done, said = outcome("2")
     assert done == [False, False]
     assert said == [
         f"section {name}: embedded again, because the encoder changed: version was 1, now 2"
         for name in ("A1", "B1")
     ]
     features_path(folder, "means", "A1").write_bytes(b"damaged")
-    done, said = embed("2")
+    done, said = outcome("2")
     assert done == [False, True]
     assert "A1.h5ad is damaged" in said[0]
     section = read_h5ad(folder / "B1.h5ad")
     section.obsm["spatial"] += 1
     section.write_h5ad(folder / "B1.h5ad")
-    done, said = embed("2")
+    done, said = outcome("2")
     assert done == [True, False]
     assert said == ["section B1: embedded again, because its spots or its image changed"]
     Image.new("RGB", (300, 280)).save(st_folder / "images/B1.jpg")
-    assert embed("2")[0] == [True, True]  # the image is not needed
+    assert outcome("2")[0] == [True, True]  # the image is not needed
     for _ in range(2):  # and nothing of the wrong image is kept
         with pytest.raises(InputError, match=r"B1.jpg: the image changed since the import"):
-            embed("3")
+            outcome("3")
 
 
 def test_half_precision_is_stored_if_asked_for_and_read_as_single(folder):
-    embed_cohort(folder, Means())
+    embed(folder, Means())
     single = read_cohort(folder, encoder="means")["A1"].obsm["means"]
     said = []
-    embed_cohort(folder, Means(), dtype="float16", say=said.append)
+    embed(folder, Means(), dtype="float16", say=said.append)
     assert "its features are stored as float32, not float16" in said[0]
     assert read_h5ad(features_path(folder, "means", "A1")).X.dtype == np.float16
     half = read_cohort(folder, encoder="means")["A1"].obsm["means"]
     assert half.dtype == np.float32
     np.testing.assert_array_equal(half, single.astype(np.float16))
     # Whoever does not ask takes what there is.
-    assert all(entry.done_before for entry in embed_cohort(folder, Means()))
+    assert all(entry.done_before for entry in embed(folder, Means()))
     with pytest.raises(InputError, match=r"dtype 'int8': choose one of float32, float16"):
-        embed_cohort(folder, Means(), dtype="int8")
+        embed(folder, Means(), dtype="int8")
 
 
 @dataclass
@@ -129,34 +129,34 @@ def test_features_that_are_not_finite_are_refused(folder):
     for value, dtype in ((1e5, "float16"), (np.nan, "float32")):
         told = rf"A1: means features of spot 3x2, .* are not finite as {dtype}"
         with pytest.raises(InputError, match=told):
-            embed_cohort(folder, Huge(value=value), dtype=dtype)
+            embed(folder, Huge(value=value), dtype=dtype)
     assert not features_path(folder, "means", "A1").exists()
-    embed_cohort(folder, Huge(value=1e5))
+    embed(folder, Huge(value=1e5))
 
 
 def test_features_of_another_shape_are_refused(folder):
     encoder = Means(feature_names=("r", "g"))
     told = r"means: gives features \[25, 6\], but \[25 spots, 2 feature_names\] are needed"
     with pytest.raises(InputError, match=told):
-        embed_cohort(folder, encoder)
+        embed(folder, encoder)
 
 
 def test_what_is_known_of_the_weights_stands_beside_the_features(folder):
     encoder = Means()
     encoder.revision, encoder.precision = "0123abcd", "bf16"
-    embed_cohort(folder, encoder)
+    embed(folder, encoder)
     uns = read_h5ad(features_path(folder, "means", "A1")).uns
     assert (uns["revision"], uns["precision"]) == ("0123abcd", "bf16")
     facts = json.loads(uns["encoder"])
     assert facts == encoder_facts(encoder)
     assert {"name", "version", "preprocessing"} <= facts.keys()
     # The same weights of another commit, on another machine, give the same features.
-    assert all(entry.done_before for entry in embed_cohort(folder, Means()))
+    assert all(entry.done_before for entry in embed(folder, Means()))
 
 
 def test_embedding_leaves_the_global_generator_alone(folder):
     before = torch.random.get_rng_state()
-    embed_cohort(folder, Means())
+    embed(folder, Means())
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -175,10 +175,10 @@ class Crowded(Means):
 
 
 def test_out_of_memory_halves_the_batch_and_is_said_once(folder):
-    embed_cohort(folder, Means())
+    embed(folder, Means())
     expected = read_cohort(folder, encoder="means")["B1"].obsm["means"]
     said, encoder = [], Crowded(version="2")
-    embed_cohort(folder, encoder, batch_size=16, say=lambda line: said.append(line))
+    embed(folder, encoder, batch_size=16, say=lambda line: said.append(line))
     assert [line for line in said if "memory" in line] == [
         "out of GPU memory with 16 tiles at once; going on with 4"
     ]
@@ -186,14 +186,14 @@ def test_out_of_memory_halves_the_batch_and_is_said_once(folder):
     again = read_cohort(folder, encoder="means")["B1"].obsm["means"]
     np.testing.assert_array_equal(again, expected)
     with pytest.raises(InputError, match=r"means: the GPU has no memory for a single tile"):
-        embed_cohort(folder, Crowded(version="3", most=0))
+        embed(folder, Crowded(version="3", most=0))
 
 
 @pytest.mark.slow
 def test_workers_and_batches_change_nothing(folder):
-    embed_cohort(folder, Means())
+    embed(folder, Means())
     expected = {n: a.obsm["means"] for n, a in read_cohort(folder, encoder="means").items()}
-    embed_cohort(folder, Means(version="2"), batch_size=4, workers=2)
+    embed(folder, Means(version="2"), batch_size=4, workers=2)
     for name, adata in read_cohort(folder, encoder="means").items():
         np.testing.assert_array_equal(adata.obsm["means"], expected[name])
 
@@ -202,7 +202,7 @@ def test_what_a_worker_finds_is_one_clear_error(folder, st_folder):
     image = st_folder / "images/A1.jpg"
     image.write_bytes(image.read_bytes()[:9000])
     with pytest.raises(InputError, match=r"A1.jpg: damaged or truncated image") as error:
-        embed_cohort(folder, Means(), workers=1)
+        embed(folder, Means(), workers=1)
     assert "Traceback" not in str(error.value)
 
 
@@ -220,7 +220,7 @@ def test_a_killed_worker_is_explained(tmp_path, monkeypatch):
     (tmp_path / "deadly.py").write_text(DEADLY)
     monkeypatch.syspath_prepend(tmp_path)
     slide = Slide(import_module("deadly").Deadly(), 4.0, tmp_path / "A1.jpg")
-    told = r"a process that reads tiles was killed .* Use fewer --workers, 0 for none"
+    told = r"a process that reads tiles was killed .* Use fewer `workers`, 0 for none"
     with pytest.raises(InputError, match=told):
         embed_spots(slide, np.full((3, 2), 150.0), Means(), workers=1)
 
@@ -228,4 +228,4 @@ def test_a_killed_worker_is_explained(tmp_path, monkeypatch):
 def test_an_absent_image_is_named(folder, st_folder):
     (st_folder / "images/A1.jpg").unlink()
     with pytest.raises(InputError, match=r"A1.jpg: no such image"):
-        embed_cohort(folder, Means())
+        embed(folder, Means())

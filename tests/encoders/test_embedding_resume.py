@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from strank.cohort.store import features_path, read_cohort
 from strank.encoders.base import Field
-from strank.encoders.embedding import Part, embed_cohort
+from strank.encoders.embedding import Part, embed
 from strank.errors import InputError
 from strank.io.st import import_st
 
@@ -51,7 +51,7 @@ def folder(st_folder, tmp_path):
 
 @pytest.fixture
 def expected(folder):
-    embed_cohort(folder, Means(name="whole"), batch_size=4)
+    embed(folder, Means(name="whole"), batch_size=4)
     return {name: adata.obsm["whole"] for name, adata in features(folder, "whole").items()}
 
 
@@ -76,27 +76,27 @@ def test_what_a_killed_run_finished_is_not_encoded_again(folder, expected, tmp_p
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from pathlib import Path
-        from test_embed_resume import Means
-        from strank.encoders.embedding import embed_cohort
+        from test_embedding_resume import Means
+        from strank.encoders.embedding import embed
         encoder = Means()
         def die():
             if len(encoder.n_spots) == 11:
                 os.kill(os.getpid(), signal.SIGKILL)
         encoder.before = die
-        embed_cohort(Path({str(folder)!r}), encoder, batch_size=4)
+        embed(Path({str(folder)!r}), encoder, batch_size=4)
     """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)])
     assert killed.returncode == -signal.SIGKILL
     assert {"A1.h5ad", ".B1.part"} <= set(files(folder))
     rest, advanced = Means(), []
-    done = embed_cohort(folder, rest, batch_size=4, advance=advanced.append)
+    done = embed(folder, rest, batch_size=4, advance=advanced.append)
     assert [entry.done_before for entry in done] == [True, False]
     # The last two before the end may have been encoded but not yet written.
     assert N_SPOTS - 16 <= sum(rest.n_spots) <= N_SPOTS - 8
     assert sum(advanced) == 2 * N_SPOTS
     check(folder, expected)
     again = Means()
-    embed_cohort(folder, again)
+    embed(folder, again)
     assert again.n_spots == []
 
 
@@ -108,34 +108,54 @@ def test_a_part_of_another_encoder_is_not_believed(folder, expected):
     for changed in ({"version": "0"}, {"dtype": "float16"}):
         encoder = Means(before=stop, version=changed.get("version", "1"))
         with pytest.raises(KeyboardInterrupt):
-            embed_cohort(folder, encoder, batch_size=4, dtype=changed.get("dtype"))
+            embed(folder, encoder, batch_size=4, dtype=changed.get("dtype"))
         assert ".A1.part" in files(folder)
     rest = Means()
-    embed_cohort(folder, rest, batch_size=4)
+    embed(folder, rest, batch_size=4)
     assert sum(rest.n_spots) == 2 * N_SPOTS
     check(folder, expected)
 
 
-@given(cut=st.integers(0, 600), flip=st.integers(0, 600), tail=st.binary(max_size=40))
+@given(done=st.integers(0, 20), torn=st.lists(st.integers(0, 59), max_size=5))
 @settings(max_examples=60, deadline=None)
-def test_damage_costs_the_batches_from_there_and_no_more(tmp_path_factory, cut, flip, tail):
+def test_rows_from_the_first_that_did_not_reach_the_disk_are_done_again(
+    tmp_path_factory, done, torn
+):
     rows = np.arange(60, dtype=np.float32).reshape(20, 3) + 0.5
     path = tmp_path_factory.mktemp("part") / "C2.part"
-    part = Part(path, {"encoder": "mine"}, (20, 3), "float32")
-    ends = {path.stat().st_size: 0}
-    for start in range(0, 20, 5):
-        part.add(rows[start : start + 5])
-        ends[path.stat().st_size] = start + 5
-    damaged = bytearray(path.read_bytes()[:cut])
-    if flip < len(damaged):
-        damaged[flip] ^= 1
-    path.write_bytes(bytes(damaged) + tail)
-    good = min(flip, cut)
-    again = Part(path, {"encoder": "mine"}, (20, 3), "float32")
-    assert again.n_done >= max((n for end, n in ends.items() if end <= good), default=0)
+
+    def part():
+        return Part(path, {"encoder": "mine"}, (20, 3), "float32")
+
+    begun = part()
+    for start in range(0, done, 5):
+        begun.add(rows[start : min(start + 5, done)])
+    stored = bytearray(path.read_bytes())
+    start = len(stored) - rows.nbytes
+    for value in torn:  # what was never written is as it was at first
+        stored[start + 4 * value : start + 4 * value + 4] = np.float32(np.nan).tobytes()
+    path.write_bytes(bytes(stored))
+    again = part()
+    assert again.n_done == min([done, *(value // 3 for value in torn)])
     assert (again.features[: again.n_done] == rows[: again.n_done]).all()
     again.add(rows[again.n_done :])
-    assert (Part(path, {"encoder": "mine"}, (20, 3), "float32").features == rows).all()
+    assert (part().features == rows).all()
+    assert part().n_done == 20
+
+
+@given(cut=st.integers(0, 600), tail=st.binary(max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_a_part_of_another_length_is_begun_anew(tmp_path_factory, cut, tail):
+    path = tmp_path_factory.mktemp("part") / "C2.part"
+    Part(path, {"encoder": "mine"}, (20, 3), "float32").add(np.ones((7, 3)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut] + tail)
+    again = Part(path, {"encoder": "mine"}, (20, 3), "float32")
+    assert again.n_done == (7 if path.read_bytes() == whole else 0)
+    again.add(np.full((20 - again.n_done, 3), 2.0))
+    rest = Part(path, {"encoder": "mine"}, (20, 3), "float32")
+    assert rest.n_done == 20
+    assert (rest.features[7:] == 2).all()
 
 
 @pytest.fixture
@@ -150,21 +170,23 @@ def disk_full():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-# Features of a section are 100 kB: of the first limit a half, the second has no room for the rest
-# of an .h5ad.
+# Features of a section are 100 kB: the first limit has no room for them, which is found before the
+# first is encoded; the second has none for the rest of an .h5ad.
 @pytest.mark.parametrize(("room", "name"), [(50_000, ".A1.part"), (102_000, "A1.h5ad")])
 def test_a_full_disk_is_said_and_no_half_written_file_is_believed(
     folder, expected, disk_full, room, name
 ):
     disk_full(room)
     told = rf"means/{name}: cannot be written \(File too large\); make room there and run again"
+    first, rest = Means(), Means()
     with pytest.raises(InputError, match=told):
-        embed_cohort(folder, Means(), batch_size=4)
+        embed(folder, first, batch_size=4)
     assert not [file for file in files(folder) if "h5ad" in file]
     disk_full(resource.RLIM_INFINITY)
-    rest = Means()
-    embed_cohort(folder, rest, batch_size=4)
-    assert N_SPOTS <= sum(rest.n_spots) < 2 * N_SPOTS
+    embed(folder, rest, batch_size=4)
+    # Nothing that was kept is encoded again; of the second section no more than two batches.
+    assert 2 * N_SPOTS <= sum(first.n_spots + rest.n_spots) <= 2 * N_SPOTS + 8
+    assert sum(rest.n_spots) == N_SPOTS * (2 if name == ".A1.part" else 1)
     check(folder, expected)
 
 
@@ -179,7 +201,7 @@ def test_a_second_run_takes_what_the_first_has_not_and_waits(folder, expected):
     results = {}
 
     def run():
-        results["first"] = embed_cohort(folder, first, batch_size=4)
+        results["first"] = embed(folder, first, batch_size=4)
 
     def say(line):
         said.append(line)
@@ -189,7 +211,7 @@ def test_a_second_run_takes_what_the_first_has_not_and_waits(folder, expected):
     thread.start()
     try:
         assert at_work.wait(60)
-        results["second"] = embed_cohort(folder, second, batch_size=4, say=say)
+        results["second"] = embed(folder, second, batch_size=4, say=say)
     finally:
         may_go_on.set()
         thread.join()
@@ -209,9 +231,9 @@ def test_a_run_that_was_stopped_claims_nothing(folder, expected):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as stopped:
-        embed_cohort(folder, Means(before=stop))
+        embed(folder, Means(before=stop))
     # The traceback still holds all of its objects.
     assert stopped.tb is not None
     assert not lock_of(folder, "A1").exists()
-    embed_cohort(folder, Means())
+    embed(folder, Means())
     check(folder, expected)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from strank.encoders.base import Field, encoder_facts
-from strank.encoders.catalogue import NETWORKS
+from strank.encoders.catalogue import CATALOGUE
 from strank.encoders.load import ENCODERS, encoder_table, get_encoder
 from strank.errors import InputError
 
@@ -72,20 +72,20 @@ def test_an_unknown_name_lists_all_and_suggests_the_nearest():
         InputError, match=r"did you mean 'uni2-h'\? choose one of morphology, "
     ) as e:
         get_encoder("UNI2h")
-    assert all(name in str(e.value) for name in (*ENCODERS, *NETWORKS))
+    assert all(name in str(e.value) for name in (*ENCODERS, *CATALOGUE))
 
 
 def test_weights_are_for_networks_of_the_catalogue(tmp_path, module):
     for name in ("morphology", f"{module}:Grey"):
-        with pytest.raises(InputError, match="--weights is for networks of the catalogue"):
+        with pytest.raises(InputError, match="`weights` is for image networks, which"):
             get_encoder(name, weights=tmp_path / "x.safetensors")
-    with pytest.raises(InputError, match=r"timm:resnet18: --weights .* as timm:FOLDER"):
+    with pytest.raises(InputError, match=r"timm:resnet18: `weights` .* as timm:FOLDER"):
         get_encoder("timm:resnet18", weights=tmp_path / "x.safetensors")
 
 
 def test_the_table_has_every_encoder_and_what_it_may_be_used_for():
     rows = {row["name"]: row for row in encoder_table()}
-    assert list(rows) == [*ENCODERS, *NETWORKS]
+    assert list(rows) == [*ENCODERS, *CATALOGUE]
     assert rows["morphology"]["width"] == len(get_encoder("morphology").feature_names)
     for row in rows.values():
         assert row["licence"]
@@ -93,5 +93,5 @@ def test_the_table_has_every_encoder_and_what_it_may_be_used_for():
         assert 0.1 < row["um_per_pixel"] <= 1
     # A width, scale and window by hand from the model's card.
     assert rows["virchow2"]["width"] == 2 * 1280
-    assert NETWORKS["conch_v1.5"].field == Field(256.0, 448)
-    assert NETWORKS["uni"].field == Field(112.0, 224)
+    assert CATALOGUE["conch_v1.5"].field == Field(256.0, 448)
+    assert CATALOGUE["uni"].field == Field(112.0, 224)

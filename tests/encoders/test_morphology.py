@@ -16,7 +16,7 @@ from strank.encoders.morphology.stain import (
     HEMATOXYLIN_EOSIN,
     optical_density,
     quantiles,
-    separate,
+    separate_stains,
     unmixing_matrix,
 )
 from strank.encoders.morphology.texture import describe_fibres, dyadic_scales
@@ -128,7 +128,7 @@ def test_turning_and_mirroring_changes_nothing(encoder, patches, features, turn)
 def test_drawn_nuclei_are_counted_and_measured():
     patch, um_per_pixel = tissue_with_nuclei(), 150 / 224
     density = optical_density(patch)
-    hematoxylin = separate(density).hematoxylin
+    hematoxylin = separate_stains(density).hematoxylin
     labels, n_clumps = find_nuclei(hematoxylin, um_per_pixel)
     nuclei = measure_nuclei(labels, hematoxylin, density, um_per_pixel)
     assert n_clumps == len(nuclei.log_area_um2) == 25
@@ -145,7 +145,7 @@ def test_touching_nuclei_are_told_apart():
     patch = plain(PINK)
     for column in (106, 118):
         cv2.circle(patch, (column, 112), 7, PURPLE, thickness=-1)
-    labels, n_clumps = find_nuclei(separate(optical_density(patch)).hematoxylin, 150 / 224)
+    labels, n_clumps = find_nuclei(separate_stains(optical_density(patch)).hematoxylin, 150 / 224)
     assert n_clumps == 1
     assert len(np.unique(labels)) == 3
 
@@ -197,7 +197,7 @@ def test_stain_separation_agrees_with_scikit_image():
     from_rgb = unmixing_matrix().T
     # scikit-image works with natural logs in units of its own, without the offset of one level.
     theirs = color.separate_stains((patch.astype(float) + 1) / 256, from_rgb) * -np.log10(1e-6)
-    ours = separate(optical_density(patch))
+    ours = separate_stains(optical_density(patch))
     for index, name in enumerate(("hematoxylin", "eosin")):
         np.testing.assert_allclose(
             np.maximum(getattr(ours, name), 0), theirs[..., index], atol=1e-4, err_msg=name
@@ -207,7 +207,7 @@ def test_stain_separation_agrees_with_scikit_image():
 @pytest.mark.parametrize(("stain", "amounts"), [(0, (1, 0)), (1, (0, 1))])
 def test_a_pure_stain_is_found_pure(stain, amounts):
     density = np.array(HEMATOXYLIN_EOSIN[stain]) / np.linalg.norm(HEMATOXYLIN_EOSIN[stain])
-    found = separate(density.astype(np.float32).reshape(1, 1, 3))
+    found = separate_stains(density.astype(np.float32).reshape(1, 1, 3))
     np.testing.assert_allclose([found.hematoxylin.item(), found.eosin.item()], amounts, atol=1e-6)
 
 

@@ -10,11 +10,12 @@ import pytest
 import pyvips
 from anndata import AnnData
 
-from strank.encoders.embedding import embed_section
+from strank.encoders.embedding import embed_spots
 from strank.encoders.morphology.encoder import Morphology
 from strank.fitting.exact import fit_model
 from strank.io.generic import import_anndata
 from strank.io.st import find_sections, read_st_section
+from strank.slides.slide import slide_of
 
 
 @pytest.mark.parametrize(
@@ -36,8 +37,8 @@ def test_real_sections_score_the_same_from_a_tiled_tiff(her2st: Path, tmp_path: 
         place = {"image": tmp_path / "slide.tif", "um_per_pixel": um}
         imported = import_anndata(tmp_path / f"{files.section}.h5ad", tmp_path / "cohort", **place)
         for cohort, adata in ((jpeg, section), (tiff, imported[files.section])):
-            features = embed_section(adata, Morphology())
-            adata.obsm["morphology"] = np.asarray(features.X)
+            centres = np.asarray(adata.obsm["spatial"])
+            adata.obsm["morphology"] = embed_spots(slide_of(adata), centres, Morphology())
             cohort[files.section] = adata
     for name in names:
         np.testing.assert_array_equal(*(c[name].obsm["morphology"] for c in (jpeg, tiff)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +9,6 @@ import typer
 
 from strank.cli.console import Json, finish, note, show_table
 from strank.progress import progress
-
-# More bring nothing: so many feed one GPU.
-_MOST_WORKERS = 8
 
 
 def embed(
@@ -60,19 +56,17 @@ def embed(
     --encoder uni & done; wait
     """
     from strank.cohort.store import count_spots
-    from strank.encoders.backbone import on_gpu
-    from strank.encoders.embedding import embed_cohort
+    from strank.encoders.embedding import embed as embed_cohort
     from strank.encoders.load import get_encoder
 
     n_spots = count_spots(cohort)
-    chosen, there = on_gpu(get_encoder(encoder, weights=weights), precision)
-    if workers is None:
-        workers = min(_MOST_WORKERS, os.cpu_count() or 1) if there else 0
+    chosen = get_encoder(encoder, weights=weights)
     with progress("Embedding", n_spots, unit="tiles") as advance:
         done = embed_cohort(
             cohort,
             chosen,
             dtype=dtype,
+            precision=precision,
             batch_size=batch_size,
             workers=workers,
             advance=advance,

@@ -115,7 +115,6 @@ def _evaluate_model(
     cohort: Path, folder: Path, sections: list[str] | None, train: Path
 ) -> Evaluation:
     from strank.cohort.store import read_cohort, section_names
-    from strank.encoders.backbone import on_gpu
     from strank.evaluation.held_out import evaluate as evaluate_model
     from strank.model.rank_model import RankModel
     from strank.prediction import encoder_of
@@ -132,7 +131,7 @@ def _evaluate_model(
     known = [name for name in section_names(train) if name in trained]
     if model.backbone is not None:
         for place in {cohort, train}:
-            _embed(place, on_gpu(encoder_of(model))[0])
+            _embed(place, encoder_of(model))
     with working("Scoring, and fitting the baselines"):
         return evaluate_model(
             model,
@@ -144,10 +143,10 @@ def _evaluate_model(
 def _embed(cohort: Path, encoder: Encoder) -> None:
     """Embed by an encoder that was trained with its model; what was done before is kept."""
     from strank.cohort.store import count_spots
-    from strank.encoders.embedding import embed_cohort
+    from strank.encoders.embedding import embed
 
     with progress(f"Embedding by the model's encoder ({cohort})", count_spots(cohort)) as advance:
-        embed_cohort(cohort, encoder, advance=advance)
+        embed(cohort, encoder, advance=advance)
 
 
 def _fit_of(head: str, loss: str, recipe: str | None, seed: int) -> Callable[..., RankModel]:

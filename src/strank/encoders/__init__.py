@@ -1,1 +1,5 @@
-"""Image models that turn patches into features."""
+"""Encoders: what turns the image around a spot into features; built in, pretrained, or your own."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -117,7 +117,7 @@ def _ctranspath() -> nn.Module:
     return model
 
 
-#: What builds an architecture, by the name it has in a backbone's config.
+# What builds an architecture, by the name it has in a backbone's config.
 TOWERS: dict[str, Callable[[], nn.Module]] = {
     "conch": _conch,
     "conch_v1.5": _conch15,
@@ -126,22 +126,7 @@ TOWERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def fitted(architecture: str, weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Bring published weights into the form that the architecture here has.
-
-    Parameters
-    ----------
-    architecture
-        A name of `TOWERS`; weights of others stay as they are.
-    weights
-        As published.
-    model
-        What they are for.
-
-    Returns
-    -------
-    dict[str, Tensor]
-        Under the names that the model has for them, as far as it has.
-    """
+    """Bring published weights into the names and shapes that the architecture here has."""
     if architecture == "conch":
         return {name.removeprefix("visual."): value for name, value in weights.items()}
     if architecture == "conch_v1.5" and "trunk.pos_embed" in weights:

@@ -18,41 +18,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from strank.encoders.base import Encoder, Field
 from strank.errors import InputError
 
-__all__ = [
-    "FIELD_UM",
-    "PRECISIONS",
-    "Backbone",
-    "BackboneEncoder",
-    "has_class_token",
-    "on_gpu",
-    "place",
-    "weights_checksum",
-]
-
-#: Side of the window around a spot, in µm: 224 pixels of 0.5 µm, as most networks are trained on.
+# Side of the window around a spot, in µm: 224 pixels of 0.5 µm, as most networks are trained on.
 FIELD_UM = 112.0
 
-#: What networks may compute in on a GPU; on a CPU it is always float32.
+# What networks may compute in on a GPU; on a CPU it is always float32.
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Backbone(nn.Module):
-    """An image network that takes patches as they are cut and gives pooled features.
+    """An image network of timm or transformers that takes patches as they are cut, and pools.
 
-    Parameters
-    ----------
-    model
-        Of timm, with its classifier removed, or of transformers.
-    config
-        JSON-able: ``library`` (``"timm"`` or ``"transformers"``), ``name``, ``architecture`` (what
-        rebuilds it without weights), ``mean`` and ``std`` of red, green and blue between 0 and 1,
-        ``pixels`` and ``um`` of a patch's side; ``pooling``, if it is ``"class+mean"``: the class
-        token and the mean of the patch tokens; ``revision``, the commit, where it is known.
-
-    Raises
-    ------
-    InputError
-        If the network does not give one vector ``[n_features]`` a patch.
+    ``config``, JSON-able, has ``library``, ``name``, ``architecture`` (what rebuilds it without
+    weights), ``mean`` and ``std`` of the colours, 0 to 1, ``pixels`` and ``um`` of a patch's side;
+    ``pooling``, if it is ``"class+mean"``; ``revision``, where it is known.
     """
 
     mean: Tensor
@@ -73,17 +51,14 @@ class Backbone(nn.Module):
         self.n_features: int = features.shape[1]
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Features, float32 ``[n, n_features]``, of RGB patches, uint8 ``[n, pixels, pixels, 3]``.
-
-        Of transformers the class token where there is one, because the pooler that some models put
-        on it is often untrained; else what the model pools.
-        """
+        """Features, float32 ``[n, n_features]``, of uint8 patches ``[n, pixels, pixels, 3]``."""
         images = (patches.movedim(-1, 1).float() / 255 - self.mean) / self.std
         if self.config.get("pooling") == "class+mean":
             return self._class_and_mean(images).float()
         if self.config["library"] == "timm":
             return self.model(images).float()
         output = self.model(pixel_values=images)
+        # Not the pooler that some models put on the class token: it is often untrained.
         if has_class_token(self.model):
             return output.last_hidden_state[:, 0].float()
         return output.pooler_output.flatten(1).float()
@@ -98,11 +73,9 @@ class Backbone(nn.Module):
         return torch.cat([tokens[:, 0], tokens[:, n_other:].mean(1)], dim=1)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, in which batch normalisation keeps the statistics it came with.
-
-        Otherwise the features of a spot would depend on the other spots of its batch, and those in
-        training would differ from those in prediction.
-        """
+        """Set training mode, in which batch normalisation keeps the statistics it came with."""
+        # Else the features of a spot would depend on the other spots of its batch, and those in
+        # training would differ from those in prediction.
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _BatchNorm):
@@ -112,26 +85,16 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class BackboneEncoder:
-    """A backbone as an encoder, used on the device where it is.
-
-    Attributes
-    ----------
-    backbone
-        The network.
-    name, version
-        Of the encoder; the version is its weights' checksum.
-    precision
-        That it computes in on a GPU: a name of `PRECISIONS`.
-    """
+    """A backbone as an encoder, used on the device where it is."""
 
     backbone: Backbone
     name: str
-    version: str
-    precision: str = "float32"
+    version: str  # Checksum of the weights
+    precision: str = "float32"  # On a GPU
 
     @property
     def source(self) -> str:
-        """Where it came from, as `strank.encoders.load.load_encoder` takes it."""
+        """Where it came from, as `get_encoder` takes it."""
         return str(self.backbone.config["name"])
 
     @property
@@ -155,13 +118,7 @@ class BackboneEncoder:
         return tuple(f"f{i}" for i in range(self.backbone.n_features))
 
     def encode(self, patches: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Features, float32 ``[n_spots, n_features]``, of patches that go through all at once.
-
-        Raises
-        ------
-        InputError
-            For anything but one RGB array, uint8 ``[n_spots, pixels, pixels, 3]``.
-        """
+        """Features, float32 ``[n_spots, n_features]``, of patches that go through all at once."""
         side = self.backbone.pixels
         good = [p.dtype == np.uint8 and p.shape[1:] == (side, side, 3) for p in patches]
         if good != [True]:
@@ -185,27 +142,7 @@ class BackboneEncoder:
 
 
 def place(encoder: Encoder, device: str | torch.device, precision: str = "float32") -> Encoder:
-    """Give a copy of an encoder that computes on a device; the one given stays where it is.
-
-    Parameters
-    ----------
-    encoder
-        Any; those that are no `BackboneEncoder` compute on the CPU and are given back.
-    device
-        As torch names it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-    precision
-        A name of `PRECISIONS`.
-
-    Returns
-    -------
-    Encoder
-        With the same facts.
-
-    Raises
-    ------
-    InputError
-        For an unknown precision, or a GPU that is not there.
-    """
+    """Copy an image network to a device, as torch names it; other encoders are given back."""
     if precision not in PRECISIONS:
         raise InputError(f"no precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     device = torch.device(device)
@@ -226,17 +163,7 @@ def place(encoder: Encoder, device: str | torch.device, precision: str = "float3
 def on_gpu(encoder: Encoder, precision: str | None = None) -> tuple[Encoder, bool]:
     """Put an image network on the first GPU, if there is one; tell whether it is there.
 
-    Parameters
-    ----------
-    encoder
-        Any, as in `place`.
-    precision
-        A name of `PRECISIONS`; if ``None``, bf16 on a GPU that computes in it, else float32.
-
-    Raises
-    ------
-    InputError
-        For a precision that is unknown, or not for the CPU.
+    Without a ``precision`` it is bf16 on a GPU that computes in it, else float32.
     """
     there = torch.cuda.is_available() and isinstance(encoder, BackboneEncoder)
     if precision is None:
@@ -244,18 +171,12 @@ def on_gpu(encoder: Encoder, precision: str | None = None) -> tuple[Encoder, boo
         precision = "bf16" if fit else "float32"
     placed = place(encoder, "cuda" if there else "cpu", precision)
     if precision != "float32" and not there:
-        raise InputError(f"--precision {precision} is for image networks on a GPU; leave it out")
+        raise InputError(f"`precision={precision}` is for image networks on a GPU; leave it out")
     return placed, there
 
 
 def weights_checksum(module: nn.Module) -> str:
-    """First 16 digits of the SHA-256 of all parameters and buffers, wherever they are stored.
-
-    Examples
-    --------
-    >>> weights_checksum(nn.Identity())
-    'e3b0c44298fc1c14'
-    """
+    """First 16 digits of the SHA-256 of all parameters and buffers, wherever they are stored."""
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())

@@ -11,8 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Encoder", "Field", "encoder_facts", "preprocessing_hash"]
-
 # How `strank.slides.slide.read_field` resamples a window: change it when that changes.
 _RESAMPLING = "halved as often as possible, then area where it shrinks, else linear"
 
@@ -27,6 +25,11 @@ class Field:
         Its side, in µm.
     pixels
         Side of the array it is resampled to.
+
+    Examples
+    --------
+    >>> Field(um=112.0, pixels=224)
+    Field(um=112.0, pixels=224)
     """
 
     um: float
@@ -34,7 +37,23 @@ class Field:
 
 
 class Encoder(Protocol):
-    """Turns the windows around spots into features; deterministic, spot by spot."""
+    """What turns the windows around spots into features; deterministic, spot by spot.
+
+    Any object with these attributes is one: give it to `strank.embed`, or name what makes it as
+    ``module:callable``.
+
+    Examples
+    --------
+    >>> class Redness:
+    ...     name, version = "redness", "1"
+    ...     fields, feature_names = (Field(um=55.0, pixels=16),), ("red",)
+    ...
+    ...     def encode(self, patches):
+    ...         return patches[0][..., 0].mean((1, 2), dtype=np.float32)[:, None]
+    >>> Redness().encode([np.full((2, 16, 16, 3), 7, np.uint8)])
+    array([[7.],
+           [7.]], dtype=float32)
+    """
 
     @property
     def name(self) -> str:
@@ -75,12 +94,8 @@ def encoder_facts(encoder: Encoder) -> dict[str, Any]:
 
 
 def preprocessing_hash(encoder: Encoder) -> str:
-    """First 16 digits of the SHA-256 of what happens to an image before an encoder's weights.
-
-    That is its fields, how they are resampled and, of image networks, the ``preparation``: mean
-    and standard deviation of the colours. Precision is no part of it: a model is to be used on a
-    GPU in bf16 and on a CPU in float32 alike.
-    """
+    """First 16 digits of the SHA-256 of what happens to an image before an encoder's weights."""
+    # Precision is no part of it: a model is to be used on a GPU in bf16 and on a CPU in float32.
     prepared = {
         "fields": [asdict(field) for field in encoder.fields],
         "resampling": _RESAMPLING,

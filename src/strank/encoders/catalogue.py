@@ -1,7 +1,7 @@
 """Facts of the image networks in the catalogue: where from, on what terms, for what patches.
 
-They are the models' cards, as `lazyslide-models` registers them; a test compares. Nothing is
-imported for them, so that listing them is cheap.
+An entry here is all that a new one needs. They are the models' cards, as `lazyslide-models`
+registers them; a test compares. Nothing is imported for them, so that listing them is cheap.
 """
 
 from __future__ import annotations
@@ -13,67 +13,46 @@ from typing import Any
 from strank.encoders.base import Field
 
 _Colour = tuple[float, float, float]
-
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-
 _BIOPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
-
 _HIBOU = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
-
 _HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
 _SWIGLU = {"mlp_layer": "swiglu", "act_layer": "silu"}
 
 
 @dataclass(frozen=True)
 class EncoderEntry:
-    """An image network with published weights.
+    """An image network with published weights."""
 
-    Attributes
-    ----------
-    name
-        In the catalogue and in ``obsm``.
-    repo, file
-        Where its weights lie on the Hugging Face hub.
-    licence, gated, citation
-        Of the weights; gated ones are given after its terms were accepted on the hub.
-    n_features
-        Width.
-    library, architecture
-        What builds it without weights, as in `strank.encoders.backbone.Backbone`.
-    um_per_pixel, pixels
-        Of the patches it expects.
-    colours
-        Mean and standard deviation of red, green and blue between 0 and 1.
-    pooling
-        ``"own"`` for what the network gives by itself, mostly its class token, or
-        ``"class+mean"``, which appends the mean of the patch tokens.
-    precision
-        That its authors compute in on a GPU: ``"float32"``, ``"fp16"`` or ``"bf16"``.
-    rest
-        How names of weights begin that the file has besides.
-    revision
-        Commit; ``None`` where nobody pinned one: the newest is taken, and recorded.
-    """
-
-    name: str
-    repo: str
+    name: str  # In `obsm`, too
+    repo: str  # On the Hugging Face hub
     citation: str
     n_features: int
-    architecture: Mapping[str, Any]
+    architecture: Mapping[str, Any]  # What builds it without weights, as in `Backbone`
     file: str = "pytorch_model.bin"
     licence: str = "CC-BY-NC-ND-4.0"
-    gated: bool = True
+    gated: bool = True  # Given after its terms were accepted on the hub
     library: str = "timm"
-    um_per_pixel: float = 0.5
+    um_per_pixel: float = 0.5  # Of the patches it expects
     pixels: int = 224
-    colours: tuple[_Colour, _Colour] = _IMAGENET
+    colours: tuple[_Colour, _Colour] = _IMAGENET  # Mean and standard deviation, of 0 to 1
+    # What the network gives by itself, mostly its class token; or "class+mean", which appends the
+    # mean of the patch tokens.
     pooling: str = "own"
-    precision: str = "fp16"
-    rest: tuple[str, ...] = ()
-    revision: str | None = None
+    precision: str = "fp16"  # That its authors compute in on a GPU: a name of `PRECISIONS`
+    rest: tuple[str, ...] = ()  # How names of weights begin that the file has besides
+    revision: str | None = None  # If nobody pinned one the newest is taken, and recorded
+
+    @property
+    def mean(self) -> list[float]:
+        """Of red, green and blue."""
+        return list(self.colours[0])
+
+    @property
+    def std(self) -> list[float]:
+        """Of red, green and blue."""
+        return list(self.colours[1])
 
     @property
     def field(self) -> Field:
@@ -93,13 +72,9 @@ def _timm(architecture: str, **model_args: Any) -> dict[str, Any]:
 
 
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
-
 _GIANT = {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24}
-
 _CAPTIONS = tuple(f"visual.{name}" for name in ("proj_contrast", "attn_pool_caption", "ln_caption"))
-
 _OPTIMUS = _timm("vit_giant_patch14_reg4_dinov2", img_size=224)
-
 _ENTRIES = (
     EncoderEntry(
         "resnet50",
@@ -263,5 +238,4 @@ _ENTRIES = (
     ),
 )
 
-#: Image networks by name.
-NETWORKS: dict[str, EncoderEntry] = {entry.name: entry for entry in _ENTRIES}
+CATALOGUE: dict[str, EncoderEntry] = {entry.name: entry for entry in _ENTRIES}

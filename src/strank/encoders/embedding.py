@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
-from zlib import crc32
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,101 +20,186 @@ from numpy.typing import DTypeLike, NDArray
 
 from strank.cohort.contract import section_info, spots_checksum
 from strank.cohort.store import features_path, read_h5ad, read_section, section_names
+from strank.encoders.backbone import on_gpu
 from strank.encoders.base import Encoder, encoder_facts
-from strank.encoders.tiles import Batch, Say, check_scale, encode_batches
+from strank.encoders.load import get_encoder
+from strank.encoders.tiles import TileBatch, check_scale, encode_batches
 from strank.errors import InputError, some
 from strank.files import atomic_path, sha256, writing
+from strank.progress import Advance, Say
 from strank.slides.slide import Slide, slide_of
 
-# First row, number of rows and CRC-32 of their bytes, before every batch.
-_RECORD = struct.Struct("<III")
-
 _DTYPES = ("float32", "float16")
-Advance = Callable[[int], object]
-#: Spots that are read and encoded at a time.
-BATCH = 64
+# More processes bring nothing: so many feed one GPU.
+_MOST_WORKERS = 8
 
 
-class Part:
-    """Features of the first spots of a section; what was added survives the end of the process.
+@dataclass(frozen=True)
+class Embedded:
+    """What `embed` did for a section; ``done_before`` if its features were there already."""
 
-    The file is a line of JSON, what the features belong to, and the batches one after another, each
-    with its checksum. What is torn, damaged or belongs to something else is dropped.
+    section: str
+    n_spots: int
+    done_before: bool
+
+
+def embed(
+    cohort: Path | str,
+    encoder: str | Encoder = "morphology",
+    *,
+    weights: Path | str | None = None,
+    dtype: str | None = None,
+    precision: str | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+    advance: Advance | None = None,
+    say: Say | None = None,
+) -> list[Embedded]:
+    """Turn the image around every spot of a cohort into features, kept beside the counts.
+
+    Features lie in ``features/<encoder>/<section>.h5ad``; `strank.read_cohort` puts them into
+    ``obsm[<encoder>]``. A section counts as done when its features come from the same encoder (all
+    its facts), the same image and the same spots. A run that was killed goes on after the last
+    batch that it finished. Several processes may work on one cohort, one a GPU say: each takes
+    sections that no other has, and at the end waits for the others.
 
     Parameters
     ----------
-    path
-        The file, continued if there is one.
-    belongs_to
-        All that the features depend on, JSON-able.
-    shape
-        Numbers of spots and features.
+    cohort
+        Folder of the cohort.
+    encoder
+        A name, as `strank.encoders.get_encoder` takes it, or an encoder of your own. An image
+        network runs on the first GPU, if there is one.
+    weights
+        File with the weights of a network of the catalogue, in place of those on the hub.
     dtype
-        In which features are stored.
+        How features are stored, ``"float32"`` or ``"float16"``; if ``None`` as they are, and new
+        ones in ``float32``.
+    precision
+        What a GPU computes in, ``"bf16"``, ``"fp16"`` or ``"float32"``; if ``None`` bf16 where it
+        can.
+    batch_size
+        Spots that are read and encoded at a time; one batch is read while another is encoded.
+        Features are the same, of an image network but for the rounding of float32.
+    workers
+        Processes that read tiles; 0 for threads of this process, faster for an encoder on the CPU.
+        If ``None``, up to 8 for one on a GPU, and 0 else. Features are the same.
+    advance
+        Called with the number of spots done, for a progress bar.
+    say
+        Called with what a user wants to know, such as why a section is embedded again.
 
-    Attributes
-    ----------
-    features
-        ``[n_spots, n_features]``, of which the first ``n_done`` rows are known.
+    Returns
+    -------
+    list[Embedded]
+        For each section its name, its number of spots and whether it was done before.
+
+    Raises
+    ------
+    InputError
+        For an unknown encoder, dtype or precision, a section or image that cannot be read, an image
+        that changed since the import or whose pixels are far too coarse, features that are not
+        finite, or a full disk.
 
     Examples
     --------
     >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "C2.part"
-    >>> Part(path, {"encoder": "mine"}, (5, 2), "float32").add(np.ones((3, 2)))
-    >>> Part(path, {"encoder": "mine"}, (5, 2), "float32").n_done
-    3
-    >>> Part(path, {"encoder": "other"}, (5, 2), "float32").n_done
-    0
+    >>> from strank.io.st import import_st
+    >>> from strank.simulate import TissueDesign, simulate_cohort
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> small = TissueDesign(side_um=600)
+    >>> _ = simulate_cohort(folder / "st", n_patients=1, n_sections=1, tissue=small)
+    >>> _ = import_st(folder / "st", folder / "cohort")
+    >>> embed(folder / "cohort")
+    [Embedded(section='A1', n_spots=..., done_before=False)]
+    >>> embed(folder / "cohort")
+    [Embedded(section='A1', n_spots=..., done_before=True)]
+    """
+    if isinstance(encoder, str):
+        encoder = get_encoder(encoder, weights=None if weights is None else Path(weights))
+    elif weights is not None:
+        raise InputError("`weights` are for an encoder that is given by its name")
+    encoder, there = on_gpu(encoder, precision)
+    if workers is None:
+        workers = min(_MOST_WORKERS, os.cpu_count() or 1) if there else 0
+    run = _Run(Path(cohort), encoder, dtype, batch_size, advance or _ignore, say or _ignore)
+    n_spots = {name: run.look(name) for name in section_names(run.folder)}
+    # At once and before all else, so that it does not count as speed.
+    run.advance(sum(n for name, n in n_spots.items() if name not in run.todo))
+    with run:
+        # Nobody waits while others may wait for what it has not finished.
+        for wait in (False, True):
+            if run.todo:
+                batches = run.batches(wait=wait)
+                encoded = encode_batches(batches, encoder, workers=workers, say=say)
+                with closing(encoded):
+                    for rows in encoded:
+                        run.add(rows)
+    return [Embedded(name, n, name not in run.embedded) for name, n in n_spots.items()]
+
+
+def embed_spots(
+    slide: Slide,
+    centres: NDArray[np.float64],
+    encoder: Encoder,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    advance: Advance | None = None,
+    say: Say | None = None,
+) -> NDArray[np.float32]:
+    """Features at any positions ``[n_spots, 2]`` of a slide, ``float32`` ``[n_spots, n_features]``.
+
+    ``centres`` are (x, y) in pixels of the image; the other arguments are those of `embed`.
+    """
+    # Besides the features, memory holds the patches of three batches, and of two more a worker.
+    check_scale(slide, encoder)
+    out = np.empty((len(centres), len(encoder.feature_names)), np.float32)
+    starts = range(0, len(centres), batch_size)
+    batches = (TileBatch(slide, centres[start : start + batch_size]) for start in starts)
+    features = encode_batches(batches, encoder, workers=workers, say=say)
+    for start, rows in zip(starts, features, strict=True):
+        out[start : start + len(rows)] = rows
+        if advance is not None:
+            advance(len(rows))
+    return out
+
+
+class Part:
+    """Features of a section under way: those of the first ``n_done`` spots outlive the process.
+
+    The file is a line of JSON, what they belong to, and all rows, which are NaN until they are
+    known. A file of other facts or of another length is begun anew.
     """
 
     def __init__(
         self, path: Path, belongs_to: dict[str, Any], shape: tuple[int, int], dtype: DTypeLike
     ) -> None:
         self.path = path
-        self.features: NDArray = np.empty(shape, dtype)
+        self.features: NDArray = np.full(shape, np.nan, dtype)
         self.n_done = 0
         facts = belongs_to | {"dtype": self.features.dtype.name, "shape": shape}
         header = (json.dumps(facts) + "\n").encode()
-        good = self._read(header)
-        with writing(path):
-            if good:
-                os.truncate(path, good)
-            else:
-                path.write_bytes(header)
+        self._start = len(header)
+        if path.is_file() and path.stat().st_size == len(header) + self.features.nbytes:
+            with path.open("rb") as file:
+                if file.read(len(header)) == header:
+                    self.features = np.fromfile(file, dtype).reshape(shape)
+                    known = np.isfinite(self.features).all(1)
+                    self.n_done = len(known) if known.all() else int(known.argmin())
+                    return
+        # Written, not mapped: where a disk is full, a write to a mapped file kills the process.
+        with writing(path), path.open("wb") as file:
+            file.write(header)
+            file.write(self.features.data)
 
     def add(self, rows: NDArray) -> None:
-        """Append the features of the next spots; an :class:`InputError` if that fails."""
-        first, stop = self.n_done, self.n_done + len(rows)
-        self.features[first:stop] = rows
-        stored = self.features[first:stop].tobytes()
-        with writing(self.path), self.path.open("ab") as file:
-            file.write(_RECORD.pack(first, len(rows), crc32(stored)) + stored)
-        self.n_done = stop
-
-    def _read(self, header: bytes) -> int:
-        """Take over what is good; return where that ends, 0 if nothing is."""
-        end = 0
-        with suppress(FileNotFoundError), self.path.open("rb") as file:
-            if file.read(len(header)) == header:
-                end = file.tell()
-                while self._read_batch(file):
-                    end = file.tell()
-        return end
-
-    def _read_batch(self, file: BinaryIO) -> bool:
-        head = file.read(_RECORD.size)
-        if len(head) < _RECORD.size:
-            return False
-        first, n_rows, checksum = _RECORD.unpack(head)
-        rows = self.features[self.n_done : self.n_done + n_rows]
-        stored = file.read(rows.nbytes)
-        in_order = first == self.n_done and 0 < n_rows == len(rows)
-        if not in_order or crc32(stored) != checksum:
-            return False
-        rows[:] = np.frombuffer(stored, rows.dtype).reshape(rows.shape)
-        self.n_done += n_rows
-        return True
+        """Keep the features of the next spots."""
+        first, self.n_done = self.n_done, self.n_done + len(rows)
+        self.features[first : self.n_done] = rows
+        with writing(self.path), self.path.open("r+b") as file:
+            file.seek(self._start + first * self.features[:1].nbytes)
+            file.write(self.features[first : self.n_done].data)
 
 
 @dataclass
@@ -132,29 +215,17 @@ class _Work:
 
 
 @dataclass
-class Run:
-    """What is to be embedded in a cohort, is under way and was done; a context that ends claims.
-
-    Parameters
-    ----------
-    folder, encoder, dtype, advance, say
-        As in `strank.encoders.embedding.embed_cohort`.
-
-    Attributes
-    ----------
-    todo
-        Sections that lack features.
-    embedded
-        Those that this run completed.
-    """
+class _Run:
+    """A run over a cohort: which sections it has claimed, and how far they are."""
 
     folder: Path
     encoder: Encoder
     dtype: str | None
-    advance: Callable[[int], object]
+    batch_size: int
+    advance: Advance
     say: Say
-    todo: list[str] = field(default_factory=list)
-    embedded: set[str] = field(default_factory=set)
+    todo: list[str] = field(default_factory=list)  # sections that lack features
+    embedded: set[str] = field(default_factory=set)  # those that this run completed
     _under_way: deque[_Work] = field(default_factory=deque)
     _claims: ExitStack = field(default_factory=ExitStack)
 
@@ -162,7 +233,7 @@ class Run:
         if self.dtype not in (None, *_DTYPES):
             raise InputError(f"dtype {self.dtype!r}: choose one of {', '.join(_DTYPES)}")
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> _Run:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -180,15 +251,10 @@ class Run:
             self.say(f"section {name}: embedded again, because {lacks}")
         return int(section.n_obs)
 
-    def batches(self, size: int, *, wait: bool) -> Iterator[Batch]:
+    def batches(self, *, wait: bool) -> Iterator[TileBatch]:
         """Claim what is to be done, section by section, and yield what each still lacks.
 
-        Parameters
-        ----------
-        size
-            Spots of a batch.
-        wait
-            Wait for other processes, so that nothing remains to be done; else it may.
+        With ``wait`` for other processes nothing remains to be done; else it may.
         """
         names, self.todo = self.todo, []
         with ThreadPoolExecutor(1) as hashing:
@@ -197,8 +263,9 @@ class Run:
                 if work is not None:
                     self._under_way.append(work)
                     centres = np.asarray(work.section.obsm["spatial"])
-                    for start in range(work.part.n_done, len(centres), size):
-                        yield Batch(work.slide, centres[start : start + size])
+                    for start in range(work.part.n_done, len(centres), self.batch_size):
+                        stop = start + self.batch_size
+                        yield TileBatch(work.slide, centres[start:stop])
 
     def add(self, rows: NDArray[np.float32]) -> None:
         """Keep the features of the next batch, and write the section that they complete."""
@@ -235,6 +302,9 @@ class Run:
         shape = section.n_obs, len(self.encoder.feature_names)
         part = Part(_beside(path, "part"), belongs_to, shape, self.dtype or "float32")
         work = _Work(section, slide, hashing.submit(sha256, slide.path), path, part, lock)
+        if part.n_done < section.n_obs:
+            # Batches are those of a run that nothing stopped: a network may round by their size.
+            part.n_done -= part.n_done % self.batch_size
         self.advance(part.n_done)
         if part.n_done == section.n_obs:
             self._finish(work)
@@ -256,12 +326,16 @@ class Run:
         return lock
 
     def _finish(self, work: _Work) -> None:
-        try:
-            check_unchanged(work.image_sha256.result(), work.section)
-        except InputError:
+        section, info = work.section, section_info(work.section)
+        if work.image_sha256.result() != info.image_sha256:
             work.part.path.unlink()
-            raise
-        features = features_of(work.section, self.encoder, work.part.features)
+            raise InputError(f"{info.image}: the image changed since the import; import again")
+        features = AnnData(
+            X=work.part.features,
+            obs=pd.DataFrame(index=section.obs_names),
+            var=pd.DataFrame(index=pd.Index(self.encoder.feature_names)),
+            uns=_facts(section, self.encoder) | _known(self.encoder),
+        )
         # Not compressed: features hardly shrink, and a GPU would wait for it.
         with writing(work.path), atomic_path(work.path) as part:
             features.write_h5ad(part)
@@ -296,23 +370,6 @@ class Run:
         return None
 
 
-def features_of(section: AnnData, encoder: Encoder, features: NDArray) -> AnnData:
-    """Features of a section as an AnnData: ``X`` features, ``obs`` spots, ``var`` their names."""
-    return AnnData(
-        X=features,
-        obs=pd.DataFrame(index=section.obs_names),
-        var=pd.DataFrame(index=pd.Index(encoder.feature_names)),
-        uns=_facts(section, encoder) | _known(encoder),
-    )
-
-
-def check_unchanged(image_sha256: str, section: AnnData) -> None:
-    """Refuse an image that is not the one that was imported."""
-    info = section_info(section)
-    if image_sha256 != info.image_sha256:
-        raise InputError(f"{info.image}: the image changed since the import; import again")
-
-
 def _facts(section: AnnData, encoder: Encoder) -> dict[str, Any]:
     facts = json.dumps(encoder_facts(encoder))
     return {"encoder": facts, "spots_sha256": spots_checksum(section)}
@@ -334,132 +391,6 @@ def _release(lock: FileLock) -> None:
         with suppress(OSError):
             Path(lock.lock_file).unlink()
         lock.release()
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """What `embed_cohort` did for a section; ``done_before`` if its features were there already."""
-
-    section: str
-    n_spots: int
-    done_before: bool
-
-
-def embed_cohort(
-    folder: Path,
-    encoder: Encoder,
-    *,
-    dtype: str | None = None,
-    batch_size: int = BATCH,
-    workers: int = 0,
-    advance: Advance | None = None,
-    say: Say | None = None,
-) -> list[Embedded]:
-    """Write the features of every section that lacks them.
-
-    A section counts as done when its features come from the same encoder (all its facts), the same
-    image and the same spots. A run that was killed goes on after the last batch that it finished.
-    Several processes may work on one cohort, one a GPU say: each takes sections that no other has,
-    and at the end waits for the others.
-
-    Parameters
-    ----------
-    folder
-        The cohort.
-    encoder
-        Which features.
-    dtype
-        How features are stored, ``"float32"`` or ``"float16"``; if ``None`` as they are, and new
-        ones in ``float32``.
-    batch_size, workers
-        As in `embed_spots`.
-    advance
-        Called with the number of spots done, for a progress bar.
-    say
-        Called with what a user wants to know, such as why a section is embedded again.
-
-    Raises
-    ------
-    InputError
-        For an unknown dtype, a section or image that cannot be read, an image that changed since
-        the import, features that are not finite, or a full disk.
-    """
-    run = Run(folder, encoder, dtype, advance or _ignore, say or _ignore)
-    n_spots = {name: run.look(name) for name in section_names(folder)}
-    # At once and before all else, so that it does not count as speed.
-    run.advance(sum(n for name, n in n_spots.items() if name not in run.todo))
-    with run:
-        # Nobody waits while others may wait for what it has not finished.
-        for wait in (False, True):
-            if run.todo:
-                batches = run.batches(batch_size, wait=wait)
-                encoded = encode_batches(batches, encoder, workers=workers, say=say)
-                with closing(encoded):
-                    for rows in encoded:
-                        run.add(rows)
-    return [Embedded(name, n, name not in run.embedded) for name, n in n_spots.items()]
-
-
-def embed_section(section: AnnData, encoder: Encoder, *, advance: Advance | None = None) -> AnnData:
-    """Features of a section as an AnnData: ``X`` features, ``obs`` spots, ``var`` their names."""
-    slide = slide_of(section)
-    check_unchanged(sha256(slide.path), section)
-    features = embed_spots(slide, np.asarray(section.obsm["spatial"]), encoder, advance=advance)
-    return features_of(section, encoder, features)
-
-
-def embed_spots(
-    slide: Slide,
-    centres: NDArray[np.float64],
-    encoder: Encoder,
-    *,
-    batch_size: int = BATCH,
-    workers: int = 0,
-    advance: Advance | None = None,
-    say: Say | None = None,
-) -> NDArray[np.float32]:
-    """Features at any positions of a slide.
-
-    Parameters
-    ----------
-    slide
-        The image.
-    centres
-        Positions (x, y) in pixels of the image, ``[n_spots, 2]``.
-    encoder
-        Which features.
-    batch_size
-        Spots that are read and encoded at a time; one batch is read while another is encoded.
-        Features are the same, of an image network but for the rounding of float32.
-    workers
-        Processes that read, for an encoder on a GPU; 0 for threads of this process, faster for one
-        on the CPU. Features are the same.
-    advance
-        Called with the number of spots done.
-    say
-        Told if a batch does not fit into the GPU's memory and goes through in parts.
-
-    Returns
-    -------
-    NDArray
-        ``float32``, ``[n_spots, n_features]``. Besides it, memory holds the patches of three
-        batches, and of two more a worker.
-
-    Raises
-    ------
-    InputError
-        If the slide's pixels are far too coarse, or cannot be read.
-    """
-    check_scale(slide, encoder)
-    out = np.empty((len(centres), len(encoder.feature_names)), np.float32)
-    starts = range(0, len(centres), batch_size)
-    batches = (Batch(slide, centres[start : start + batch_size]) for start in starts)
-    features = encode_batches(batches, encoder, workers=workers, say=say)
-    for start, rows in zip(starts, features, strict=True):
-        out[start : start + len(rows)] = rows
-        if advance is not None:
-            advance(len(rows))
-    return out
 
 
 def _ignore(_: object) -> None:

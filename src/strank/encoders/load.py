@@ -28,7 +28,7 @@ from strank.encoders.backbone import (
     weights_checksum,
 )
 from strank.encoders.base import Encoder
-from strank.encoders.catalogue import NETWORKS, EncoderEntry
+from strank.encoders.catalogue import CATALOGUE, EncoderEntry
 from strank.encoders.weights import match_weights, read_weights
 from strank.errors import InputError, some
 from strank.files import read_json, safe_name
@@ -39,25 +39,152 @@ _WEIGHTS = "model.safetensors"
 _HUB_FILES = ["config.json", "preprocessor_config.json", "model*.safetensors", f"{_WEIGHTS}.*"]
 # What timm's description of pretrained weights says about the architecture and its input.
 _TIMM_FACTS = {"num_classes", "label_offset", "input_size", "fixed_input_size", "pool_size"}
+_TIMM_FACTS |= {"first_conv", "classifier", "mean", "std"}
 
-#: Encoders that are made from images alone, by what makes them.
+# Encoders that need no weights, by what makes them: the place to add one.
 ENCODERS: dict[str, str] = {"morphology": "strank.encoders.morphology.encoder:Morphology"}
 
 _PROTOCOL = ("name", "version", "fields", "feature_names", "encode")
 
-_TIMM_FACTS |= {"first_conv", "classifier", "mean", "std"}
+
+def get_encoder(
+    name: str, *, um: float | None = None, weights: Path | str | None = None, own: bool = True
+) -> Encoder:
+    """Make the encoder of that name, on the CPU.
+
+    Nothing but tensors is read of weights, and no code of a hub is run: architectures come from the
+    installed libraries.
+
+    Parameters
+    ----------
+    name
+        ``morphology``, which needs no weights; a network of the catalogue, such as ``uni`` (see
+        `encoder_table`); any other of the hub as ``timm:resnet18``, ``timm:owner/name`` or
+        ``hf:owner/name`` (transformers); ``timm:folder`` or ``hf:folder`` for a local folder in the
+        hub's layout (``config.json``, ``model.safetensors`` and, of transformers,
+        ``preprocessor_config.json``); or ``module:callable``, what gives an `Encoder` when it is
+        called.
+    um
+        Side of the window around a spot, in µm, for an image network; its pixels are those of the
+        network. If ``None``, what the catalogue says, or 112 µm.
+    weights
+        File with the weights of a network of the catalogue, in place of those on the hub:
+        safetensors, or a checkpoint of torch that holds nothing but tensors.
+    own
+        Whether ``module:callable`` is imported: not where the name comes out of a file, such as a
+        model that was downloaded, which could name any code.
+
+    Returns
+    -------
+    Encoder
+        ``strank.embed`` moves an image network to the GPU.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, with the choices; if it cannot be loaded: no network, a damaged folder,
+        weights that are not safetensors or incomplete or of another network, a hub that cannot be
+        reached, or does not give them; or if what ``module:callable`` gives is no encoder.
+
+    Examples
+    --------
+    >>> get_encoder("morphology").fields[0]
+    Field(um=100.0, pixels=224)
+    >>> get_encoder("morphologie")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: no encoder 'morphologie'; did you mean 'morphology'? choose one of ...
+    """
+    if name in CATALOGUE or name.partition(":")[0] in _LIBRARIES:
+        return load_encoder(name, um=um, weights=weights)
+    for option, given in {"weights": weights, "um": um}.items():
+        if given is not None:
+            raise InputError(f"`{option}` is for image networks, which {name!r} is not")
+    if ":" in name:
+        if not own:
+            raise InputError(
+                f"{name}: code that a file names is not run; if you trust it, give `encoder={name}`"
+            )
+        return _made_by(name)
+    if name not in ENCODERS:
+        choices = [*ENCODERS, *CATALOGUE]
+        near = difflib.get_close_matches(name.lower(), choices, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(
+            f"no encoder {name!r}; {hint}choose one of {', '.join(choices)}, timm:NAME, hf:NAME, "
+            "module:callable"
+        )
+    module, _, attribute = ENCODERS[name].partition(":")
+    encoder: Encoder = getattr(import_module(module), attribute)()
+    return encoder
+
+
+def _made_by(name: str) -> Encoder:
+    module, _, attribute = name.partition(":")
+    try:
+        make: Callable[[], Encoder] = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        # Not what the module itself lacks.
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise InputError(
+            f"{name}: no module {module!r}; install it, or put its folder into PYTHONPATH"
+        ) from error
+    except (AttributeError, ValueError) as error:
+        raise InputError(
+            f"{name}: no {attribute!r} in {module!r}; write module:callable"
+        ) from error
+    if not callable(make):
+        raise InputError(f"{name}: cannot be called; it must give an encoder when it is")
+    encoder = make()
+    absent = [part for part in _PROTOCOL if not hasattr(encoder, part)]
+    if absent:
+        raise InputError(
+            f"{name}: gives no encoder: {type(encoder).__name__} has no {', '.join(absent)}; see "
+            "strank.encoders.Encoder"
+        )
+    return encoder
+
+
+def encoder_table() -> list[dict[str, Any]]:
+    """List the encoders that have a name: what each gives, looks at, and may be used for.
+
+    Returns
+    -------
+    list[dict]
+        For each ``name``, ``width`` (number of features), ``um_per_pixel`` and ``pixels`` of its
+        window, ``mean`` and ``std`` of the colours (``None`` for those without weights),
+        ``precision`` that its authors compute in, ``licence``, ``gated`` (whether the licence is to
+        be accepted on the hub), ``source``, ``file``, ``revision`` and ``citation``.
+
+    Examples
+    --------
+    >>> [(row["name"], row["width"]) for row in encoder_table() if row["name"] == "uni2-h"]
+    [('uni2-h', 1536)]
+    """
+    rows: list[dict[str, Any]] = []
+    for name in ENCODERS:
+        encoder = get_encoder(name)
+        window = encoder.fields[0]
+        row: dict[str, Any] = {"name": name, "width": len(encoder.feature_names)}
+        row |= {"um_per_pixel": window.um / window.pixels, "pixels": window.pixels}
+        row |= {"mean": None, "std": None, "precision": "float32", "licence": "BSD-3-Clause"}
+        row |= {"gated": False, "source": "built in", "file": None, "revision": encoder.version}
+        rows.append(row | {"citation": "strank"})
+    called = {"width": "n_features", "source": "repo"}
+    for entry in CATALOGUE.values():
+        rows.append({name: getattr(entry, called.get(name, name)) for name in rows[0]})
+    return rows
 
 
 def load_encoder(
-    name: str, *, um: float | None = None, weights: Path | None = None
+    name: str, *, um: float | None = None, weights: Path | str | None = None
 ) -> BackboneEncoder:
-    """Load a pretrained network as an encoder; parameters and errors as `load_backbone`.
-
-    Its name is fit for a file: ``timm_resnet18`` for ``timm:resnet18``, ``hf_owner_name`` for
-    ``hf:owner/name``, and the folder's own name for a folder.
-    """
+    """Load a pretrained network as an encoder, under a name that is fit for files."""
+    # timm:resnet18 becomes timm_resnet18, hf:owner/name hf_owner_name, and of a folder only the
+    # last part stays.
     backbone = load_backbone(name, um=um, weights=weights)
-    if name not in NETWORKS:
+    if name not in CATALOGUE:
         library, source = _split(name)
         folder = Path(source).expanduser()
         stem = folder.resolve().name if folder.is_dir() else source.replace("/", "_")
@@ -65,43 +192,16 @@ def load_encoder(
     return BackboneEncoder(backbone, name, weights_checksum(backbone))
 
 
-def load_backbone(name: str, *, um: float | None = None, weights: Path | None = None) -> Backbone:
-    """Load a pretrained network, in evaluation mode.
-
-    Parameters
-    ----------
-    name
-        One of `strank.encoders.catalogue.NETWORKS`, such as ``uni``; any other of the hub as
-        ``timm:resnet18``, ``timm:owner/name`` or ``hf:owner/name`` (transformers);
-        ``timm:folder`` or ``hf:folder`` from a local folder in the hub's layout: ``config.json``,
-        ``model.safetensors`` and, of transformers, ``preprocessor_config.json``.
-    um
-        Side of the window around a spot, in µm; its pixels are those of the network. If ``None``,
-        what the catalogue says, or 112 µm.
-    weights
-        Of a network in the catalogue, in place of those on the hub: safetensors, or a checkpoint
-        as `strank.encoders.weights.read_weights` reads it.
-
-    Raises
-    ------
-    InputError
-        If it cannot be loaded: an unknown name, no network, a damaged folder, weights that are not
-        safetensors or incomplete or of another network; a hub that cannot be reached, or does not
-        give them.
-
-    Examples
-    --------
-    >>> load_backbone("resnet18")
-    Traceback (most recent call last):
-    ...
-    strank.errors.InputError: no image network 'resnet18'; write timm:NAME, hf:OWNER/NAME, ...
-    """
-    if name in NETWORKS:
-        return _load_entry(NETWORKS[name], um, weights)
+def load_backbone(
+    name: str, *, um: float | None = None, weights: Path | str | None = None
+) -> Backbone:
+    """Load a pretrained network, in evaluation mode; names and files as of `get_encoder`."""
+    if name in CATALOGUE:
+        return _load_entry(CATALOGUE[name], um, None if weights is None else Path(weights))
     library, source = _split(name)
     if weights is not None:
         raise InputError(
-            f"{name}: --weights is for networks of the catalogue; give a folder with its "
+            f"{name}: `weights` is for networks of the catalogue; give a folder with its "
             f"config.json and {_WEIGHTS} as {library}:FOLDER"
         )
     with _explained(f"{name}: cannot be loaded", "check the name, the network or the folder"):
@@ -114,13 +214,7 @@ def load_backbone(name: str, *, um: float | None = None, weights: Path | None = 
 
 
 def backbone_from_config(config: Mapping[str, Any]) -> Backbone:
-    """Build the network of another `Backbone`, whose state dict fits; nothing is downloaded.
-
-    Raises
-    ------
-    InputError
-        If the installed library cannot build it.
-    """
+    """Build the network of another `Backbone`, whose state dict fits; nothing is downloaded."""
     library = config["library"]
     with _explained(f"{config['name']}: cannot be built", f"install another version of {library}"):
         build = _build_timm if library == "timm" else _build_transformers
@@ -134,7 +228,7 @@ def _load_entry(entry: EncoderEntry, um: float | None, path: Path | None) -> Bac
             folder = download(entry.repo, revision=entry.revision, allow_patterns=[entry.file])
         except InputError as error:
             raise InputError(
-                f"{error}; or give the file with --weights ({entry.name}: {entry.terms})"
+                f"{error}; or give the file as `weights` ({entry.name}: {entry.terms})"
             ) from error
         path, revision = folder / entry.file, _revision(folder)
     weights = read_weights(path)
@@ -143,17 +237,8 @@ def _load_entry(entry: EncoderEntry, um: float | None, path: Path | None) -> Bac
 
 
 def _config_of(entry: EncoderEntry, um: float | None = None) -> dict[str, Any]:
-    mean, std = entry.colours
-    return {
-        "library": entry.library,
-        "name": entry.name,
-        "architecture": entry.architecture,
-        "mean": mean,
-        "std": std,
-        "pixels": entry.pixels,
-        "um": um or entry.field.um,
-        "pooling": entry.pooling,
-    }
+    names = ("library", "name", "architecture", "mean", "std", "pixels", "pooling")
+    return {name: getattr(entry, name) for name in names} | {"um": um or entry.field.um}
 
 
 def _filled(
@@ -297,126 +382,3 @@ def _plain(model: Any) -> Any:
     if has_class_token(model) and hasattr(model, "pooler"):
         model.pooler = nn.Identity()
     return model.float()
-
-
-def get_encoder(name: str, *, weights: Path | None = None, own: bool = True) -> Encoder:
-    """Make the encoder of that name, on the CPU; `strank.encoders.backbone.place` moves it.
-
-    Parameters
-    ----------
-    name
-        ``morphology``; a network of the catalogue, such as ``uni``; ``timm:NAME``, ``hf:REPO`` or
-        a folder as `strank.encoders.load.load_backbone` takes them; or ``module:callable``, what
-        gives an object with the attributes of `strank.encoders.base.Encoder` when it is called.
-    weights
-        File with the weights of a network of the catalogue, in place of those on the hub.
-    own
-        Whether ``module:callable`` is imported: not where the name comes out of a file, such as a
-        model that was downloaded, which could name any code.
-
-    Raises
-    ------
-    InputError
-        For an unknown name, with the choices; if it cannot be loaded, as `load_backbone`; or if
-        what ``module:callable`` gives is no encoder.
-
-    Examples
-    --------
-    >>> get_encoder("morphologie")
-    Traceback (most recent call last):
-    ...
-    strank.errors.InputError: no encoder 'morphologie'; did you mean 'morphology'? choose one of ...
-    """
-    if name in NETWORKS or name.partition(":")[0] in _LIBRARIES:
-        return load_encoder(name, weights=weights)
-    if weights is not None:
-        raise InputError(f"--weights is for networks of the catalogue, which {name!r} is not")
-    if ":" in name:
-        if not own:
-            raise InputError(
-                f"{name}: code that a file names is not run; if you trust it, give --encoder {name}"
-            )
-        return _made_by(name)
-    if name not in ENCODERS:
-        choices = [*ENCODERS, *NETWORKS]
-        near = difflib.get_close_matches(name.lower(), choices, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(
-            f"no encoder {name!r}; {hint}choose one of {', '.join(choices)}, timm:NAME, hf:NAME, "
-            "module:callable"
-        )
-    module, _, attribute = ENCODERS[name].partition(":")
-    encoder: Encoder = getattr(import_module(module), attribute)()
-    return encoder
-
-
-def _made_by(name: str) -> Encoder:
-    module, _, attribute = name.partition(":")
-    try:
-        make: Callable[[], Encoder] = getattr(import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        # Not what the module itself lacks.
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise InputError(
-            f"{name}: no module {module!r}; install it, or put its folder into PYTHONPATH"
-        ) from error
-    except (AttributeError, ValueError) as error:
-        raise InputError(
-            f"{name}: no {attribute!r} in {module!r}; write module:callable"
-        ) from error
-    if not callable(make):
-        raise InputError(f"{name}: cannot be called; it must give an encoder when it is")
-    encoder = make()
-    absent = [part for part in _PROTOCOL if not hasattr(encoder, part)]
-    if absent:
-        raise InputError(
-            f"{name}: gives no encoder: {type(encoder).__name__} has no {', '.join(absent)}; see "
-            "strank.encoders.base.Encoder"
-        )
-    return encoder
-
-
-def encoder_table() -> list[dict[str, Any]]:
-    """List the catalogue: what every encoder gives, looks at, and may be used for.
-
-    Examples
-    --------
-    >>> [(row["name"], row["width"]) for row in encoder_table() if row["name"] == "uni2-h"]
-    [('uni2-h', 1536)]
-    """
-    built_in = get_encoder("morphology")
-    first = built_in.fields[0]
-    morphology = {
-        "name": built_in.name,
-        "width": len(built_in.feature_names),
-        "um_per_pixel": first.um / first.pixels,
-        "pixels": first.pixels,
-        "mean": None,
-        "std": None,
-        "precision": "float32",
-        "licence": "BSD-3-Clause",
-        "gated": False,
-        "source": "built in",
-        "file": None,
-        "revision": built_in.version,
-        "citation": "strank",
-    }
-    return [morphology] + [
-        {
-            "name": entry.name,
-            "width": entry.n_features,
-            "um_per_pixel": entry.um_per_pixel,
-            "pixels": entry.pixels,
-            "mean": list(entry.colours[0]),
-            "std": list(entry.colours[1]),
-            "precision": entry.precision,
-            "licence": entry.licence,
-            "gated": entry.gated,
-            "source": entry.repo,
-            "file": entry.file,
-            "revision": entry.revision,
-            "citation": entry.citation,
-        }
-        for entry in NETWORKS.values()
-    ]

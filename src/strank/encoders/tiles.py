@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -13,29 +13,18 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from strank.encoders.base import Encoder, Field
 from strank.errors import InputError
+from strank.progress import Say
 from strank.slides.slide import Slide, read_field
-
-__all__ = ["Batch", "Say", "check_scale", "encode_batches", "read_batches"]
-
-Say = Callable[[str], object]
 
 # Windows magnified more than this hold nothing that an encoder could see.
 _MOST_MAGNIFICATION = 10
 
 
-class Batch(NamedTuple):
-    """Spots that are read and encoded together.
-
-    Attributes
-    ----------
-    slide
-        Where they are.
-    centres
-        Their positions (x, y) in pixels of the slide, ``[n_spots, 2]``.
-    """
+class TileBatch(NamedTuple):
+    """Spots of a slide that are read and encoded together."""
 
     slide: Slide
-    centres: NDArray[np.float64]
+    centres: NDArray[np.float64]  # (x, y) in pixels of the slide, [n_spots, 2]
 
 
 def check_scale(slide: Slide, encoder: Encoder) -> None:
@@ -51,30 +40,12 @@ def check_scale(slide: Slide, encoder: Encoder) -> None:
 
 
 def encode_batches(
-    batches: Iterable[Batch], encoder: Encoder, *, workers: int = 0, say: Say | None = None
+    batches: Iterable[TileBatch], encoder: Encoder, *, workers: int = 0, say: Say | None = None
 ) -> Generator[NDArray[np.float32], None, None]:
-    """Features of batches, in their order; while one is encoded the next is read.
+    """Features of batches, ``[n_spots, n_features]``; while one is encoded the next is read.
 
-    Parameters
-    ----------
-    batches
-        Taken one by one, a few ahead of what is yielded.
-    encoder
-        Which features.
-    workers
-        Processes that read; 0 for threads of this one. Does not change the result.
-    say
-        Told once if a batch did not fit into the GPU's memory and goes through in parts.
-
-    Yields
-    ------
-    NDArray
-        Features of a batch, ``float32`` ``[n_spots, n_features]``.
-
-    Raises
-    ------
-    InputError
-        For an image that cannot be read, or a GPU that has no memory for a single spot.
+    Batches are taken a few ahead of what is yielded. ``workers`` processes read, 0 for threads of
+    this one. ``say`` is told once if a batch did not fit into the GPU's memory.
     """
     encode = _InParts(encoder, say)
     before: Future[NDArray[np.float32]] | None = None
@@ -89,9 +60,9 @@ def encode_batches(
 
 
 def read_batches(
-    batches: Iterable[Batch], fields: tuple[Field, ...], *, workers: int = 0
+    batches: Iterable[TileBatch], fields: tuple[Field, ...], *, workers: int = 0
 ) -> Iterator[list[NDArray[np.uint8]]]:
-    """Windows of batches, one array ``[n_spots, px, px, 3]`` a field; parameters as above."""
+    """Windows of batches, one array ``[n_spots, px, px, 3]`` a field."""
     processes: dict[str, Any] = {}
     if workers:
         # Neither libvips nor CUDA outlives a fork.
@@ -115,7 +86,7 @@ def read_batches(
             raise
         raise InputError(
             f"a process that reads tiles was killed ({error}); is memory or /dev/shm full? "
-            "Use fewer --workers, 0 for none"
+            "Use fewer `workers`, 0 for none"
         ) from error
 
 
@@ -126,7 +97,7 @@ class _Windows(Dataset):
         self.fields = fields
         self._open: Slide | None = None
 
-    def __getitem__(self, batch: Batch) -> list[NDArray[np.uint8]] | InputError:
+    def __getitem__(self, batch: TileBatch) -> list[NDArray[np.uint8]] | InputError:
         slide = batch.slide if get_worker_info() is None else self._kept(batch.slide)
         try:
             return [read_field(slide, batch.centres, um=f.um, pixels=f.pixels) for f in self.fields]

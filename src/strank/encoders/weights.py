@@ -14,33 +14,13 @@ from torch import Tensor
 
 from strank.errors import InputError, some
 
-__all__ = ["match_weights", "read_weights"]
-
 # What checkpoints are commonly wrapped in: dictionaries, and prefixes of all names.
 _LAYERS = ("state_dict", "model", "teacher", "module")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read safetensors, or a checkpoint of torch that holds nothing but tensors.
-
-    Parameters
-    ----------
-    path
-        Of safetensors if it ends so. Of a checkpoint the state dict is taken out of what it is
-        commonly wrapped in (``state_dict``, ``model``, ``teacher``, ``module``), and prefixes that
-        all names share (``module.``, ``_orig_mod.``, ``model.``, ``backbone.``) are dropped.
-
-    Returns
-    -------
-    dict[str, Tensor]
-        On the CPU.
-
-    Raises
-    ------
-    InputError
-        If there is no such file, it is damaged, would have to be unpickled, or holds no weights.
-    """
+    """Read safetensors, or a checkpoint of torch that holds nothing but tensors, on the CPU."""
     if not path.is_file():
         raise InputError(f"{path}: no such file of weights")
     try:
@@ -79,29 +59,8 @@ def _only_tensors(found: Mapping[Any, Any]) -> bool:
 def match_weights(
     weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, source: str, name: str
 ) -> dict[str, Tensor]:
-    """Check that weights are exactly those of a network.
+    """Check that weights are exactly those of a network, whose state dict is ``wanted``.
 
-    Parameters
-    ----------
-    weights
-        From `read_weights`, without what the network is known not to need.
-    wanted
-        The network's state dict; only names, shapes and types count.
-    source, name
-        Of the weights and of the network, for the message.
-
-    Returns
-    -------
-    dict[str, Tensor]
-        In the network's types.
-
-    Raises
-    ------
-    InputError
-        If some are missing, unexpected or of another shape; they are named.
-
-    Examples
-    --------
     >>> match_weights({"a": torch.ones(2)}, {"b": torch.ones(2)}, source="x.pt", name="uni")
     Traceback (most recent call last):
     ...

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from strank.cohort.folds import patients_of
 from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
-from strank.encoders.embedding import embed_cohort
-from strank.encoders.load import get_encoder
+from strank.encoders.embedding import embed
 from strank.errors import InputError
 from strank.evaluation.held_out import Evaluation, evaluate
 from strank.evaluation.methods import BASELINES, predict_all
@@ -51,15 +50,14 @@ def run_demo(folder: Path, *, seed: int = 0, n_genes: int = 100, say: Say = prin
     say("import: reading the sections into a cohort")
     import_st(folder / "st", folder / "cohort")
     say("embed: turning the image around every spot into features")
-    encoder = get_encoder("morphology")
-    embed_cohort(folder / "cohort", encoder)
-    cohort = read_cohort(folder / "cohort", encoder=encoder.name)
+    embed(folder / "cohort")
+    cohort = read_cohort(folder / "cohort", encoder="morphology")
     patients = patients_of(cohort)
     held_out = max(patients.values())
     test = {name: adata for name, adata in cohort.items() if patients[name] == held_out}
     train = {n: a for n, a in cohort.items() if n not in test}
     say(f"fit: {n_genes} genes on {len(train)} sections, without patient {held_out}")
-    model = fit_model(train, encoder=encoder.name, n_genes=n_genes)
+    model = fit_model(train, encoder="morphology", n_genes=n_genes)
     model.save(folder / "model")
     say(f"evaluate: on {len(test)} sections of patient {held_out}")
     evaluation = evaluate(model, test, train=train)

@@ -2,8 +2,8 @@
 
 Every feature is in physical units (µm, mm², optical density), is finite for any patch, and stays
 the same when the patch is turned by a right angle or mirrored (the shapes of touching nuclei:
-nearly the same). Heavy-tailed quantities enter as
-logs, roots or shares, because a linear head that extrapolates to another patient follows.
+nearly the same). Heavy-tailed quantities enter as logs, roots or shares, because a linear head that
+extrapolates to another patient follows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from strank.encoders.morphology.stain import (
     describe_stains,
     describe_tissue,
     optical_density,
-    separate,
+    separate_stains,
 )
 from strank.encoders.morphology.texture import (
     describe_bands,
@@ -36,37 +36,19 @@ from strank.encoders.morphology.texture import (
 )
 from strank.errors import InputError
 
-#: What the fields are called in the names of the features.
+# What the fields are called in the names of the features.
 FIELD_NAMES = ("spot", "nearby", "surroundings")
-
 # Fibres and local patterns are fine structures: they are sought in the smallest scales only.
 _N_FIBRE_SCALES = 3
-
 _N_PATTERN_SCALES = 1
-
 _MIN_SCALES = 3
-
 # Spots a thread takes at a time.
 _CHUNK = 8
 
 
 def describe_patch(patch: NDArray[np.uint8], um: float) -> dict[str, float]:
-    """All features of one patch, by name.
+    """All features, by name, of one RGB patch ``[pixels, pixels, 3]`` whose side is ``um`` µm.
 
-    Parameters
-    ----------
-    patch
-        RGB, uint8 ``[pixels, pixels, 3]``; white is empty.
-    um
-        Side of the patch, in µm.
-
-    Returns
-    -------
-    dict[str, float]
-        The same names in the same order for every patch of this size.
-
-    Examples
-    --------
     >>> white = np.full((224, 224, 3), 255, np.uint8)
     >>> describe_patch(white, um=150)["tissue.share"]
     0.0
@@ -74,7 +56,7 @@ def describe_patch(patch: NDArray[np.uint8], um: float) -> dict[str, float]:
     um_per_pixel = um / patch.shape[0]
     scales = dyadic_scales(um, um_per_pixel)
     density = optical_density(patch)
-    stains = separate(density)
+    stains = separate_stains(density)
     parts = {
         "": describe_stains(stains, density) | describe_tissue(stains, um_per_pixel),
         "bands.": describe_bands(stains, um_per_pixel, scales),

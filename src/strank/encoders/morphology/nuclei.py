@@ -15,22 +15,15 @@ from strank.encoders.morphology.stain import TISSUE_DENSITY, Stains
 from strank.encoders.morphology.texture import blur
 
 _Floats = NDArray[np.float64]
-
 _Image = NDArray[np.float32]
-
 # Hematoxylin (optical density) between which the threshold may lie: Otsu's choice means nothing
 # where a patch has no nuclei, or nothing else.
 _THRESHOLD_RANGE = (0.3, 0.6)
-
 _SMOOTHING_UM = 0.8
-
 # A blob's Gaussian; a nucleus has a radius of about 1.4 times that, or more.
 _BLOB_UM = 2.0
-
 _BLOB_CONTRAST = 0.03
-
 _LEAST_AREA_UM2 = 8.0
-
 # Statistics over nuclei begin with this many typical ones, so that they are defined, and change
 # smoothly, down to no nucleus at all.
 _N_TYPICAL = 2.0
@@ -53,7 +46,6 @@ _TYPICAL = {
 }
 
 _PER_NUCLEUS = tuple(name for name in _TYPICAL if name != "log_nearest_um")
-
 _TYPICAL_BETWEEN = {
     "hematoxylin": _Group(_N_TYPICAL, 0.2, 0.05),
     "eosin": _Group(_N_TYPICAL, 0.03, 0.05),
@@ -61,57 +53,26 @@ _TYPICAL_BETWEEN = {
 
 
 @dataclass(frozen=True)
-class Nuclei:
-    """Measurements of the nuclei of a patch, each ``[n_nuclei]`` unless said otherwise.
+class MeasuredNuclei:
+    """Measurements of the nuclei of a patch, each ``[n_nuclei]`` unless said otherwise."""
 
-    Attributes
-    ----------
-    centre_um
-        Column and row of the centre, ``[n_nuclei, 2]``, in µm.
-    log_area_um2
-        Natural log of the area in µm².
-    elongation
-        Natural log of the ratio of the axes of the ellipse with the same second moments.
-    hematoxylin, chromatin_sd
-        Mean and standard deviation of hematoxylin inside, in optical density.
-    green_to_red, blue_to_red
-        Ratios of the mean optical densities inside.
-    """
-
-    centre_um: _Floats
+    centre_um: _Floats  # Column and row, [n_nuclei, 2]
     log_area_um2: _Floats
+    # Log of the ratio of the axes of the ellipse with the same second moments.
     elongation: _Floats
-    hematoxylin: _Floats
-    chromatin_sd: _Floats
-    green_to_red: _Floats
+    hematoxylin: _Floats  # Mean inside, in optical density
+    chromatin_sd: _Floats  # Standard deviation of hematoxylin inside
+    green_to_red: _Floats  # Ratios of the mean optical densities inside
     blue_to_red: _Floats
 
 
 def find_nuclei(hematoxylin: _Image, um_per_pixel: float) -> tuple[NDArray[np.int32], int]:
-    """Label the pixels of each nucleus.
+    """Label the pixels of each nucleus, 0 outside; and count the connected areas of them.
 
-    Pixels above Otsu's threshold (kept between 0.3 and 0.6) are nuclear; touching nuclei are told
-    apart by giving each pixel to the nearest blob (peak of a difference of Gaussians). A pixel as
-    near to one blob as to another may go to either, so shapes are not quite the same in a turned
-    or mirrored patch.
-
-    Parameters
-    ----------
-    hematoxylin
-        Optical density, float32 ``[height, width]``.
-    um_per_pixel
-        Side of a pixel, in µm.
-
-    Returns
-    -------
-    labels : NDArray[np.int32]
-        ``[height, width]``, 0 outside nuclei.
-    n_clumps : int
-        Number of connected areas of nuclear pixels.
-
-    References
-    ----------
-    Otsu (1979), IEEE Trans. SMC 9, 62-66.
+    Pixels above the threshold of Otsu (1979), IEEE Trans. SMC 9, 62-66 (kept between 0.3 and 0.6)
+    are nuclear; touching nuclei are told apart by giving each pixel to the nearest blob (peak of a
+    difference of Gaussians). A pixel as near to one blob as to another may go to either, so shapes
+    are not quite the same in a turned or mirrored patch.
     """
     smooth = blur(hematoxylin, _SMOOTHING_UM / um_per_pixel)
     levels = cv2.convertScaleAbs(cv2.max(smooth, 0), alpha=100)
@@ -142,25 +103,8 @@ def measure_nuclei(
     hematoxylin: _Image,
     density: _Image,
     um_per_pixel: float,
-) -> Nuclei:
-    """Size, shape, place and stain of labelled nuclei; those below 8 µm² are left out.
-
-    Parameters
-    ----------
-    labels
-        ``[height, width]``, as from `find_nuclei`.
-    hematoxylin
-        Optical density, float32 ``[height, width]``.
-    density
-        Optical density of red, green and blue, float32 ``[height, width, 3]``.
-    um_per_pixel
-        Side of a pixel, in µm.
-
-    Returns
-    -------
-    Nuclei
-        In the order of the labels.
-    """
+) -> MeasuredNuclei:
+    """Size, shape, place and stain of labelled nuclei; those below 8 µm² are left out."""
     found = cv2.findNonZero((labels > 0).astype(np.uint8))
     column, row = np.empty((2, 0)) if found is None else found.reshape(-1, 2).T.astype(np.float64)
     inside = (row * labels.shape[1] + column).astype(np.intp)
@@ -183,7 +127,7 @@ def measure_nuclei(
     stain = hematoxylin.ravel().take(inside).astype(np.float64)
     amount = mean(stain)
     red, green, blue = (mean(colour) for colour in density.reshape(-1, 3).take(inside, axis=0).T)
-    return Nuclei(
+    return MeasuredNuclei(
         centre_um=np.stack([x, y], axis=1) * um_per_pixel,
         log_area_um2=np.log(pixels[kept] * um_per_pixel**2),
         elongation=np.log(long_axis / short_axis),
@@ -195,25 +139,9 @@ def measure_nuclei(
 
 
 def describe_nuclei(stains: Stains, density: _Image, um_per_pixel: float) -> dict[str, float]:
-    """Density, size, shape, stain and arrangement of a patch's nuclei, and the tissue between.
-
-    Parameters
-    ----------
-    stains
-        From `strank.encoders.morphology.stain.separate`.
-    density
-        Optical density of red, green and blue, float32 ``[height, width, 3]``.
-    um_per_pixel
-        Side of a pixel, in µm.
-
-    Returns
-    -------
-    dict[str, float]
-        Roots of densities per mm², of all nuclei and of kinds of them (soft classes, so that no
-        nucleus jumps from one to another); means and standard deviations over nuclei;
-        statistics of the stains in tissue outside nuclei. Statistics over few nuclei are drawn
-        towards those of a typical nucleus.
-    """
+    """Density, size, shape, stain and arrangement of a patch's nuclei, and the tissue between."""
+    # Kinds are soft classes, so that no nucleus jumps from one to another; statistics over few
+    # nuclei are drawn towards those of a typical one.
     labels, n_clumps = find_nuclei(stains.hematoxylin, um_per_pixel)
     nuclei = measure_nuclei(labels, stains.hematoxylin, density, um_per_pixel)
     n_nuclei = len(nuclei.elongation)
@@ -245,7 +173,7 @@ def _between(stains: Stains, labels: NDArray[np.int32]) -> dict[str, float]:
     return features
 
 
-def _kinds(nuclei: Nuclei) -> dict[str, _Floats]:
+def _kinds(nuclei: MeasuredNuclei) -> dict[str, _Floats]:
     spindle = expit((nuclei.elongation - 0.6) / 0.1)
     large = expit((nuclei.log_area_um2 - np.log(60)) / 0.15)
     small = expit((np.log(30) - nuclei.log_area_um2) / 0.15)

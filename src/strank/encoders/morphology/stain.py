@@ -9,60 +9,34 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-#: Optical density (red, green, blue) of hematoxylin and of eosin; Ruifrok & Johnston (2001).
+# Optical density (red, green, blue) of hematoxylin and of eosin; Ruifrok & Johnston (2001).
 HEMATOXYLIN_EOSIN = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11))
-
-#: Optical density, averaged over the colours, above which a pixel counts as tissue.
+# Optical density, averaged over the colours, above which a pixel counts as tissue.
 TISSUE_DENSITY = 0.12
-
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
 _HOLE_DEPTHS_UM = (5, 15)
-
 # Quantiles of a stain are kept between these optical densities: 256 levels of 0.01.
 _LOWEST, _STEP = -0.5, 0.01
 
 _EDGES = _LOWEST + _STEP * (np.arange(257) - 0.5)
-
 # Keeps the ratio of two densities finite on white.
 _FAINT = 0.05
-
 _LEVELS = np.arange(256, dtype=np.float32) + 1
-
 _DENSITY_OF_LEVEL = np.repeat(np.log10(256 / _LEVELS)[None, :, None], 3, axis=2)
 
 
 class Stains(NamedTuple):
-    """Optical densities of one patch, each float32 ``[height, width]``.
+    """Optical densities of one patch, each float32 ``[height, width]``."""
 
-    Attributes
-    ----------
-    hematoxylin, eosin
-        Amount of either stain; below zero where a colour lies outside the cone of the two.
-    density
-        Mean over red, green and blue, 0 to 2.41.
-    """
-
+    # Below zero where a colour lies outside the cone of the two.
     hematoxylin: NDArray[np.float32]
     eosin: NDArray[np.float32]
-    density: NDArray[np.float32]
+    density: NDArray[np.float32]  # Mean over red, green and blue, 0 to 2.41
 
 
 def optical_density(patch: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Optical density, ``log10(256 / (level + 1))``, of an RGB patch.
+    """Optical density, ``log10(256 / (level + 1))``, of an RGB patch ``[height, width, 3]``.
 
-    Parameters
-    ----------
-    patch
-        uint8 ``[height, width, 3]``.
-
-    Returns
-    -------
-    NDArray[np.float32]
-        Same shape, from 0 (white) to 2.41 (black).
-
-    Examples
-    --------
     >>> optical_density(np.array([[[255, 127, 0]]], np.uint8)).round(2)
     array([[[0.  , 0.3 , 2.41]]], dtype=float32)
     """
@@ -70,22 +44,12 @@ def optical_density(patch: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def unmixing_matrix() -> NDArray[np.float64]:
-    """Matrix that takes an optical density (red, green, blue) to hematoxylin, eosin and the rest.
+    """Take an optical density (red, green, blue) to hematoxylin, eosin and the rest, ``[3, 3]``.
 
     The third direction stands at right angles on the two stains and all three have unit length,
-    so what neither stain explains changes neither.
+    so what neither stain explains changes neither: Ruifrok & Johnston (2001), Anal. Quant. Cytol.
+    Histol. 23, 291-299.
 
-    Returns
-    -------
-    NDArray[np.float64]
-        ``[3, 3]``, to be multiplied from the left.
-
-    References
-    ----------
-    Ruifrok & Johnston (2001), Anal. Quant. Cytol. Histol. 23, 291-299.
-
-    Examples
-    --------
     >>> (unmixing_matrix() @ [0.65, 0.70, 0.29]).round(2).tolist()
     [1.0, 0.0, 0.0]
     """
@@ -97,40 +61,15 @@ def unmixing_matrix() -> NDArray[np.float64]:
 _ROWS = np.vstack([unmixing_matrix()[:2], np.full((1, 3), 1 / 3)]).astype(np.float32)
 
 
-def separate(density: NDArray[np.float32]) -> Stains:
-    """Hematoxylin, eosin and mean optical density of a patch.
-
-    Parameters
-    ----------
-    density
-        float32 ``[height, width, 3]``, as from `optical_density`.
-
-    Returns
-    -------
-    Stains
-        In optical density.
-    """
+def separate_stains(density: NDArray[np.float32]) -> Stains:
+    """Hematoxylin, eosin and mean of an optical density ``[height, width, 3]``."""
     # One row at a time is faster than all three and a split.
     return Stains(*(cv2.transform(density, row[None]) for row in _ROWS))
 
 
 def quantiles(image: NDArray[np.float32], shares: tuple[float, ...]) -> NDArray[np.float64]:
-    """Quantiles of a stain, from a histogram with bins of 0.01: much faster than sorting.
+    """Quantiles of a stain, good to 0.01, from a histogram: much faster than sorting.
 
-    Parameters
-    ----------
-    image
-        float32 ``[height, width]``, optical density; values outside -0.5 to 2.05 count as these.
-    shares
-        Between 0 and 1.
-
-    Returns
-    -------
-    NDArray[np.float64]
-        ``[len(shares)]``, good to 0.01, from -0.5 to 2.05.
-
-    Examples
-    --------
     >>> quantiles(np.linspace(0, 1, 10_000, dtype=np.float32).reshape(100, 100), (0.25,)).round(2)
     array([0.25])
     """
@@ -142,21 +81,7 @@ def quantiles(image: NDArray[np.float32], shares: tuple[float, ...]) -> NDArray[
 
 
 def describe_stains(stains: Stains, density: NDArray[np.float32]) -> dict[str, float]:
-    """How much of either stain a patch holds, how it is distributed, and its hue.
-
-    Parameters
-    ----------
-    stains
-        From `separate`.
-    density
-        From `optical_density`, ``[height, width, 3]``.
-
-    Returns
-    -------
-    dict[str, float]
-        Mean, standard deviation and quantiles of hematoxylin and eosin in optical density; the
-        ratios of the mean densities of green and of blue to red.
-    """
+    """Mean, deviation and quantiles of either stain; ratios of green and of blue to red."""
     features = {}
     for name in ("hematoxylin", "eosin"):
         image = getattr(stains, name)
@@ -172,21 +97,7 @@ def describe_stains(stains: Stains, density: NDArray[np.float32]) -> dict[str, f
 
 
 def describe_tissue(stains: Stains, um_per_pixel: float) -> dict[str, float]:
-    """How much of a patch is tissue, and how much lies deep in holes (fat, ducts, beside it).
-
-    Parameters
-    ----------
-    stains
-        From `separate`.
-    um_per_pixel
-        Side of a pixel, in µm.
-
-    Returns
-    -------
-    dict[str, float]
-        Share of tissue, and roots of the shares of pixels farther than 5 and 15 µm from tissue;
-        all between 0 and 1.
-    """
+    """Share of tissue, and roots of the shares of pixels deep in holes (fat, ducts, beside it)."""
     smooth = cv2.GaussianBlur(stains.density, (0, 0), 2 / um_per_pixel)
     empty = cv2.compare(smooth, TISSUE_DENSITY, cv2.CMP_LT)
     features = {"tissue.share": 1 - cv2.countNonZero(empty) / empty.size}

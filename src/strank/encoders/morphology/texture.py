@@ -11,47 +11,24 @@ from numpy.typing import NDArray
 from strank.encoders.morphology.stain import Stains
 
 _Image = NDArray[np.float32]
-
 # Contrast (optical density) below which bands, gradients and patterns count as noise.
 _BAND_NOISE = 0.01
-
 _GRADIENT_NOISE = 0.01
-
 _PATTERN_NOISE = 0.02
-
 # A structure tensor is averaged over a window this many times wider than the gradient's blur.
 _WINDOW = 3
-
 # An image blurred by this many pixels holds nothing finer than what half the pixels can show.
 _HALVED_FROM = 1.9
-
 # The neighbours of a pixel, in a circle.
 _CIRCLE = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))
-
 _N_PATTERNS = 10
 
 
 def dyadic_scales(um: float, um_per_pixel: float) -> tuple[int, ...]:
     """Powers of two, in µm, from 1.5 pixels to a seventh of the field: what it can show.
 
-    Parameters
-    ----------
-    um
-        Side of the field, in µm.
-    um_per_pixel
-        Side of a pixel, in µm.
-
-    Returns
-    -------
-    tuple[int, ...]
-        Increasing.
-
-    Examples
-    --------
     >>> dyadic_scales(150, 150 / 224)
     (1, 2, 4, 8, 16)
-    >>> dyadic_scales(450, 450 / 224)
-    (4, 8, 16, 32, 64)
     """
     powers = (2**power for power in range(16))
     # A hundredth of slack, so that 1 µm counts as 1.5 pixels of 150/224 µm.
@@ -59,20 +36,7 @@ def dyadic_scales(um: float, um_per_pixel: float) -> tuple[int, ...]:
 
 
 def blur(image: _Image, sigma: float) -> _Image:
-    """Gaussian blur with mirrored borders.
-
-    Parameters
-    ----------
-    image
-        float32 ``[height, width]`` or ``[height, width, channels]``.
-    sigma
-        In pixels, above 0.
-
-    Returns
-    -------
-    NDArray[np.float32]
-        Same shape.
-    """
+    """Gaussian blur with mirrored borders; ``sigma`` in pixels."""
     side = 2 * math.ceil(3 * sigma) + 1
     return np.asarray(
         cv2.GaussianBlur(image, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101)
@@ -84,26 +48,9 @@ def describe_bands(
 ) -> dict[str, float]:
     """Contrast of both stains in bands of scale, and how they go together.
 
-    A band is the difference of two Gaussians, of the scale before and of this scale.
-
-    Parameters
-    ----------
-    stains
-        From `strank.encoders.morphology.stain.separate`.
-    um_per_pixel
-        Side of a pixel, in µm.
-    scales
-        Standard deviations of the Gaussians in µm, increasing.
-
-    Returns
-    -------
-    dict[str, float]
-        For each scale the log of the root mean square (optical density; at least log 0.01) and the
-        cube root of the skewness of either stain's band, and the two bands' correlation.
-
-    References
-    ----------
-    Burt & Adelson (1983), IEEE Trans. Commun. 31, 532-540.
+    A band is the difference of two Gaussians, of the scale before and of this scale: Burt & Adelson
+    (1983), IEEE Trans. Commun. 31, 532-540. Of each the log of the root mean square, the cube root
+    of the skewness, and the correlation of the two stains'.
     """
     features = {}
     hematoxylin, eosin, done = stains.hematoxylin, stains.eosin, 0.0
@@ -142,27 +89,11 @@ def _halve(image: _Image) -> _Image:
 def describe_fibres(
     density: _Image, um_per_pixel: float, scales: tuple[int, ...]
 ) -> dict[str, float]:
-    """How much the edges in a patch share a direction, as the fibres of stroma do.
+    """How much the edges in a patch share a direction, as the fibres of stroma do: 0 to 1.
 
-    Parameters
-    ----------
-    density
-        Optical density, float32 ``[height, width]``.
-    um_per_pixel
-        Side of a pixel, in µm.
-    scales
-        Standard deviations of the Gaussians before the gradient, in µm.
-
-    Returns
-    -------
-    dict[str, float]
-        For each scale, all from 0 (no direction) to 1 (one direction): `alignment` over the whole
-        patch, `coherence` in windows three times the scale, weighted by the gradients' energy, and
-        `even_coherence`, the same with all windows counting alike.
-
-    References
-    ----------
-    Bigün & Granlund (1987), ICCV, 433-438: the structure tensor.
+    From the structure tensor of Bigün & Granlund (1987), ICCV, 433-438: `alignment` over the whole
+    patch, `coherence` in windows three times the scale, weighted by the gradients' energy, and
+    `even_coherence`, the same with all windows counting alike.
     """
     features = {}
     for scale in scales:
@@ -200,26 +131,10 @@ _PATTERN_OF_CODE = _pattern_of_code()
 def describe_patterns(
     density: _Image, um_per_pixel: float, scales: tuple[int, ...]
 ) -> dict[str, float]:
-    """Shares of local binary patterns: which of eight neighbours are darker than a pixel.
+    """Roots of the shares of local binary patterns: which neighbours are denser than a pixel.
 
-    Parameters
-    ----------
-    density
-        Optical density, float32 ``[height, width]``.
-    um_per_pixel
-        Side of a pixel, in µm.
-    scales
-        Distances to the neighbours, in µm (rounded to whole pixels).
-
-    Returns
-    -------
-    dict[str, float]
-        For each scale the roots of ten shares: `k_of_8` for pixels with k clearly denser
-        neighbours in one run, and `mixed` for those with more than one run.
-
-    References
-    ----------
-    Ojala, Pietikäinen & Mäenpää (2002), IEEE Trans. PAMI 24, 971-987 (riu2, P = 8).
+    Ojala, Pietikäinen & Mäenpää (2002), IEEE Trans. PAMI 24, 971-987 (riu2, P = 8): `k_of_8` for
+    pixels with k clearly denser neighbours in one run, `mixed` for those with more than one run.
     """
     features = {}
     for scale in scales:
