@@ -1,51 +1,264 @@
-"""From a slide to scores on a grid of tiles over its tissue."""
+"""From slides to scores on grids of tiles over their tissue."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
-from strank.encoders.backbone import BackboneEncoder
+from strank.cohort.store import read_h5ad, read_section, write_h5ad
+from strank.encoders.backbone import BackboneEncoder, on_gpu
 from strank.encoders.base import Encoder, encoder_facts
 from strank.encoders.embedding import embed_spots
 from strank.encoders.load import get_encoder
 from strank.encoders.tiles import check_scale
-from strank.errors import InputError
+from strank.errors import InputError, some
+from strank.files import output_folder, sha256
 from strank.model.novelty import novelty_of, warning_of
 from strank.model.rank_model import RankModel
-from strank.slides.slide import Slide
+from strank.slides.slide import Slide, open_slide, slide_of
 from strank.slides.tissue import tile_centres
+from strank.version import __version__
 
 # Features of all tiles stand in memory at once, since a head may subtract their mean; this many
 # bytes of them, were the whole slide tissue.
 _MOST_BYTES = 8 * 2**30
 
+# A slide, its file, or a section of a cohort, of which the image is taken.
+Subject = Path | str | Slide | AnnData
+# Makes what shows the progress of so many tiles: a context that yields what advances it.
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object] | None]]
 
-def grid_facts(slide: Slide, model: RankModel, *, stride_um: float | None = None) -> dict[str, Any]:
-    """State what a grid of tiles hangs on; it becomes ``uns["strank"]``.
+
+def predict(
+    slides: Subject | Iterable[Subject] | Mapping[str, Subject],
+    model: RankModel | Path | str,
+    output: Path | str | None = None,
+    *,
+    um_per_pixel: float | None = None,
+    stride_um: float | None = None,
+    encoder: str | Encoder | None = None,
+    weights: Path | str | None = None,
+    advance: Callable[[int], object] | None = None,
+    say: Callable[[str], object] | None = None,
+) -> AnnData | dict[str, AnnData] | dict[str, Path]:
+    """Find the tissue of slides and score tiles over it.
+
+    To score the spots of a section that has features, use `RankModel.predict`.
 
     Parameters
     ----------
-    slide, model, stride_um
-        As in `tile_grid`.
+    slides
+        A whole-slide image, TIFF, JPEG or PNG; an open `Slide`; a section of a cohort, in memory or
+        its ``.h5ad``, whose image is then scored. Or several of these: a mapping of names (such as
+        a cohort), or a list, which is named by its files.
+    model
+        A trained model, or its folder.
+    output
+        Folder for ``scores.h5ad``; of several slides, one folder each in it. Files there are whole
+        or absent. Where the scores of the same image, model folder and stride are there, they are
+        read instead of being made again.
+    um_per_pixel
+        Size of a pixel of the slides in µm, if the files do not say it.
+    stride_um
+        µm between tiles; if not given a spot's diameter, or for a head that looks at neighbours the
+        distance of spots in training. With a smaller one tiles overlap, and the map is denser: each
+        score is still of the window around its own centre.
+    encoder
+        The model's encoder, where it is a ``module:callable`` of your own, or made already.
+    weights
+        File with the encoder's weights, where they are not to come from the hub.
+    advance
+        Called with the number of tiles done.
+    say
+        Called with what limits the scores, in words, and with what is wrong with a slide that is
+        passed over.
 
     Returns
     -------
-    dict
-        ``image``, ``um_per_pixel``, ``tile_um`` (side of the area that must hold tissue) and
-        ``stride_um``.
+    AnnData, or a dict of them by name for several slides
+        ``X`` = scores ``[n_tiles, n_genes]`` (natural log, float32, 0 at the mean of a gene),
+        ``var`` = the panel, ``obsm["spatial"]`` = centres (x, y) in pixels of the image,
+        ``uns["strank"]`` = image, µm per pixel, size and distance of tiles. For a model that knows
+        how far its training features spread, ``obs["novelty"]`` is how far a tile lies outside
+        (above 1), and ``uns["strank_novelty"]`` has the share of such tiles and a ``warning``
+        (empty for none). Of several slides with ``output``, paths of the files instead, so that any
+        number of slides fits into memory.
 
     Raises
     ------
-    InputError
-        For a stride below a pixel, or one that lays more tiles than memory could hold.
+    strank.errors.InputError
+        For a slide that cannot be read, has no tissue, no known scale, or pixels far too coarse for
+        the encoder; for a model or encoder that is absent or of another version; for a stride below
+        a pixel or one that lays more tiles than memory could hold. With ``output``, one bad slide
+        does not stop the others, and the error comes at the end.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from strank.neural.heads import LinearHead
+    >>> pixels = np.full((300, 300, 3), 240, np.uint8)
+    >>> pixels[50:250, 50:250] = np.random.default_rng(0).integers(60, 200, (200, 200, 3))
+    >>> file = Path(tempfile.mkdtemp()) / "slide.png"
+    >>> Image.fromarray(pixels).save(file)
+    >>> encoder = encoder_facts(get_encoder("morphology"))
+    >>> panel, spots = pd.DataFrame(index=["ERBB2"]), {"spot_diameter_um": 100.0}
+    >>> head = LinearHead(encoder["n_features"], 1)
+    >>> model = RankModel(head, panel, encoder, {**spots, "spot_pitch_um": 200.0})
+    >>> scores = predict(file, model, um_per_pixel=2.0, stride_um=50)
+    >>> scores.shape, scores.uns["strank"]["stride_um"]
+    ((49, 1), 50)
     """
+    folder = None if isinstance(model, RankModel) else Path(model)
+    trained = model if isinstance(model, RankModel) else RankModel.load(model)
+    eyes = encoder_of(trained, encoder=encoder, weights=weights)
+    scorer = Scorer(trained, on_gpu(eyes)[0], stride_um, folder)
+    tell = say or (lambda _: None)
+    if scorer.warning:
+        tell(scorer.warning)
+
+    def score(subject: Subject, where: Path | None) -> AnnData:
+        slide, _ = open_subject(subject, um_per_pixel)
+        path = None if where is None else output_folder(where) / "scores.h5ad"
+        scores, _ = scorer.score(slide, path, bar=lambda *_: nullcontext(advance))
+        if warning := novelty_warning(scores):
+            tell(f"{slide.path}: {warning}")
+        return scores
+
+    if isinstance(slides, Subject):
+        return score(slides, None if output is None else Path(output))
+    named = dict(slides) if isinstance(slides, Mapping) else named_subjects(slides, output)
+    if output is None:
+        return {name: score(subject, None) for name, subject in named.items()}
+    done, failed = {}, []
+    for name, subject in named.items():
+        try:
+            score(subject, Path(output) / name)
+            done[name] = Path(output) / name / "scores.h5ad"
+        except InputError as error:
+            # One bad slide must not end a night's work.
+            tell(str(error))
+            failed.append(name)
+    if failed:
+        raise InputError(f"{len(failed)} of {len(named)} slides failed: {some(failed, 20)}")
+    return done
+
+
+class Scorer:
+    """What is the same for all slides: a model, its encoder and the distance of tiles."""
+
+    def __init__(
+        self,
+        model: RankModel,
+        encoder: Encoder,
+        stride_um: float | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.model, self.encoder, self.stride_um = model, encoder, stride_um
+        # A model in memory has no name by which its scores could be known again.
+        self.known = {} if folder is None else {"model_sha256": sha256(folder / "model.json")}
+
+    @property
+    def warning(self) -> str:
+        """What to know of this distance of tiles; empty for nothing."""
+        pitch = float(self.model.provenance["spot_pitch_um"])
+        if self.stride_um in (None, pitch) or not getattr(self.model.head, "n_neighbours", 0):
+            return ""
+        return (
+            f"the model looks at neighbours, {pitch:g} µm away in training and "
+            f"{self.stride_um:g} µm here: a map without `stride_um` is closer to what was evaluated"
+        )
+
+    def score(
+        self,
+        slide: Slide,
+        path: Path | None = None,
+        *,
+        check: Callable[[int], object] = lambda _: None,
+        bar: Bar = lambda *_: nullcontext(),
+    ) -> tuple[AnnData, bool]:
+        """Score a slide, or read its scores if they are there; and say which.
+
+        ``check`` is called with the number of tiles before the work, and may refuse it.
+        """
+        facts = grid_facts(slide, self.model, stride_um=self.stride_um)
+        if path is not None:
+            facts |= {"image_sha256": sha256(slide.path), **self.known}
+            facts["strank_version"] = __version__
+        scores = _before(path, facts) if path is not None and self.known else None
+        if scores is not None:
+            check(scores.n_obs)
+            return scores, True
+        tiles = tile_grid(slide, self.model, stride_um=self.stride_um, encoder=self.encoder)
+        check(tiles.n_obs)
+        with bar(f"Scoring tiles of {slide.path.stem}", tiles.n_obs) as advance:
+            scores = predict_slide(slide, self.model, tiles, encoder=self.encoder, advance=advance)
+        scores.uns["strank"] = facts
+        if path is not None:
+            write_h5ad(scores, path)
+        return scores, False
+
+
+def _before(path: Path, facts: Mapping[str, Any]) -> AnnData | None:
+    """Read scores of the same image, model and tiles."""
+    try:
+        found = read_h5ad(path)
+    except InputError:
+        return None
+    stored = found.uns.get("strank", {})
+    # A file that was moved is still the same.
+    same = all(stored.get(key) == value for key, value in facts.items() if key != "image")
+    return found if same else None
+
+
+def named_subjects(subjects: Iterable[Subject], output: Path | str | None) -> dict[str, Subject]:
+    """Name slides by their files, sections by themselves; what shares a name is refused."""
+    named: dict[str, Subject] = {}
+    for subject in subjects:
+        if isinstance(subject, AnnData):
+            name = str(subject.obs["section"].iloc[0])
+        else:
+            name = Path(subject.path if isinstance(subject, Slide) else subject).stem
+        if name in named:
+            place = "a name" if output is None else Path(output) / name
+            raise InputError(
+                f"two slides are called {name}, and would share {place}; predict one of them "
+                "apart, with another `output`"
+            )
+        named[name] = subject
+    return named
+
+
+def open_subject(
+    subject: Subject, um_per_pixel: float | None = None
+) -> tuple[Slide, AnnData | None]:
+    """Open a slide; of a section, its image and itself."""
+    if isinstance(subject, Slide):
+        return subject, None
+    if not isinstance(subject, AnnData):
+        path = Path(subject)
+        if path.suffix != ".h5ad":
+            return open_slide(path, um_per_pixel), None
+        subject = read_section(path)
+    if um_per_pixel is not None:
+        name = subject.obs["section"].iloc[0]
+        raise InputError(f"section {name} knows its µm per pixel; leave `um_per_pixel` out")
+    return slide_of(subject), subject
+
+
+def novelty_warning(scores: AnnData) -> str:
+    """What to know of a slide unlike those of the training; empty for nothing."""
+    return str(scores.uns.get("strank_novelty", {}).get("warning", ""))
+
+
+def grid_facts(slide: Slide, model: RankModel, *, stride_um: float | None = None) -> dict[str, Any]:
+    """State what a grid of tiles hangs on; it becomes ``uns["strank"]``."""
     diameter = float(model.provenance["spot_diameter_um"])
     # A head that looks at neighbours expects them as far away as in training.
     around = getattr(model.head, "n_neighbours", 0) > 0
@@ -68,6 +281,7 @@ def grid_facts(slide: Slide, model: RankModel, *, stride_um: float | None = None
     return {
         "image": str(slide.path.resolve()),
         "um_per_pixel": slide.um_per_pixel,
+        # Side of the area that must hold tissue.
         "tile_um": diameter,
         "stride_um": stride,
     }
@@ -80,33 +294,7 @@ def tile_grid(
     stride_um: float | None = None,
     encoder: Encoder | None = None,
 ) -> AnnData:
-    """Lay tiles of the model's spot size over the tissue.
-
-    Parameters
-    ----------
-    slide
-        The image and its µm per pixel.
-    model
-        Gives the size of a spot.
-    stride_um
-        Distance between tiles; if ``None`` a spot's diameter, or for a head that looks at
-        neighbours the distance of spots in training. With a smaller one tiles overlap, and the map
-        is denser: each score is still of the window around its own centre.
-    encoder
-        From `encoder_of`, if it was made before.
-
-    Returns
-    -------
-    AnnData
-        No counts; centres in pixels of the image in ``obsm["spatial"]``, `grid_facts` in
-        ``uns["strank"]``.
-
-    Raises
-    ------
-    InputError
-        If there is no tissue, for a stride out of its range, and for a slide whose pixels are far
-        too coarse for the model's encoder.
-    """
+    """Lay tiles of the model's spot size over the tissue: no counts, `grid_facts` in ``uns``."""
     check_scale(slide, encoder or encoder_of(model))
     facts = grid_facts(slide, model, stride_um=stride_um)
     centres = tile_centres(slide, stride_um=facts["stride_um"], tile_um=facts["tile_um"])
@@ -128,79 +316,40 @@ def predict_slide(
     encoder: Encoder | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> AnnData:
-    """Embed tiles of a slide and score them.
-
-    Parameters
-    ----------
-    slide
-        The image and its µm per pixel.
-    model
-        A trained model whose encoder this strank has.
-    tiles
-        Positions in ``obsm["spatial"]``, from `tile_grid`.
-    encoder
-        From `encoder_of`, if it was made before.
-    advance
-        Called with the number of tiles done, for a progress bar.
-
-    Returns
-    -------
-    AnnData
-        As `RankModel.predict`, with ``obsm["spatial"]`` in pixels of the image. For a model that
-        knows how far its training features spread, ``obs["novelty"]`` is how far a tile lies
-        outside (above 1), and ``uns["strank_novelty"]`` has the share of such tiles and a warning
-        (empty for none).
-
-    Raises
-    ------
-    InputError
-        If the encoder is unknown or of another version.
-    """
+    """Embed and score places of a slide: tiles, or spots, with ``obsm["spatial"]`` in pixels."""
     encoder = encoder or encoder_of(model)
     features = embed_spots(slide, np.asarray(tiles.obsm["spatial"]), encoder, advance=advance)
     spots = tiles.copy()
     spots.obsm[encoder.name] = features
     spots.uns[encoder.name] = encoder_facts(encoder)
     predictions = model.predict(spots)
-    _add_novelty(predictions, model, features)
+    if model.novelty is not None:
+        far = novelty_of(features, model.novelty)
+        predictions.obs["novelty"] = far
+        predictions.uns["strank_novelty"] = {
+            "share": float((far > 1).mean()),
+            "warning": warning_of(far) or "",
+        }
     return predictions
 
 
 def encoder_of(
-    model: RankModel, *, name: str | None = None, weights: Path | None = None
+    model: RankModel,
+    *,
+    encoder: str | Encoder | None = None,
+    weights: Path | str | None = None,
 ) -> Encoder:
-    """Make the encoder that a model's features come from: its own, or one of the catalogue.
+    """Make the encoder of a model's features: its own, or one of the catalogue, or the one given.
 
-    Parameters
-    ----------
-    model
-        A trained model.
-    name
-        The encoder, where it is a ``module:callable`` of the user's: code that a model's file
-        names is not run.
-    weights
-        File with the weights, where they are not to come from the hub.
-
-    Raises
-    ------
-    InputError
-        If it is unknown or of another version.
+    Code that a model's file names is not run, so a ``module:callable`` must be given.
     """
     if model.backbone is not None:
         facts = model.encoder
         return BackboneEncoder(model.backbone, facts["name"], facts["version"])
-    stored = model.encoder.get("source", model.encoder["name"])
-    encoder = get_encoder(name or stored, weights=weights, own=name is not None)
+    if encoder is None or isinstance(encoder, str):
+        stored = model.encoder.get("source", model.encoder["name"])
+        own = encoder is not None
+        place = None if weights is None else Path(weights)
+        encoder = get_encoder(encoder or stored, weights=place, own=own)
     model.check_encoder(encoder_facts(encoder))
     return encoder
-
-
-def _add_novelty(predictions: AnnData, model: RankModel, features: NDArray[np.float32]) -> None:
-    if model.novelty is None:
-        return
-    far = novelty_of(features, model.novelty)
-    predictions.obs["novelty"] = far
-    predictions.uns["strank_novelty"] = {
-        "share": float((far > 1).mean()),
-        "warning": warning_of(far) or "",
-    }
