@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ from strank.version import __version__
 _MOST_BYTES = 8 * 2**30
 
 # A slide, its file, or a section of a cohort, of which the image is taken.
-Subject = Path | str | Slide | AnnData
+Subject: TypeAlias = Path | str | Slide | AnnData
 # Makes what shows the progress of so many tiles: a context that yields what advances it.
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object] | None]]
 
@@ -113,7 +113,7 @@ def predict(
     >>> model = RankModel(head, panel, encoder, {**spots, "spot_pitch_um": 200.0})
     >>> scores = predict(file, model, um_per_pixel=2.0, stride_um=50)
     >>> scores.shape, scores.uns["strank"]["stride_um"]
-    ((49, 1), 50)
+    ((64, 1), 50)
     """
     folder = None if isinstance(model, RankModel) else Path(model)
     trained = model if isinstance(model, RankModel) else RankModel.load(model)
@@ -131,7 +131,7 @@ def predict(
             tell(f"{slide.path}: {warning}")
         return scores
 
-    if isinstance(slides, Subject):
+    if isinstance(slides, (Path, str, Slide, AnnData)):
         return score(slides, None if output is None else Path(output))
     named = dict(slides) if isinstance(slides, Mapping) else named_subjects(slides, output)
     if output is None:
@@ -166,7 +166,7 @@ class Scorer:
 
     @property
     def warning(self) -> str:
-        """What to know of this distance of tiles; empty for nothing."""
+        """Say what to know of this distance of tiles; empty for nothing."""
         pitch = float(self.model.provenance["spot_pitch_um"])
         if self.stride_um in (None, pitch) or not getattr(self.model.head, "n_neighbours", 0):
             return ""
@@ -253,7 +253,7 @@ def open_subject(
 
 
 def novelty_warning(scores: AnnData) -> str:
-    """What to know of a slide unlike those of the training; empty for nothing."""
+    """Say what to know of a slide unlike those of the training; empty for nothing."""
     return str(scores.uns.get("strank_novelty", {}).get("warning", ""))
 
 
