@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import anndata
 import cv2
 import numpy as np
 import pandas as pd
@@ -12,13 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from strank.encoders.base import Field, encoder_facts
 from strank.errors import InputError
 from strank.model.novelty import fit_novelty, novelty_of
 from strank.model.rank_model import RankModel
 from strank.neural.heads import ContextHead, LinearHead
-from strank.prediction import grid_facts, predict_slide, tile_grid
+from strank.prediction import grid_facts, predict, predict_slide, tile_grid
 from strank.slides.pixels import ArrayPixels
 from strank.slides.slide import Slide
 
@@ -141,3 +143,82 @@ def test_tissue_unlike_the_training_is_told(slide, model, pixels):
     assert far.obs["novelty"].iloc[0] == pytest.approx(
         novelty_of([window.mean((0, 1))], novelty)[0], rel=0.05
     )
+
+
+@pytest.fixture
+def files(pixels, tmp_path) -> list[Path]:
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, image in zip(paths, (pixels, pixels[:, ::-1]), strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+def test_one_slide_or_many_is_one_verb(slide, model, files, tmp_path):
+    told: list[int] = []
+    options = {"encoder": MeanColour(), "stride_um": 150.0, "advance": told.append}
+    one = predict(files[0], model, um_per_pixel=UM, **options)
+    assert sum(told) == one.n_obs > 50
+    tiles = tile_grid(slide, model, stride_um=150.0, encoder=MeanColour())
+    expected = predict_slide(slide, model, tiles, encoder=MeanColour())
+    np.testing.assert_array_equal(one.X, expected.X)
+    np.testing.assert_array_equal(predict(slide, model, **options).X, one.X)
+    many = predict(files, model, um_per_pixel=UM, **options)
+    assert list(many) == ["a", "b"]
+    np.testing.assert_array_equal(many["a"].X, one.X)
+    named = predict({"x": files[1]}, model, um_per_pixel=UM, **options)
+    np.testing.assert_array_equal(named["x"].X, many["b"].X)
+    assert not list(tmp_path.glob("*/"))
+
+
+def test_a_section_stands_for_its_image(section_of, model, files, tmp_path):
+    section = section_of("A1")
+    section.uns["strank"] |= {"image": str(files[0]), "um_per_pixel": UM}
+    options = {"encoder": MeanColour(), "stride_um": 150.0}
+    one = predict(section, model, **options)
+    np.testing.assert_array_equal(one.X, predict(files[0], model, um_per_pixel=UM, **options).X)
+    section.write_h5ad(tmp_path / "A1.h5ad")
+    several = predict([tmp_path / "A1.h5ad"], model, **options)
+    np.testing.assert_array_equal(several["A1"].X, one.X)
+    with pytest.raises(InputError, match="section A1 knows its µm per pixel; leave `um_per_pixel`"):
+        predict(section, model, um_per_pixel=1.0, **options)
+
+
+def test_scores_in_a_folder_are_read_again(model, files, tmp_path):
+    model.save(tmp_path / "model")
+    said: list[str] = []
+    counts: list[int] = []
+
+    def scored(which, trained) -> dict[str, Path]:
+        counts.clear()
+        options = {"um_per_pixel": UM, "stride_um": 150.0, "encoder": MeanColour()}
+        return predict(
+            which, trained, tmp_path / "out", advance=counts.append, say=said.append, **options
+        )
+
+    found = scored(files, tmp_path / "model")
+    assert found == {name: tmp_path / "out" / name / "scores.h5ad" for name in "ab"}
+    stored = anndata.read_h5ad(found["b"])
+    assert counts
+    scored(files, tmp_path / "model")
+    assert not counts
+    # A model in memory has no name by which its scores could be known again.
+    scored(files, model)
+    assert counts
+    np.testing.assert_array_equal(anndata.read_h5ad(found["b"]).X, stored.X)
+    files[0].write_bytes(b"no image")
+    with pytest.raises(InputError, match="1 of 2 slides failed: a"):
+        scored(files, tmp_path / "model")
+    assert "a.png" in said[-1]
+    with pytest.raises(InputError, match="two slides are called a, and would share"):
+        scored([files[0], tmp_path / "elsewhere" / "a.png"], tmp_path / "model")
+
+
+def test_a_stride_unlike_the_training_is_told(model, files):
+    around = RankModel(ContextHead(3, 2), model.panel, model.encoder, PROVENANCE)
+    said: list[str] = []
+    options = {"um_per_pixel": UM, "encoder": MeanColour(), "say": said.append}
+    predict(files[0], around, stride_um=150.0, **options)
+    assert "200 µm away in training and 150 µm here" in said[0]
+    assert "a map without `stride_um`" in said[0]
+    predict(files[0], around, **options)
+    assert len(said) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ _MOST_BYTES = 8 * 2**30
 
 # A slide, its file, or a section of a cohort, of which the image is taken.
 Subject: TypeAlias = Path | str | Slide | AnnData
+_Kind = TypeVar("_Kind", bound=Subject)
 # Makes what shows the progress of so many tiles: a context that yields what advances it.
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object] | None]]
 
@@ -217,9 +218,9 @@ def _before(path: Path, facts: Mapping[str, Any]) -> AnnData | None:
     return found if same else None
 
 
-def named_subjects(subjects: Iterable[Subject], output: Path | str | None) -> dict[str, Subject]:
+def named_subjects(subjects: Iterable[_Kind], output: Path | str | None) -> dict[str, _Kind]:
     """Name slides by their files, sections by themselves; what shares a name is refused."""
-    named: dict[str, Subject] = {}
+    named: dict[str, _Kind] = {}
     for subject in subjects:
         if isinstance(subject, AnnData):
             name = str(subject.obs["section"].iloc[0])

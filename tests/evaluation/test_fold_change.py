@@ -16,6 +16,7 @@ from strank.errors import InputError
 from strank.evaluation.fold_change import (
     Rates,
     agreement,
+    contrast,
     contrast_observed,
     contrast_predicted,
     likeness,
@@ -255,3 +256,41 @@ def test_what_cannot_be_contrasted_is_refused(change, message):
     change(predictions, regions)
     with pytest.raises(InputError, match=message):
         contrast_predicted(predictions, regions)
+
+
+def test_what_the_verb_takes():
+    predictions, regions = random_tiles()
+    where = np.where(regions["left"], "left", "right")
+    predictions.obs["half"] = where
+    by_label = contrast(predictions, where, seed=3)
+    direct = contrast_predicted(predictions, regions, seed=3).table
+    pd.testing.assert_frame_equal(by_label.table, direct)
+    assert by_label.facts["parameters"]["groups"] == "labels"
+    assert by_label.facts["inputs"] == {}
+    by_column = contrast(predictions, "half", seed=3, between=("left", "right"))
+    pd.testing.assert_frame_equal(by_column.table, direct)
+    assert [len(found.facts["caveats"]) for found in (by_label, by_column)] == [2, 2]
+    assert "predictions was not written by strank" in by_label.warnings[0]
+    swapped = contrast(predictions, list(where), between="right,left", seed=3)
+    np.testing.assert_allclose(swapped.table["predicted"], -direct["predicted"][::-1])
+    few = pd.Series(where).where(np.arange(len(where)) % 7 > 0)
+    assert contrast(predictions, few).table["spots_a"][0] < regions["left"].sum()
+
+
+def test_labels_and_counts():
+    predictions, regions = random_tiles()
+    where = np.where(regions["left"], "left", "right")
+    observed = section(
+        np.random.default_rng(0).poisson(9, (len(where), 5)), predictions.obsm["spatial"] / 2
+    )
+    observed.uns["strank"]["image"] = "A1.jpg"
+    with pytest.raises(InputError, match="`groups` has labels of the predictions only"):
+        contrast(predictions, where, observed)
+    with pytest.raises(InputError, match=r"`groups` has 3 labels for 288 spots"):
+        contrast(predictions, ["a", "b", "a"])
+    with pytest.raises(InputError, match="`block_um` must be positive"):
+        contrast(predictions, where, block_um=0)
+    predictions.obs["half"] = observed.obs["half"] = where
+    found = contrast(predictions, "half", observed)
+    assert found.facts["agreement"]["genes"] == 5
+    assert set(found.facts["blocks"]) == {"predicted", "observed"}

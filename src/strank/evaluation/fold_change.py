@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,46 +17,267 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 from scipy.stats import false_discovery_control, t
 
+from strank.cohort.contract import counts_checksum
+from strank.cohort.store import read_h5ad, read_section
 from strank.errors import InputError, some
-from strank.evaluation.regions import Regions
+from strank.evaluation.regions import Groups, Regions, choose_pair, disjoint, find_regions
+from strank.files import atomic_path, output_folder, sha256, write_json
+from strank.version import __version__
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 # Predictions of a breast cancer section are alike (correlation above 1/e) up to 0.3 mm; blocks
 # three times as wide keep most of that inside.
 BLOCK_UM = 1000.0
 
 # Places of the grid along each side, and draws with each.
-_SHIFTS = 4
-
-_DRAWS = 64
-N_DRAWS = _SHIFTS**2 * _DRAWS
+_SHIFTS, _DRAWS = 4, 64
 _LEAST_BLOCKS = 2.0
 _SAMPLE = 2000
 # From here on, 95 % intervals of simulated tissue cover less than 90 %.
 _ALIKE = 0.25
-
 _FEW_BLOCKS = 5.0
+_COVERS = (
+    "The interval and q cover where in the tissue one looked: blocks of tissue were resampled. "
+    "They do not cover the error of the model, so a small q says that the predictions differ, not "
+    "that expression does."
+)
+_CIRCULAR = (
+    "If the groups were found from these scores (by clustering, say), intervals and q are too sure."
+)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Log fold changes between two regions.
+
+    Attributes
+    ----------
+    table
+        One row a gene, from highest in ``a`` to highest in ``b``: ``gene``; ``predicted``, the log
+        ratio of mean rates (natural log; above 0: higher in ``a``); ``low, high`` (95 %); ``p``;
+        ``q`` (false discovery rate of Benjamini and Hochberg); ``a, b`` (the regions); ``spots_a,
+        spots_b``. With counts also ``observed, observed_low, observed_high, observed_p, counts_a,
+        counts_b, observed_spots_a, observed_spots_b``; NaN where a gene is not measured, or has no
+        counts in either region.
+    facts
+        What it came from (files with their checksums, parameters, model), the two regions and how
+        many ``blocks`` of tissue each is worth, and with counts the ``agreement`` of observed and
+        predicted changes.
+    warnings
+        What limits what the table says, in words.
+    """
+
+    table: pd.DataFrame
+    facts: dict[str, Any]
+    warnings: tuple[str, ...]
+
+    def write(self, folder: Path | str) -> None:
+        """Write ``contrast.csv`` and ``contrast.json``."""
+        folder = output_folder(Path(folder))
+        with atomic_path(folder / "contrast.csv") as part:
+            self.table.to_csv(part, index=False, float_format="%.6g")
+        write_json(folder / "contrast.json", {**self.facts, "warnings": list(self.warnings)})
+
+
+def contrast(
+    predictions: AnnData | Path | str,
+    groups: Groups,
+    counts: AnnData | Path | str | None = None,
+    *,
+    between: str | tuple[str, str] | None = None,
+    block_um: float = BLOCK_UM,
+    seed: int = 0,
+) -> Contrast:
+    r"""Rank genes by their predicted change between two regions of a section, with intervals.
+
+    The change is the log ratio of the mean predicted rates of the first region and the second.
+    Tiles near one another are alike, so blocks of tissue are resampled, not tiles. The interval
+    covers where in the tissue one looked, not the error of the model. It is too narrow if tissue
+    varies over distances longer than a third of a block, and too sure if the regions were found
+    from the scores themselves.
+
+    Parameters
+    ----------
+    predictions
+        Scores of one section, or their file, as `strank.predict` makes them: ``X`` (natural log),
+        ``obsm["spatial"]`` in pixels, ``uns["strank"]["um_per_pixel"]``.
+    groups
+        Where the regions are: a GeoJSON file as QuPath exports it, in pixels of the full image; a
+        column of ``obs``; or a label for each tile, ``[n_tiles]`` (none for those that lie in no
+        region).
+    counts
+        The section with its counts, or its ``.h5ad`` of a cohort, for the observed changes: the log
+        ratio of the regions' shares of counts, as if one count more had been spread evenly over the
+        depth of both, so that it is finite.
+    between
+        The two regions, ``("Tumor", "Stroma")`` or ``"Tumor,Stroma"``; needed if there are more.
+    block_um
+        Side of the blocks of tissue, in µm.
+    seed
+        Of the resampling.
+
+    Raises
+    ------
+    strank.errors.InputError
+        If there are no such regions, one has no spots, or spans hardly more than a block; for
+        scores that are not finite, of several sections, or without positions; for counts of another
+        image.
+
+    Examples
+    --------
+    >>> x, y = (axis.ravel() for axis in np.meshgrid(*[np.arange(0, 6000, 500.0)] * 2))
+    >>> tiles = AnnData(
+    ...     np.where(x < 3000, 1.0, 0.0)[:, None],
+    ...     var=pd.DataFrame(index=["ERBB2"]),
+    ...     obsm={"spatial": np.column_stack([x, y])},
+    ...     uns={"strank": {"um_per_pixel": 1.0}},
+    ... )
+    >>> found = contrast(tiles, np.where(x < 3000, "left", "right"))
+    >>> found.table[["gene", "predicted", "a", "b"]].round(6).values.tolist()
+    [['ERBB2', 1.0, 'left', 'right']]
+    """
+    if not 0 < block_um < float("inf"):
+        raise InputError(f"`block_um` must be positive, in µm; got {block_um:g}")
+    tiles, name = _read_predictions(predictions)
+    regions = find_regions(tiles, groups)
+    named = isinstance(groups, (str, Path))
+    in_file = named and groups not in tiles.obs
+    source = f"`groups={groups}`" if named else "`groups`"
+    pair = choose_pair(regions, between, source=source)
+    chosen, warnings = _chosen(regions, pair, tiles, name)
+    if "strank_model" not in tiles.uns:
+        warnings.append(
+            f"{name} was not written by strank: X is taken for log relative rates (natural log)"
+        )
+    predicted = contrast_predicted(tiles, chosen, block_um=block_um, seed=seed)
+    table, blocks = predicted.table, {"predicted": predicted.blocks}
+    warnings += predicted.warnings
+    facts: dict[str, Any] = {
+        "change": f"log mean rate in {pair[0]} - log mean rate in {pair[1]}",
+        "between": list(pair),
+        "blocks": blocks,
+        "caveats": [_COVERS] + [_CIRCULAR] * (not in_file),
+    }
+    if counts is not None:
+        section, there, told = _observed_regions(counts, tiles, groups, pair)
+        observed = contrast_observed(section, there, tiles.var_names, block_um=block_um, seed=seed)
+        table, blocks["observed"] = table.merge(observed.table, on="gene"), observed.blocks
+        warnings += [*told, *observed.warnings]
+        facts["agreement"] = agreement(table)
+    inputs = {"predictions": predictions, "counts": counts, "groups": groups if in_file else None}
+    facts |= {
+        "strank_version": __version__,
+        "inputs": {
+            what: {"path": str(path), "sha256": sha256(Path(path))}
+            for what, path in inputs.items()
+            if isinstance(path, (str, Path))
+        },
+        "parameters": {
+            "groups": str(groups) if named else "labels",
+            "n_draws": _SHIFTS**2 * _DRAWS,
+            "interval": 0.95,
+            "block_um": block_um,
+            "seed": seed,
+        },
+        "model": _model(tiles),
+    }
+    return Contrast(table, facts, tuple(warnings))
+
+
+def _read_predictions(given: AnnData | Path | str) -> tuple[AnnData, str]:
+    """Read the scores of one section; also how messages call them."""
+    if isinstance(given, (str, Path)):
+        tiles, name = read_h5ad(Path(given)), str(given)
+    else:
+        tiles, name = given, "predictions"
+    if "library_size" in tiles.obs and "strank_model" not in tiles.uns:
+        raise InputError(f"{name}: counts, not predictions; run `strank predict` on them first")
+    sections = tiles.obs["section"].unique() if "section" in tiles.obs else []
+    if len(sections) > 1:
+        raise InputError(
+            f"{name}: holds sections {some(sections)}; a contrast is of one, write each to its own "
+            "file"
+        )
+    return tiles, name
+
+
+def _chosen(
+    regions: Regions, pair: tuple[str, str], spots: AnnData, name: str
+) -> tuple[Regions, list[str]]:
+    """Keep two regions, each with spots of its own."""
+    chosen, shared = disjoint(regions, pair)
+    for region in pair:
+        if not regions[region].any():
+            centres = spots.obsm["spatial"]
+            (left, top), (right, bottom) = centres.min(0), centres.max(0)
+            raise InputError(
+                f"{name}: no spot lies in region {region!r}; spots lie at x {left:.0f} to "
+                f"{right:.0f}, y {top:.0f} to {bottom:.0f}, in pixels of the full image"
+            )
+        if not chosen[region].any():
+            raise InputError(f"{name}: all spots of region {region!r} lie in the other one too")
+    told = f"{name}: {shared} spots lie in both regions, and are left out"
+    return chosen, [told] if shared else []
+
+
+def _observed_regions(
+    counts: AnnData | Path | str, tiles: AnnData, groups: Groups, pair: tuple[str, str]
+) -> tuple[AnnData, Regions, list[str]]:
+    """Read the section with counts, and find the same regions there."""
+    if isinstance(counts, (str, Path)):
+        section, name = read_section(Path(counts)), str(counts)
+    else:
+        section, name = counts, "counts"
+    _same_slide(name, section, tiles)
+    if not isinstance(groups, (str, Path)):
+        raise InputError(
+            f"{name}: `groups` has labels of the predictions only; give regions as GeoJSON, or a "
+            "column of obs that both have"
+        )
+    if groups in tiles.obs and groups not in section.obs:
+        raise InputError(
+            f"{name}: obs has no column {groups}; add it there too, or give regions as GeoJSON"
+        )
+    regions = find_regions(section, groups)
+    absent = [region for region in pair if region not in regions]
+    if absent:
+        raise InputError(f"{name}: obs[{groups!r}] has no {some(absent)}, as the predictions have")
+    chosen, told = _chosen(regions, pair, section, name)
+    lacking = tiles.var_names.difference(section.var_names)
+    if len(lacking):
+        told.append(f"{name} has no counts of {some(lacking)}: predicted only")
+    trained = _model(tiles).get("sections", {}).values()
+    if counts_checksum(section) in [known.get("counts_sha256") for known in trained]:
+        told.append(f"the model was trained on {name}: its observed changes are no test")
+    return section, chosen, told
+
+
+def _same_slide(name: str, section: AnnData, tiles: AnnData) -> None:
+    """Refuse counts whose positions are in pixels of another image."""
+    mine, theirs = section.uns["strank"], tiles.uns.get("strank", {})
+    image, other = (Path(str(facts.get("image", ""))).name for facts in (mine, theirs))
+    scales = [float(facts.get("um_per_pixel", 0)) for facts in (mine, theirs)]
+    if other and (image != other or abs(scales[0] - scales[1]) > 1e-6 * scales[0]):
+        raise InputError(
+            f"{name}: counts of {image} ({scales[0]:.6g} µm per pixel), but the predictions are of "
+            f"{other} ({scales[1]:.6g}); regions are places of one image"
+        )
+
+
+def _model(tiles: AnnData) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(tiles.uns.get("strank_model", "{}"))
+    return found
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What the mean rate of some spots is made of: ``sum(amount) / sum(exposure) + floor``.
+    """What the mean rate of some spots is made of: ``sum(amount) / sum(exposure) + floor``."""
 
-    Attributes
-    ----------
-    amount
-        Rates or counts, ``[n_spots, n_genes]``.
-    exposure
-        1 or library size, ``[n_spots]``; above 0 in every region.
-    positions_um
-        ``[n_spots, 2]``.
-    floor
-        Added to every mean rate.
-    """
-
-    amount: Array | sparse.csr_matrix
-    exposure: Array
-    positions_um: Array
+    #: Rates or counts, ``[n_spots, n_genes]``.
+    amount: _Array | sparse.csr_matrix
+    #: 1 or library size, ``[n_spots]``; above 0 in every region.
+    exposure: _Array
+    positions_um: _Array
     floor: float = 0.0
 
     def of(self, spots: NDArray) -> Rates:
@@ -63,24 +287,15 @@ class Rates:
 
 @dataclass(frozen=True)
 class LogRatio:
-    """Log ratio of the mean rates of two regions, each array ``[n_genes]``.
+    """Log ratio of the mean rates of two regions, first over second, each array ``[n_genes]``."""
 
-    Attributes
-    ----------
-    change
-        First region over the second, natural log.
-    low, high
-        95 % interval.
-    p
-        Two-sided.
-    blocks
-        Region to how many blocks it is worth: by shares of unequal size, so slivers hardly count.
-    """
-
-    change: Array
-    low: Array
-    high: Array
-    p: Array
+    change: _Array
+    #: 95 % interval.
+    low: _Array
+    high: _Array
+    #: Two-sided.
+    p: _Array
+    #: Region to how many blocks it is worth: by shares of unequal size, so slivers hardly count.
     blocks: dict[str, float]
 
 
@@ -92,22 +307,6 @@ def log_ratio(
     The interval is the change ± Student's t times the bootstrap's standard error: with the few
     blocks that a region has, percentiles of the draws are too narrow. The grid of blocks is laid in
     16 places, since where it begins must not decide.
-
-    Parameters
-    ----------
-    rates
-        Of all spots.
-    regions
-        Two names, each with the spots that lie there, ``[n_spots]``.
-    block_um
-        Side of a block.
-    seed
-        Of the resampling.
-
-    Raises
-    ------
-    InputError
-        If a region has no spots, or spans hardly more than a block.
     """
     means, variances, blocks = {}, {}, {}
     # By name: which region is called first has no part in the draws.
@@ -136,7 +335,7 @@ def log_ratio(
     return LogRatio(change, change - margin, change + margin, p, {a: blocks[a], b: blocks[b]})
 
 
-def _resample(rates: Rates, block_um: float, rng: np.random.Generator) -> tuple[Array, float]:
+def _resample(rates: Rates, block_um: float, rng: np.random.Generator) -> tuple[_Array, float]:
     """Variance of the log mean rate over draws of blocks, and how many blocks there are."""
     shifts = np.arange(_SHIFTS) / _SHIFTS
     variances, crowding = [], []
@@ -157,7 +356,7 @@ def _resample(rates: Rates, block_um: float, rng: np.random.Generator) -> tuple[
     return np.mean(variances, axis=0) / max(1 - one_of, 1e-9), 1 / one_of
 
 
-def likeness(scores: Array, positions: Array, distance: float) -> float:
+def likeness(scores: _Array, positions: _Array, distance: float) -> float:
     """Correlation of the scores of spots about so far apart, mean over genes; 0 if no spots are.
 
     Examples
@@ -181,18 +380,8 @@ def likeness(scores: Array, positions: Array, distance: float) -> float:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """Log fold changes between two regions.
-
-    Attributes
-    ----------
-    table
-        One row a gene.
-    blocks
-        Region to how many blocks of tissue it is worth; see `LogRatio`.
-    warnings
-        What limits what the table says, in words.
-    """
+class Changes:
+    """Log fold changes between two regions, a row a gene; see `LogRatio` for ``blocks``."""
 
     table: pd.DataFrame
     blocks: dict[str, float]
@@ -201,7 +390,7 @@ class Contrast:
 
 def contrast_predicted(
     predictions: AnnData, regions: Regions, *, block_um: float = BLOCK_UM, seed: int = 0
-) -> Contrast:
+) -> Changes:
     r"""Predicted log fold change of every gene between two regions, with an interval.
 
     For the first region :math:`A` and the second :math:`B` it is
@@ -212,50 +401,6 @@ def contrast_predicted(
     a ratio of mean rates. (A difference of mean scores is a ratio of geometric means, for which
     counts with zeros have no counterpart.) A constant added to the scores of a gene changes
     nothing.
-
-    Tiles near one another are alike, so blocks of tissue are resampled, not tiles; see
-    `log_ratio`. The interval covers where in the tissue one looked, not
-    the error of the model. It is too narrow if tissue varies over distances longer than a third of
-    a block, and too sure if the regions were found from the scores themselves.
-
-    Parameters
-    ----------
-    predictions
-        ``X`` = scores (natural log), ``obsm["spatial"]`` in pixels,
-        ``uns["strank"]["um_per_pixel"]``; as `strank.model.rank_model.RankModel.predict` makes it.
-    regions
-        Two names, each with the spots that lie there, ``[n_spots]``; none in both.
-    block_um
-        Side of a block.
-    seed
-        Of the resampling.
-
-    Returns
-    -------
-    Contrast
-        A row a gene, from highest in ``a`` to highest in ``b``: ``gene``, ``predicted`` (above 0:
-        higher in ``a``), ``low, high`` (95 %), ``p``, ``q`` (false discovery rate of Benjamini and
-        Hochberg), ``a, b`` (the regions), ``spots_a, spots_b``.
-
-    Raises
-    ------
-    InputError
-        If a region has no spots, or spans hardly more than a block; for scores that are not finite
-        or have no positions.
-
-    Examples
-    --------
-    >>> x, y = np.meshgrid(np.arange(0, 6000, 500.0), np.arange(0, 3000, 500.0))
-    >>> tiles = AnnData(
-    ...     np.where(x < 3000, 1.0, 0.0).reshape(-1, 1),
-    ...     var=pd.DataFrame(index=["ERBB2"]),
-    ...     obsm={"spatial": np.column_stack([x.ravel(), y.ravel()])},
-    ...     uns={"strank": {"um_per_pixel": 1.0}},
-    ... )
-    >>> left = x.ravel() < 3000
-    >>> table = contrast_predicted(tiles, {"left": left, "right": ~left}).table
-    >>> table["predicted"].round(6).tolist()
-    [1.0]
     """
     positions, scores = _positions_um(predictions, "predictions"), _scores(predictions)
     # Any shift of a gene cancels; without this one large scores would overflow.
@@ -278,7 +423,7 @@ def contrast_predicted(
     warnings = _few(ratio.blocks, "tiles")
     for name, inside in regions.items():
         warnings += _dependent(name, scores[inside], positions[inside], block_um)
-    return Contrast(table, ratio.blocks, warnings)
+    return Changes(table, ratio.blocks, warnings)
 
 
 def contrast_observed(
@@ -288,7 +433,7 @@ def contrast_observed(
     *,
     block_um: float = BLOCK_UM,
     seed: int = 0,
-) -> Contrast:
+) -> Changes:
     r"""Observed log fold change between two regions, with an interval as for the predicted one.
 
     .. math:: \log \Big( \frac{\sum_A c_i}{\sum_A l_i} + \frac{1}{l} \Big)
@@ -298,28 +443,7 @@ def contrast_observed(
     together: as if one count more had been spread evenly over that depth. So a gene that one region
     lacks has a finite change, pulled towards 0.
 
-    Parameters
-    ----------
-    section
-        Counts and library sizes; see `strank.cohort.contract`.
-    regions
-        Two names, each with the spots of the section that lie there; none in both.
-    genes
-        Which genes.
-    block_um, seed
-        As in `contrast_predicted`.
-
-    Returns
-    -------
-    Contrast
-        A row a gene, in their order: ``gene, observed, observed_low, observed_high, observed_p,
-        counts_a, counts_b, observed_spots_a, observed_spots_b``. NaN for a gene that is not
-        measured; its change is NaN too if it has no counts in either region.
-
-    Raises
-    ------
-    InputError
-        If a region has no spots with counts, or spans hardly more than a block.
+    NaN for a gene that is not measured; its change is NaN too without counts in either region.
     """
     measured = genes[genes.isin(section.var_names)]
     counts = sparse.csr_matrix(section[:, measured].X, dtype=np.float64, copy=True)
@@ -349,22 +473,11 @@ def contrast_observed(
         .assign(observed_spots_a=of_a.sum(), observed_spots_b=of_b.sum())
     )
     table = table.rename_axis("gene").reset_index()
-    return Contrast(table, ratio.blocks, _few(ratio.blocks, "spots with counts"))
+    return Changes(table, ratio.blocks, _few(ratio.blocks, "spots with counts"))
 
 
 def agreement(table: pd.DataFrame) -> dict[str, float | None]:
-    """Summarise how observed and predicted changes agree over genes.
-
-    Parameters
-    ----------
-    table
-        With the columns ``predicted`` and ``observed``.
-
-    Returns
-    -------
-    dict
-        ``genes`` (with an observed change), ``pearson``, ``same_direction`` (a share); ``None``
-        where undefined.
+    """Summarise how observed and predicted changes agree over genes; ``None`` where undefined.
 
     Examples
     --------

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 import shapely
 from anndata import AnnData
 from numpy.typing import NDArray
@@ -18,16 +19,22 @@ from strank.files import read_json
 
 # Region to which of the spots lie in it, ``[n_spots]``.
 Regions = dict[str, NDArray[np.bool_]]
+# A GeoJSON file, a column of ``obs``, or a label for each spot.
+Groups: TypeAlias = str | Path | list[Any] | NDArray[Any] | pd.Series
 
 _POLYGONS = [shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON]
 _DAMAGE = (AttributeError, LookupError, TypeError, ValueError, ShapelyError)
 
 
-def find_regions(spots: AnnData, groups: str) -> Regions:
-    """Tell which spots lie in which region: of a column of ``obs``, or of a GeoJSON file."""
+def find_regions(spots: AnnData, groups: Groups) -> Regions:
+    """Tell which spots lie in which region; a spot without a label lies in none."""
+    if not isinstance(groups, (str, Path)):
+        labels = pd.Series(np.asarray(groups, dtype=object))
+        if len(labels) != spots.n_obs:
+            raise InputError(f"`groups` has {len(labels)} labels for {spots.n_obs} spots")
+        return _labelled(labels)
     if groups in spots.obs:
-        known, values = spots.obs[groups].notna(), spots.obs[groups].astype(str)
-        return {name: (known & (values == name)).to_numpy() for name in sorted(set(values[known]))}
+        return _labelled(spots.obs[groups])
     path = Path(groups)
     if not path.is_file() and path.suffix.lower() not in (".geojson", ".json"):
         raise InputError(
@@ -42,6 +49,11 @@ def find_regions(spots: AnnData, groups: str) -> Regions:
     return spots_within(regions, positions)
 
 
+def _labelled(labels: pd.Series) -> Regions:
+    known, values = labels.notna(), labels.astype(str)
+    return {name: (known & (values == name)).to_numpy() for name in sorted(set(values[known]))}
+
+
 def spots_within(regions: Mapping[str, Any], positions: NDArray[np.float64]) -> Regions:
     """Tell which centres lie inside which geometry."""
     return {
@@ -51,10 +63,10 @@ def spots_within(regions: Mapping[str, Any], positions: NDArray[np.float64]) -> 
 
 
 def outlines(path: Path) -> dict[str, Any]:
-    """Read regions as QuPath exports them, in pixels of the full image, in the file's order.
+    """Read regions as QuPath exports them, in pixels of the full image and in the file's order.
 
     A region is all polygons of one class (``properties.classification.name``), or of one name where
-    there is no class; points and lines do not count.
+    there is no class, with their holes; points and lines do not count.
     """
     found: dict[str, list[Any]] = {}
     try:
@@ -81,8 +93,10 @@ def outlines(path: Path) -> dict[str, Any]:
     }
 
 
-def choose_pair(regions: Regions, between: str | None, *, source: str) -> tuple[str, str]:
-    """Choose the two regions of a contrast, by names with a comma between; a name may hold one."""
+def choose_pair(
+    regions: Regions, between: str | tuple[str, str] | None, *, source: str
+) -> tuple[str, str]:
+    """Choose the two regions of a contrast; a name may hold a comma."""
     names = list(regions)
     there = f"{source} has {some(names, 20) or 'no region'}"
     if between is None:
@@ -92,8 +106,11 @@ def choose_pair(regions: Regions, between: str | None, *, source: str) -> tuple[
                 + ("; choose with `between=A,B`" if len(names) > 2 else "")
             )
         return names[0], names[1]
-    cuts = [at for at, letter in enumerate(between) if letter == ","]
-    pairs = [(between[:at].strip(), between[at + 1 :].strip()) for at in cuts]
+    if isinstance(between, str):
+        cuts = [at for at, letter in enumerate(between) if letter == ","]
+        pairs = [(between[:at].strip(), between[at + 1 :].strip()) for at in cuts]
+    else:
+        pairs = [between]
     pairs = [(a, b) for a, b in pairs if a in names and b in names and a != b]
     if not pairs:
         raise InputError(f"`between={between}`: give two regions, separated by a comma; {there}")
