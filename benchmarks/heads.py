@@ -40,15 +40,15 @@ import typer
 from anndata import AnnData
 from borrowing import gain
 
-from strank import STRankRegressorCV, fit_model, read_cohort
+import strank
+from strank import STRankRegressorCV, read_cohort
 from strank.cohort.folds import make_folds, patients_of
 from strank.cohort.panel import choose_panel
 from strank.cohort.store import read_h5ad
 from strank.cohort.training_set import training_data
-from strank.evaluation.methods import BASELINES
+from strank.evaluation.methods import BASELINES, fit_method
 from strank.evaluation.scores import score_section
 from strank.files import atomic_path
-from strank.fitting.networks import train_model
 from strank.neural.recipe import Machine
 
 KEY = ["method", "loss", "seed", "section"]
@@ -95,11 +95,13 @@ def fit(name: str, loss: str, seed: int, case: Case) -> dict[str, np.ndarray]:
     if name in NETWORKS:
         return network(name, loss, seed, case)
     if (name, loss) == REFERENCE:
-        model = fit_model(case.train, encoder=case.encoder, genes=list(case.panel))
+        model = strank.fit(case.train, encoder=case.encoder, genes=list(case.panel))
         return {name: np.asarray(model.predict(case.test).X)}
+    for method in BASELINES:
+        if name == method.name:
+            predict = fit_method(method, case.train, case.panel, encoder=case.encoder)
+            return {name: predict(case.test)}
     data = training_data(case.train, case.panel, case.encoder)
-    if name in BASELINES:
-        return {name: BASELINES[name](data)(case.test.obsm[case.encoder])}
     spots = {"section": data.section, "offset": np.log(data.library_size), "group": data.group}
     probe = STRankRegressorCV(objective=loss).fit(data.features, data.counts, **spots)
     return {name: probe.predict(case.test.obsm[case.encoder])}
@@ -107,7 +109,7 @@ def fit(name: str, loss: str, seed: int, case: Case) -> dict[str, np.ndarray]:
 
 def network(name: str, loss: str, seed: int, case: Case) -> dict[str, np.ndarray]:
     both = name != "paper" and loss == "list"
-    model = train_model(
+    model = strank.fit(
         case.train,
         head=NETWORKS[name] + "+linear" * both,
         loss=loss,

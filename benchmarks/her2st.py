@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from strank import cross_validate, fit_model, read_cohort
+from strank import cross_validate, fit, read_cohort
 from strank.encoders.embedding import embed
 from strank.io.st import import_st
 
@@ -33,7 +33,7 @@ def time_fit(train: dict, n_genes: int, repeats: int = 5) -> None:
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        model = fit_model(train, n_genes=n_genes)
+        model = fit(train, n_genes=n_genes)
         seconds.append(time.perf_counter() - start)
     low, high = min(seconds), max(seconds)
     print(f"fit: {n_genes} genes, {list(train)}, penalties chosen: {low:.2f} to {high:.2f} s")

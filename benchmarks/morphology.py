@@ -31,7 +31,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from strank import fit_model, read_cohort
+from strank import fit, read_cohort
 from strank.cohort.folds import patients_of
 from strank.cohort.store import read_h5ad
 from strank.encoders.base import Field
@@ -112,7 +112,7 @@ def score(
         section.obsm["x"] = np.hstack([features(section, block, kept) for block in blocks])
     rows = []
     for group in sorted(set(by.values())):
-        model = fit_model({n: a for n, a in cohort.items() if by[n] != group}, encoder="x")
+        model = fit({n: a for n, a in cohort.items() if by[n] != group}, encoder="x")
         for name in (name for name in cohort if by[name] == group):
             scores = np.asarray(model.predict(cohort[name]).X)
             table = score_section({"": scores}, cohort[name], model.panel.index)

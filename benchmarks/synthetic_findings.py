@@ -43,7 +43,7 @@ def difference(first: pd.Series, second: pd.Series) -> Difference:
     return Difference(values.mean(), values.mean() - half, values.mean() + half)
 
 
-_SEVEN = ("mse", "poisson", "nb", "rank", "pair", "pcc", "list")
+_SEVEN = ("mse", "poisson", "nb", "rank-published", "pair", "pcc", "list")
 
 
 def findings(scores: Scores) -> list[str]:
@@ -99,10 +99,11 @@ def _published_rank(scores: Scores) -> str:
     parts = []
     for sampling in PAPER:
         ours = _means(scores, sampling)
-        margin = scores.of("rank_margin", sampling)
+        margin = scores.of("rank", sampling)
         parts.append(
-            f"{sampling} {ours['rank']:.3f} (paper {PAPER[sampling]['rank']:.3f}); with margin 1 "
-            f"and ties left out {ours['rank_margin']:.3f}, and ListSTRank is "
+            f"{sampling} {ours['rank-published']:.3f} (paper "
+            f"{PAPER[sampling]['rank-published']:.3f}); with margin 1 "
+            f"and ties left out {ours['rank']:.3f}, and ListSTRank is "
             + _verdict(difference(scores.of("list", sampling), margin))
         )
     return (
@@ -123,7 +124,7 @@ def _pearson(scores: Scores) -> str:
     parts = []
     for sampling in PAPER:
         section, pooled, best = (
-            scores.of(name, sampling) for name in ("pcc_section", "pcc", "list")
+            scores.of(name, sampling) for name in ("section-pcc", "pcc", "list")
         )
         parts.append(
             f"{sampling} {section.mean():.3f}, over the pooled one by "
@@ -146,7 +147,7 @@ def _bias(scores: Scores) -> str:
         return ""
     wide = rows.pivot_table("scc", "value", "objective")
     parts = [
-        f"bias {value:g}: ListSTRank {row['list']:.3f}, per section {row['pcc_section']:.3f}"
+        f"bias {value:g}: ListSTRank {row['list']:.3f}, per section {row['section-pcc']:.3f}"
         for value, row in wide.iterrows()
     ]
     return (

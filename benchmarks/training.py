@@ -5,7 +5,7 @@
     python benchmarks/training.py pipeline DATA      # also processes, compile
 
 Set OMP_NUM_THREADS=1 where other programs use the cores. The last section is held out. Spots,
-heads and objective are made as `strank.fitting.networks.train_model` makes them.
+heads and objective are made as `strank.fitting.networks.fit_networks` makes them.
 
 recipe: the paper's (linear head, AdamW 5e-5, 256 of any spots, list loss over a section's spots in
 the batch, held-out section scored every epoch), by `neural.training.train` and by Lightning as

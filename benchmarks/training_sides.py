@@ -25,15 +25,16 @@ from torch.utils.data import DataLoader, TensorDataset
 from strank import read_cohort
 from strank.cohort.training_set import TrainingData
 from strank.fitting.networks import TrainingPlan, start_head
+from strank.fitting.objectives import OBJECTIVES
 from strank.functional.groups import centre_within
 from strank.losses import SectionLoss
 from strank.neural.data import SectionBatches, Spots, training_loader
-from strank.neural.heads import ContextHead, Head, MLPHead, Network
-from strank.neural.recipe import RECIPES, Machine, Recipe, loss_maker
+from strank.neural.heads import ContextHead, Head, LinearNetwork, MLPHead, Network
+from strank.neural.recipe import RECIPES, Machine, Recipe
 from strank.neural.training import Run, train
 
 HEADS: dict[str, Callable[..., Head]] = {
-    "linear": partial(MLPHead, depth=0, centred=False),
+    "linear": LinearNetwork,
     "mlp": MLPHead,
     "context": ContextHead,
     "steady": partial(MLPHead, dropout=0.0, input_dropout=0.0),
@@ -75,7 +76,7 @@ def training_rows(plan: TrainingPlan) -> np.ndarray:
 
 
 def spots_of(plan: TrainingPlan, name: str) -> Spots:
-    """Features and neighbours as `train_model` gives them to such a head."""
+    """Features and neighbours as `strank.fit` gives them to such a head."""
     features = plan.data.features
     like = HEADS[name](features.shape[1], len(plan.panel))
     if like.centred:
@@ -93,10 +94,11 @@ def start(plan: TrainingPlan, spots: Spots, name: str) -> tuple[Network, Section
     """Make network and objective, always the same."""
     torch.manual_seed(SEED)
     rows = training_rows(plan)
-    make_loss = loss_maker("list", recipe_of(name, 1).reduction)
     features = torch.from_numpy(spots.inputs[rows])
     counts, offset = spots.counts[rows], spots.offset[rows]
-    head, loss = start_head(HEADS[name], make_loss, features, counts, offset)
+    head, loss = start_head(
+        HEADS[name], OBJECTIVES["list"], recipe_of(name, 1), features, counts, offset
+    )
     return Network(head), loss
 
 

@@ -7,9 +7,7 @@ from . import metrics as metrics
 from .cohort.store import read_cohort as read_cohort
 from .evaluation.held_out import cross_validate as cross_validate
 from .evaluation.held_out import evaluate as evaluate
-from .fitting.exact import fit_model as fit_model
-from .fitting.finetune import finetune_model as finetune_model
-from .fitting.networks import train_model as train_model
+from .fitting.method import fit as fit
 from .linear.regressor import STRankRegressor as STRankRegressor
 from .linear.regressor import STRankRegressorCV as STRankRegressorCV
 from .model.rank_model import RankModel as RankModel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class InputError(ValueError):
@@ -25,3 +26,17 @@ def some(names: Iterable[object], most: int = 5) -> str:
     listed = [str(name) for name in names]
     rest = len(listed) - most
     return ", ".join(listed[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def no_such(what: str, name: object, choices: Iterable[str]) -> InputError:
+    """Make the error of an unknown name: it lists the choices, and suggests the nearest.
+
+    Examples
+    --------
+    >>> no_such("loss", "lst", ["list", "pair"])
+    InputError("no loss 'lst'; choose one of list, pair (did you mean list?)")
+    """
+    known = list(choices)
+    near = get_close_matches(str(name), known, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return InputError(f"no {what} {name!r}; choose one of {', '.join(known)}{hint}")

@@ -100,9 +100,9 @@ def test_a_network_is_trained_evaluated_and_says_where_its_curves_are(cohort, tm
 
 
 def test_folds_take_any_head_and_loss(cohort, tmp_path):
-    options = ("--encoder", "mine", "--genes", 3, "--head", "linear", "--loss", "mse")
+    options = ("--encoder", "mine", "--genes", 3, "--head", "linear", "--loss", "nb")
     told = run("evaluate", cohort, "--folds", "section", *options, "-o", tmp_path / "ev").stdout
-    assert "linear, mse" in told
+    assert "linear, nb" in told
     facts = json.loads((tmp_path / "ev/evaluation.json").read_text())
     assert facts["folds"][0]["networks"][0]["held_out"] != facts["folds"][0]["test"]
 
@@ -225,7 +225,7 @@ def test_an_encoder_is_trained_saved_and_used(cohort, image_network, tmp_path, m
     on_tiles = anndata.read_h5ad(tmp_path / "p" / "scores.h5ad")
     assert np.ptp(on_tiles.X, axis=0).min() > 0
     told = run("evaluate", cohort, "--model", model, "-o", tmp_path / "ev", "--sections", "C1")
-    assert "linear, list" in told.stdout
+    assert "linear, list, finetune" in told.stdout
     # The features that evaluation made are the trained network's, kept beside the others.
     facts = json.loads((model / "model.json").read_text())["encoder"]
     assert facts["name"].startswith(f"timm_tiny-{mode}-")
@@ -243,9 +243,8 @@ def test_a_trained_encoder_that_is_damaged_is_refused(cohort, image_network, tmp
 
 
 def test_finetuning_learns_what_the_image_shows(cohort, image_network, tmp_path):
-    from strank import RankModel, read_cohort
+    from strank import RankModel, fit, read_cohort
     from strank.encoders.embedding import embed_spots
-    from strank.fitting.finetune import finetune_model
     from strank.neural.data import BatchPlan
     from strank.neural.finetune import Finetune
     from strank.neural.recipe import Recipe
@@ -257,11 +256,10 @@ def test_finetuning_learns_what_the_image_shows(cohort, image_network, tmp_path)
     sections = read_cohort(cohort)
     train = {name: sections[name] for name in ("A1", "B1")}
     # Augmentation would hide the colours that this image is made of.
-    model = finetune_model(
+    model = fit(
         train,
-        f"timm:{image_network}",
-        Finetune("full", augment=False),
-        head="linear",
+        encoder=f"timm:{image_network}",
+        finetune=Finetune("full", augment=False),
         recipe=recipe,
         n_genes=4,
         held_out=["B1"],

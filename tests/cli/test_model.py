@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from strank import evaluate, fit_model
+from strank import evaluate, fit
 from strank.cli import app
 
 
@@ -21,7 +21,7 @@ def run(*arguments: object, code: int = 0):
 @pytest.fixture
 def model(cohort, tmp_path):
     train = {name: cohort[name] for name in ("A1", "B1")}
-    trained = fit_model(train, encoder="mine", n_genes=3)
+    trained = fit(train, encoder="mine", n_genes=3)
     trained.save(tmp_path / "model")
     evaluate(trained, {"C1": cohort["C1"]}, train=train).write(tmp_path / "evaluation")
     return tmp_path / "model"

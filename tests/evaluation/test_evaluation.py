@@ -9,13 +9,14 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from strank import cross_validate, evaluate, fit_model
+from strank import cross_validate, evaluate, fit
 from strank.cohort.training_set import training_data
 from strank.errors import InputError
-from strank.evaluation.methods import fit_ridge
 from strank.evaluation.scores import score_section, summarise
+from strank.fitting.exact import ExactOptions
+from strank.fitting.ridge import solve_ridge
 
-METHODS = {"list", "ridge", "centred ridge", "library size", "shuffled"}
+METHODS = {"linear, list", "ridge", "centred ridge", "library size", "shuffled"}
 
 
 def log1p_cp10k(adata):
@@ -24,11 +25,11 @@ def log1p_cp10k(adata):
 
 def test_scores_agree_with_scipy_gene_by_gene(cohort):
     train = {n: cohort[n] for n in ("A1", "A2", "B1")}
-    model = fit_model(train, encoder="mine", n_genes=5)
+    model = fit(train, encoder="mine", n_genes=5)
     result = evaluate(model, {"C1": cohort["C1"]}, train=train)
     predicted = model.predict(cohort["C1"])
     target = pd.DataFrame(log1p_cp10k(cohort["C1"]), columns=cohort["C1"].var_names)
-    rows = result.scores[result.scores["method"] == "list"].set_index("gene")
+    rows = result.scores[result.scores["method"] == "linear, list"].set_index("gene")
     for k, gene in enumerate(model.panel.index):
         expected = spearmanr(predicted.X[:, k], target[gene]).statistic
         assert rows.loc[gene, "scc"] == pytest.approx(expected)
@@ -99,7 +100,7 @@ def test_ridge_is_scikit_learns_with_the_best_of_the_same_folds(cohort, centred)
             ((fit(alpha, [m for m in cohort if m != n])(n) - target[n]) ** 2).mean() for n in cohort
         )
     best = fit(min(errors, key=errors.get), list(cohort))
-    predict = fit_ridge(data, centred=centred)
+    predict = solve_ridge(data, ExactOptions(), centred=centred).predict
     np.testing.assert_allclose(predict(cohort["A1"].obsm["mine"]), best("A1"), atol=1e-6)
 
 
@@ -107,11 +108,10 @@ def test_centring_removes_a_batch_shift(cohort):
     """Targets and features of a section shifted: only the plain ridge notices."""
     panel = pd.Index(["G0", "G1"])
     data = training_data(cohort, panel, "mine")
-    expected = fit_ridge(data, centred=True)(cohort["A1"].obsm["mine"])
+    expected = solve_ridge(data, ExactOptions(), centred=True).predict(cohort["A1"].obsm["mine"])
     data.features[data.section == "B1"] += 7
-    np.testing.assert_allclose(
-        fit_ridge(data, centred=True)(cohort["A1"].obsm["mine"] + 3), expected, atol=1e-4
-    )
+    again = solve_ridge(data, ExactOptions(), centred=True).predict
+    np.testing.assert_allclose(again(cohort["A1"].obsm["mine"] + 3), expected, atol=1e-4)
 
 
 def test_patients_on_both_sides_are_told(cohort):
@@ -127,7 +127,7 @@ def test_patients_on_both_sides_are_told(cohort):
 
 def test_training_sections_are_told_and_needed(cohort):
     train = {n: cohort[n] for n in ("A1", "B1")}
-    model = fit_model(train, encoder="mine", n_genes=3)
+    model = fit(train, encoder="mine", n_genes=3)
     both = evaluate(model, {"A1": cohort["A1"], "A2": cohort["A2"]}, train=train)
     assert "trained on A1: the score there is no test" in both.warnings[0]
     assert "patient A stands on both sides" in both.warnings[1]
@@ -161,12 +161,12 @@ def test_genes_that_training_sections_lack(cohort):
     """Everything is fitted where a gene is measured, and scored where it is measured."""
     lacking = {**cohort, "A1": cohort["A1"][:, ["G0", "G1", "G2"]].copy()}
     train = {name: lacking[name] for name in ("A1", "A2", "B1")}
-    model = fit_model(train, encoder="mine", genes=["G1", "G5"], union=True)
+    model = fit(train, encoder="mine", genes=["G1", "G5"], union=True)
     scores = evaluate(model, {"C1": lacking["C1"]}, train=train).scores.set_index("method")
     assert scores["note"].eq("").all()
     few = {name: lacking[name] for name in ("A2", "B1")}
     alone = evaluate(
-        fit_model(few, encoder="mine", genes=["G5"]), {"C1": lacking["C1"]}, train=few
+        fit(few, encoder="mine", genes=["G5"]), {"C1": lacking["C1"]}, train=few
     ).scores.set_index("method")
     for method in ("ridge", "centred ridge"):
         both = scores.loc[method].set_index("gene")

@@ -18,21 +18,16 @@ from sklearn.preprocessing import StandardScaler
 
 pytest.importorskip("lightning")
 
-from strank import fit_model, train_model
+from strank import fit
 from strank.cohort.folds import Fold
 from strank.cohort.training_set import training_data
 from strank.errors import InputError
-from strank.evaluation.methods import (
-    OTHERS,
-    fit_method,
-    fit_ridge,
-    hest_components,
-    hest_ridge,
-    is_stepwise,
-    method_of,
-)
+from strank.evaluation.methods import fit_method
 from strank.evaluation.protocol import Protocol
 from strank.files import sha256
+from strank.fitting.exact import ExactOptions
+from strank.fitting.method import CENTRED_RIDGE, HEST_RIDGE, REFERENCE, RIDGE, Method
+from strank.fitting.ridge import hest_components, hest_ridge, solve_ridge
 from strank.linear.penalty import DEFAULT_PENALTY
 from strank.linear.penalty import PENALTIES as ALL_PENALTIES
 from strank.linear.regressor import STRankRegressor
@@ -42,10 +37,13 @@ from strank.studies.benchmark.runner import LOSSES, Cell, Task, run_cell
 PENALTIES = ALL_PENALTIES[::2]
 PANEL = pd.Index(["G3", "G0", "G4"])
 FOLD = Fold("C", ("A1", "B1"), ("C1",))
-QUICK = ["linear, list", "linear, pair", "linear, poisson", *OTHERS]
+RIDGES = (RIDGE, CENTRED_RIDGE, HEST_RIDGE)
+PAIR, POISSON = Method("linear", "pair"), Method("linear", "poisson")
+QUICK = [REFERENCE, PAIR, POISSON, *RIDGES]
 HEADS = ("mlp", "context", "mlp+linear", "context+linear")
-TRAINED = [method_of("linear", loss) for loss in LOSSES if is_stepwise(method_of("linear", loss))]
-TRAINED += [f"{head}, list" for head in HEADS]
+TRAINED = [method for loss in LOSSES if not (method := Method("linear", loss)).is_exact]
+TRAINED += [Method(head, "list") for head in HEADS]
+named = {"ids": lambda method: method.name}
 
 
 @pytest.fixture
@@ -53,7 +51,7 @@ def train(cohort) -> dict[str, AnnData]:
     return {name: cohort[name] for name in ("A1", "A2", "B1")}
 
 
-def run(cohort: dict[str, AnnData], method: str, out: Path, monkeypatch) -> AnnData:
+def run(cohort: dict[str, AnnData], method: Method, out: Path, monkeypatch) -> AnnData:
     """Run a cell on sections that are in memory."""
     monkeypatch.setattr(cells, "_cohort", lambda folder, encoder: cohort)
     cell = Cell(Task("mine", 4, FOLD), method)
@@ -61,35 +59,7 @@ def run(cohort: dict[str, AnnData], method: str, out: Path, monkeypatch) -> AnnD
     return cells.read_h5ad(cell.path(out))
 
 
-def test_names():
-    methods = [method_of("linear", loss) for loss in LOSSES]
-    assert methods == [
-        *("linear, list", "linear, pair", "ridge", "linear, poisson", "linear, nb"),
-        *("linear, rank", "linear, pcc", "linear, section-pcc"),
-    ]
-    assert [m for m in methods if is_stepwise(m)] == methods[4:]
-    assert method_of("linear-paper", "mse") == "linear-paper, mse"
-    assert is_stepwise("linear-paper, list")
-    assert method_of("timm:resnet18", "list") == "timm:resnet18, list"
-    assert not any(map(is_stepwise, OTHERS))
-
-
-@pytest.mark.parametrize(
-    ("head", "loss", "message"),
-    [
-        ("linear", "lasso", "no loss 'lasso'; choose one of list, pair, rank, pcc, section-pcc, "),
-        ("resnet", "list", "no head 'resnet'; choose one of linear, mlp, context"),
-        ("mean", "list", "no head 'mean'; "),
-        ("linear-paper+linear", "list", "no head 'linear-paper'"),
-        ("", "list", "no head ''"),
-    ],
-)
-def test_unknown_names(head, loss, message):
-    with pytest.raises(InputError, match=f"^{message.replace('+', '.')}"):
-        method_of(head, loss)
-
-
-@pytest.mark.parametrize("method", [*QUICK, *TRAINED])
+@pytest.mark.parametrize("method", [*QUICK, *TRAINED], **named)
 def test_every_method_predicts_sections_that_have_no_counts(cohort, tmp_path, monkeypatch, method):
     """Panel, penalties, networks, slopes: none can have come from the test."""
     new = cohort["C1"]
@@ -104,7 +74,7 @@ def test_every_method_predicts_sections_that_have_no_counts(cohort, tmp_path, mo
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("method", QUICK)
+@pytest.mark.parametrize("method", QUICK, **named)
 def test_other_counts_in_the_test_give_the_same_predictions(cohort, tmp_path, monkeypatch, method):
     one = run(cohort, method, tmp_path / "one", monkeypatch)
     wild = np.random.default_rng(0).poisson(9000, size=(30, 6))
@@ -121,10 +91,10 @@ def test_other_counts_in_the_test_give_the_same_predictions(cohort, tmp_path, mo
 
 
 def test_what_is_kept_of_a_cell(cohort, tmp_path, monkeypatch):
-    found = run(cohort, "ridge", tmp_path, monkeypatch)
+    found = run(cohort, RIDGE, tmp_path, monkeypatch)
     train = {name: cohort[name] for name in FOLD.train}
-    predict = fit_ridge(training_data(train, found.var_names, "mine"), centred=False)
-    np.testing.assert_allclose(found.X, predict(cohort["C1"].obsm["mine"]), rtol=1e-5)
+    solved = solve_ridge(training_data(train, found.var_names, "mine"), ExactOptions())
+    np.testing.assert_allclose(found.X, solved.predict(cohort["C1"].obsm["mine"]), rtol=1e-5)
     assert found.obs_names[:2].tolist() == ["C1:0x0", "C1:1x1"]
     np.testing.assert_array_equal(found.obsm["spatial"], cohort["C1"].obsm["spatial"])
     about = json.loads(found.uns["strank_benchmark"])
@@ -133,7 +103,7 @@ def test_what_is_kept_of_a_cell(cohort, tmp_path, monkeypatch):
     assert about["seconds"] > 0
     # Only scores that are no log rates have a slope.
     assert (found.var["slope"] > 0).all()
-    assert list(run(cohort, "linear, poisson", tmp_path, monkeypatch).var) == []
+    assert list(run(cohort, POISSON, tmp_path, monkeypatch).var) == []
 
 
 def by_sklearn(data, rows: np.ndarray, gene: int, penalty: float) -> np.ndarray:
@@ -166,7 +136,7 @@ def test_poisson_is_scikit_learns_at_the_penalty_of_the_best_held_out_list(train
         seen = rng.binomial(section.X.toarray().astype(int), [0.04, 1, 1, 1, 0.2, 1])
         section.X = sparse.csr_matrix(seen.astype(np.float32))
     data = training_data(train, PANEL, "mine")
-    ours = fit_method("linear, poisson", train, PANEL, encoder="mine")
+    ours = fit_method(POISSON, train, PANEL, encoder="mine")
     scores = np.concatenate([ours(section) for section in train.values()])
     everything = np.ones(len(data.section), dtype=bool)
     for gene in range(len(PANEL)):
@@ -189,40 +159,52 @@ def test_poisson_shares_one_level_and_the_list_has_one_a_section(train):
         section.obsm["mine"][:, 2] = number
         section.obs["library_size"] = 1000.0 * 4**number
     gap = {}
-    for method in ("linear, poisson", "linear, list"):
+    for method in (POISSON, REFERENCE):
         predict = fit_method(method, train, PANEL, encoder="mine")
         first, *_, last = (predict(section).mean() for section in train.values())
         gap[method] = last - first
-    assert gap["linear, poisson"] < -0.5
-    assert abs(gap["linear, list"]) < 0.3
+    assert gap[POISSON] < -0.5
+    assert abs(gap[REFERENCE]) < 0.3
 
 
 def test_exact_methods_are_those_of_the_package(train, cohort):
     data, new = training_data(train, PANEL, "mine"), cohort["C1"]
 
-    def predicted(method: str) -> np.ndarray:
+    def predicted(method: Method) -> np.ndarray:
         return fit_method(method, train, PANEL, encoder="mine")(new)
 
-    model = fit_model(train, encoder="mine", genes=list(PANEL))
-    np.testing.assert_array_equal(predicted("linear, list"), model.predict(new).X)
+    model = fit(train, encoder="mine", genes=list(PANEL))
+    np.testing.assert_array_equal(predicted(REFERENCE), model.predict(new).X)
     features = new.obsm["mine"]
-    for method, centred in (("ridge", False), ("centred ridge", True)):
-        np.testing.assert_array_equal(predicted(method), fit_ridge(data, centred=centred)(features))
+    for method, centred in ((RIDGE, False), (CENTRED_RIDGE, True)):
+        by_hand = solve_ridge(data, ExactOptions(), centred=centred).predict(features)
+        np.testing.assert_array_equal(predicted(method), by_hand)
     inner, outer = hest_components(data.features, features, n_components=3)
     by_hand = hest_ridge(inner, data.counts.log1p().toarray(), outer)
-    np.testing.assert_array_equal(predicted("hest-ridge"), by_hand)
+    np.testing.assert_array_equal(predicted(HEST_RIDGE), by_hand)
 
 
-def test_a_network_is_that_of_train_model(cohort):
+@pytest.mark.parametrize("method", QUICK, **named)
+def test_the_model_of_a_method_scores_as_the_method_does(train, cohort, method):
+    """But for the level of a section, which a model leaves out, and float32."""
+    how = {"head": method.head, "loss": method.loss, "recipe": method.recipe}
+    model = fit(train, encoder="mine", genes=list(PANEL), **how)
+    scores = fit_method(method, train, PANEL, encoder="mine")(cohort["C1"])
+    expected = np.asarray(model.predict(cohort["C1"]).X)
+    np.testing.assert_allclose(scores - scores.mean(0), expected, atol=3e-6)
+    assert model.method == method.name
+
+
+def test_a_network_is_that_of_fit(cohort):
     train = {name: cohort[name] for name in FOLD.train}
     new, options = cohort["C1"], {"encoder": "mine", "genes": list(PANEL), "seed": 1}
-    model = train_model(train, head="mlp", loss="poisson", **options)
+    model = fit(train, head="mlp", loss="poisson", **options)
     expected = np.asarray(model.predict(new).X)
-    found = fit_method("mlp, poisson", train, PANEL, encoder="mine", seed=1)(new)
+    found = fit_method(Method("mlp", "poisson"), train, PANEL, encoder="mine", seed=1)(new)
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("method", QUICK)
+@pytest.mark.parametrize("method", QUICK, **named)
 def test_one_gene_and_spots_without_counts(train, cohort, method):
     """A spot without counts is not trained on, and predicted as any other."""
     empty = train["A1"]
@@ -245,10 +227,10 @@ def test_one_training_section(cohort):
     expected = STRankRegressor(DEFAULT_PENALTY).fit(
         data.features, data.counts, offset=np.log(data.library_size)
     )
-    found = fit_method("linear, poisson", one, PANEL, encoder="mine")(cohort["C1"])
+    found = fit_method(POISSON, one, PANEL, encoder="mine")(cohort["C1"])
     np.testing.assert_allclose(found, expected.predict(cohort["C1"].obsm["mine"]), rtol=1e-9)
     with pytest.raises(InputError, match="there is only section A1"):
-        fit_method("mlp, list", one, PANEL, encoder="mine")
+        fit_method(Method("mlp", "list"), one, PANEL, encoder="mine")
 
 
 @pytest.fixture
@@ -277,7 +259,7 @@ def test_an_image_network_is_trained_from_images(
         # Features have no part in it.
         del section.obsm["mine"]
     cohort["C1"].X = sparse.csr_matrix((30, 6), dtype=np.float32)
-    found = run(cohort, method_of(image_network, loss), tmp_path / "out", monkeypatch)
+    found = run(cohort, Method(image_network, loss), tmp_path / "out", monkeypatch)
     assert found.shape == (30, 4)
     assert np.ptp(found.X, axis=0).min() > 0
     assert ("slope" in found.var) == (loss == "mse")

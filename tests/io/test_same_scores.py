@@ -10,9 +10,9 @@ import pytest
 import pyvips
 from anndata import AnnData
 
+from strank import fit
 from strank.encoders.embedding import embed_spots
 from strank.encoders.morphology.encoder import Morphology
-from strank.fitting.exact import fit_model
 from strank.io.generic import import_anndata
 from strank.io.st import find_sections, read_st_section
 from strank.slides.slide import slide_of
@@ -43,7 +43,6 @@ def test_real_sections_score_the_same_from_a_tiled_tiff(her2st: Path, tmp_path: 
     for name in names:
         np.testing.assert_array_equal(*(c[name].obsm["morphology"] for c in (jpeg, tiff)))
     scores = [
-        pd.concat([fit_model(c, n_genes=20).predict(a).to_df() for a in c.values()])
-        for c in (jpeg, tiff)
+        pd.concat([fit(c, n_genes=20).predict(a).to_df() for a in c.values()]) for c in (jpeg, tiff)
     ]
     pd.testing.assert_frame_equal(*scores, check_exact=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.markdown import Markdown
 
-from strank import RankModel, evaluate, fit_model
+from strank import RankModel, evaluate, fit
 from strank.errors import InputError
 from strank.model.card import Evidence, model_card, pull_model, push_model, read_evidence
 from strank.neural.heads import LinearHead
@@ -24,7 +24,7 @@ FACTS = {"name": "mine", "version": "1", "fields": [], "n_features": 3}
 
 @pytest.fixture
 def model(cohort, tmp_path):
-    trained = fit_model({k: cohort[k] for k in ("A1", "A2", "B1")}, encoder="mine", n_genes=4)
+    trained = fit({k: cohort[k] for k in ("A1", "A2", "B1")}, encoder="mine", n_genes=4)
     trained.save(tmp_path / "model")
     return RankModel.load(tmp_path / "model")
 
@@ -106,7 +106,7 @@ def test_warnings_and_undefined_scores_are_shown(model):
 
 
 def test_evidence_of_other_things_is_refused(model, evaluation, cohort, tmp_path):
-    other = fit_model(cohort, encoder="mine", n_genes=2)
+    other = fit(cohort, encoder="mine", n_genes=2)
     with pytest.raises(InputError, match="the evaluation of another model"):
         read_evidence(evaluation, other)
     (evaluation / "summary.csv").write_text("a,b\n1,2\n")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from strank import RankModel, STRankRegressorCV, fit_model
+from strank import RankModel, STRankRegressorCV, fit
 from strank.errors import InputError
 from strank.linear.penalty import DEFAULT_PENALTY
 from strank.model.novelty import novelty_of
@@ -14,7 +14,7 @@ from strank.model.novelty import novelty_of
 
 @pytest.fixture
 def model(cohort) -> RankModel:
-    return fit_model(cohort, encoder="mine", n_genes=4)
+    return fit(cohort, encoder="mine", n_genes=4)
 
 
 def test_the_model_is_the_regressor(cohort, model):
@@ -137,57 +137,57 @@ def test_damaged_folders_are_refused(model, tmp_path, break_it, message):
 
 def test_the_panel_is_of_the_training_sections_only(cohort):
     train = {name: cohort[name] for name in ("A1", "A2")}
-    before = fit_model(train, encoder="mine", n_genes=3)
+    before = fit(train, encoder="mine", n_genes=3)
     cohort["C1"].X = cohort["C1"].X * 0
-    assert list(fit_model(train, encoder="mine", n_genes=3).panel.index) == list(before.panel.index)
-    given = fit_model(train, encoder="mine", genes=["G5", "G0"])
+    assert list(fit(train, encoder="mine", n_genes=3).panel.index) == list(before.panel.index)
+    given = fit(train, encoder="mine", genes=["G5", "G0"])
     assert list(given.panel.index) == ["G5", "G0"]
     assert given.provenance["panel_choice"] == "given; of 6 that all sections measure"
 
 
 def test_one_section_takes_the_default_penalty_and_says_so(cohort):
-    model = fit_model({"A1": cohort["A1"]}, encoder="mine", n_genes=2)
+    model = fit({"A1": cohort["A1"]}, encoder="mine", n_genes=2)
     assert (model.panel["penalty"] == DEFAULT_PENALTY).all()
     assert "one section, nothing to leave out" in model.provenance["penalty_choice"]
     with pytest.raises(InputError, match="penalty must not be negative; got -1"):
-        fit_model(cohort, encoder="mine", n_genes=2, penalty=-1)
+        fit(cohort, encoder="mine", n_genes=2, penalty=-1)
 
 
 def test_features_must_be_the_same_in_all_sections(cohort):
     cohort["B1"].uns["mine"] = {**cohort["B1"].uns["mine"], "version": "2"}
     with pytest.raises(InputError, match="section B1 has other mine features than the rest"):
-        fit_model(cohort, encoder="mine", n_genes=2)
+        fit(cohort, encoder="mine", n_genes=2)
     with pytest.raises(InputError, match=r"section A1 has no features obsm\['theirs'\]"):
-        fit_model(cohort, encoder="theirs", n_genes=2)
+        fit(cohort, encoder="theirs", n_genes=2)
 
 
 def test_features_that_a_user_brings_need_no_facts(cohort):
     for adata in cohort.values():
         del adata.uns["mine"]
-    model = fit_model(cohort, encoder="mine", n_genes=2)
+    model = fit(cohort, encoder="mine", n_genes=2)
     assert model.predict(cohort["A1"]).shape == (30, 2)
 
 
 def test_spots_without_counts_have_no_exposure_and_are_left_out(cohort):
     train = {name: cohort[name] for name in ("A1", "A2")}
-    plain = fit_model({n: a[3:].copy() for n, a in train.items()}, encoder="mine", n_genes=3)
+    plain = fit({n: a[3:].copy() for n, a in train.items()}, encoder="mine", n_genes=3)
     for adata in train.values():
         dense = adata.X.toarray()
         dense[:3] = 0
         adata.X = type(adata.X)(dense)
         adata.obs["library_size"] = dense.sum(1)
-    got = fit_model(train, encoder="mine", genes=list(plain.panel.index))
+    got = fit(train, encoder="mine", genes=list(plain.panel.index))
     np.testing.assert_allclose(got.head.weight.detach(), plain.head.weight.detach(), atol=1e-5)
     for adata in train.values():
         adata.obs["library_size"] = 0.0
     with pytest.raises(InputError, match="section A1: no spot has any count"):
-        fit_model(train, encoder="mine", genes=["G0"])
+        fit(train, encoder="mine", genes=["G0"])
 
 
 def test_with_two_patients_sections_are_left_out_and_said(section_of):
     names = {"A1": "A", "A2": "A", "B1": "B"}
     cohort = {name: section_of(name, patient=patient) for name, patient in names.items()}
-    model = fit_model(cohort, encoder="mine", n_genes=None)
+    model = fit(cohort, encoder="mine", n_genes=None)
     assert model.provenance["penalty_choice"] == "leave one section out"
     assert len(model.panel) == 6
     assert model.provenance["panel_choice"].startswith("all that vary")
@@ -195,16 +195,16 @@ def test_with_two_patients_sections_are_left_out_and_said(section_of):
 
 def test_genes_borrow_if_asked(section_of):
     cohort = {name: section_of(name, n_genes=16) for name in ("A1", "A2")}
-    model = fit_model(cohort, encoder="mine", n_genes=None, borrow=True)
+    model = fit(cohort, encoder="mine", n_genes=None, borrow=True)
     assert model.provenance["penalty_choice"] == "leave one section out, genes borrow"
     assert model.panel["borrows"].dtype == bool
     for wrong in ({"penalty": 3.0}, {"cohort": {"A1": cohort["A1"]}}):
         with pytest.raises(InputError, match="borrowing between genes needs two sections"):
-            fit_model(**{"cohort": cohort, "encoder": "mine", "borrow": True, **wrong})
+            fit(**{"cohort": cohort, "encoder": "mine", "borrow": True, **wrong})
     with pytest.raises(InputError, match="needs at least 15 genes; got 3"):
-        fit_model(cohort, encoder="mine", n_genes=3, borrow=True)
+        fit(cohort, encoder="mine", n_genes=3, borrow=True)
     with pytest.raises(InputError, match="max_memory=1e-07 GiB is too little"):
-        fit_model(cohort, encoder="mine", n_genes=3, max_memory=1e-7)
+        fit(cohort, encoder="mine", n_genes=3, max_memory=1e-7)
 
 
 def test_a_section_that_does_not_measure_a_gene_has_no_say_in_it(cohort):
@@ -212,8 +212,8 @@ def test_a_section_that_does_not_measure_a_gene_has_no_say_in_it(cohort):
     lacking = {**cohort, "A1": cohort["A1"][:, ["G0", "G1", "G2"]].copy()}
     others = {name: adata for name, adata in cohort.items() if name != "A1"}
     how = {"encoder": "mine", "genes": ["G1", "G5"], "penalty": 0}
-    union = fit_model(lacking, **how, union=True)
-    without, with_all = fit_model(others, **how), fit_model(cohort, **how)
+    union = fit(lacking, **how, union=True)
+    without, with_all = fit(others, **how), fit(cohort, **how)
 
     def slopes(model) -> np.ndarray:
         return (model.head.weight / model.head.scale[:, None]).detach().numpy()
@@ -222,6 +222,6 @@ def test_a_section_that_does_not_measure_a_gene_has_no_say_in_it(cohort):
     np.testing.assert_allclose(slopes(union)[:, 0], slopes(with_all)[:, 0], rtol=1e-3)
     assert union.provenance["panel_choice"] == "given; of 6 that any section measures; 1 not in all"
     with pytest.raises(InputError, match="section A1 has no gene G5"):
-        fit_model(lacking, **how)
+        fit(lacking, **how)
     with pytest.raises(InputError, match="no section has gene G9"):
-        fit_model(lacking, **{**how, "genes": ["G9"]}, union=True)
+        fit(lacking, **{**how, "genes": ["G9"]}, union=True)

@@ -12,18 +12,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strank.neural.data import find_neighbours
-from strank.neural.heads import HEADS, ContextHead, MeanHead, MLPHead, stored_head
+from strank.neural.heads import (
+    HEADS,
+    ContextHead,
+    LinearHead,
+    LinearNetwork,
+    MeanHead,
+    MLPHead,
+    stored_head,
+)
 
 N_FEATURES, N_GENES = 3, 7
-CONTEXT = {"n_neighbours": 4, "n_heads": 2, "attention": 5, "width": 8}
+CONTEXT = {"n_neighbours": 4, "n_heads": 2, "width": 8}
 # All options other than they are by default.
 OTHERS = {"dropout": 0.4, "input_dropout": 0.1, "rank": 2, "centred": False}
 OPTIONS = {
+    "linear": {},
+    "linear-network": {"rank": 2, "centred": True},
     "mlp": OTHERS | {"width": 6, "depth": 3},
     "context": OTHERS | CONTEXT | {"depth": 2},
 }
 OPTIONS["mean"] = {
-    "members": [{"kind": kind, "options": options} for kind, options in OPTIONS.items()]
+    "members": [{"kind": kind, "options": OPTIONS[kind]} for kind in ("mlp", "context")]
 }
 
 
@@ -81,7 +91,7 @@ def affine(w, name, x):
 
 
 def test_without_layers_the_head_is_linear_in_the_standardised_features():
-    head = lively(MLPHead(N_FEATURES, N_GENES, depth=0)).train()
+    head = lively(LinearNetwork(N_FEATURES, N_GENES)).train()
     w, (features, *_) = numbers(head), tissue()
     expected = (features.numpy() - w["centre"]) / w["scale"] @ w["readout.weight"].T + w["level"]
     np.testing.assert_allclose(head(features).detach(), expected, rtol=1e-12)
@@ -97,7 +107,7 @@ def test_without_layers_the_head_is_linear_in_the_standardised_features():
 def test_without_layers_scores_superpose(seed, a, b, rank):
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.randn(2, 5, N_FEATURES, generator=generator).double()
-    head = lively(MLPHead(N_FEATURES, N_GENES, depth=0, rank=rank))
+    head = lively(LinearNetwork(N_FEATURES, N_GENES, rank=rank))
     deep = lively(MLPHead(N_FEATURES, N_GENES, depth=1, width=8, rank=rank))
 
     def excess(head):
@@ -154,7 +164,7 @@ def test_the_rank_bounds_the_rank_of_the_scores(kind):
     assert [rank_of(rank) for rank in (1, 2, 3, None)] == [1, 2, 3, N_GENES]
 
 
-def attention_by_hand(head, features, rows, distance):
+def context_by_hand(head, features, rows, distance):
     """Scores of one spot, the first of ``rows``, by the formula, head by head."""
     w = numbers(head)
     features = (features.numpy() - w["centre"]) / w["scale"]
@@ -162,10 +172,6 @@ def attention_by_hand(head, features, rows, distance):
     for h in range(head.n_heads):
         decay = np.log1p(np.exp(w["nearness"][h]))
         logits = -decay * np.asarray(distance[1:]) / 100
-        if width := head.options["attention"]:
-            query, key = affine(w, "query", features[rows[0]]), affine(w, "key", features[rows[1:]])
-            part = slice(h * width, (h + 1) * width)
-            logits = logits + key[:, part] @ query[part] / np.sqrt(width)
         weights = np.exp(logits)
         around = zip(weights / weights.sum(), rows[1:], strict=True)
         seen.append(sum(weight * features[row] for weight, row in around))
@@ -173,11 +179,10 @@ def attention_by_hand(head, features, rows, distance):
     return hidden @ w["readout.weight"].T + w["level"]
 
 
-@pytest.mark.parametrize("attention", [0, 5])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("n_heads", [1, 3])
-def test_attention_is_what_it_is_by_hand(n_heads, depth, attention):
-    options = CONTEXT | {"n_heads": n_heads, "depth": depth, "attention": attention}
+def test_means_of_neighbours_are_what_they_are_by_hand(n_heads, depth):
+    options = CONTEXT | {"n_heads": n_heads, "depth": depth}
     head = lively(ContextHead(N_FEATURES, N_GENES, **options))
     features, positions, section = tissue(n_spots=12, n_sections=3)
     neighbours, distance = around(positions, section)
@@ -186,7 +191,7 @@ def test_attention_is_what_it_is_by_hand(n_heads, depth, attention):
         # Sections of 4: each spot sees three others, and once none.
         rows = neighbours[spot][neighbours[spot] >= 0].tolist()
         assert len(rows) == 4
-        expected = attention_by_hand(head, features, rows, distance[spot, :4].double().numpy())
+        expected = context_by_hand(head, features, rows, distance[spot, :4].double().numpy())
         # Distances are float32.
         np.testing.assert_allclose(got[spot], expected, rtol=1e-5, atol=1e-5)
 
@@ -321,10 +326,18 @@ def test_kind_and_options_make_the_head_again(kind):
     assert (again.n_neighbours, again.centred) == (head.n_neighbours, head.centred)
     # Shares of dropout are no weights, and come from the options too.
     shares = [module.p for module in again.modules() if isinstance(module, torch.nn.Dropout)]
-    assert set(shares) == {0.1, 0.4}
+    assert set(shares) == (set() if kind.startswith("linear") else {0.1, 0.4})
 
 
-@pytest.mark.parametrize("make", [MLPHead, ContextHead])
+def test_the_exact_head_is_linear_in_the_standardised_features():
+    head = lively(LinearHead(N_FEATURES, N_GENES))
+    w, (features, *_) = numbers(head), tissue()
+    expected = (features.numpy() - w["centre"]) / w["scale"] @ w["weight"]
+    np.testing.assert_allclose(head(features).detach(), expected, rtol=1e-12)
+    assert (head.centred, head.n_neighbours) == (False, 0)
+
+
+@pytest.mark.parametrize("make", [LinearNetwork, MLPHead, ContextHead])
 def test_options_that_are_not_given_are_kept_with_their_values(make):
     head = make(N_FEATURES, N_GENES)
     assert make(N_FEATURES, N_GENES, **head.options).options == head.options

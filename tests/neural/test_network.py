@@ -100,7 +100,7 @@ def test_parts_have_scores_loss_and_gradients_of_the_whole(micro_batch, loss, dt
 @pytest.mark.parametrize("micro_batch", [1, 4])
 def test_a_spot_and_its_neighbours_may_be_in_different_parts(micro_batch):
     def head():
-        options = {"n_neighbours": 2, "attention": 4, "width": 4}
+        options = {"n_neighbours": 2, "width": 4}
         return ContextHead(N_FEATURES, N_GENES, **options, dropout=0, input_dropout=0)
 
     rows = torch.arange(N_SPOTS)

@@ -14,16 +14,16 @@ from torch import nn
 
 pytest.importorskip("lightning")
 
+import strank
 from strank.errors import InputError
-from strank.fitting.exact import fit_model
-from strank.fitting.networks import train_model
+from strank.fitting.objectives import OBJECTIVES
 from strank.model.rank_model import RankModel
 from strank.neural import checkpoints as keep
 from strank.neural import training as logs
 from strank.neural import training as run_module
 from strank.neural.data import BatchPlan
 from strank.neural.heads import ContextHead, MLPHead
-from strank.neural.recipe import OBJECTIVES, RECIPES, Machine, Recipe
+from strank.neural.recipe import RECIPES, Machine, Recipe
 from strank.neural.training import Step
 
 QUICK = Recipe(learning_rate=0.02, weight_decay=0.01, max_epochs=15, patience=15, networks=1)
@@ -38,7 +38,7 @@ def cohort(section_of):
 
 @pytest.fixture
 def fit(cohort):
-    return partial(train_model, cohort, encoder="mine", n_genes=4, recipe=QUICK, head=SMALL)
+    return partial(strank.fit, cohort, encoder="mine", n_genes=4, recipe=QUICK, head=SMALL)
 
 
 def scores_of(model, adata):
@@ -56,7 +56,7 @@ def test_a_linear_head_comes_to_the_exact_optimum(fit, cohort, section_of, tmp_p
     weights = {name.removeprefix("network.head."): value for name, value in last.items()}
     network.head.load_state_dict(weights)
     train = {name: adata for name, adata in cohort.items() if name != "D1"}
-    exact = fit_model(train, encoder="mine", genes=list(network.panel.index), penalty=0.0)
+    exact = strank.fit(train, encoder="mine", genes=list(network.panel.index), penalty=0.0)
     new = section_of("E1", n_spots=200)
     np.testing.assert_allclose(scores_of(network, new), scores_of(exact, new), atol=2e-3)
 
@@ -64,7 +64,7 @@ def test_a_linear_head_comes_to_the_exact_optimum(fit, cohort, section_of, tmp_p
 def test_networks_and_the_exact_linear_head_are_averaged(fit, cohort, section_of, tmp_path):
     recipe = replace(QUICK, max_epochs=2, networks=2)
     both, networks = fit(head="mlp+linear", recipe=recipe), fit(head="mlp", recipe=recipe)
-    exact = fit_model(cohort, encoder="mine", genes=list(both.panel.index))
+    exact = strank.fit(cohort, encoder="mine", genes=list(both.panel.index))
     new = section_of("E1")
     mean = (scores_of(networks, new) + scores_of(exact, new)) / 2
     np.testing.assert_allclose(scores_of(both, new), mean, atol=1e-5)
@@ -82,7 +82,7 @@ def test_every_objective_orders_the_spots_of_a_new_section(fit, section_of, loss
     truth = pd.DataFrame(new.obsm["mine"] @ slopes, columns=new.var_names)[model.panel.index]
     found = pd.DataFrame(scores_of(model, new), columns=model.panel.index)
     assert found.corrwith(truth).mean() > 0.8
-    assert model.method == f"own head, {loss}"
+    assert model.method == f"own head, {loss}, own recipe"
 
 
 @pytest.mark.parametrize("head", ["mlp", "context", "linear"])
@@ -93,7 +93,7 @@ def test_heads_by_name_are_saved_loaded_and_predict_the_same(fit, section_of, tm
     new = section_of("E1", n_spots=40)
     loaded = RankModel.load(tmp_path / "m")
     np.testing.assert_array_equal(scores_of(loaded, new), scores_of(model, new))
-    assert loaded.method == f"{head}, list"
+    assert loaded.method == f"{head}, list, own recipe"
 
 
 def test_networks_take_turns_and_none_sees_the_sections_that_stop_it(fit, monkeypatch):
@@ -122,7 +122,7 @@ def test_networks_take_turns_and_none_sees_the_sections_that_stop_it(fit, monkey
 
 def test_patients_are_held_out_whole(section_of):
     cohort = {n: section_of(n, patient=n[0]) for n in ("A1", "A2", "B1", "C1", "C2")}
-    model = train_model(
+    model = strank.fit(
         cohort,
         head=SMALL,
         encoder="mine",
@@ -287,16 +287,16 @@ def test_a_section_without_a_gene_has_no_say_in_it(cohort):
     empty["A1"].X = empty["A1"].X.multiply(cohort["A1"].var_names != "G5").tocsr()
     options = {"encoder": "mine", "genes": ["G0", "G5"], "seed": 0, "head": "linear"}
     recipe = Recipe(max_epochs=3, networks=1)
-    one = train_model(lacking, **options, recipe=recipe, union=True)
-    other = train_model(empty, **options, recipe=recipe)
+    one = strank.fit(lacking, **options, recipe=recipe, union=True)
+    other = strank.fit(empty, **options, recipe=recipe)
     np.testing.assert_array_equal(*(scores_of(model, cohort["A1"]) for model in (one, other)))
     with pytest.raises(InputError, match="section A1 has no gene G5"):
-        train_model(lacking, **options, recipe=recipe)
+        strank.fit(lacking, **options, recipe=recipe)
 
 
 def test_one_section_cannot_stop_a_network(section_of):
     with pytest.raises(InputError, match="only section A1, and a network needs another"):
-        train_model({"A1": section_of("A1")}, encoder="mine", n_genes=4)
+        strank.fit({"A1": section_of("A1")}, encoder="mine", n_genes=4, head="mlp")
 
 
 def test_the_paper_is_a_recipe():
@@ -354,7 +354,7 @@ def test_weights_and_biases_must_be_there(fit, monkeypatch):
 def test_folders_of_many_sections_have_names_that_a_file_system_takes(section_of, tmp_path):
     names = [f"{patient}-slide-{n}" for patient in "AB" for n in range(30)]
     cohort = {name: section_of(name, patient=name[0], n_spots=4) for name in names}
-    train_model(
+    strank.fit(
         cohort,
         head=SMALL,
         encoder="mine",

@@ -19,13 +19,14 @@ from strank.cli.console import (
     split_names,
     working,
 )
-from strank.cli.fit import NETWORKS, HeadName, LossName, RecipeName, Seed, is_exact, neural_options
+from strank.cli.fit import NETWORKS, HeadName, LossName, RecipeName, Seed
 from strank.errors import InputError
 from strank.progress import progress
 
 if TYPE_CHECKING:
     from strank.encoders.base import Encoder
     from strank.evaluation.held_out import Evaluation
+    from strank.fitting.method import Method
     from strank.model.rank_model import RankModel
 
 __all__ = ["evaluate"]
@@ -71,19 +72,22 @@ def evaluate(
     [bold]Example:[/] strank evaluate cohort --folds section --head mlp -o evaluation-mlp
     """
     from strank.files import output_folder
+    from strank.fitting.method import Method
 
     if (model is None) == (folds is None):
         raise InputError("give either --model or --folds")
     output_folder(output)
     if model is not None:
         typed = given_options(context, NETWORKS)
-        if typed or genes is not None or encoder is not None or not is_exact(head, loss, recipe):
+        default = (head, loss, recipe) == ("linear", "list", None)
+        if typed or genes is not None or encoder is not None or not default:
             raise InputError("--genes, --encoder, --head, --loss and --recipe are the model's own")
         result = _evaluate_model(cohort, model, split_names(sections), train or cohort)
     else:
         if train is not None:
             raise InputError("--train goes with --model; folds train on the cohort itself")
-        if is_exact(head, loss, recipe) and (typed := given_options(context, NETWORKS)):
+        method = Method(head, loss, recipe)
+        if method.is_exact and (typed := given_options(context, NETWORKS)):
             raise InputError(f"{typed[0]} is for networks: give --head mlp or context")
         names = split_names(sections)
         result = _cross_validate(
@@ -92,7 +96,7 @@ def evaluate(
             names,
             encoder=encoder or "morphology",
             n_genes=genes or 50,
-            fit=_fit_of(head, loss, recipe, seed),
+            fit=_fit_of(method, seed),
         )
     result.write(output)
     summary = result.summary
@@ -149,14 +153,11 @@ def _embed(cohort: Path, encoder: Encoder) -> None:
         embed(cohort, encoder, advance=advance)
 
 
-def _fit_of(head: str, loss: str, recipe: str | None, seed: int) -> Callable[..., RankModel]:
-    if is_exact(head, loss, recipe):
-        from strank.fitting.exact import fit_model
+def _fit_of(method: Method, seed: int) -> Callable[..., RankModel]:
+    from strank.fitting.method import fit
 
-        return fit_model
-    from strank.fitting.networks import train_model
-
-    return partial(train_model, **neural_options(head, loss, recipe or "default", seed))
+    parts = {"head": method.head, "loss": method.loss, "recipe": method.recipe}
+    return partial(fit, **parts, seed=None if method.is_exact else seed)  # type: ignore[arg-type]
 
 
 def _cross_validate(

@@ -1,10 +1,9 @@
-"""``strank fit``: the linear head exactly, or a neural head by gradient steps."""
+"""``strank fit``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,28 +17,24 @@ if TYPE_CHECKING:
 
     from strank.model.rank_model import RankModel
 
-__all__ = [
-    "NETWORKS",
-    "HeadName",
-    "LossName",
-    "RecipeName",
-    "Seed",
-    "fit",
-    "is_exact",
-    "neural_options",
-]
-
 _EXACT, NETWORKS, _IMAGES = "Exact solver", "Networks", "Networks with their encoder"
 
 Sections = Annotated[
     str | None, typer.Option(help="Names of sections, separated by commas; all if not given.")
 ]
 HeadName = Annotated[
-    str, typer.Option(help="`linear` (exact), or a network: `mlp`, `context` (neighbouring spots).")
+    str,
+    typer.Option(
+        help="`linear`, or a network: `mlp`, `context` (neighbouring spots), `mlp+linear`, "
+        "`context+linear`."
+    ),
 ]
 LossName = Annotated[
     str,
-    typer.Option(help="`list`, `pair`, `rank`, `section-pcc`, `pcc`, `mse`, `poisson` or `nb`."),
+    typer.Option(
+        help="`list`, `pair`, `poisson` or `mse` (exact for `linear`), `rank`, `rank-published`, "
+        "`pcc`, `section-pcc` or `nb`."
+    ),
 ]
 RecipeName = Annotated[
     str | None,
@@ -140,7 +135,7 @@ def fit(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """3. Train a head: linear with the exact list objective, or a network by any objective.
+    """3. Train a head: linear with an exact solver, or a network by any objective.
 
     [bold]Example:[/] strank fit cohort -o model --genes 50 --sections C2,C3,C4
 
@@ -152,55 +147,37 @@ def fit(
     [bold]Example:[/] strank fit cohort -o model --encoder timm:resnet18 --finetune last-2
     """
     from strank.cohort.store import read_cohort
+    from strank.fitting.method import Method, fit
+    from strank.neural.recipe import Machine, get_recipe
 
     if genes != "all" and not genes.isdecimal():
         raise InputError(f"--genes is a number or `all`; got {genes!r}")
-    exact = is_exact(head, loss, recipe) and finetune is None
-    _check_options(context, exact, finetune)
-    features = encoder if finetune is None else None
-    train = read_cohort(cohort, sections=split_names(sections), encoder=features)
-    if union and finetune is not None:
-        raise InputError("--union is not for --finetune; leave it out")
-    panel: dict[str, Any] = {"union": union} if finetune is None else {}
-    panel |= {"n_genes": None if genes == "all" else int(genes), "encoder": encoder}
-    if exact:
-        solver = {"penalty": penalty, "borrow": borrow, "max_memory": max_memory, "verbose": True}
-        _fit_exact(train, output, as_json, **solver, **panel)
+    method = Method(head, loss, recipe or ("finetune" if finetune else None))
+    _check_options(context, method.is_exact, finetune)
+    train = read_cohort(
+        cohort, sections=split_names(sections), encoder=None if finetune else encoder
+    )
+    options: dict[str, Any] = {"head": head, "loss": loss, "recipe": method.recipe}
+    options |= {"n_genes": None if genes == "all" else int(genes), "encoder": encoder}
+    options |= {"union": union, "verbose": True}
+    if method.is_exact:
+        options |= {"penalty": penalty, "borrow": borrow, "max_memory": max_memory}
+        model = fit(train, **options)
+        model.save(output)
+        _finish(model, output, as_json, *_told_of_solver(model, penalty))
         return
-    from strank.neural.recipe import Machine
-
-    options = neural_options(head, loss, recipe or ("finetune" if finetune else "default"), seed)
-    given = {"patience": patience, "max_epochs": epochs}
+    given: dict[str, Any] = {"patience": patience, "max_epochs": epochs}
     given = {name: value for name, value in given.items() if value is not None}
-    options["recipe"] = replace(options["recipe"], **given)
-    options["held_out"] = split_names(held_out)
+    if given:
+        options["recipe"] = replace(get_recipe(str(method.recipe)), **given)
+    if finetune:
+        from strank.neural.finetune import Finetune
+
+        options["finetune"] = Finetune(finetune, micro_batch=micro_batch)
     workers = workers if finetune else 0
     machine = Machine("auto", devices, nodes, precision, workers, wandb=wandb)  # type: ignore[arg-type]
-    run = {"machine": machine, "resume": resume, "verbose": True}
-    _train(_trainer(finetune, micro_batch), train, output, as_json, **options, **panel, **run)
-
-
-def is_exact(head: str, loss: str, recipe: str | None) -> bool:
-    """Whether the exact solver does it."""
-    return (head, loss, recipe) == ("linear", "list", None)
-
-
-def neural_options(head: str, loss: str, recipe: str, seed: int) -> dict[str, Any]:
-    """Options of `strank.fitting.networks.train_model` that several commands have."""
-    from strank.neural.recipe import get_recipe
-
-    return {"head": head, "loss": loss, "recipe": get_recipe(recipe), "seed": seed}
-
-
-def _trainer(finetune: str | None, micro_batch: int | None) -> Callable[..., RankModel]:
-    if finetune is None:
-        from strank.fitting.networks import train_model
-
-        return train_model
-    from strank.fitting.finetune import finetune_model
-    from strank.neural.finetune import Finetune
-
-    return partial(finetune_model, how=Finetune(finetune, micro_batch=micro_batch))
+    options |= {"held_out": split_names(held_out), "seed": seed, "machine": machine}
+    _train(train, output, as_json, resume=resume, **options)
 
 
 def _check_options(context: typer.Context, exact: bool, finetune: str | None) -> None:
@@ -213,35 +190,24 @@ def _check_options(context: typer.Context, exact: bool, finetune: str | None) ->
         raise InputError(f"{given[0]} is for training the encoder: give --finetune")
 
 
-def _fit_exact(train: Mapping[str, AnnData], output: Path, as_json: bool, **options: Any) -> None:
-    from strank.fitting.exact import fit_model
-
-    model = fit_model(train, **options)
-    model.save(output)
-    facts = model.provenance
-    if len(train) == 1 and options["penalty"] is None:
+def _told_of_solver(model: RankModel, penalty: float | None) -> list[str]:
+    facts, panel = model.provenance, model.panel
+    if len(facts["sections"]) == 1 and penalty is None:
         note(f"penalty: {facts['penalty_choice']}")
-    borrowed = f"; {model.panel['borrows'].sum()} genes borrow" * options["borrow"]
-    _finish(
-        model,
-        output,
-        as_json,
-        f"{facts['solver']}; penalty: {facts['penalty_choice']} "
-        f"(median {model.panel['penalty'].median():g} counts){borrowed}",
-    )
+    how = f"{facts['solver']}; penalty: {facts['penalty_choice']}"
+    if "penalty" in panel:
+        how += f" (median {panel['penalty'].median():g} counts)"
+    if "borrows" in panel and panel["borrows"].any():
+        how += f"; {panel['borrows'].sum()} genes borrow"
+    return [how]
 
 
-def _train(
-    train_model: Callable[..., RankModel],
-    train: Mapping[str, AnnData],
-    output: Path,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def _train(train: Mapping[str, AnnData], output: Path, as_json: bool, **options: Any) -> None:
+    from strank.fitting.method import fit
     from strank.neural.training import is_first_process
 
     folder = output.with_name(output.name + ".training")
-    model = train_model(train, **options, folder=folder)
+    model = fit(train, **options, folder=folder)
     if not is_first_process():
         return
     model.save(output)

@@ -29,17 +29,25 @@ def benchmark(
     losses: Annotated[
         str | None,
         typer.Option(
-            help="list, pair, mse, poisson, nb, rank, pcc, section-pcc, hest-ridge, separated by "
-            "commas; the protocol's, or the first eight, if not given."
+            help="list, pair, rank, rank-published, pcc, section-pcc, mse, poisson, nb or "
+            "hest-ridge, separated by commas; if not given, the protocol's, or all but "
+            "rank-published and hest-ridge."
         ),
     ] = None,
     heads: Annotated[
         str,
         typer.Option(
-            help="linear, linear-paper, mlp, context, mlp+linear, context+linear, or timm:NAME to "
-            "train an image network end to end; separated by commas."
+            help="linear, mlp, context, mlp+linear, context+linear, or timm:NAME to train an image "
+            "network end to end; separated by commas."
         ),
     ] = "linear",
+    recipes: Annotated[
+        str,
+        typer.Option(
+            help="How a network is trained: default, paper, or usual, which is the exact solver "
+            "where there is one; separated by commas."
+        ),
+    ] = "usual",
     encoders: Annotated[
         str, typer.Option(help="Image features, separated by commas.")
     ] = "morphology",
@@ -67,7 +75,7 @@ def benchmark(
     from strank.studies.benchmark.runner import run_benchmark
 
     chosen = get_protocol(protocol)
-    grid = _grid(chosen, losses, heads, encoders, genes, seeds)
+    grid = _grid(chosen, losses, heads, recipes, encoders, genes, seeds)
     facts = run_benchmark(cohort, chosen, grid, output, jobs=jobs or cpu_count(), progress=progress)
     for text in (*facts["warnings"], *facts["notes"]):
         note(text)
@@ -88,13 +96,20 @@ def benchmark(
 
 
 def _grid(
-    protocol: Protocol, losses: str | None, heads: str, encoders: str, genes: str | None, seeds: int
+    protocol: Protocol,
+    losses: str | None,
+    heads: str,
+    recipes: str,
+    encoders: str,
+    genes: str | None,
+    seeds: int,
 ) -> Grid:
     from strank.studies.benchmark.runner import LOSSES, Grid
 
     return Grid(
         losses=tuple(split_names(losses) or protocol.methods or LOSSES),
         heads=tuple(split_names(heads) or ()),
+        recipes=tuple(None if name == "usual" else name for name in split_names(recipes) or ()),
         encoders=tuple(split_names(encoders) or ()),
         n_genes=tuple(map(_size, split_names(genes) or ())) or protocol.n_genes,
         seeds=seeds,

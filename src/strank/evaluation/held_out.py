@@ -17,7 +17,7 @@ from strank.evaluation.methods import Predicted, predict_all
 from strank.evaluation.protocol import shared_patients
 from strank.evaluation.scores import score_section, summarise
 from strank.files import atomic_path, output_folder, write_json
-from strank.fitting.exact import fit_model
+from strank.fitting.method import fit as fit_model
 from strank.model.rank_model import RankModel
 from strank.version import __version__
 
@@ -126,8 +126,8 @@ def cross_validate(
     n_genes
         Size of the panel.
     fit
-        Makes a model of training sections, ``encoder`` and ``n_genes``: exactly by default, or
-        ``functools.partial(train_model, head="mlp")``.
+        Makes a model of training sections, ``encoder`` and ``n_genes``: the exact list by default,
+        or ``functools.partial(strank.fit, head="mlp")``.
     advance
         Called with 1 after every fold.
 
@@ -146,7 +146,7 @@ def cross_validate(
         facts.append({"fold": fold.name, "test": fold.test, **model.provenance})
         if fold.shared_patients:
             warnings.append(f"fold {fold.name}: {shared_patients(fold.shared_patients)}")
-        if len(train) == 1 and fit is fit_model:
+        if len(train) == 1 and model.provenance.get("penalty_choice", "given") != "given":
             warnings.append(
                 f"fold {fold.name}: trained on one section, so no penalty could be chosen there"
             )

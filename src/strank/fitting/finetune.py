@@ -20,7 +20,8 @@ from strank.encoders.backbone import Backbone, BackboneEncoder, weights_checksum
 from strank.encoders.base import encoder_facts
 from strank.encoders.load import load_encoder
 from strank.errors import InputError
-from strank.fitting.networks import MakeHead, TrainingPlan, head_maker, method_name, start_head
+from strank.fitting.networks import MakeHead, TrainingPlan, start_head
+from strank.fitting.objectives import Objective
 from strank.losses import SectionLoss
 from strank.model.rank_model import RankModel
 from strank.neural.augment import Augmentation
@@ -33,8 +34,8 @@ from strank.neural.finetune import (
     merge,
     prepare,
 )
-from strank.neural.heads import Network
-from strank.neural.recipe import Machine, MakeLoss, Recipe, get_recipe, loss_maker, monitored
+from strank.neural.heads import Network, Traits
+from strank.neural.recipe import Machine, Recipe
 from strank.neural.training import Run, train_ensemble
 
 # Patches that tell the scale of an image network's features.
@@ -43,60 +44,29 @@ _MEASURED = 1024
 
 # First weights are drawn from torch's generator, which is the user's.
 @torch.random.fork_rng()
-def finetune_model(
+def fit_finetuned(
     cohort: Mapping[str, AnnData],
-    encoder: str,
-    how: Finetune | None = None,
+    how: Finetune,
+    make: MakeHead,
+    objective: Objective,
+    recipe: Recipe,
     *,
-    head: str | MakeHead = "mlp",
-    loss: str = "list",
-    recipe: str | Recipe = "finetune",
-    n_genes: int | None = 50,
-    genes: Sequence[str] | None = None,
-    held_out: Sequence[str] | None = None,
-    seed: int = 0,
-    machine: Machine | None = None,
-    folder: Path | str | None = None,
-    resume: bool = False,
-    verbose: bool = False,
+    method: Mapping[str, str],
+    encoder: str,
+    n_genes: int | None,
+    genes: Sequence[str] | None,
+    held_out: Sequence[str] | None,
+    seed: int,
+    machine: Machine | None,
+    folder: Path | str | None,
+    resume: bool,
+    verbose: bool,
 ) -> RankModel:
-    """Train an image network and a head on its features together, by any objective.
+    """Train an image network and a head on its features together; a single network.
 
-    Parameters
-    ----------
-    cohort
-        Training sections with images, at least two.
-    encoder
-        An image network of `strank.encoders.load.load_backbone`, such as ``"timm:resnet18"``.
-    how
-        What of it is trained, augmentation and memory; adapters of low rank if ``None``.
-    head, loss, n_genes, genes, seed, machine, folder, resume, verbose
-        As in `train_model`; two processes read patches if ``machine`` is ``None``.
-        Features are not centred within sections here, since a
-        batch does not hold whole sections.
-    recipe
-        ``"finetune"``, or a `strank.neural.recipe.Recipe`. One network is trained.
-    held_out
-        Sections that stop it, and that it does not see; a patient (or a section, where there are
-        fewer than three patients) drawn by the seed if ``None``.
-
-    Returns
-    -------
-    RankModel
-        With the trained network as ``backbone``.
-
-    Raises
-    ------
-    InputError
-        As `train_model`, and for an image or network that cannot be read.
+    Two processes read patches where nothing else is said.
     """
-    how = how or Finetune()
-    recipe = monitored(get_recipe(recipe) if isinstance(recipe, str) else recipe, loss)
-    make, make_loss = head_maker(head, centred=False), loss_maker(loss, recipe.reduction)
-    about = {
-        "method": method_name(head, loss),
-        "finetune": {"encoder": encoder, **asdict(how)},
-    }
+    recipe = replace(recipe, monitor=recipe.monitor or objective.monitor)
     plan = TrainingPlan.of(
         cohort,
         replace(recipe, networks=1),
@@ -105,11 +75,12 @@ def finetune_model(
         genes=genes,
         held_out=held_out,
         seed=seed,
-        about=about,
+        about={"method": dict(method), "finetune": {"encoder": encoder, **asdict(how)}},
     )
     source = load_encoder(encoder)
     like = make(source.backbone.n_features, len(plan.panel))
-    if getattr(like, "centred", False):
+    # A batch does not hold whole sections.
+    if Traits.of(like).centred:
         raise InputError("a head on an image network cannot have centred features: centred=False")
     with ExitStack() as stack:
         kept = plan.claim(folder, like, encoder_facts(source), resume=resume)
@@ -123,7 +94,7 @@ def finetune_model(
         run = Run(
             recipe, machine or Machine(workers=2), seed, folder=kept, resume=resume, title=title
         )
-        start = partial(_start, spots, make, make_loss, source, how, seed)
+        start = partial(_start, spots, make, objective, recipe, source, how, seed)
         trained = train_ensemble(start, spots, plan.names, plan.turns, run)
     (network, _), *_ = trained
     backbone = merge(cast(Backbone, network.backbone))
@@ -136,7 +107,8 @@ def finetune_model(
 def _start(
     spots: Spots,
     make: MakeHead,
-    make_loss: MakeLoss,
+    objective: Objective,
+    recipe: Recipe,
     source: BackboneEncoder,
     how: Finetune,
     seed: int,
@@ -146,7 +118,7 @@ def _start(
     with torch.no_grad():
         features = Network(nn.Identity(), source.backbone)(measured)
     counts, offset = spots.counts[rows], spots.offset[rows]
-    head, loss = start_head(make, make_loss, features, counts, offset)
+    head, loss = start_head(make, objective, recipe, features, counts, offset)
     backbone = prepare(source.backbone, how.mode, lora_rank=how.lora_rank, seed=seed)
     freeze_unused(backbone)
     if how.recompute:

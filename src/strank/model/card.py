@@ -220,10 +220,10 @@ def _training(known: Mapping[str, Any]) -> str:
     ]
     patients = {entry["patient"] for entry in sections.values()}
     spots = sum(entry["n_spots"] for entry in sections.values())
-    how = known.get("objective", known.get("method", "not recorded"))
+    how = known.get("method", {}).get("name", "not recorded")
     return (
         f"Sections: {len(sections)}; patients: {len(patients)}; spots: {spots}, of "
-        f"{known.get('spot_diameter_um', '?')} µm. Objective: {_escaped(how)}. Written by strank "
+        f"{known.get('spot_diameter_um', '?')} µm. Method: {_escaped(how)}. Written by strank "
         f"{_escaped(known.get('strank_version', '?'))}.\n\n"
         + _table(["section", "patient", "spots", "SHA-256 of counts"], rows)
     )

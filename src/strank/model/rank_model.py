@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +24,7 @@ from strank.files import atomic_path, read_json, sha256
 from strank.functional.groups import centre_within
 from strank.model.novelty import Novelty
 from strank.neural.data import find_neighbours
-from strank.neural.heads import HEADS, LinearHead, stored_head
+from strank.neural.heads import HEADS, Traits, stored_head
 from strank.version import __version__
 
 FORMAT = 1
@@ -59,6 +59,7 @@ class RankModel:
     Examples
     --------
     >>> import tempfile
+    >>> from strank.neural.heads import LinearHead
     >>> facts = {"name": "mine", "version": "1", "fields": [], "n_features": 3}
     >>> model = RankModel(LinearHead(3, 1), pd.DataFrame(index=["ERBB2"]), facts, {})
     >>> folder = Path(tempfile.mkdtemp()) / "model"
@@ -77,8 +78,8 @@ class RankModel:
 
     @property
     def method(self) -> str:
-        """How tables name it: the objective, and of a network the head."""
-        return str(self.provenance.get("method", "list"))
+        """How tables name it, as `strank.fitting.method.Method` does."""
+        return str(self.provenance.get("method", {}).get("name", "own model"))
 
     def save(self, folder: Path | str) -> None:
         """Write ``model.json``, ``head.safetensors`` and, where they are there, the others.
@@ -185,14 +186,14 @@ class RankModel:
 
     def _scores(self, adata: AnnData, section: np.ndarray) -> np.ndarray:
         values = self._features(adata)
-        if getattr(self.head, "centred", False):
+        traits = Traits.of(self.head)
+        if traits.centred:
             values = centre_within(values, section).astype(np.float32)
         features = torch.as_tensor(values)
-        n_neighbours = int(getattr(self.head, "n_neighbours", 0))
-        if n_neighbours == 0:
+        if traits.n_neighbours == 0:
             return torch.cat([self.head(part) for part in features.split(_ROWS)]).numpy()
-        neighbours = find_neighbours(positions_um(adata), section, n_neighbours)
-        parts, at_once = [], max(1, _ROWS // (1 + n_neighbours))
+        neighbours = find_neighbours(positions_um(adata), section, traits.n_neighbours)
+        parts, at_once = [], max(1, _ROWS // (1 + traits.n_neighbours))
         for start in range(0, len(features), at_once):
             rows, around = neighbours.of(np.arange(start, min(start + at_once, len(features))))
             parts.append(self.head(features[rows], *around))
@@ -241,8 +242,6 @@ def _checked(weights: Path, stored: Mapping[str, Any]) -> Path:
 
 def _stored_head(head: nn.Module) -> dict[str, Any]:
     """Say how a head is made again; refuse one that cannot be."""
-    if isinstance(head, LinearHead):
-        return {"kind": "linear", "options": {}}
     stored = stored_head(head)
     if None in _kinds(stored):
         raise InputError(
@@ -255,11 +254,9 @@ def _stored_head(head: nn.Module) -> dict[str, Any]:
 def _load_head(
     folder: Path, stored: Mapping[str, Any], n_features: int, panel: pd.DataFrame
 ) -> nn.Module:
-    known: dict[str, Callable[..., nn.Module]] = {"linear": LinearHead, **HEADS}
-    unknown = _kinds(stored) - set(known)
-    if unknown:
+    if unknown := _kinds(stored) - set(HEADS):
         raise InputError(f"{folder}: the model has a head {unknown.pop()!r}, unknown here")
-    head = known[stored["kind"]](n_features, len(panel), **stored.get("options", {}))
+    head = HEADS[stored["kind"]](n_features, len(panel), **stored.get("options", {}))
     head.load_state_dict(load_file(_checked(folder / _HEAD, stored)))
     return head.eval()
 

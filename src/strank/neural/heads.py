@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,29 @@ _FAR = 8.0
 _AT_ONCE = 256
 
 
-class LinearHead(nn.Module):
-    """Standardise features and map them linearly to scores.
+class Traits(NamedTuple):
+    """What a head is to be given, and what it is made of again; a user's module may say nothing."""
 
-    Parameters
-    ----------
-    n_features, n_genes
-        Width of the input and of the output.
+    #: Whether features are to come centred within their section: a shift of all of them, such as of
+    #: the stain, cancels in a linear head, but not in others.
+    centred: bool
+    #: How many neighbours the head looks at besides the spot itself.
+    n_neighbours: int
+    #: Arguments beyond the first two.
+    options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, head: nn.Module) -> Self:
+        """Traits of any module; the rest is as for a head of a spot's own features."""
+        return cls(
+            bool(getattr(head, "centred", False)),
+            int(getattr(head, "n_neighbours", 0)),
+            getattr(head, "options", {}),
+        )
+
+
+class LinearHead(nn.Module):
+    """Standardise features and map them linearly to scores: what is fitted exactly.
 
     Examples
     --------
@@ -34,23 +50,17 @@ class LinearHead(nn.Module):
     torch.Size([5, 2])
     """
 
+    centred = False
+    n_neighbours = 0
     centre: Tensor
     scale: Tensor
 
     def __init__(self, n_features: int, n_genes: int) -> None:
         super().__init__()
+        self.options: dict[str, Any] = {}
         self.register_buffer("centre", torch.zeros(n_features))
         self.register_buffer("scale", torch.ones(n_features))
         self.weight = nn.Parameter(torch.zeros(n_features, n_genes))
-
-    @classmethod
-    def from_regressor(cls, regressor: Any) -> Self:
-        """Take over a fitted regressor, in float32."""
-        head = cls(regressor.coef_.shape[1], regressor.coef_.shape[0])
-        weight = regressor.coef_.T * regressor.scale_[:, None]
-        fitted = {"centre": regressor.centre_, "scale": regressor.scale_, "weight": weight}
-        head.load_state_dict({name: torch.as_tensor(values) for name, values in fitted.items()})
-        return head
 
     def forward(self, features: Tensor) -> Tensor:
         """Scores ``[n_spots, n_genes]`` of features ``[n_spots, n_features]``."""
@@ -110,8 +120,28 @@ class Head(nn.Module):
         return scores + self.level
 
 
+class LinearNetwork(Head):
+    """The linear head as a network is trained, with a level; made as the other heads are.
+
+    Examples
+    --------
+    >>> LinearNetwork(3, 2)(torch.ones(5, 3)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(
+        self, n_features: int, n_genes: int, *, rank: int | None = None, centred: bool = False
+    ) -> None:
+        options = {"rank": rank, "centred": centred}
+        super().__init__(n_features, n_genes, width=n_features, rank=rank, options=options)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scores ``[n_spots, n_genes]`` of features ``[n_spots, n_features]``."""
+        return self.scores(self.standardised(features))
+
+
 class MLPHead(Head):
-    """Layers of a fixed width over the features of a spot; linear if there is none.
+    """Layers of a fixed width over the features of a spot.
 
     Parameters
     ----------
@@ -157,8 +187,7 @@ class ContextHead(Head):
     """A spot attends to its neighbours; layers as in `MLPHead` over its features and their mean.
 
     A neighbour weighs by its distance, which is all that is seen of its place: turning or mirroring
-    the section changes nothing. With ``attention`` it weighs by its features as well; on few
-    sections that has more freedom than it can use.
+    the section changes nothing.
 
     Parameters
     ----------
@@ -168,8 +197,6 @@ class ContextHead(Head):
         How many of the nearest spots, besides the spot itself.
     n_heads
         Means that are taken, each with weights of its own.
-    attention
-        Width of queries and keys, by which features of two spots are compared; 0 for no comparison.
     width, depth, dropout, input_dropout, rank, centred
         As in `MLPHead`.
 
@@ -190,7 +217,6 @@ class ContextHead(Head):
         *,
         n_neighbours: int = 8,
         n_heads: int = 1,
-        attention: int = 0,
         width: int = 128,
         depth: int = 1,
         dropout: float = 0.5,
@@ -199,15 +225,12 @@ class ContextHead(Head):
         centred: bool = True,
     ) -> None:
         options: dict[str, Any] = {"n_neighbours": n_neighbours, "n_heads": n_heads}
-        options |= {"attention": attention, "width": width, "depth": depth, "dropout": dropout}
+        options |= {"width": width, "depth": depth, "dropout": dropout}
         options |= {"input_dropout": input_dropout, "rank": rank, "centred": centred}
         seen = (1 + n_heads) * n_features
         last = width if depth else seen
         super().__init__(n_features, n_genes, width=last, rank=rank, options=options)
         self.n_neighbours, self.n_heads = n_neighbours, n_heads
-        self.query, self.key = (
-            nn.Linear(n_features, n_heads * attention) if attention else None for _ in range(2)
-        )
         self.nearness = nn.Parameter(torch.zeros(n_heads))
         self.layers = _layers(seen, width, depth, dropout, input_dropout)
 
@@ -226,17 +249,13 @@ class ContextHead(Head):
         """
         rows = self.standardised(features)
         own, around = neighbours[:, 0], neighbours[:, 1:]
-        weights = self._weights(rows, own, around, distance[:, 1:])
+        weights = self._weights(around, distance[:, 1:])
         means = torch.einsum("shk,skf->shf", weights, rows[around.clamp(min=0)])
         return self.scores(self.layers(torch.cat([rows[own], means.flatten(1)], 1)))
 
-    def _weights(self, rows: Tensor, own: Tensor, around: Tensor, distance: Tensor) -> Tensor:
+    def _weights(self, around: Tensor, distance: Tensor) -> Tensor:
         """Weights of the neighbours, ``[n_spots, n_heads, n_neighbours]``; 0 if there is none."""
         logits = -softplus(self.nearness)[:, None] * (distance / _UM)[:, None]
-        if self.query is not None and self.key is not None:
-            query = self.query(rows)[own].unflatten(1, (self.n_heads, -1))
-            key = self.key(rows)[around.clamp(min=0)].unflatten(2, (self.n_heads, -1))
-            logits = logits + torch.einsum("shd,skhd->shk", query, key) / query.shape[-1] ** 0.5
         absent = (around < 0)[:, None]
         logits = logits.masked_fill(absent, torch.finfo(logits.dtype).min)
         return logits.softmax(-1).masked_fill(absent, 0.0)
@@ -275,8 +294,8 @@ class MeanHead(nn.Module):
 
     def _take(self, heads: Sequence[nn.Module]) -> None:
         self.heads = nn.ModuleList(heads)
-        self.n_neighbours = max(int(getattr(head, "n_neighbours", 0)) for head in heads)
-        self.centred = any(getattr(head, "centred", False) for head in heads)
+        self.n_neighbours = max(Traits.of(head).n_neighbours for head in heads)
+        self.centred = any(Traits.of(head).centred for head in heads)
         self.options = {"members": [stored_head(head) for head in heads]}
 
     def forward(self, features: Tensor, *around: Tensor) -> Tensor:
@@ -284,14 +303,16 @@ class MeanHead(nn.Module):
         return torch.stack([self._scores(head, features, *around) for head in self.heads]).mean(0)
 
     def _scores(self, head: nn.Module, features: Tensor, *around: Tensor) -> Tensor:
-        if around and not getattr(head, "n_neighbours", 0):
+        if around and not Traits.of(head).n_neighbours:
             return head(features)[around[0][:, 0]]
         return head(features, *around)
 
 
-#: Heads by name. One is made as ``head(n_features, n_genes, **options)``, and has those ``options``
-#: as an attribute, if there are any; add your own class to save models with it.
+#: Kinds of heads. One is made as ``head(n_features, n_genes, **options)``, and has those `Traits`
+#: that it needs as attributes; add your own class to save models with it.
 HEADS: dict[str, Callable[..., nn.Module]] = {
+    "linear": LinearHead,
+    "linear-network": LinearNetwork,
     "mlp": MLPHead,
     "context": ContextHead,
     "mean": MeanHead,
@@ -301,7 +322,7 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
 def stored_head(head: nn.Module) -> dict[str, Any]:
     """Return what a head is made of again: kind (``None`` if it is not known) and options."""
     kind = next((kind for kind, make in HEADS.items() if type(head) is make), None)
-    return {"kind": kind, "options": getattr(head, "options", {})}
+    return {"kind": kind, "options": Traits.of(head).options}
 
 
 def _layers(

@@ -17,7 +17,7 @@ from strank.errors import InputError
 from strank.evaluation.held_out import Evaluation, evaluate
 from strank.evaluation.methods import BASELINES, predict_all
 from strank.files import atomic_path, output_folder
-from strank.fitting.exact import fit_model
+from strank.fitting.method import fit
 from strank.io.st import import_st
 from strank.metrics.correlation import rank_correlation
 from strank.model.rank_model import RankModel
@@ -57,7 +57,7 @@ def run_demo(folder: Path, *, seed: int = 0, n_genes: int = 100, say: Say = prin
     test = {name: adata for name, adata in cohort.items() if patients[name] == held_out}
     train = {n: a for n, a in cohort.items() if n not in test}
     say(f"fit: {n_genes} genes on {len(train)} sections, without patient {held_out}")
-    model = fit_model(train, encoder="morphology", n_genes=n_genes)
+    model = fit(train, encoder="morphology", n_genes=n_genes)
     model.save(folder / "model")
     say(f"evaluate: on {len(test)} sections of patient {held_out}")
     evaluation = evaluate(model, test, train=train)
@@ -67,7 +67,7 @@ def run_demo(folder: Path, *, seed: int = 0, n_genes: int = 100, say: Say = prin
         for name, adata in test.items()
     }
     # Rows without an image are in evaluation/; here they would make the table too wide to read.
-    methods = [model.method, *BASELINES]
+    methods = [model.method, *(baseline.name for baseline in BASELINES)]
     scores = evaluation.scores[evaluation.scores["method"].isin(methods)]
     predictions = {
         name: {method: found[method] for method in methods}

@@ -225,6 +225,8 @@ class TestSection:
         Spot centres (x, y) in pixels of the full image.
     scores
         Encoder and method to predictions, ``[n_spots, n_genes]``.
+    log_rates
+        Which of them are log rates.
     observed
         The section with its counts, or ``None``.
     """
@@ -237,6 +239,7 @@ class TestSection:
     genes: pd.Index
     positions: NDArray[np.float64]
     scores: dict[tuple[str, str], NDArray[np.float32]]
+    log_rates: set[tuple[str, str]]
     observed: AnnData | None
 
 
@@ -263,12 +266,17 @@ def test_sections(
         files = sorted(((_about(path), path) for path in paths), key=lambda f: f[0]["seed"])
         first = read_h5ad(paths[0])
         scores: dict[tuple[str, str], NDArray[np.float32]] = {}
+        log_rates = set()
         for about, path in files:
             found = read_h5ad(path)
             if not (found.var_names.equals(first.var_names) and found.shape == first.shape):
                 raise InputError(f"{path}: other spots or genes than in {paths[0].name}")
             # Of several seeds the first stands for the method.
-            scores.setdefault((about["encoder"], about["method"]), np.asarray(found.X))
+            key = about["encoder"], about["method"]
+            scores.setdefault(key, np.asarray(found.X))
+            # Other scores have a slope that makes them log rates.
+            if "slope" not in found.var:
+                log_rates.add(key)
         shared = files[0][0]["shared_patients"]
         for name in first.obs["section"].astype(str).unique():
             rows = np.asarray(first.obs["section"] == name)
@@ -280,6 +288,7 @@ def test_sections(
                 genes=first.var_names,
                 positions=positions,
                 scores={key: values[rows] for key, values in scores.items()},
+                log_rates=log_rates,
                 observed=None if cohort is None else _observed(benchmark, cohort, name, notes),
             )
 

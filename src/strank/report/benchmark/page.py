@@ -20,7 +20,6 @@ from plotly.offline import get_plotlyjs
 
 from strank.cohort.store import section_names
 from strank.errors import InputError
-from strank.evaluation.methods import has_log_rates
 from strank.files import atomic_path
 from strank.report.benchmark.data import (
     Benchmark,
@@ -157,7 +156,7 @@ def _changes(section: TestSection) -> dict[tuple[str, str], ChangeSums]:
     return {
         (encoder, method): change_sums(scores[:, measured].astype(np.float64), counts, depth)
         for (encoder, method), scores in section.scores.items()
-        if has_log_rates(method)
+        if (encoder, method) in section.log_rates
     }
 
 

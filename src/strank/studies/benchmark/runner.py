@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import product
@@ -21,28 +21,29 @@ from strank.cohort.contract import counts_checksum, section_info
 from strank.cohort.folds import Fold, patients_of
 from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
 from strank.cohort.training_set import encoder_facts_of
-from strank.errors import InputError, some
+from strank.errors import InputError, no_such, some
 from strank.evaluation.methods import (
-    OTHERS,
-    REFERENCE,
+    BASELINES,
     depth_scores,
     fit_method,
-    has_log_rates,
-    is_stepwise,
-    method_of,
     training_slope,
     without_image,
 )
 from strank.evaluation.protocol import Protocol
 from strank.evaluation.scores import SCORES, ceilings, score_section
 from strank.files import atomic_path, output_folder, read_json, safe_name, write_json
+from strank.fitting.method import HEST_RIDGE, REFERENCE, Method
+from strank.fitting.objectives import OBJECTIVES
 from strank.studies.benchmark.tables import summarise_benchmark, write_tables
 from strank.studies.workers import each
 from strank.version import __version__
 
-LOSSES = ("list", "pair", "mse", "poisson", "nb", "rank", "pcc", "section-pcc")
+# Of the two ranking losses, the one whose optimum is no constant.
+LOSSES = tuple(name for name in OBJECTIVES if name != "rank-published")
 # What stands in every table.
-_ALWAYS = ("linear, list", "ridge", "centred ridge")
+_ALWAYS = (REFERENCE, *BASELINES)
+# What is combined with no head.
+_OTHERS = {method.name: method for method in (*BASELINES, HEST_RIDGE)}
 
 Advance = Callable[[int], object]
 
@@ -66,13 +67,13 @@ class Cell:
     """A method on a task."""
 
     task: Task  # What is to be done
-    method: str  # From `strank.evaluation.methods.method_of`
+    method: Method
     seed: int = 0  # Of what is trained step by step
 
     def path(self, folder: Path) -> Path:
         """Where its predictions are kept."""
         task, seed = self.task, f" {self.seed}" if self.seed else ""
-        names = [task.encoder, task.genes, task.fold.name, f"{self.method}{seed}.h5ad"]
+        names = [task.encoder, task.genes, task.fold.name, f"{self.method.name}{seed}.h5ad"]
         return folder.joinpath("predictions", *(safe_name(name) for name in names))
 
 
@@ -93,11 +94,16 @@ def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> None:
     # A user's own random numbers must not be touched, nor decide anything.
     with torch.random.fork_rng():
         predict = fit_method(cell.method, train, panel, encoder=task.encoder, seed=cell.seed)
-        slope = None if has_log_rates(cell.method) else training_slope(predict, train, panel)
+        slope = None if cell.method.log_rates else training_slope(predict, train, panel)
         scores = [predict(sections[name]) for name in task.fold.test]
     tests = [sections[name] for name in task.fold.test]
     seconds = time.perf_counter() - started
-    about = {"method": cell.method, "seed": cell.seed, "encoder": task.encoder, **asdict(task.fold)}
+    about = {
+        "method": cell.method.name,
+        "seed": cell.seed,
+        "encoder": task.encoder,
+        **asdict(task.fold),
+    }
     about |= {"seconds": seconds, "strank_version": __version__}
     obs = pd.concat([adata.obs[["section", "patient"]].astype(str) for adata in tests])
     # Spots of different sections may have the same name.
@@ -118,19 +124,19 @@ def score_task(
     """Score all methods of a task: a row a method, gene and score; and facts of every gene."""
     task, cells = of_task
     sections = _cohort(cohort, task.encoder)
-    kept = {f"{cell.method}#{cell.seed}": read_h5ad(cell.path(out)) for cell in cells}
+    labels = {f"{cell.method.name} {cell.seed}": (cell.method.name, cell.seed) for cell in cells}
+    kept = dict(zip(labels, (read_h5ad(cell.path(out)) for cell in cells), strict=True))
     panel = next(iter(kept.values())).var_names
     slopes = {k: found.var["slope"].to_numpy() for k, found in kept.items() if "slope" in found.var}
     train = {name: sections[name] for name in task.fold.train}
-    slopes["library size#0"] = training_slope(partial(depth_scores, len(panel)), train, panel)
+    slopes["library size"] = training_slope(partial(depth_scores, len(panel)), train, panel)
     tables, facts = [], []
     for name in task.fold.test:
         section = sections[name]
         scores = {key: _of(found, name) for key, found in kept.items()}
-        reference = scores.get(f"{REFERENCE}#0", next(iter(scores.values())))
+        reference = scores.get(f"{REFERENCE.name} 0", next(iter(scores.values())))
         depth = section.obs["library_size"].to_numpy()
-        for method, values in without_image(reference, depth, seed=protocol.seed).items():
-            scores[f"{method}#0"] = values
+        scores |= without_image(reference, depth, seed=protocol.seed)
         table = score_section(
             scores,
             section,
@@ -147,17 +153,17 @@ def score_task(
             # Ceilings are of the target that all genes' depth divides.
             facts[-1][["ceiling_scc", "ceiling_pearson"]] = np.nan
     about = {"encoder": task.encoder, "genes": task.genes, "fold": task.fold.name}
-    return _long(pd.concat(tables)).assign(**about), pd.concat(facts).assign(**about)
+    return _long(pd.concat(tables), labels).assign(**about), pd.concat(facts).assign(**about)
 
 
 def _of(predictions: AnnData, section: str) -> NDArray:
     return np.asarray(predictions[predictions.obs["section"] == section].X)
 
 
-def _long(table: pd.DataFrame) -> pd.DataFrame:
+def _long(table: pd.DataFrame, labels: Mapping[str, tuple[str, int]]) -> pd.DataFrame:
     """Turn one column a score into one row a score; text is kept as categories."""
-    keys = table.pop("method").str.rpartition("#")
-    table = table.assign(method=keys[0], seed=keys[2].astype(int))
+    methods, seeds = zip(*(labels.get(label, (label, 0)) for label in table["method"]), strict=True)
+    table = table.assign(method=methods, seed=seeds)
     text = ["method", "section", "patient", "gene"]
     table[text] = table[text].astype("category")
     names = ["method", "seed", "section", "patient", "patient_seen", "gene"]
@@ -168,25 +174,27 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
 class Grid:
     """What is combined; what is named twice counts once."""
 
-    # Objectives and heads, as in `strank.evaluation.methods.method_of`; of losses also methods of
-    # their own, such as "hest-ridge"
+    # As in `strank.fitting.method.Method`; of losses also what has no head, such as "hest-ridge"
     losses: tuple[str, ...] = LOSSES
     heads: tuple[str, ...] = ("linear",)
+    recipes: tuple[str | None, ...] = (None,)  # None for the usual one
     encoders: tuple[str, ...] = ("morphology",)  # Whose features
     n_genes: tuple[int | None, ...] = (50,)  # Sizes of the panel; None for all genes
     seeds: int = 1  # Of every method that is trained step by step
     most_stepwise: int = 1000  # Larger panels are left to the methods that are solved exactly
 
     def __post_init__(self) -> None:
-        for name in ("losses", "heads", "encoders", "n_genes"):
+        for name in ("losses", "heads", "recipes", "encoders", "n_genes"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
 
     @property
-    def methods(self) -> list[str]:
+    def methods(self) -> list[Method]:
         """All methods, those that stand in every table first; no method twice."""
+        if unknown := [loss for loss in self.losses if loss not in (*OBJECTIVES, *_OTHERS)]:
+            raise no_such("loss", unknown[0], (*OBJECTIVES, *_OTHERS))
         named = [
-            loss if loss in OTHERS else method_of(head, loss)
-            for head, loss in product(self.heads, self.losses)
+            _OTHERS.get(loss) or Method(head, loss, recipe)
+            for head, loss, recipe in product(self.heads, self.losses, self.recipes)
         ]
         return list(dict.fromkeys((*_ALWAYS, *named)))
 
@@ -195,15 +203,15 @@ class Grid:
         found = [
             Cell(task, method, seed)
             for task, method in product(tasks, self.methods)
-            if not (is_stepwise(method) and self._too_large(task.n_genes))
-            for seed in range(self.seeds if is_stepwise(method) else 1)
+            if method.is_exact or not self._too_large(task.n_genes)
+            for seed in range(1 if method.is_exact else self.seeds)
         ]
         return sorted(found, key=lambda cell: _length(cell), reverse=True)
 
     @property
     def notes(self) -> list[str]:
         """What of it is left out, and how methods are solved, in words."""
-        stepwise = [method for method in self.methods if is_stepwise(method)]
+        stepwise = [method.name for method in self.methods if not method.is_exact]
         told = ["linear, mse is ridge: squared error to log1p(CP10k), solved exactly"]
         if stepwise and any(self._too_large(size) for size in self.n_genes):
             told.append(
@@ -218,7 +226,7 @@ class Grid:
 
 def _length(cell: Cell) -> tuple[float, bool]:
     size = cell.task.n_genes or float("inf")
-    return size, is_stepwise(cell.method)
+    return size, not cell.method.is_exact
 
 
 def run_benchmark(
@@ -267,7 +275,7 @@ def _fit(protocol: Protocol, cohort: Path, out: Path, cell: Cell) -> str | None:
         run_cell(cell, protocol, cohort, out)
     except InputError as error:
         task = cell.task
-        return f"{cell.method}, {task.encoder}, {task.genes} genes, {task.fold.name}: {error}"
+        return f"{cell.method.name}, {task.encoder}, {task.genes} genes, {task.fold.name}: {error}"
     return None
 
 
@@ -296,12 +304,12 @@ def _claim(
             for name, adata in first.items()
         },
         "folds": {f.name: {"train": f.train, "test": f.test} for f in folds},
-        "methods": grid.methods,
+        "methods": [method.name for method in grid.methods],
         "encoders": grid.encoders,
         "features": {name: encoder_facts_of(found, name) for name, found in sections.items()},
         "genes": ["all" if size is None else str(size) for size in grid.n_genes],
         "seeds": grid.seeds,
-        "reference": REFERENCE,
+        "reference": REFERENCE.name,
         "warnings": protocol.warnings(folds, patients),
         "notes": grid.notes,
         "seconds": before.get("seconds", 0.0),

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from strank.evaluation.methods import REFERENCE
 from strank.evaluation.scores import SCORES
 from strank.files import atomic_path
+from strank.fitting.method import REFERENCE
 from strank.metrics.significance import combine_table, false_discovery_rate, mean_intervals
 
 _MEANS = tuple(name for name in SCORES if name != "p_value")
@@ -43,14 +43,14 @@ def _summarise_group(rows: pd.DataFrame, genes: pd.DataFrame, keys: tuple) -> pd
     cube, sections = _cube(means)
     methods = means.index.get_level_values("method")
     own = mean_intervals(cube)
-    reference = [(REFERENCE, score) for score in means.index.get_level_values("score")]
+    reference = [(REFERENCE.name, score) for score in means.index.get_level_values("score")]
     at = means.index.get_indexer(reference)
     against = mean_intervals(np.where((at >= 0)[:, None, None], cube - cube[at], np.nan))
     table = pd.DataFrame(dict(zip(_GROUP, keys, strict=True)), index=means.index)
     table = table.assign(**own._asdict())
     for name, values in against._asdict().items():
         column = "difference" if name == "mean" else f"difference_{name}"
-        table[column] = np.where(methods == REFERENCE, np.nan, values)
+        table[column] = np.where(methods == REFERENCE.name, np.nan, values)
     table["fraction_of_ceiling"] = _fractions(means, cube, genes, keys, sections)
     known = np.isfinite(cube)
     table["n_sections"], table["n_genes"] = known.any(2).sum(1), known.any(1).sum(1)
@@ -124,7 +124,7 @@ def paper_table(summary: pd.DataFrame, headline: str) -> pd.DataFrame:
         encoder, genes, seen, method = key
         row = {"encoder": encoder, "genes": genes, "patient": "seen" if seen else "new"}
         row |= {"method": method} | {name: _cell(mine.loc[name]) for name in scores}
-        row[f"{headline}, against {REFERENCE}"] = _cell(mine.loc[headline], "difference")
+        row[f"{headline}, against {REFERENCE.name}"] = _cell(mine.loc[headline], "difference")
         row["of ceiling"] = _number(mine.loc[headline, "fraction_of_ceiling"], "{:.0%}")
         row["genes predicted"] = _number(mine.loc["predicted", "mean"], "{:.0%}")
         rows.append(row)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import SplineTransformer
 from torch import Tensor, nn
 
+from strank.errors import no_such
 from strank.linear.regressor import STRankRegressor
 from strank.losses import MSELoss, PearsonLoss, SectionLoss
 from strank.metrics.correlation import rank_correlation
@@ -26,7 +27,7 @@ from strank.simulate.curves import (
     draw_curves,
     draw_tissue,
 )
-from strank.studies.synthetic.objectives import OBJECTIVES, Objective, list_of
+from strank.studies.synthetic.objectives import EXACT, make_loss
 
 _WIDTH = 128
 # Where weights of the first layer start: bends of several per period of the fastest curve.
@@ -232,7 +233,7 @@ class _DataSet(NamedTuple):
 def _train_networks(
     cell: CurveCell, sets: list[_DataSet], labels: pd.DataFrame, *, seed: int
 ) -> CellResult:
-    losses = [_objective(name).loss(len(sets), seed) for name in cell.objectives]
+    losses = [make_loss(name, len(sets), seed) for name in cell.objectives]
     checkpoints = _Checkpoints(sets, cell.objectives)
     train_curves(
         _spots(sets),
@@ -242,10 +243,6 @@ def _train_networks(
         check=checkpoints.look,
     )
     return checkpoints.result(labels)
-
-
-def _objective(name: str) -> Objective:
-    return list_of(int(name.removeprefix("list_"))) if "list_" in name else OBJECTIVES[name]
 
 
 def _spots(sets: list[_DataSet]) -> CurveSpots:
@@ -360,9 +357,8 @@ def fit_spline(
         model = STRankRegressor(penalty=_PENALTY)
         model.fit(features, data.counts[:, None], section=data.tissue, offset=data.offset)
     else:
-        objective = OBJECTIVES[name]
-        if objective.exact is None:
-            raise ValueError(f"no exact estimator for {name!r}")
-        target = data.counts if objective.on_counts else np.log1p(data.counts)
-        model = objective.exact().fit(features, target)
+        if name not in EXACT:
+            raise no_such("exact estimator", name, ("list", *EXACT))
+        target = data.counts if EXACT[name].on_counts else np.log1p(data.counts)
+        model = EXACT[name].make().fit(features, target)
     return lambda x: model.predict(basis.transform(np.asarray(x)[:, None])).ravel()

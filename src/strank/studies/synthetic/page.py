@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from strank.files import atomic_path
+from strank.fitting.objectives import OBJECTIVES
 from strank.simulate.curves import FUNCTIONS, curve
 
 # Okabe and Ito's colours, which keep apart in all common colour deficiencies.
@@ -22,16 +23,13 @@ _COLOURS = {
     "mse": "#56B4E9",
     "poisson": "#0072B2",
     "nb": "#00476B",
-    "rank": "#F0C94A",
-    "rank_margin": "#E69F00",
+    "rank-published": "#F0C94A",
+    "rank": "#E69F00",
     "pcc": "#CC79A7",
-    "pcc_section": "#7A3E65",
+    "section-pcc": "#7A3E65",
     "pair": "#009E73",
     "list": "#D55E00",
 }
-
-# Log rates; the others live on log1p of counts or have no unit.
-_LOG_RATES = ("poisson", "nb", "pair", "list")
 
 _SHOWN = ("mse", "pcc", "pair", "list")
 
@@ -162,7 +160,7 @@ def _draw_fit(ax: Axes, table: pd.DataFrame, name: str, head: str) -> None:
     exact = head == "spline"
     ax.plot(
         x,
-        _to_scale(scores, curve(function, x), log=name in _LOG_RATES),
+        _to_scale(scores, curve(function, x), log=OBJECTIVES[name].log_rates),
         color="black" if exact else _COLOURS[name],
         linestyle=":" if exact else "-",
         linewidth=1.3,

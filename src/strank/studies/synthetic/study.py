@@ -16,7 +16,7 @@ from strank.errors import InputError
 from strank.files import atomic_path, claim_folder, output_folder, read_json
 from strank.simulate.curves import CurveDesign
 from strank.studies.synthetic.cells import CellResult, CurveCell, CurveRecipe, run_curve_cell
-from strank.studies.synthetic.objectives import LIST_SIZES, OBJECTIVES, PUBLISHED_CENTRE
+from strank.studies.synthetic.objectives import COMPARED, LISTS, PUBLISHED_CENTRE
 from strank.studies.synthetic.page import write_page
 from strank.studies.synthetic.tables import Scores, sweep_table, table1, table3
 from strank.studies.workers import each
@@ -25,7 +25,7 @@ from strank.version import __version__
 _MOST_JOBS = 8
 _SAMPLINGS = ("uniform", "imbalanced")
 _EXACT = ("list", "mse", "poisson")
-_SWEPT = ("mse", "poisson", "rank_margin", "pcc", "pcc_section", "pair", "list")
+_SWEPT = ("mse", "poisson", "rank", "pcc", "section-pcc", "pair", "list")
 # The middle of every sweep is the paper's own setting, run once.
 _SWEEPS: dict[str, tuple[float, ...]] = {
     "centre": (0.1, PUBLISHED_CENTRE, 0.6, 0.9),
@@ -61,9 +61,8 @@ def plan(*, quick: bool = False, n_seeds: int = 3) -> list[CurveCell]:
     recipe = _QUICK if quick else CurveRecipe()
     common: dict[str, Any] = {"n_seeds": n_seeds, "recipe": recipe}
     designs = [CurveDesign(sampling) for sampling in _SAMPLINGS]
-    sizes = (2, 16) if quick else LIST_SIZES
-    lists = tuple(f"list_{size}" for size in sizes)
-    cells = [CurveCell("table1", design, tuple(OBJECTIVES), _EXACT, **common) for design in designs]
+    lists = ("list_2", "list_16") if quick else tuple(LISTS)
+    cells = [CurveCell("table1", design, COMPARED, _EXACT, **common) for design in designs]
     cells += [CurveCell("table3", design, lists, **common) for design in designs]
     sweep = {"n_seeds": min(n_seeds, 2), "recipe": _QUICK if quick else _SWEEP}
     sweeps = {"kept": (0.1,)} if quick else {"base": (1.0,)} | _SWEEPS

@@ -1,0 +1,339 @@
+"""A method: head, objective and recipe; and `fit`, which makes a model by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from anndata import AnnData
+
+from strank.errors import InputError, no_such
+from strank.fitting.exact import ExactOptions, Solve, fit_exact
+from strank.fitting.objectives import Objective, get_objective
+from strank.fitting.ridge import solve_hest_ridge, solve_ridge
+from strank.model.rank_model import RankModel
+from strank.neural.heads import HEADS
+from strank.neural.recipe import RECIPES, Machine, Recipe, get_recipe
+
+if TYPE_CHECKING:
+    from strank.fitting.networks import MakeHead
+    from strank.neural.finetune import Finetune
+
+OWN_HEAD, OWN_RECIPE = "own head", "own recipe"
+
+
+class _Head(NamedTuple):
+    """What is trained under the name of a head."""
+
+    kind: str
+    with_linear: bool = False
+
+
+def head_choices() -> dict[str, _Head]:
+    """Heads by name; those with ``+linear`` are the mean with the exact linear head."""
+    names = [name for name in HEADS if name not in ("linear", "linear-network", "mean")]
+    found = {"linear": _Head("linear-network")} | {name: _Head(name) for name in names}
+    return found | {f"{name}+linear": _Head(name, with_linear=True) for name in names}
+
+
+class _Solved(NamedTuple):
+    """Another exact solution of squared error, beside the usual one."""
+
+    title: str
+    solve: Solve
+
+
+_EXACT = "exact"
+_RIDGES = {
+    _EXACT: _Solved("ridge", solve_ridge),
+    "centred": _Solved("centred ridge", partial(solve_ridge, centred=True)),
+    "hest": _Solved("hest-ridge", solve_hest_ridge),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is fitted, and how.
+
+    Without a recipe it is the usual one: exact where there is such a solver, else ``"default"``,
+    or ``"finetune"`` for an image network.
+
+    Examples
+    --------
+    >>> Method("linear", "list").name, Method("mlp", "list").name, Method("linear", "mse").name
+    ('linear, list', 'mlp, list', 'ridge')
+    >>> Method("linear", "list", "paper").name
+    'linear, list, paper'
+    """
+
+    #: Of `head_choices`, ``"own head"``, or an image network that is trained end to end.
+    head: str
+    #: Name of an objective.
+    loss: str
+    recipe: str | None = None
+
+    def __post_init__(self) -> None:
+        choices = (*RECIPES, OWN_RECIPE, *self._solvers)
+        if not (self.needs_images or self.head in (OWN_HEAD, *head_choices())):
+            raise no_such("head", self.head, head_choices())
+        if self.recipe is None:
+            object.__setattr__(self, "recipe", self._usual)
+        if self.recipe not in choices:
+            raise no_such("recipe", self.recipe, choices)
+
+    @property
+    def objective(self) -> Objective:
+        """What it is fitted by."""
+        return get_objective(self.loss)
+
+    @property
+    def _solvers(self) -> dict[str, Solve]:
+        if self.head != "linear" or self.objective.exact is None:
+            return {}
+        if self.loss == "mse":
+            return {recipe: ridge.solve for recipe, ridge in _RIDGES.items()}
+        return {_EXACT: self.objective.exact}
+
+    @property
+    def _usual(self) -> str:
+        if self._solvers:
+            return _EXACT
+        return "finetune" if self.needs_images else "default"
+
+    @property
+    def name(self) -> str:
+        """What tables show."""
+        if self.is_exact and self.loss == "mse":
+            return _RIDGES[str(self.recipe)].title
+        return f"{self.head}, {self.loss}" + f", {self.recipe}" * (self.recipe != self._usual)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Its parts and its name, as a model's provenance has them."""
+        parts = {"head": self.head, "loss": self.loss, "recipe": str(self.recipe)}
+        return {"name": self.name, **parts}
+
+    @property
+    def log_rates(self) -> bool:
+        """Whether its scores are log rates."""
+        return self.objective.log_rates
+
+    @property
+    def solver(self) -> Solve | None:
+        """The exact solver, or ``None`` where it is trained step by step."""
+        return self._solvers.get(str(self.recipe))
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is solved exactly; then no seed plays a part."""
+        return self.solver is not None
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether its head is an image network that is trained end to end."""
+        return self.head.startswith(("timm:", "hf:"))
+
+    @classmethod
+    def of_model(cls, model: RankModel) -> Method | None:
+        """How a model was made, if it says so."""
+        facts = model.provenance.get("method")
+        return facts and cls(facts["head"], facts["loss"], facts["recipe"])
+
+
+REFERENCE = Method("linear", "list")
+RIDGE, CENTRED_RIDGE, HEST_RIDGE = (Method("linear", "mse", recipe) for recipe in _RIDGES)
+
+
+def fit(
+    cohort: Mapping[str, AnnData],
+    *,
+    head: str | MakeHead = "linear",
+    loss: str = "list",
+    recipe: str | Recipe | None = None,
+    encoder: str = "morphology",
+    n_genes: int | None = 50,
+    genes: Sequence[str] | None = None,
+    union: bool = False,
+    penalty: float | None = None,
+    borrow: bool = False,
+    max_memory: float | None = None,
+    finetune: str | Finetune | None = None,
+    held_out: Sequence[str] | None = None,
+    seed: int | None = None,
+    machine: Machine | None = None,
+    folder: Path | str | None = None,
+    resume: bool = False,
+    verbose: bool = False,
+) -> RankModel:
+    """Fit a head to the sections of a cohort, by any objective.
+
+    The linear head is fitted exactly where the objective has a solver (``"list"``, ``"pair"``,
+    ``"poisson"``, ``"mse"``) and no recipe is named: no seed, no steps, one optimum.
+
+    Everything else is a network. It is stopped by sections that it does not see: the patients (or
+    sections, where there are fewer than three patients) take turns at that, each for a network of
+    its own, and the model gives the mean of their scores; so every section is trained on, too.
+
+    Parameters
+    ----------
+    cohort
+        Training sections with features, from `read_cohort(..., encoder=...)`; with images to
+        train the encoder. A network needs two.
+    head
+        ``"linear"``, ``"mlp"``, ``"context"`` (which sees neighbouring spots), ``"mlp+linear"`` or
+        ``"context+linear"`` (the mean of the networks' scores and of the exact linear head's, by
+        the list), a name of your own in `strank.neural.heads.HEADS`, or what makes a module from
+        the number of features and of genes, such as ``functools.partial(MLPHead, width=64)``.
+    loss
+        ``"list"``, ``"pair"``, ``"rank"`` (margin 1), ``"rank-published"`` (margin 0), ``"pcc"``
+        (Pearson over all spots of a batch, as published), ``"section-pcc"`` (within sections),
+        ``"mse"``, ``"poisson"`` or ``"nb"``.
+    recipe
+        How it is solved: ``"exact"``; or a network is trained: ``"default"``, ``"paper"`` or a
+        `strank.neural.recipe.Recipe`. For the linear head and ``"mse"`` also ``"centred"`` and
+        ``"hest"``, the ridge of HEST-Benchmark. The usual one if ``None``.
+    encoder
+        Whose features; with ``finetune`` an image network such as ``"timm:resnet18"``.
+    n_genes
+        Size of the panel, chosen by variance on these sections; ``None`` for all genes that vary.
+    genes
+        The panel, if it is given.
+    union
+        Whether a gene may be measured in some of the sections only; the others have no say in its
+        likelihood. For the list and the pair objective.
+    penalty
+        Exact only: in counts; chosen for each gene if ``None``, by leaving out patients, or
+        sections where there are fewer than three patients. From one section nothing can be left
+        out: then it is a default, and the provenance says so.
+    borrow
+        Exact list or pair only: let sparse genes borrow from the others, as `STRankRegressorCV`
+        says.
+    max_memory
+        Exact only: working memory of the solver in GiB, beside features, counts and model; 4 if
+        ``None``.
+    finetune
+        Train the encoder too: ``"lora"``, ``"last-2"`` (or another number of blocks), ``"full"``,
+        ``"frozen"``, or a `strank.neural.finetune.Finetune`. A single network is trained.
+    held_out
+        Networks only: sections for a single network not to see, rather than turns.
+    seed
+        Networks only: of first weights, batches, dropout and pairs; 0 if ``None``. On one machine,
+        the same model.
+    machine
+        Networks only: devices, precision and so on; one device if ``None``.
+    folder
+        Networks only: for checkpoints, logs and learning curves.
+    resume
+        Networks only: go on from the checkpoints in ``folder``.
+    verbose
+        Whether to show progress, on stderr.
+
+    Returns
+    -------
+    RankModel
+        Its ``panel`` has the counts of each gene, and of an exact fit penalty and status;
+        ``provenance["networks"]`` has best epoch and score on the held-out sections of each
+        network. A trained encoder comes as its ``backbone``.
+
+    Raises
+    ------
+    InputError
+        For features that are absent or not the same in all sections, a panel that is not measured,
+        a section without counts, an unknown head, loss, recipe or section, an option that does not
+        belong to this method, fewer than two sections for a network, a folder of another training,
+        a loss that is not finite, and an image or network that cannot be read.
+
+    Examples
+    --------
+    Two sections with features named "mine", as they are read from a cohort:
+
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> rng, info = np.random.default_rng(0), {"um_per_pixel": 1.0, "spot_pitch_um": 100.0}
+    >>> info |= {"spot_diameter_um": 55.0, "technology": "Visium", "image": "", "image_sha256": ""}
+    >>> info |= {"provenance": {}}
+    >>> cohort = {}
+    >>> for name in ("A1", "B1"):
+    ...     features = rng.normal(size=(50, 2))
+    ...     counts = rng.poisson(5 * np.exp(features @ [[0.5, -0.2], [0.0, 0.8]]))
+    ...     adata = AnnData(counts.astype(np.float32), var=pd.DataFrame(index=["ERBB2", "CD3E"]))
+    ...     adata.obs = adata.obs.assign(section=name, patient=name, library_size=1000.0)
+    ...     adata.obsm = {"mine": features, "spatial": 100.0 * rng.permutation(100).reshape(50, 2)}
+    ...     adata.uns["strank"] = info
+    ...     cohort[name] = adata
+    >>> model = fit(cohort, encoder="mine", n_genes=2)
+    >>> model.method, list(model.panel.index)
+    ('linear, list', ['CD3E', 'ERBB2'])
+    >>> model.predict(cohort["B1"]).shape
+    (50, 2)
+    >>> fit(cohort, encoder="mine", n_genes=2, loss="mse").method
+    'ridge'
+    """
+    method = Method(
+        head if isinstance(head, str) else OWN_HEAD, loss, _recipe_name(recipe, finetune)
+    )
+    if method.needs_images:
+        raise InputError(
+            f"{method.head} is an encoder, not a head: give it as encoder, with finetune"
+        )
+    if finetune is not None and (method.is_exact or union):
+        what = "union" if union else f"the recipe {method.recipe}"
+        raise InputError(f"{what} is not for finetune; leave it out")
+    exact = {"penalty": penalty, "borrow": borrow, "max_memory": max_memory}
+    networks: dict[str, Any] = {"held_out": held_out, "seed": seed, "machine": machine}
+    networks |= {"folder": folder, "resume": resume}
+    _refuse_ignored(method, exact if method.solver is None else networks)
+    if union and not method.objective.unmeasured:
+        raise InputError(
+            f"{loss} cannot tell a gene that a section does not measure from one without counts: "
+            "leave union out, or use the list or pair objective"
+        )
+    panel: dict[str, Any] = {"encoder": encoder, "n_genes": n_genes, "genes": genes}
+    if method.solver is not None:
+        options = ExactOptions(penalty, borrow, 4.0 if max_memory is None else max_memory, verbose)
+        return fit_exact(cohort, method.solver, options, method=method.facts, union=union, **panel)
+    networks |= {"seed": seed or 0, "verbose": verbose, "method": method.facts, **panel}
+    if not isinstance(recipe, Recipe):
+        recipe = get_recipe(str(method.recipe))
+    if finetune is None:
+        from strank.fitting.networks import fit_networks
+
+        make, with_linear = _maker(head)
+        networks |= {"with_linear": with_linear, "union": union}
+        return fit_networks(cohort, make, method.objective, recipe, **networks)
+    from strank.fitting.finetune import fit_finetuned
+    from strank.neural.finetune import Finetune
+
+    make, with_linear = _maker(head, centred=False)
+    if with_linear:
+        raise InputError(f"the features of {head} would not stay: leave +linear or finetune out")
+    how = Finetune(finetune) if isinstance(finetune, str) else finetune
+    return fit_finetuned(cohort, how, make, method.objective, recipe, **networks)
+
+
+def _recipe_name(recipe: str | Recipe | None, finetune: object) -> str | None:
+    if isinstance(recipe, Recipe):
+        return OWN_RECIPE
+    return "finetune" if recipe is None and finetune is not None else recipe
+
+
+def _refuse_ignored(method: Method, ignored: Mapping[str, Any]) -> None:
+    for name, value in ignored.items():
+        if value is None or value is False:
+            continue
+        if method.is_exact:
+            raise InputError(f"{name} is for networks: give head mlp or context, or a recipe")
+        raise InputError(f"{name} is for the exact solver: leave head, loss and recipe out")
+
+
+def _maker(head: str | MakeHead, **options: Any) -> tuple[MakeHead, bool]:
+    """Find what makes the head, and whether the exact linear head is to stand beside it."""
+    if not isinstance(head, str):
+        return head, False
+    if head not in head_choices():
+        raise no_such("head", head, head_choices())
+    kind, with_linear = head_choices()[head]
+    return partial(HEADS[kind], **options), with_linear

@@ -1,0 +1,136 @@
+"""A method is named once: in tables, in a model's provenance, in what is refused."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lightning")
+
+from strank import RankModel, fit
+from strank.errors import InputError
+from strank.fitting.method import HEST_RIDGE, Method, head_choices
+from strank.fitting.objectives import OBJECTIVES
+from strank.neural.heads import HEADS, MLPHead
+from strank.neural.recipe import RECIPES, Machine, Recipe
+
+SHORT = Recipe(max_epochs=1, networks=1)
+
+
+def test_names():
+    names = [Method("linear", loss).name for loss in OBJECTIVES]
+    assert names == [
+        *("linear, list", "linear, pair", "linear, rank", "linear, rank-published", "linear, pcc"),
+        *("linear, section-pcc", "ridge", "linear, poisson", "linear, nb"),
+    ]
+    exact = [loss for loss in OBJECTIVES if Method("linear", loss).is_exact]
+    assert exact == ["list", "pair", "mse", "poisson"]
+    assert Method("linear", "mse", "centred").name == "centred ridge"
+    assert Method("linear", "mse", "paper").name == "linear, mse, paper"
+    assert Method("linear", "list", "default").name == "linear, list, default"
+    assert Method("mlp", "list", "default") == Method("mlp", "list")
+    assert Method("timm:resnet18", "list").name == "timm:resnet18, list"
+    assert Method("timm:resnet18", "list").needs_images
+    assert not Method("mlp", "list").is_exact
+    assert HEST_RIDGE.is_exact
+    assert not HEST_RIDGE.log_rates
+
+
+def test_no_two_methods_have_the_same_name():
+    methods = []
+    for head in (*head_choices(), "timm:resnet18"):
+        for loss in OBJECTIVES:
+            for recipe in (*RECIPES, "exact", "centred", "hest", "own recipe"):
+                try:
+                    methods.append(Method(head, loss, recipe))
+                except InputError:
+                    # Solvers are for the linear head.
+                    assert recipe in ("exact", "centred", "hest")
+    assert len({method.name for method in methods}) == len(set(methods)) > 200
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (("linear", "lst"), r"no loss 'lst'; choose one of list, pair, .* \(did you mean list\?\)"),
+        (("resnet", "list"), "no head 'resnet'; choose one of linear, mlp, context, mlp.linear"),
+        (("mean", "list"), "no head 'mean'; "),
+        (("linear+linear", "list"), "no head 'linear.linear'"),
+        (("", "list"), "no head ''"),
+        (("linear", "nb", "exact"), "no recipe 'exact'; choose one of default, paper"),
+        (("mlp", "list", "papr"), r"no recipe 'papr'; .* \(did you mean paper\?\)"),
+        (("linear", "list", "centred"), "no recipe 'centred'"),
+    ],
+)
+def test_unknown_names(parts, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        Method(*parts)
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        ({}, "linear, list"),
+        ({"loss": "mse", "recipe": "hest"}, "hest-ridge"),
+        ({"head": "mlp", "recipe": SHORT}, "mlp, list, own recipe"),
+        ({"head": "mlp+linear", "loss": "pair", "recipe": SHORT}, "mlp+linear, pair, own recipe"),
+        ({"recipe": SHORT, "loss": "nb"}, "linear, nb, own recipe"),
+        ({"head": partial(MLPHead, width=4), "recipe": SHORT}, "own head, list, own recipe"),
+    ],
+)
+def test_a_model_says_by_which_method_it_was_made(cohort, tmp_path, how, name):
+    model = fit(cohort, encoder="mine", n_genes=3, **how)
+    model.save(tmp_path / "m")
+    loaded = RankModel.load(tmp_path / "m")
+    assert loaded.method == model.method == name
+    method = Method.of_model(loaded)
+    assert method.name == name
+    assert method.facts == model.provenance["method"]
+
+
+def test_a_model_of_ones_own_says_nothing(cohort):
+    model = fit(cohort, encoder="mine", n_genes=3)
+    assert Method.of_model(RankModel(model.head, model.panel, model.encoder, {})) is None
+
+
+def test_a_head_of_ones_own_has_its_name(cohort, monkeypatch):
+    monkeypatch.setitem(HEADS, "mine", partial(MLPHead, width=4))
+    assert Method("mine+linear", "list").name == "mine+linear, list"
+    assert fit(cohort, encoder="mine", n_genes=3, head="mine", recipe=SHORT).method[:5] == "mine,"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 0}, "seed is for networks: give head mlp or context, or a recipe"),
+        ({"machine": Machine()}, "machine is for networks"),
+        ({"resume": True}, "resume is for networks"),
+        ({"held_out": ["A1"]}, "held_out is for networks"),
+        ({"head": "mlp", "penalty": 3.0}, "penalty is for the exact solver: leave head, loss and"),
+        ({"head": "mlp", "max_memory": 4.0}, "max_memory is for the exact solver"),
+        ({"loss": "nb", "borrow": True}, "borrow is for the exact solver"),
+        ({"loss": "mse", "penalty": 3.0}, "penalty is for count likelihoods: leave it out for the"),
+        ({"loss": "poisson", "borrow": True}, "borrowing between genes is for the list and pair"),
+        ({"union": True, "loss": "poisson"}, "poisson cannot tell a gene that a section does not"),
+        ({"union": True, "loss": "rank"}, "rank cannot tell a gene that a section does not"),
+        ({"union": True, "finetune": "lora"}, "union is not for finetune; leave it out"),
+        ({"recipe": "exact", "finetune": "lora"}, "recipe exact is not for finetune; leave it"),
+        ({"head": "mlp+linear", "finetune": "lora"}, "features of mlp.linear would not stay"),
+        ({"head": "timm:resnet18"}, "timm:resnet18 is an encoder, not a head: give it as encoder"),
+        ({"head": "own head"}, "no head 'own head'; choose one of linear"),
+        ({"head": "mlp", "recipe": "own recipe"}, "no recipe 'own recipe'; choose one of default"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(cohort, options, message):
+    with pytest.raises(InputError, match=message):
+        fit(cohort, **{"encoder": "mine", "n_genes": 3, **options})
+
+
+def test_a_penalty_is_taken_by_every_likelihood(cohort):
+    for loss in ("list", "pair", "poisson"):
+        model = fit(cohort, encoder="mine", n_genes=3, loss=loss, penalty=7.0)
+        assert model.panel["penalty"].tolist() == [7.0] * 3
+        assert model.provenance["penalty_choice"] == "given"
+        assert np.abs(model.head.weight.numpy(force=True)).max() > 0
