@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 from scipy import stats
 
-from strank.studies.synthetic.objectives import OBJECTIVES, PAPER, POINTWISE, PUBLISHED_CENTRE
+from strank.fitting.objectives import OBJECTIVES
+from strank.studies.synthetic.objectives import PAPER, POINTWISE, PUBLISHED_CENTRE
 from strank.studies.synthetic.tables import Scores, sweep_table, table1, table3
 
 

@@ -60,7 +60,8 @@ def _predictions(sections: dict[str, AnnData], folder: Path) -> dict[tuple[str, 
                 adata = AnnData(
                     rng.normal(0, 0.5, (len(tests) * N_SPOTS, 6)).astype(np.float32),
                     obs=pd.DataFrame({"section": np.repeat(tests, N_SPOTS)}, index=spots),
-                    var=pd.DataFrame(index=GENES[:6]),
+                    # Only scores that are no log rates have one.
+                    var=pd.DataFrame({"slope": 1.0} if method == "ridge" else {}, index=GENES[:6]),
                     obsm={"spatial": np.concatenate([sections[n].obsm["spatial"] for n in tests])},
                 )
                 about = {"method": method, "seed": 0, "encoder": encoder, "name": fold}

@@ -60,13 +60,13 @@ def assert_same_results(one: Path, other: Path) -> None:
 def test_grid():
     grid = Grid(heads=("linear", "mlp", "mlp"), losses=(*LOSSES, "hest-ridge", "mse"), seeds=3)
     assert len(grid.methods) == len(set(grid.methods)) == 2 * 8 + 2
-    assert grid.methods[:3] == ["linear, list", "ridge", "centred ridge"]
+    assert [m.name for m in grid.methods[:3]] == ["linear, list", "ridge", "centred ridge"]
     assert grid.n_genes == (50,)
     tasks = [Task("mine", size, Fold("A", ("B1",), ("A1",))) for size in (50, 1000, 1001, None)]
     cells = grid.cells(tasks)
-    seeds = {(cell.task.genes, cell.method): [] for cell in cells}
+    seeds = {(cell.task.genes, cell.method.name): [] for cell in cells}
     for cell in cells:
-        seeds[cell.task.genes, cell.method].append(cell.seed)
+        seeds[cell.task.genes, cell.method.name].append(cell.seed)
     assert seeds["50", "linear, pair"] == [0]
     assert sorted(seeds["1000", "mlp, list"]) == sorted(seeds["50", "linear, nb"]) == [0, 1, 2]
     assert {m for size, m in seeds if size == "all"} == {m for size, m in seeds if size == "1001"}
@@ -74,6 +74,10 @@ def test_grid():
         *("linear, list", "linear, pair", "linear, poisson"),
         *("ridge", "centred ridge", "hest-ridge"),
     }
+    paper = Grid(losses=("list", "hest-ridge"), recipes=("paper",)).methods
+    assert [m.name for m in paper[3:]] == ["linear, list, paper", "hest-ridge"]
+    with pytest.raises(InputError, match=r"no loss 'hest-rigde'; .* \(did you mean hest-ridge\?\)"):
+        Grid(losses=("hest-rigde",)).methods  # noqa: B018
     # The longest first, so that no core is left waiting at the end.
     sizes = [cell.task.n_genes or 10**6 for cell in cells]
     assert sizes == sorted(sizes, reverse=True)
@@ -145,7 +149,7 @@ def test_what_is_done_is_not_done_again(bench, done, tmp_path, monkeypatch):
     bench.run(out, progress=watched)
     rest.unlink()
     assert told == [("Fitting", 1), 1, ("Scoring", 6), *[1] * 6, ("Writing", 1), 1]
-    assert [(c.method, c.task.fold.name, c.task.genes) for c in cells] == [("ridge", "B", "3")]
+    assert [(c.method.name, c.task.fold.name, c.task.genes) for c in cells] == [("ridge", "B", "3")]
     assert_same_results(out, done)
     after = files(out)
     changed = {n for n in before if before[n] != after[n] and n.startswith("predictions")}
@@ -158,7 +162,7 @@ def test_more_may_be_asked_later(bench, tmp_path, monkeypatch):
     bench.run(tmp_path, protocol, bench.small)
     cells = counted(monkeypatch)
     bench.run(tmp_path, protocol, replace(bench.small, losses=("list", "hest-ridge")))
-    assert {cell.method for cell in cells} == {"hest-ridge"}
+    assert {cell.method.name for cell in cells} == {"hest-ridge"}
     methods = {*METHODS[:3], "library size", "shuffled", "hest-ridge"}
     assert set(bench.results(tmp_path)["method"]) == methods
 

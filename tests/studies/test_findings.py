@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from strank.studies.synthetic.objectives import LIST_SIZES, OBJECTIVES, PAPER
+from strank.studies.synthetic.objectives import COMPARED, LIST_SIZES, PAPER
 from strank.studies.synthetic.tables import Scores, sweep_table, table1, table3
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "synthetic_findings.py"
@@ -23,14 +23,14 @@ findings, difference = _script["findings"], _script["difference"]
 def cells():
     """Study, objective, sampling, head, factor, value and whether depth was told."""
     for sampling in PAPER:
-        for objective in OBJECTIVES:
+        for objective in COMPARED:
             yield "table1", objective, sampling, "mlp", "", np.nan, True
         for objective in ("list", "mse", "poisson"):
             yield "table1", objective, sampling, "spline", "", np.nan, True
         for size in LIST_SIZES:
             yield "table3", f"list_{size}", sampling, "mlp", "", np.nan, True
     for setting in (("base", 1.0, True), ("depth_spread", 1.0, True), ("depth_spread", 1.0, False)):
-        for objective in ("mse", "list", "pcc_section"):
+        for objective in ("mse", "list", "section-pcc"):
             yield "sweep", objective, "imbalanced", "mlp", *setting
         yield "sweep", "list", "imbalanced", "spline", *setting
 
@@ -65,7 +65,9 @@ def test_who_leads_is_read_off_the_numbers():
 )
 def test_where_pearson_per_section_stands_is_told(section, verdict):
     text = next(
-        text for text in findings(make_scores(pcc_section_mlp=section)) if "per section" in text
+        text
+        for text in findings(make_scores(**{"section-pcc_mlp": section}))
+        if "per section" in text
     )
     assert f"is {verdict}" in text
 

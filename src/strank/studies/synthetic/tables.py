@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from strank.fitting.objectives import OBJECTIVES
 from strank.simulate.curves import CurveDesign
 from strank.studies.synthetic.objectives import LIST_SIZES, PAPER
 
