@@ -47,7 +47,7 @@ def predict(
     weights: Path | str | None = None,
     advance: Callable[[int], object] | None = None,
     say: Callable[[str], object] | None = None,
-) -> AnnData | dict[str, AnnData] | dict[str, Path]:
+) -> Any:
     """Find the tissue of slides and score tiles over it.
 
     To score the spots of a section that has features, use `RankModel.predict`.

@@ -47,8 +47,14 @@ def test_a_flat_map_looks_flat():
 def test_any_gene_name_is_drawn_as_text_and_kept_in_the_folder(tmp_path):
     slide = Slide(ArrayPixels(np.full((300, 300, 3), 200, np.uint8)), 2.0, Path("x.png"))
     out = tmp_path / "maps"
-    out.mkdir()
-    paths = write_gene_maps(out, slide, [layer()], GENES)
+    drawn = layer()
+    predictions = AnnData(
+        drawn.scores,
+        var=pd.DataFrame(index=GENES),
+        obsm={"spatial": drawn.positions},
+        uns={"strank": {"stride_um": 40.0}},
+    )
+    paths = write_gene_maps(out, predictions, GENES, slide=slide)
     assert len(set(paths)) == len(GENES)
     assert all(path.parent == out and path.is_file() for path in paths)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["maps"]

@@ -112,7 +112,7 @@ def _predict_one(
 ) -> dict[str, Any]:
     from strank.files import output_folder
     from strank.prediction import novelty_warning, open_subject
-    from strank.report.maps import map_layers, write_gene_maps
+    from strank.report.maps import write_gene_maps
 
     slide, section = open_subject(path, mpp)
     output_folder(folder)
@@ -132,8 +132,7 @@ def _predict_one(
     if warning:
         note(f"{path}: {warning}")
     with progress(f"Drawing {path.stem}", len(genes)) as advance:
-        layers = map_layers(scores, section)
-        maps = write_gene_maps(folder, slide, layers, genes, advance=advance)
+        maps = write_gene_maps(folder, scores, genes, section=section, slide=slide, advance=advance)
     return {
         "slide": str(path),
         "scores": str(folder / "scores.h5ad"),

@@ -21,8 +21,6 @@ from strank.fitting.method import fit as fit_model
 from strank.model.rank_model import RankModel
 from strank.version import __version__
 
-__all__ = ["Evaluation", "cross_validate", "evaluate"]
-
 FitModel = Callable[..., RankModel]
 
 

@@ -1,1 +1,12 @@
-"""Pictures of results."""
+"""Pictures and pages: maps of genes, volcano plots, learning curves, the page of a benchmark."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "benchmark.page": ["write_report"],
+        "maps": ["write_gene_maps"],
+        "plots": ["draw_learning_curves", "write_volcano"],
+    },
+)

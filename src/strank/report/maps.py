@@ -17,11 +17,9 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
 from strank.cohort.contract import section_info
-from strank.files import atomic_path, safe_name
+from strank.files import atomic_path, output_folder, safe_name
 from strank.metrics.correlation import log1p_cp10k
-from strank.slides.slide import Slide, thumbnail
-
-__all__ = ["MapLayer", "draw_maps", "map_layers", "write_gene_maps"]
+from strank.slides.slide import Slide, open_slide, thumbnail
 
 # Of the picture below the marks: fine for a small section, and no larger than can be seen.
 _THUMBNAIL_UM, _MOST_PIXELS = 4.0, 2000
@@ -34,51 +32,32 @@ _LEAST_LIMIT = float(np.log(1.5))
 
 @dataclass(frozen=True)
 class MapLayer:
-    """Values at positions of a slide.
-
-    Attributes
-    ----------
-    title, label
-        What is shown, and the label of its colour bar.
-    positions
-        Centres (x, y) in pixels of the full image, ``[n_spots, 2]``.
-    diameter_um
-        Size of a mark.
-    scores
-        ``[n_spots, n_genes]``; 0 is the middle of the colours.
-    genes
-        Names of the columns.
-    """
+    """Values at positions of a slide."""
 
     title: str
+    #: Of the colour bar.
     label: str
+    #: Centres (x, y) in pixels of the full image, ``[n_spots, 2]``.
     positions: NDArray[np.float64]
+    #: Size of a mark.
     diameter_um: float
+    #: ``[n_spots, n_genes]``; 0 is the middle of the colours.
     scores: NDArray[np.float64]
     genes: pd.Index
 
 
 def map_layers(predictions: AnnData, section: AnnData | None = None) -> list[MapLayer]:
-    """Predictions on tiles as a layer, after the observed counts of the section if it is given.
-
-    Parameters
-    ----------
-    predictions
-        From `strank.prediction.predict_slide`.
-    section
-        A section of the same slide, with counts.
-    """
+    """Predictions on tiles as a layer, after the observed counts of the section if it is given."""
+    genes = predictions.var_names
     predicted = MapLayer(
         "predicted",
         "log relative expression",
         np.asarray(predictions.obsm["spatial"]),
         float(predictions.uns["strank"]["stride_um"]),
         np.asarray(predictions.X, dtype=np.float64),
-        predictions.var_names,
+        genes,
     )
-    return (
-        [predicted] if section is None else [_observed(section, predictions.var_names), predicted]
-    )
+    return [predicted] if section is None else [_observed(section, genes), predicted]
 
 
 def _observed(section: AnnData, genes: pd.Index) -> MapLayer:
@@ -95,18 +74,61 @@ def _observed(section: AnnData, genes: pd.Index) -> MapLayer:
 
 
 def write_gene_maps(
-    folder: Path,
-    slide: Slide,
-    layers: list[MapLayer],
+    folder: Path | str,
+    predictions: AnnData,
     genes: Iterable[str],
     *,
+    section: AnnData | None = None,
+    slide: Slide | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> list[Path]:
-    """Write one PNG a gene, its layers side by side over the thumbnail of the slide.
+    """Write a picture of each gene: its scores over the slide, and the observed counts beside them.
 
-    A layer that lacks a gene is left out of its picture. File names are the genes', escaped.
-    ``advance`` is called with 1 after every picture.
+    Parameters
+    ----------
+    folder
+        Where to; files are named by the genes, escaped.
+    predictions
+        From `strank.predict`.
+    genes
+        Which of the panel.
+    section
+        A section of the same slide, with counts. A gene that it lacks is drawn without them.
+    slide
+        The slide, if it is open, or no longer where the predictions were made.
+    advance
+        Called with 1 after every picture.
+
+    Returns
+    -------
+    list of Path
+        The PNG files, in the order of the genes.
+
+    Raises
+    ------
+    strank.errors.InputError
+        If the slide cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> Image.new("RGB", (300, 300), "white").save(folder / "slide.png")
+    >>> known = {"image": str(folder / "slide.png"), "um_per_pixel": 2.0, "stride_um": 50.0}
+    >>> predictions = AnnData(
+    ...     np.array([[1.0], [-1.0]]),
+    ...     var=pd.DataFrame(index=["HLA-A"]),
+    ...     obsm={"spatial": np.array([[100.0, 100.0], [200.0, 200.0]])},
+    ...     uns={"strank": known},
+    ... )
+    >>> [path.name for path in write_gene_maps(folder, predictions, ["HLA-A"])]
+    ['HLA-A.png']
     """
+    if slide is None:
+        known = predictions.uns["strank"]
+        slide = open_slide(Path(known["image"]), float(known["um_per_pixel"]))
+    folder, layers = output_folder(Path(folder)), map_layers(predictions, section)
     side_um = max(slide.size) * slide.um_per_pixel
     small, scale = thumbnail(slide, max(_THUMBNAIL_UM, side_um / _MOST_PIXELS))
     paths = []
@@ -131,18 +153,7 @@ def draw_maps(
 ) -> Figure:
     """Draw the layers of a gene side by side, each with its colour bar, centred at 0.
 
-    Parameters
-    ----------
-    image
-        Thumbnail of the slide, RGB.
-    shrink
-        Pixels of the full image a pixel of the thumbnail.
-    um_per_pixel
-        Of the full image.
-    layers
-        What to draw.
-    gene
-        Which column of theirs; shown as text, whatever its characters.
+    ``shrink`` is pixels of the full image a pixel of the thumbnail ``image``.
     """
     height, width = _crop(image.shape[:2], layers, shrink, um_per_pixel)
     aspect = (height[1] - height[0]) / (width[1] - width[0])

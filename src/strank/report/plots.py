@@ -31,12 +31,7 @@ _NAMES = {
 def draw_contrast(table: pd.DataFrame) -> Figure:
     """Draw change against how surely it is none, and the observed changes if there are any.
 
-    Parameters
-    ----------
-    table
-        From `strank.evaluation.fold_change.contrast_predicted`; with the columns of
-        `contrast_observed` there is a second panel. Gene names are shown as text, whatever their
-        characters.
+    Gene names are shown as text, whatever their characters.
     """
     with_counts = "observed" in table
     figure = Figure(figsize=(13.5 if with_counts else 7.5, 5.6), layout="constrained")
@@ -51,8 +46,17 @@ def draw_contrast(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def write_volcano(path: Path, table: pd.DataFrame) -> None:
-    """Write `draw_contrast` as PNG."""
+def write_volcano(path: Path | str, table: pd.DataFrame) -> None:
+    """Write a picture of the changes between two regions, predicted and, if there are, observed.
+
+    Parameters
+    ----------
+    path
+        The PNG file.
+    table
+        Of `strank.contrast`.
+    """
+    path = Path(path)
     with atomic_path(path) as part:
         draw_contrast(table).savefig(part, dpi=130)
 
@@ -157,8 +161,8 @@ def _reach(values: pd.Series) -> float:
     return 1.5 * _furthest(values)
 
 
-def draw_learning_curves(folder: Path) -> Path:
-    """Draw ``learning.png``: loss and held-out score by epoch, one line a network.
+def draw_learning_curves(folder: Path | str) -> Path:
+    """Draw loss and held-out score by epoch into ``learning.png``, one line a network.
 
     Parameters
     ----------
@@ -172,9 +176,10 @@ def draw_learning_curves(folder: Path) -> Path:
 
     Raises
     ------
-    InputError
+    strank.errors.InputError
         If there is no history.
     """
+    folder = Path(folder)
     histories = {
         unquote(path.parent.name.removeprefix("without-")): pd.read_csv(path)
         for path in sorted(folder.glob("*/history.csv"))

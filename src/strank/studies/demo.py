@@ -11,7 +11,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from strank.cohort.folds import patients_of
-from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
+from strank.cohort.store import read_cohort, read_h5ad
 from strank.encoders.embedding import embed
 from strank.errors import InputError
 from strank.evaluation.held_out import Evaluation, evaluate
@@ -21,10 +21,9 @@ from strank.fitting.method import fit
 from strank.io.st import import_st
 from strank.metrics.correlation import rank_correlation
 from strank.model.rank_model import RankModel
-from strank.prediction import predict_slide, tile_grid
-from strank.report.maps import map_layers, write_gene_maps
+from strank.prediction import predict
+from strank.report.maps import write_gene_maps
 from strank.simulate.cohort import simulate_cohort
-from strank.slides.slide import slide_of
 
 Say = Callable[[str], object]
 
@@ -107,12 +106,10 @@ def class_table(
 
 
 def _draw(folder: Path, model: RankModel, section: AnnData, truth: AnnData) -> list[Path]:
-    slide = slide_of(section)
-    predictions = predict_slide(slide, model, tile_grid(slide, model))
-    write_h5ad(predictions, output_folder(folder) / "scores.h5ad")
+    predictions = predict(section, model, folder)
     classes = truth.var["gene_class"].astype(str)
     drawn = []
     for wanted in _DRAWN:
         of_class = model.panel.index[model.panel.index.map(classes) == wanted]
         drawn += list(model.panel.loc[of_class, "counts"].nlargest(1).index)
-    return write_gene_maps(folder, slide, map_layers(predictions, section), drawn)
+    return write_gene_maps(folder, predictions, drawn, section=section)

@@ -63,32 +63,17 @@ _FLAT = 1e-6
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A folder that ``strank benchmark`` wrote.
-
-    Attributes
-    ----------
-    folder
-        Where it is.
-    facts
-        Content of ``benchmark.json``.
-    summary
-        ``summary.csv``, with ``patients`` (``"known"``, ``"new"`` or ``"all"``) in place of
-        ``patient_seen``.
-    """
+    """A folder that ``strank benchmark`` wrote."""
 
     folder: Path
+    #: Content of ``benchmark.json``.
     facts: dict[str, Any]
+    #: ``summary.csv``, with ``patients`` ("known", "new" or "all") in place of ``patient_seen``.
     summary: pd.DataFrame
 
 
 def open_benchmark(folder: Path) -> Benchmark:
-    """Open a folder of ``strank benchmark``.
-
-    Raises
-    ------
-    InputError
-        If it is none, or not whole.
-    """
+    """Open a folder of ``strank benchmark``; refuse one that is none, or not whole."""
     if not (folder / "benchmark.json").is_file():
         raise InputError(f"{folder}: no benchmark.json there; make it with `strank benchmark`")
     facts = read_json(folder / "benchmark.json")
@@ -121,27 +106,15 @@ def leaderboard(benchmark: Benchmark) -> dict[str, list[Any]]:
 
 
 def encoded(values: NDArray) -> str:
-    """Numbers as base64 of their little-endian bytes.
-
-    Examples
-    --------
-    >>> encoded(np.array([1.0, 2.0], dtype=np.float32))
-    'AACAPwAAAEA='
-    """
+    """Numbers as base64 of their little-endian bytes."""
     return b64encode(values.astype(values.dtype.newbyteorder("<")).tobytes()).decode()
 
 
 def gene_tables(benchmark: Benchmark) -> Iterator[dict[str, Any]]:
     """Means over sections and seeds of every score, by gene: one table a panel and encoder.
 
-    Of a panel with too many genes some are taken, evenly over their mean counts.
-
-    Yields
-    ------
-    dict
-        ``encoder``, ``genes``, ``patients``, ``names``, ``n_genes`` (before some were taken),
-        ``n_sections``, ``methods``, ``scores``, and as base64 of float32 ``values``
-        ``[n_methods, n_scores, n_genes]``, ``mean_counts``, and ``ceilings`` by score.
+    Of a panel with too many genes some are taken, evenly over their mean counts. Base64 of float32:
+    ``values`` ``[n_methods, n_scores, n_genes]``, ``mean_counts`` and ``ceilings``.
     """
     summary = benchmark.summary
     groups = summary.groupby(["encoder", "genes"], sort=False)
@@ -211,34 +184,21 @@ def _read(path: Path, columns: list[str], where: list[tuple[str, str, Any]]) -> 
 
 @dataclass(frozen=True)
 class TestSection:
-    """A test section with all predictions for the smallest panel.
-
-    Attributes
-    ----------
-    name, fold
-        What it is called; a section may be tested in several folds.
-    patients
-        ``"known"`` if other sections of its patient were trained on, or ``"new"``.
-    genes
-        The panel of its fold.
-    positions
-        Spot centres (x, y) in pixels of the full image.
-    scores
-        Encoder and method to predictions, ``[n_spots, n_genes]``.
-    log_rates
-        Which of them are log rates.
-    observed
-        The section with its counts, or ``None``.
-    """
+    """A test section with all predictions for the smallest panel."""
 
     __test__ = False
 
     name: str
+    #: A section may be tested in several.
     fold: str
+    #: "known" if other sections of its patient were trained on, or "new".
     patients: str
     genes: pd.Index
+    #: Spot centres (x, y) in pixels of the full image.
     positions: NDArray[np.float64]
+    #: Encoder and method to predictions, ``[n_spots, n_genes]``.
     scores: dict[tuple[str, str], NDArray[np.float32]]
+    #: Which of them are log rates.
     log_rates: set[tuple[str, str]]
     observed: AnnData | None
 
@@ -248,19 +208,7 @@ def test_sections(
 ) -> Iterator[TestSection]:
     """Go through the test sections with predictions, those of one fold in memory at a time.
 
-    Parameters
-    ----------
-    benchmark
-        Where the predictions are.
-    cohort
-        Folder with the counts, or ``None`` to do without.
-    notes
-        What is missing is added here, in words.
-
-    Raises
-    ------
-    InputError
-        If predictions of a fold are for different spots or genes.
+    Notes of what is missing are added to ``notes``.
     """
     for paths in prediction_files(benchmark):
         files = sorted(((_about(path), path) for path in paths), key=lambda f: f[0]["seed"])
@@ -336,14 +284,7 @@ def map_of(section: TestSection, notes: list[str]) -> dict[str, Any]:
     """Values of a section as one byte a spot and gene, and its image, ready for JSON.
 
     All values are about the mean of the gene in the section. A byte is 127 at that mean and 0 or
-    254 at the gene's ``limits``; 255 is no value.
-
-    Parameters
-    ----------
-    section
-        What to draw.
-    notes
-        What is missing is added here, in words.
+    254 at the gene's ``limits``; 255 is no value. Notes of what is missing are added to ``notes``.
     """
     observed = section.observed
     picture = None if observed is None else _picture(observed, notes)
@@ -420,12 +361,9 @@ def _picture(section: AnnData, notes: list[str]) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class ChangeSums:
-    """Counts of a section by predicted log fold change; sums of several sections may be added.
+    """Counts of a section by predicted log fold change: observed, predicted, shared by depth alone.
 
-    Attributes
-    ----------
-    observed, predicted, by_depth
-        Counts as observed, as predicted, and as library size alone shares them, ``[n_classes]``.
+    Sums of several sections may be added; ``[n_classes]`` each.
     """
 
     observed: NDArray[np.float64]
@@ -446,27 +384,9 @@ def change_sums(
 ) -> ChangeSums:
     """Sort the spots of a section by score into parts of equal depth, and pool parts alike.
 
-    Parameters
-    ----------
-    scores
-        Predicted log relative rates, ``[n_spots, n_genes]``.
-    counts
-        Of the same genes, ``[n_spots, n_genes]``.
-    library_size
-        ``[n_spots]``.
-
-    Returns
-    -------
-    ChangeSums
-        A part of a gene's spots is pooled with those, of all genes, whose predicted mean rate is
-        as far from their own gene's in the section; every count weighs the same.
-
-    Examples
-    --------
-    >>> counts = np.repeat([[100], [400]], 5, axis=0)
-    >>> line = calibration_line(change_sums(np.log(counts), counts, np.ones(10)))
-    >>> round(line["slope"], 6)
-    1.0
+    A part of a gene's spots is pooled with those, of all genes, whose predicted mean rate is as far
+    from their own gene's in the section; every count weighs the same. Scores and counts are
+    ``[n_spots, n_genes]``.
     """
     depth = np.asarray(library_size, dtype=np.float64)
     order = np.argsort(scores, axis=0, kind="stable")
@@ -501,17 +421,8 @@ def _binned(where: NDArray, values: NDArray, n: int) -> NDArray[np.float64]:
 def calibration_line(sums: ChangeSums) -> dict[str, Any]:
     """Observed against predicted fold changes, and the slope of their logs through 1.
 
-    Parameters
-    ----------
-    sums
-        Of one section, or of several, added.
-
-    Returns
-    -------
-    dict
-        ``predicted`` and ``observed`` fold changes of the classes with enough counts, ``counts``
-        there, and ``slope``: 1 is right, below 1 the predictions are too strong; ``None`` where
-        nothing is predicted to change.
+    A slope of 1 is right, below 1 the predictions are too strong; ``None`` where nothing is
+    predicted to change.
     """
     enough = sums.by_depth >= _LEAST_COUNTS
     predicted = sums.predicted[enough] / sums.by_depth[enough]

@@ -45,17 +45,7 @@ _SCRIPTS = ("", "_genes", "_maps")
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
-
-    Attributes
-    ----------
-    path
-        The page.
-    n_bytes
-        Its size.
-    notes
-        What it lacks, in words.
-    """
+    """What was written: a page of so many bytes, and what it lacks, in words."""
 
     path: Path
     n_bytes: int
@@ -63,19 +53,26 @@ class Report:
 
 
 def write_report(folder: Path | str, *, cohort: Path | str | None = None) -> Report:
-    """Write ``report.html`` into the folder of a benchmark.
+    """Make one page of a benchmark: methods, depth, ceilings, genes, maps, calibration.
+
+    ``report.html`` in its folder holds all it needs: it opens without a network and sends nothing.
 
     Parameters
     ----------
     folder
-        Of ``strank benchmark``.
+        Of `strank.benchmark`.
     cohort
         Folder with the counts, if it is no longer where the benchmark found it. Without counts or
         images the page lacks the observed maps, the H&E and the calibration, and says so.
 
+    Returns
+    -------
+    Report
+        ``path`` and ``n_bytes`` of the page, and ``notes`` of what it lacks.
+
     Raises
     ------
-    InputError
+    strank.errors.InputError
         If the folder is no benchmark, or a file of it is damaged.
     """
     benchmark = open_benchmark(Path(folder))
