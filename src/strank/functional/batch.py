@@ -31,6 +31,17 @@ class LossBatch:
         """Scores plus offset: log rates up to a level."""
         return self.scores if self.offset is None else self.scores + self.offset
 
+    def shared_logits(self) -> Tensor:
+        """Logits of what has a share, ``-inf`` where left out."""
+        return (
+            self.logits if self.where is None else torch.where(self.where, self.logits, -torch.inf)
+        )
+
+    def weighted_counts(self) -> Tensor:
+        """Multiply dense counts by weight, 0 where left out: the list loss is linear in them."""
+        counts = masked(self.counts.to_dense() if self.sparse else self.counts, self.where)
+        return counts if self.weight is None else counts * self.weight
+
     @property
     def sparse(self) -> bool:
         """Whether the counts are CSR."""

@@ -55,12 +55,7 @@ class PartTotals(GeneTotals):
     def forward(ctx: Any, scores: Tensor, batch: LossBatch) -> Tensor:
         """Compute loss and gradient of this process's spots, in two all-reduces."""
         codes, n = batch.section, batch.n_sections
-        counts = masked(batch.counts.to_dense() if batch.sparse else batch.counts, batch.where)
-        if batch.weight is not None:
-            counts = counts * batch.weight
-        logits = batch.logits
-        if batch.where is not None:
-            logits = torch.where(batch.where, logits, -torch.inf)
+        counts, logits = batch.weighted_counts(), batch.shared_logits()
         shift = segment_shift(logits, codes, n)
         dist.all_reduce(shift, dist.ReduceOp.MAX)
         logits = logits - shift.index_select(0, codes)

@@ -141,10 +141,7 @@ def list_loss(
 
 def _each_share(batch: LossBatch) -> Tensor:
     """Follow the definition in plain autograd, ``[n_spots, n_genes]``."""
-    logits = batch.logits
-    if batch.where is not None:
-        logits = torch.where(batch.where, logits, -torch.inf)
-    log_share = segment_log_softmax(logits, batch.section, batch.n_sections)
+    log_share = segment_log_softmax(batch.shared_logits(), batch.section, batch.n_sections)
     counts = batch.counts.to_dense() if batch.sparse else batch.counts
     loss = -masked(counts, batch.where) * masked(log_share, batch.where)
     return loss if batch.weight is None else loss * batch.weight
@@ -215,7 +212,7 @@ class _ListTotals(GeneTotals):
             share = logits.exp()
             norm = segment_sum(share, codes, n).clamp_(min=torch.finfo(share.dtype).tiny)
             if stored is None:
-                counts = _weighted_counts(block)
+                counts = block.weighted_counts().contiguous()
                 totals = segment_sum(counts, codes, n)
             else:
                 totals = stored.totals[:, genes]
@@ -233,17 +230,9 @@ class _ListTotals(GeneTotals):
 
 def _shifted(block: LossBatch) -> tuple[Tensor, Tensor]:
     """Logits minus their largest in the section (``-inf`` where left out), and that."""
-    logits = block.logits.contiguous()
-    if block.where is not None:
-        logits = torch.where(block.where, logits, -torch.inf)
+    logits = block.shared_logits().contiguous()
     shift = segment_shift(logits, block.section, block.n_sections)
     return logits - shift.index_select(0, block.section), shift
-
-
-def _weighted_counts(block: LossBatch) -> Tensor:
-    """Multiply counts by weight, 0 where left out: the loss is linear in them."""
-    counts = masked(block.counts, block.where)
-    return (counts if block.weight is None else counts * block.weight).contiguous()
 
 
 def _distributed(batch: LossBatch, reduction: Reduction) -> Tensor:

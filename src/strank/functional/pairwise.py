@@ -234,8 +234,8 @@ def margin_ranking_loss(
     if ties == "second":
         preference = torch.where(preference == 0, -1.0, preference)
     part = preference != 0
-    if batch.where is not None:
-        part = part & _both(batch.where.expand_as(batch.scores), pairs)
+    if (both := _both(batch, pairs)) is not None:
+        part = part & both
     difference = batch.scores.index_select(0, first) - batch.scores.index_select(0, second)
     loss = torch.where(part, (margin - preference * difference).clamp(min=0), 0.0)
     if weight is not None:
@@ -259,8 +259,7 @@ def _each_pair(batch: LossBatch, pairs: Tensor) -> Tensor:
     # -log p is softplus of minus the difference of logits.
     log_odds = torch.stack([-difference, difference], 1)
     counts = masked(batch.counts, batch.where)[pairs]
-    if batch.where is not None:
-        both = _both(batch.where.expand_as(batch.scores), pairs)
+    if (both := _both(batch, pairs)) is not None:
         counts = masked(counts, both[:, None])
     return counts * softplus(log_odds)
 
@@ -291,11 +290,8 @@ def _pair_block(block: LossBatch, pairs: Tensor, gradient: Tensor) -> Tensor:
     difference = block.scores.index_select(0, first)
     difference -= block.scores.index_select(0, second)
     of_first, of_second = (block.counts.index_select(0, spots) for spots in (first, second))
-    if block.where is not None:
-        both = _both(block.where.expand_as(block.scores), pairs)
-        difference, of_first, of_second = (
-            masked(values, both) for values in (difference, of_first, of_second)
-        )
+    both = _both(block, pairs)
+    difference, of_first, of_second = (masked(v, both) for v in (difference, of_first, of_second))
     # The wrong way round costs the hinge of the other spot's counts; the rest is at most log 2.
     loss = of_second * difference.clamp(min=0)
     loss -= of_first * difference.clamp(max=0)
@@ -316,22 +312,25 @@ def _log1p(values: Tensor) -> Tensor:
 
 def _compared(batch: LossBatch, pairs: Tensor) -> Tensor:
     """How many pairs take part, per gene."""
-    if batch.where is None:
+    if (both := _both(batch, pairs)) is None:
         return batch.scores.new_full((batch.scores.shape[1],), len(pairs))
-    return _both(batch.where.expand_as(batch.scores), pairs).sum(0).to(batch.scores)
+    return both.sum(0).to(batch.scores)
 
 
 def _compared_counts(batch: LossBatch, pairs: Tensor) -> Tensor:
     """Sum the counts of the spots of these pairs, per gene."""
-    if batch.where is None:
+    if (both := _both(batch, pairs)) is None:
         times = torch.bincount(pairs.flatten(), minlength=len(batch.scores))
         return times.to(batch.counts) @ batch.counts
-    both = _both(batch.where.expand_as(batch.scores), pairs)
     return masked(batch.counts[pairs].sum(1), both).sum(0)
 
 
-def _both(where: Tensor, pairs: Tensor) -> Tensor:
+def _both(batch: LossBatch, pairs: Tensor) -> Tensor | None:
+    """Pairs of which both spots take part, ``[n_pairs, n_genes]``; ``None`` for all."""
+    if batch.where is None:
+        return None
     first, second = pairs.unbind(1)
+    where = batch.where.expand_as(batch.scores)
     return where.index_select(0, first) & where.index_select(0, second)
 
 

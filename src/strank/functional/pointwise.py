@@ -206,10 +206,7 @@ def _poisson_level(batch: LossBatch) -> tuple[Tensor, Tensor]:
     """Log rates that sum to the section's counts, and where there are any (else they are 0)."""
     if batch.weight is not None and batch.weight.dim() > 1 and len(batch.weight) > 1:
         raise ValueError("weight must be [n_genes] with free_level: a level belongs to a section")
-    logits = batch.logits
-    if batch.where is not None:
-        logits = torch.where(batch.where, logits, -torch.inf)
-    log_share = segment_log_softmax(logits, batch.section, batch.n_sections)
+    log_share = segment_log_softmax(batch.shared_logits(), batch.section, batch.n_sections)
     totals = segment_sum(batch.counts, batch.section, batch.n_sections)
     counted = (totals > 0).index_select(0, batch.section)
     if batch.where is not None:
