@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from strank.errors import InputError, some
 from strank.files import safe_name
 from strank.functional.distributed import all_summed, n_processes
+from strank.functional.listwise import section_list_gain
 from strank.losses import ListSTRankLoss, SectionLoss
 from strank.metrics.correlation import spearman
 from strank.neural.checkpoints import Keep
@@ -127,11 +128,7 @@ def score_section(scores: Tensor, batch: SpotBatch, monitor: Monitor) -> float:
         library_size = offset.exp().cpu().numpy()
         each = spearman(*arrays, section=np.zeros(len(scores)), library_size=library_size)
         return float(np.nan_to_num(each).mean())
-    # About their mean, so that the two large terms do not lose the digits of their difference.
-    scores, depth = scores - scores.mean(0), offset[:, None]
-    rise = torch.logsumexp(scores + depth, 0) - torch.logsumexp(depth, 0)
-    gain = (counts * scores).sum(0) - counts.sum(0) * rise
-    return float(gain.mean())
+    return float(section_list_gain(scores, counts, offset).mean())
 
 
 def is_first_process() -> bool:
