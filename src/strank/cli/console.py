@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
 
-
 # Arguments of the library whose option is called otherwise.
 _OPTIONS = {
     "block_um": "block",
@@ -66,6 +65,8 @@ class ErrorGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Keep the order of the workflow, which Typer breaks for groups."""
         known = super().list_commands(ctx)
+        if ctx.parent is not None:
+            return known
         return sorted(known, key=lambda name: _WORKFLOW.index(name) if name in _WORKFLOW else 99)
 
     def invoke(self, ctx: Any) -> Any:

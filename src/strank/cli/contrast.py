@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _TOP = 10
 
 
-def contrast(
+def contrast_command(
     predictions: Annotated[Path, typer.Argument(help="scores.h5ad of `strank predict`.")],
     groups: Annotated[
         str,
@@ -45,12 +45,12 @@ def contrast(
     [bold]Example:[/] strank contrast out/scores.h5ad --groups regions.geojson
     --between Tumor,Stroma --counts cohort/C5.h5ad -o contrast
     """
-    from strank.evaluation import fold_change
+    from strank.evaluation.fold_change import contrast
     from strank.files import output_folder
     from strank.report.plots import write_volcano
 
     given = {} if block is None else {"block_um": block}
-    found = fold_change.contrast(predictions, groups, counts, between=between, seed=seed, **given)
+    found = contrast(predictions, groups, counts, between=between, seed=seed, **given)
     output_folder(output)
     write_volcano(output / "volcano.png", found.table)
     found.write(output)

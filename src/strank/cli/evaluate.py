@@ -29,10 +29,8 @@ if TYPE_CHECKING:
     from strank.fitting.method import Method
     from strank.model.rank_model import RankModel
 
-__all__ = ["evaluate"]
 
-
-def evaluate(
+def evaluate_command(
     context: typer.Context,
     cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the tables.")],
@@ -119,7 +117,7 @@ def _evaluate_model(
     cohort: Path, folder: Path, sections: list[str] | None, train: Path
 ) -> Evaluation:
     from strank.cohort.store import read_cohort, section_names
-    from strank.evaluation.held_out import evaluate as evaluate_model
+    from strank.evaluation.held_out import evaluate
     from strank.model.rank_model import RankModel
     from strank.prediction import encoder_of
 
@@ -137,7 +135,7 @@ def _evaluate_model(
         for place in {cohort, train}:
             _embed(place, encoder_of(model))
     with working("Scoring, and fitting the baselines"):
-        return evaluate_model(
+        return evaluate(
             model,
             read_cohort(cohort, sections=sections, encoder=encoder),
             train=read_cohort(train, sections=known, encoder=encoder),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PICTURES = 6
 
 
-def predict(
+def predict_command(
     slides: Annotated[
         list[Path],
         typer.Argument(

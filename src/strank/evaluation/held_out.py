@@ -31,7 +31,9 @@ class Evaluation:
     Attributes
     ----------
     scores
-        One row a method, section and gene; see `strank.evaluation.scores.score_section`.
+        One row a method, section and gene: ``scc`` (Spearman with log1p of counts per 10k),
+        ``pearson``, ``depth_matched``, ``lift``, ``deviance`` and others, NaN where undefined, and
+        in ``note`` why.
     facts
         What produced them: version, protocol, sections, parameters.
     warnings
@@ -44,7 +46,7 @@ class Evaluation:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """Mean over genes; see `strank.evaluation.scores.summarise`."""
+        """Mean over genes, of every section and of all; the same genes for every method."""
         return summarise(self.scores)
 
     def write(self, folder: Path | str) -> None:
@@ -60,6 +62,8 @@ def evaluate(
     model: RankModel, cohort: Mapping[str, AnnData], *, train: Mapping[str, AnnData]
 ) -> Evaluation:
     """Score a model, and baselines fitted on its own training sections, on sections of a cohort.
+
+    Beside the model stand ridges of the same features, library size alone and shuffled scores.
 
     Parameters
     ----------
@@ -77,9 +81,17 @@ def evaluate(
 
     Raises
     ------
-    InputError
+    strank.errors.InputError
         If ``train`` lacks a training section, or holds other counts under its name; if a section
         to score measures no gene of the model's.
+
+    Examples
+    --------
+    >>> import strank
+    >>> cohort = strank.read_cohort("cohort", encoder="morphology")  # doctest: +SKIP
+    >>> train = {name: cohort[name] for name in ("A1", "B1")}  # doctest: +SKIP
+    >>> model = strank.fit(train)  # doctest: +SKIP
+    >>> evaluate(model, {"C1": cohort["C1"]}, train=train).summary  # doctest: +SKIP
     """
     measured = {name: _measured(name, adata, model) for name, adata in cohort.items()}
     expected: dict[str, dict[str, Any]] = model.provenance["sections"]
@@ -131,8 +143,30 @@ def cross_validate(
 
     Raises
     ------
-    InputError
-        For fewer than two sections or patients.
+    strank.errors.InputError
+        For fewer than two sections or patients, and as `strank.fit`.
+
+    Examples
+    --------
+    Three sections with features named "mine", as they are read from a cohort:
+
+    >>> import numpy as np
+    >>> rng, info = np.random.default_rng(0), {"um_per_pixel": 1.0, "spot_pitch_um": 100.0}
+    >>> info |= {"spot_diameter_um": 55.0, "technology": "Visium", "image": "", "image_sha256": ""}
+    >>> info |= {"provenance": {}}
+    >>> cohort = {}
+    >>> for name in ("A1", "B1", "C1"):
+    ...     features = rng.normal(size=(50, 2))
+    ...     counts = rng.poisson(5 * np.exp(features @ [[0.5, -0.2], [0.0, 0.8]]))
+    ...     adata = AnnData(counts.astype(np.float32), var=pd.DataFrame(index=["ERBB2", "CD3E"]))
+    ...     adata.obs = adata.obs.assign(section=name, patient=name, library_size=1000.0)
+    ...     adata.obsm = {"mine": features, "spatial": 100.0 * rng.permutation(100).reshape(50, 2)}
+    ...     adata.uns["strank"] = info
+    ...     cohort[name] = adata
+    >>> found = cross_validate(cohort, by="patient", encoder="mine", n_genes=2)
+    >>> summary = found.summary.set_index(["method", "section"])
+    >>> bool(summary.loc[("linear, list", "mean"), "scc"] > 0.4)
+    True
     """
     tables, facts, warnings = [], [], []
     for fold in make_folds(patients_of(cohort), by):
