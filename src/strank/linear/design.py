@@ -20,7 +20,7 @@ from strank.linear.objective import Likelihood, ListLikelihood, PairLikelihood, 
 from strank.linear.solver import STEPS_KEPT
 from strank.linear.threads import in_parallel
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _OBJECTIVES = ("list", "pair")
 # More genes at a time bring nothing: the products are as fast as they get.
@@ -110,8 +110,8 @@ class Design:
         return other
 
     def each_block(
-        self, work: Callable[[Block], T], advance: Callable[[int], object] | None = None
-    ) -> Iterator[T]:
+        self, work: Callable[[Block], _T], advance: Callable[[int], object] | None = None
+    ) -> Iterator[_T]:
         """Do the work for all genes, in blocks that fit into memory; yields results in order."""
         n_genes, counts = self.n_genes, self.data.counts
         # Blocks of one size, and the same number for every thread.

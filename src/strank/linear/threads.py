@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
-Item = TypeVar("Item")
-T = TypeVar("T")
+_Item = TypeVar("_Item")
+_T = TypeVar("_T")
 
 # Multiplications in a product of features and weights. Below it threads cost more than they bring,
 # and on a busy machine they wait for each other: 50 genes x 730 spots took 0.4 s with one thread,
@@ -40,7 +40,9 @@ def _controller() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def in_parallel(work: Callable[[Item], T], items: Iterable[Item], n_threads: int) -> Iterator[T]:
+def in_parallel(
+    work: Callable[[_Item], _T], items: Iterable[_Item], n_threads: int
+) -> Iterator[_T]:
     """Yield the results of items in their order, each item on one thread.
 
     Threads that share a matrix product wait for each other at every one of them; threads with work
