@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -143,14 +143,6 @@ class Rows:
             else:
                 found.append(range(s, s + 1))
         return found
-
-    def of_source(self, source: Any, *, centre: Tensor | None = None) -> Rows:
-        """Return other features of the same spots, read alike."""
-        return replace(self, source=source, centre=centre)
-
-    def in_precision(self, dtype: torch.dtype) -> Rows:
-        """Return the same rows with products in another precision."""
-        return replace(self, dtype=dtype)
 
     def times(self, rows: slice, weights: Tensor) -> Tensor:
         """Product of some rows with ``[n_features, n_genes]``."""

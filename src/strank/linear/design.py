@@ -129,7 +129,7 @@ class Design:
 
     def block(self, genes: slice, counts: sparse.spmatrix) -> Block:
         """Sum up the counts of some genes, out of those of all, section by section."""
-        counts, rows = counts[:, genes].tocsr(), self.rows.in_precision(torch.float64)
+        counts, rows = counts[:, genes].tocsr(), replace(self.rows, dtype=torch.float64)
         totals = torch.zeros(
             rows.n_sections, counts.shape[1], dtype=torch.float64, device=rows.device
         )
@@ -152,7 +152,7 @@ class Design:
         counts = block.totals[sections].sum(0)
         rotated = rows.centre is None and rows.bounds[-1] <= _SPOTS_PER_GENE * len(counts)
         if rotated:
-            rows = rows.of_source(rows.source @ geometry.basis.to(rows.dtype))
+            rows = replace(rows, source=rows.source @ geometry.basis.to(rows.dtype))
         return Problem(
             rows=rows,
             geometry=geometry,
@@ -212,9 +212,9 @@ class Design:
     def _centred(self, raw: Rows, centre: Tensor) -> Rows:
         """Copy the features if they fit into memory, or centre them whenever they are read."""
         if raw.n_bytes > _COPY * self._budget:
-            return raw.of_source(raw.source, centre=centre)
+            return replace(raw, centre=centre)
         blocks = [block for _, block in raw.each_block(slice(0, raw.bounds[-1]))]
-        return raw.of_source(torch.cat(blocks).sub_(centre.to(raw.dtype)))
+        return replace(raw, source=torch.cat(blocks).sub_(centre.to(raw.dtype)))
 
     def _threads(self) -> int:
         """Give every thread a block of genes, if there are enough of both, and memory."""

@@ -73,7 +73,7 @@ def minimise(problem: Problem, *, tolerance: float, max_iterations: int) -> Opti
         rough = max(tolerance, _FLOAT32_TOLERANCE)
         found = descend(problem, start, tolerance=rough, max_iterations=max_iterations)
         start, spent = found.axes, found.iterations
-        problem = replace(problem, rows=problem.rows.in_precision(torch.float64))
+        problem = replace(problem, rows=replace(problem.rows, dtype=torch.float64))
     found = descend(problem, start, tolerance=tolerance, max_iterations=max_iterations)
     found.iterations += spent
     return found
