@@ -17,11 +17,11 @@ from pathlib import Path
 
 from strank import cross_validate, fit, read_cohort
 from strank.encoders.embedding import embed
-from strank.io.st import import_st
+from strank.io import find_st, read_st, write_sections
 
 
 def prepare(data: Path, cohort: Path) -> None:
-    import_st(data, cohort)
+    write_sections((read_st(data, section=name) for name in find_st(data)), cohort)
     start = time.perf_counter()
     done = embed(cohort)
     seconds = time.perf_counter() - start

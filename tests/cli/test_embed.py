@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from strank.cli import app
-from strank.io.st import import_st
+from strank.io import find_st, read_st, write_sections
 
 ENCODER = """
 import numpy as np
@@ -37,7 +37,9 @@ def refused(*arguments: object) -> str:
 
 @pytest.fixture
 def folder(st_folder, tmp_path, monkeypatch):
-    import_st(st_folder, tmp_path / "cohort")
+    write_sections(
+        (read_st(st_folder, section=name) for name in find_st(st_folder)), tmp_path / "cohort"
+    )
     for number in (1, 2):
         (tmp_path / f"means_{number}.py").write_text(ENCODER.format(version=number))
     monkeypatch.syspath_prepend(tmp_path)

@@ -15,7 +15,7 @@ from strank.cohort.store import count_spots, features_path, read_cohort, read_h5
 from strank.encoders.base import Field, encoder_facts
 from strank.encoders.embedding import embed, embed_spots
 from strank.errors import InputError
-from strank.io.st import import_st
+from strank.io import find_st, read_st, write_sections
 from strank.slides.slide import Slide
 
 
@@ -36,7 +36,9 @@ class Means:
 
 @pytest.fixture
 def folder(st_folder, tmp_path):
-    import_st(st_folder, tmp_path / "cohort")
+    write_sections(
+        (read_st(st_folder, section=name) for name in find_st(st_folder)), tmp_path / "cohort"
+    )
     return tmp_path / "cohort"
 
 

@@ -20,7 +20,7 @@ from strank.cohort.store import features_path, read_cohort
 from strank.encoders.base import Field
 from strank.encoders.embedding import Part, embed
 from strank.errors import InputError
-from strank.io.st import import_st
+from strank.io import find_st, read_st, write_sections
 
 N_SPOTS, N_FEATURES = 25, 1000
 
@@ -45,7 +45,9 @@ class Means:
 
 @pytest.fixture
 def folder(st_folder, tmp_path):
-    import_st(st_folder, tmp_path / "cohort")
+    write_sections(
+        (read_st(st_folder, section=name) for name in find_st(st_folder)), tmp_path / "cohort"
+    )
     return tmp_path / "cohort"
 
 

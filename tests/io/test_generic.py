@@ -18,8 +18,7 @@ from spatialdata.transformations import Affine, Identity, Scale, Sequence, Trans
 from strank.cohort.contract import section_info
 from strank.cohort.store import read_cohort
 from strank.errors import InputError
-from strank.io.generic import import_anndata
-from strank.io.spatialdata import import_spatialdata
+from strank.io import find_anndata, read_anndata, read_spatialdata, write_sections
 from strank.slides.slide import read_region, slide_of
 
 WIDTH, HEIGHT, UM = 460, 400, 2.0
@@ -55,7 +54,9 @@ def load(he: Path, adata: anndata.AnnData, **options):
     path = he.parent / "mine.h5ad"
     adata.write_h5ad(path)
     given = {"image": he, "um_per_pixel": UM, "patient": "P", **options}
-    return import_anndata(path, he.parent / "cohort", **given)
+    sections = find_anndata(path) if "section" not in given else [given.pop("section")]
+    read = (read_anndata(path, section=name, **given) for name in sections)
+    return write_sections(read, he.parent / "cohort")
 
 
 def refused(he: Path, adata: anndata.AnnData, **options) -> str:
@@ -98,6 +99,24 @@ def test_sections_and_patients_of_obs(image):
         "right": "Q",
     }
     np.testing.assert_array_equal(cohort["right"].X.toarray(), COUNTS[15:])
+    assert list(load(image, make(obs=obs), image=folder, section="left")) == ["left"]
+    with pytest.raises(InputError, match=r"h5ad: no section top; there are left, right$"):
+        load(image, make(obs=obs), image=folder, section="top")
+    with pytest.raises(InputError, match=r"h5ad: holds several sections; .*`section`: left, right"):
+        read_anndata(image.parent / "mine.h5ad", image=folder)
+
+
+def test_the_only_section_may_be_called_otherwise(image):
+    obs = pd.DataFrame({"section": "S1"}, index=SPOTS)
+    assert list(load(image, make(obs=obs))) == ["S1"]
+    assert list(load(image, make(obs=obs), section="mine")) == ["mine"]
+    assert list(load(image, make(), section="other")) == ["other"]
+
+
+def test_an_image_is_needed(image):
+    assert "/mine.h5ad: give the full-resolution H&E image with `image`" in refused(
+        image, make(), image=None
+    )
 
 
 def test_genes_by_symbol_and_by_id(image):
@@ -123,7 +142,7 @@ def test_genes_by_symbol_and_by_id(image):
         (
             make(-1.0 * COUNTS, layers={"raw": COUNTS}),
             {},
-            "is negative; raw counts are needed; are they in --layer raw?",
+            "is negative; raw counts are needed; are they in `layer=raw`?",
         ),
         (make(centres=np.where(CENTRES > 320, np.nan, CENTRES)), {}, "s5, s11, s17, s23, s29 is"),
         (
@@ -143,7 +162,7 @@ def test_anndata_that_cannot_be_used(image, adata, options, message):
 def test_an_anndata_without_x(image):
     adata = make()
     adata.X = None
-    assert "mine.h5ad: X is empty; raw counts are needed there or in a --layer" in refused(
+    assert "mine.h5ad: X is empty; raw counts are needed there or in a `layer`" in refused(
         image, adata
     )
 
@@ -177,8 +196,9 @@ def circles(centres=CENTRES, to=None):
 def load_zarr(tmp_path: Path, data: SpatialData, **options):
     shutil.rmtree(tmp_path / "P1.zarr", ignore_errors=True)
     data.write(tmp_path / "P1.zarr")
-    given = {"um_per_pixel": UM, **options}
-    return import_spatialdata(tmp_path / "P1.zarr", tmp_path / "cohort", **given)
+    given = {"um_per_pixel": UM, "image_folder": tmp_path / "cohort/images", **options}
+    section = read_spatialdata(tmp_path / "P1.zarr", **given)
+    return write_sections([section], tmp_path / "cohort")
 
 
 MICRONS = Affine(
@@ -243,14 +263,14 @@ def test_spatialdata_that_cannot_be_used(tmp_path):
         return str(caught.value).replace(str(tmp_path), "")
 
     for option, message in {
-        "um_per_pixel": "/P1.zarr: µm per pixel of image he is not known; give it with --mpp",
-        "table": "/P1.zarr: no other, but tables: table; choose one with --table",
+        "um_per_pixel": "/P1.zarr: µm per pixel of image he is not known; give it with `um_per_pi",
+        "table": "/P1.zarr: no other, but tables: table; choose one with `table`",
         "image": "other: neither a file nor an image of /P1.zarr, which has he",
     }.items():
         given = {option: None if option == "um_per_pixel" else "other"}
         assert message in refused_zarr(spatial(circles()), **given)
     two = spatial(circles(), small=Image2DModel.parse(np.zeros((3, 9, 9), np.uint8)))
-    assert "/P1.zarr: several images: he, small; choose one with --image" in refused_zarr(two)
+    assert "/P1.zarr: several images: he, small; choose one with `image`" in refused_zarr(two)
     grey = spatial(circles(), tissue()[..., :1])
     assert "the image is uint8 with 1 channels, not RGB" in refused_zarr(grey)
     assert "the table annotates 30, which the element lacks" in refused_zarr(
@@ -264,9 +284,9 @@ def test_spatialdata_that_cannot_be_used(tmp_path):
     assert "the spots and the image have no coordinate system in common" in refused_zarr(apart)
     (tmp_path / "P1.zarr/zarr.json").write_text("{")
     with pytest.raises(InputError, match=r"P1.zarr: not a readable SpatialData zarr"):
-        import_spatialdata(tmp_path / "P1.zarr", tmp_path / "cohort")
+        read_spatialdata(tmp_path / "P1.zarr")
     with pytest.raises(InputError, match="no such folder; a SpatialData zarr is one"):
-        import_spatialdata(tmp_path / "P2.zarr", tmp_path / "cohort")
+        read_spatialdata(tmp_path / "P2.zarr")
 
 
 def test_what_spatialdata_io_makes_of_a_visium_run(tmp_path, write_space_ranger, image):

@@ -41,7 +41,7 @@ def test_ids_where_wished_or_all_there_is():
 @pytest.mark.parametrize(
     ("symbols", "ids", "options", "message"),
     [
-        (["A", "B"], None, {"gene_id": True}, "F: holds no gene ids; leave --gene-id out"),
+        (["A", "B"], None, {"gene_id": True}, "F: holds no gene ids; leave `gene_id` out"),
         (["A", "B", "A"], None, {}, "F: gene A stands twice, and ids that tell the copies apart"),
         (["A", "B"], ["E1", "E1"], {}, "F: gene E1 stands twice"),
         (["A", "A", "A_E2"], ["E1", "E2", "E3"], {}, "F: gene A_E2 stands twice"),

@@ -15,7 +15,8 @@ from anndata import AnnData
 from strank.errors import InputError
 from strank.evaluation.regions import outlines
 from strank.io import exports as geojson
-from strank.io.exports import check_geojson_size, tile_squares, write_geojson
+from strank.io import write_geojson
+from strank.io.exports import check_geojson_size, tile_squares
 
 GENES = ["ERBB2", 'HLA/A "<b>"\n', "µ\u2028", "VWF"]
 
@@ -88,7 +89,7 @@ def test_it_is_geojson_with_the_scores_of_the_chosen_genes(
     predictions, tmp_path, monkeypatch, block
 ):
     monkeypatch.setattr(geojson, "_BLOCK", block)
-    write_geojson(tmp_path / "s.geojson", predictions, GENES[:3])
+    write_geojson(predictions, tmp_path / "s.geojson", genes=GENES[:3])
     content = json.loads((tmp_path / "s.geojson").read_text())
     jsonschema.Draft7Validator(SCHEMA).validate(content)
     assert len(content["features"]) == 12
@@ -101,7 +102,7 @@ def test_it_is_geojson_with_the_scores_of_the_chosen_genes(
 
 
 def test_the_schema_refuses_what_is_no_tile(predictions, tmp_path):
-    write_geojson(tmp_path / "s.geojson", predictions, GENES[:1])
+    write_geojson(predictions, tmp_path / "s.geojson", genes=GENES[:1])
     content = json.loads((tmp_path / "s.geojson").read_text())
     content["features"][3]["properties"]["measurements"]["ERBB2"] = "high"
     with pytest.raises(jsonschema.ValidationError):
@@ -109,7 +110,7 @@ def test_the_schema_refuses_what_is_no_tile(predictions, tmp_path):
 
 
 def test_squares_lie_around_the_tiles_and_fill_the_plane(predictions, tmp_path):
-    write_geojson(tmp_path / "s.geojson", predictions, ["VWF"])
+    write_geojson(predictions, tmp_path / "s.geojson", genes=["VWF"])
     # Pixels, whatever the default of the format.
     read = geopandas.read_file(tmp_path / "s.geojson").set_crs(None, allow_override=True)
     centres = np.column_stack([read.centroid.x, read.centroid.y])
@@ -123,7 +124,7 @@ def test_squares_lie_around_the_tiles_and_fill_the_plane(predictions, tmp_path):
 
 def test_novelty_goes_along(predictions, tmp_path):
     predictions.obs["novelty"] = np.linspace(0, 2, 12, dtype=np.float32)
-    write_geojson(tmp_path / "s.geojson", predictions, ["VWF"])
+    write_geojson(predictions, tmp_path / "s.geojson", genes=["VWF"])
     features = json.loads((tmp_path / "s.geojson").read_text())["features"]
     assert [f["properties"]["measurements"]["novelty"] for f in features] == pytest.approx(
         predictions.obs["novelty"], abs=1e-4
@@ -132,13 +133,13 @@ def test_novelty_goes_along(predictions, tmp_path):
 
 def test_its_size_is_bounded(predictions, tmp_path, monkeypatch):
     check_geojson_size(300_000, 10)
-    with pytest.raises(InputError, match=r"--geojson: 300,000 tiles x 11 genes .* raise --stride"):
+    with pytest.raises(InputError, match=r"GeoJSON: 300,000 tiles x 11 genes .* raise `stride_um`"):
         check_geojson_size(300_000, 11)
     monkeypatch.setattr(geojson, "_MOST_NUMBERS", 12 * 11)
     with pytest.raises(InputError, match=r"12 tiles may have 1 genes, 4 genes 9 tiles"):
-        write_geojson(tmp_path / "s.geojson", predictions, GENES)
+        write_geojson(predictions, tmp_path / "s.geojson")
     assert not list(tmp_path.iterdir())
-    write_geojson(tmp_path / "s.geojson", predictions, ["VWF"])
+    write_geojson(predictions, tmp_path / "s.geojson", genes=["VWF"])
 
 
 def test_a_full_disk_leaves_nothing(predictions, tmp_path, monkeypatch):
@@ -147,5 +148,5 @@ def test_a_full_disk_leaves_nothing(predictions, tmp_path, monkeypatch):
 
     monkeypatch.setattr(geojson, "_features", full)
     with pytest.raises(OSError, match="No space"):
-        write_geojson(tmp_path / "s.geojson", predictions, GENES)
+        write_geojson(predictions, tmp_path / "s.geojson")
     assert not list(tmp_path.iterdir())

@@ -18,8 +18,7 @@ from strank.cohort.contract import section_info
 from strank.cohort.store import read_cohort
 from strank.errors import InputError
 from strank.evaluation.protocol import from_hest
-from strank.io.hest import find_hest, find_hest_bench, hest_patients, import_hest
-from strank.io.st import find_sections, read_st_section
+from strank.io import find_hest, find_st, read_hest, read_st, write_sections
 from strank.slides.slide import read_region, slide_of
 
 SIDE = 40
@@ -101,8 +100,11 @@ def hest(tmp_path: Path) -> Path:
     return folder
 
 
-def load(folder: Path, samples=None, **options):
-    return import_hest(find_hest(folder, samples), folder.parent / "cohort", **options)
+def load(folder: Path, samples=None, *, cohort: str = "cohort", **options):
+    into = folder.parent / cohort
+    given = {"image_folder": into / "images", **options}
+    names = find_hest(folder) if samples is None else samples
+    return write_sections((read_hest(folder, section=name, **given) for name in names), into)
 
 
 def refused(folder: Path, *samples: str, **options) -> str:
@@ -113,10 +115,9 @@ def refused(folder: Path, *samples: str, **options) -> str:
 
 
 def test_slide_or_patches_give_the_same_spots_counts_and_pixels(hest):
-    told: list[int] = []
-    load(hest, advance=told.append)
+    load(hest)
     cohort = read_cohort(hest.parent / "cohort")
-    assert (list(cohort), told) == (["X1", "X2"], [1, 1])
+    assert list(cohort) == ["X1", "X2"]
     for number, (name, adata) in enumerate(cohort.items()):
         pixels, counts, centres = write_sample(hest.parent / "again", name, number)
         info = section_info(adata)
@@ -165,17 +166,27 @@ def test_the_newest_table_corrects_the_patients(hest):
     # Labels count within a study: the same one stands in many.
     assert cohort["X1"].obs["patient"].iloc[0] == "Patient 2 (A study)"
     assert cohort["X2"].obs["patient"].iloc[0] == "P"
-    assert hest_patients(hest / "HEST_v1_10_0.csv") == {"X1": "Patient 2 (A study)"}
     cohort = load(hest, patients={"X2": "Q"})
     assert cohort["X2"].obs["patient"].iloc[0] == "Q"
+    elsewhere = hest.parent / "HEST_v1_8_0.csv"
+    elsewhere.write_text("id,patient,dataset_title\nX1,Patient 3,B\nX2,,B\n")
+    cohort = load(hest, patients=elsewhere)
+    assert cohort["X1"].obs["patient"].iloc[0] == "Patient 3 (B)"
+    assert cohort["X2"].obs["patient"].iloc[0] == "P"
 
 
-def test_tables_of_patients(tmp_path):
+def test_tables_of_patients(hest, tmp_path):
     (tmp_path / "mine.csv").write_text("section,patient\nX1,P1\n")
-    assert hest_patients(tmp_path / "mine.csv") == {"X1": "P1"}
+    section = read_hest(hest, section="X1", patients=tmp_path / "mine.csv")
+    assert section.obs["patient"].iloc[0] == "P1"
     (tmp_path / "HEST_v2_0_0.csv").write_text("sample,patient\nX1,P1\n")
     with pytest.raises(InputError, match=r"HEST_v2_0_0.csv: lacks column id; it has sample, pati"):
-        hest_patients(tmp_path / "HEST_v2_0_0.csv")
+        read_hest(hest, section="X1", patients=tmp_path / "HEST_v2_0_0.csv")
+
+
+def test_a_mosaic_needs_a_folder(hest):
+    with pytest.raises(InputError, match=r"X2.h5: the image of section X2 .* give `image_folder`"):
+        read_hest(hest, section="X2")
 
 
 def test_visium_keeps_its_own_spot_size(hest):
@@ -195,12 +206,12 @@ def test_what_no_metadata_say_is_asked_for(hest):
     (hest / "patches/X1.h5").unlink()
     told = refused(hest, "X1")
     assert "sample X1: the metadata do not say the µm per pixel of /wsis/X1.tif" in told
-    assert "--mpp" in told
+    assert "`um_per_pixel`" in told
     assert section_info(load(hest, ["X1"], um_per_pixel=1.5)["X1"]).um_per_pixel == 1.5
 
 
 def test_patches_of_older_versions(hest):
-    """Without attributes the patches are of 0.5 µm per pixel, and --mpp says the slide's."""
+    """Without attributes the patches are of 0.5 µm per pixel, `um_per_pixel` says the slide's."""
     pixels, _, centres = write_sample(hest, "X2", 1)
     spots = [f"{int(x - 80) // 50:03d}x{int(y - 80) // 50:03d}" for x, y in centres]
     path, none = hest / "patches/X2.h5", {"pixel_size": None, "patch_size_src": None}
@@ -228,8 +239,8 @@ def test_genes_by_symbol_and_by_id(hest):
 
 
 def test_data_that_cannot_be_used(hest):
-    assert "no st/X9.h5ad; there are X1, X2" in refused(hest, "X9")
-    with pytest.raises(InputError, match=r"no st/\*.h5ad there"):
+    assert refused(hest, "X9") == ": no section X9; there are X1, X2"
+    with pytest.raises(InputError, match=r"no st/\*.h5ad there and no splits/"):
         find_hest(hest / "st")
     write_sample(hest, "X1", spots=[f"other{i}" for i in range(30)])
     with h5py.File(hest / "patches/X1.h5", "r+") as file:
@@ -273,10 +284,10 @@ def test_a_task_becomes_a_cohort_with_its_folds(tmp_path):
     for number, name in enumerate(["X1", "X2"]):
         write_sample(tmp_path / "IDC", name, number, counts_in="adata")
     write_task(tmp_path / "IDC", "X1", "X2")
-    found = find_hest_bench(tmp_path / "IDC")
-    with pytest.raises(InputError, match=r"section X1: the patient is not known.*--patients FILE"):
-        import_hest(found, tmp_path / "cohort")
-    cohort = import_hest(found, tmp_path / "cohort", patients={"X1": "P1", "X2": "P2"})
+    assert find_hest(tmp_path / "IDC") == ["X1", "X2"]
+    with pytest.raises(InputError, match=r"section X1: the patient is not known.*`patients=FILE`"):
+        load(tmp_path / "IDC")
+    cohort = load(tmp_path / "IDC", patients={"X1": "P1", "X2": "P2"})
     protocol = from_hest(tmp_path / "IDC")
     patients = {name: adata.obs["patient"].iloc[0] for name, adata in cohort.items()}
     folds = protocol.make_folds(patients)
@@ -288,16 +299,16 @@ def check_real(her2st: Path, tmp_path: Path, wanted: slice) -> None:
     """Rewrite sections in both layouts; what comes back is what the ST reader gives."""
     folder, task, names = tmp_path / "hest", tmp_path / "task", []
     expected = {}
-    for files in find_sections(her2st)[wanted]:
-        adata = expected[files.section] = read_st_section(files)
-        info, name, centres = section_info(adata), files.section, adata.obsm["spatial"]
+    for name in find_st(her2st)[wanted]:
+        adata = expected[name] = read_st(her2st, section=name)
+        info, centres = section_info(adata), adata.obsm["spatial"]
         names.append(name)
         counts = adata.X, centres
         how = {"spots": adata.obs_names, "genes": adata.var_names}
         diameter = 100.0 / info.um_per_pixel
         for place in (folder / "st", task / "adata"):
             write_counts(place / f"{name}.h5ad", *counts, **how, diameter_px=diameter)
-        image = pyvips.Image.new_from_file(str(files.image))
+        image = pyvips.Image.new_from_file(str(her2st / f"images/{name}.jpg"))
         write_slide(folder / f"wsis/{name}.tif", image)
         scale = info.um_per_pixel
         where = task / f"patches/{name}.h5"
@@ -307,8 +318,8 @@ def check_real(her2st: Path, tmp_path: Path, wanted: slice) -> None:
         write_facts(folder, name, pixel_size_um_estimated=scale, **known)
     write_task(task, *names)
     patients = {name: name[0] for name in names}
-    from_slides = import_hest(find_hest(folder), tmp_path / "a")
-    from_patches = import_hest(find_hest_bench(task), tmp_path / "b", patients=patients)
+    from_slides = load(folder, cohort="a")
+    from_patches = load(task, cohort="b", patients=patients)
     for name, adata in expected.items():
         info = section_info(adata)
         for got in (from_slides[name], from_patches[name]):
@@ -338,6 +349,8 @@ def test_all_real_sections_come_back_identical(her2st, tmp_path):
 
 
 def test_the_commands_say_where_patches_stand_in(hest, tmp_path, command):
+    told = command("import", "hest", hest, "--samples", "X9", "-o", tmp_path / "c", code=2).stderr
+    assert f"Error: {hest}: no sample X9; there are X1, X2" in told
     done = command("import", "hest", hest, "--samples", "X2,X1", "-o", tmp_path / "c")
     assert "section X2: no slide, so patches stand in" in done.stderr
     assert "section X1: no slide" not in done.stderr

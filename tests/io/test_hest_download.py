@@ -8,7 +8,8 @@ import pytest
 from huggingface_hub import constants
 
 from strank.errors import InputError
-from strank.io.hest import TASKS, download_samples, download_tasks
+from strank.io import download_hest
+from strank.io.hest import TASKS
 
 ADATA = bytes(range(256)) * 20
 
@@ -43,7 +44,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_tasks_come_whole_and_alone(hub, tmp_path):
-    found = download_tasks(["LUNG", "IDC"], tmp_path / "bench", revision="v1")
+    found = download_hest(tmp_path / "bench", tasks=["LUNG", "IDC"], revision="v1")
     assert found == [tmp_path / "bench/LUNG", tmp_path / "bench/IDC"]
     paths = ("adata/S1.h5ad", "patches/S1.h5", "splits/train_0.csv", "splits/test_0.csv")
     task = {*paths, "var_50genes.json"}
@@ -52,15 +53,15 @@ def test_tasks_come_whole_and_alone(hub, tmp_path):
 
 
 def test_a_task_that_is_here_needs_no_network(hub, tmp_path, monkeypatch):
-    download_tasks(["IDC"], tmp_path / "bench")
+    download_hest(tmp_path / "bench", tasks=["IDC"])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert download_tasks(["IDC"], tmp_path / "bench") == [tmp_path / "bench/IDC"]
+    assert download_hest(tmp_path / "bench", tasks=["IDC"]) == [tmp_path / "bench/IDC"]
     with pytest.raises(InputError, match="hest-bench: not, or not all of it, in the cache"):
-        download_tasks(["IDC", "LUNG"], tmp_path / "bench")
+        download_hest(tmp_path / "bench", tasks=["IDC", "LUNG"])
 
 
 def test_samples_come_with_what_is_read_and_no_other(hub, tmp_path):
-    assert download_samples(["TENX9"], tmp_path / "hest") == tmp_path / "hest"
+    assert download_hest(tmp_path / "hest", samples=["TENX9"]) == [tmp_path / "hest"]
     paths = {"st/TENX9.h5ad", "wsis/TENX9.tif", "patches/TENX9.h5", "metadata/TENX9.json"}
     assert names(tmp_path / "hest") == paths | {"HEST_v1_3_0.csv"}
 
@@ -72,18 +73,21 @@ def test_a_sample_without_patches_or_slide_is_no_error(hub, tmp_path, patched):
         for path, content in hub.repos["MahmoodLab/hest"].items()
         if not path.startswith(patched)
     }
-    download_samples(["MEND1"], tmp_path)
+    download_hest(tmp_path, samples=["MEND1"])
     assert (tmp_path / "st/MEND1.h5ad").is_file()
 
 
 def test_what_is_not_there_is_refused(hub, tmp_path):
     choices = "there are IDC, PRAD, PAAD, SKCM, COAD, READ, CCRCC, HCC, LUNG, LYMPH_IDC"
     with pytest.raises(InputError, match=f"^no task BRCA; {choices}$"):
-        download_tasks(["IDC", "BRCA"], tmp_path)
+        download_hest(tmp_path, tasks=["IDC", "BRCA"])
     with pytest.raises(InputError, match=r"MahmoodLab/hest: has no sample TENX1; .*HEST_v"):
-        download_samples(["TENX9", "TENX1"], tmp_path)
+        download_hest(tmp_path, samples=["TENX9", "TENX1"])
     with pytest.raises(InputError, match=r"^\*: not the id of a sample, such as TENX99$"):
-        download_samples(["*"], tmp_path)
+        download_hest(tmp_path, samples=["*"])
+    for both in ({}, {"tasks": ["IDC"], "samples": ["TENX9"]}):
+        with pytest.raises(InputError, match=r"^give either `tasks` or `samples`$"):
+            download_hest(tmp_path, **both)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/out: cannot write there"):
-        download_tasks(["IDC"], tmp_path / "file/out")
+        download_hest(tmp_path / "file/out", tasks=["IDC"])

@@ -13,14 +13,13 @@ from scipy import sparse
 from strank.cohort.contract import section_info
 from strank.cohort.store import read_cohort
 from strank.errors import InputError
+from strank.io import write_sections
 from strank.io.sections import (
-    Origin,
     build_section,
     name_genes,
     open_measured,
     patient_of,
     read_patients,
-    write_sections,
 )
 from strank.slides.slide import open_slide
 
@@ -41,7 +40,8 @@ def build(image: Path, *, counts=COUNTS, x=(50, 60, 70, 80), y=(90, 95, 100, 105
         sparse.csr_matrix(counts),
         spots=spots.astype({"x": float, "y": float}),
         genes=name_genes(pd.Index(["G1", "G2", "G3"]), pd.Index(["E1", "E2", "E3"])),
-        origin=Origin(name, "P1"),
+        section=name,
+        patient="P1",
         slide=open_slide(image, 5.0),
         technology="Mine",
         spot_diameter_um=10.0,
@@ -92,11 +92,15 @@ def test_a_scale_that_agrees_is_taken(image, given):
 
 
 def test_a_scale_that_contradicts_is_refused(image):
-    with pytest.raises(InputError, match=r"--mpp 0.25 µm per pixel, but the positions make it 0.5"):
+    with pytest.raises(
+        InputError, match=r"`um_per_pixel` says 0.25 µm .*, but the positions make it 0.5"
+    ):
         open_measured(image, 0.5, 0.25)
     tiff = image.with_suffix(".tif")
     Image.open(image).save(tiff, resolution_unit=3, resolution=1e4 / 0.25)
-    with pytest.raises(InputError, match=r"image says 0.25 µm per pixel, but .* 0.5; .*--mpp 0.5$"):
+    with pytest.raises(
+        InputError, match=r"image says 0.25 µm per pixel, but .* 0.5; .*`um_per_pixel=0.5`$"
+    ):
         open_measured(tiff, 0.5)
     assert open_measured(tiff, 0.5, 0.5).um_per_pixel == 0.5
 
@@ -127,7 +131,7 @@ def test_sections_join_a_cohort_and_replace_those_of_their_name(image, tmp_path)
     assert {n: a.X.sum() for n, a in cohort.items()} == {"S1": COUNTS.sum() * 2, "S2": COUNTS.sum()}
     ids = build(image, name="S3")
     ids.var_names = [f"ENSG{i:011}" for i in range(3)]
-    with pytest.raises(InputError, match=r"S1, S2 by symbols and section S3 by Ensembl ids.*-id"):
+    with pytest.raises(InputError, match=r"S1, S2 by symbols and section S3 by Ensembl ids.*id"):
         write_sections([ids], tmp_path / "cohort")
     assert list(read_cohort(tmp_path / "cohort")) == ["S1", "S2"]
 
@@ -137,11 +141,13 @@ def test_patients(tmp_path):
     path.write_text("patient,section,age\nP7,007,40\nP7,S2,40\n")
     patients = read_patients(path)
     assert patients == {"007": "P7", "S2": "P7"}
-    assert patient_of("007", None, patients) == patient_of("x", "P7", None) == "P7"
-    with pytest.raises(InputError, match=r"S3: .* --patient NAME, or .* \(FILE has 007, S2"):
+    assert patient_of("007", None, patients) == patient_of("x", "P7") == "P7"
+    with pytest.raises(InputError, match=r"S3: .* `patient=NAME`, or .* \(FILE has 007, S2"):
         patient_of("S3", None, patients)
+    assert patient_of("S3", None, patients, "stated") == "stated"
+    assert patient_of("007", None, path) == "P7"
     with pytest.raises(InputError, match=r"columns section,patient$"):
-        patient_of("S3", None, None)
+        patient_of("S3", None)
 
 
 @pytest.mark.parametrize(

@@ -10,27 +10,29 @@ import pytest
 import spatialdata
 import squidpy
 from anndata import AnnData
+from PIL import Image
 from spatialdata.transformations import get_transformation
 
+from strank.errors import InputError
 from strank.io import exports as spatial_data
-from strank.io.exports import write_spatialdata
-from strank.slides.pixels import ArrayPixels
-from strank.slides.slide import Slide
+from strank.io import write_spatialdata
 
 UM = 0.5
 SIZE = (3000, 2600)
 
 
 @pytest.fixture(scope="module")
-def slide() -> Slide:
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Glass with a dark rectangle: x 1200 to 1800, y 400 to 2000 pixels."""
     pixels = np.full((SIZE[1], SIZE[0], 3), 250, np.uint8)
     pixels[400:2000, 1200:1800] = (120, 30, 90)
-    return Slide(ArrayPixels(pixels), UM, Path("made.png"))
+    path = tmp_path_factory.mktemp("slide") / "made.png"
+    Image.fromarray(pixels).save(path)
+    return path
 
 
 @pytest.fixture(scope="module")
-def predictions() -> AnnData:
+def predictions(slide) -> AnnData:
     """Tiles of 50 µm, 25 µm apart, over the rectangle."""
     y, x = np.meshgrid(np.arange(425, 2000, 50.0), np.arange(1225, 1800, 50.0), indexing="ij")
     centres = np.column_stack([x.ravel(), y.ravel()])
@@ -46,18 +48,21 @@ def predictions() -> AnnData:
         ),
         obsm={"spatial": centres},
         uns={
-            "strank": {"um_per_pixel": UM, "stride_um": 25.0, "tile_um": 50.0},
+            "strank": {
+                **{"um_per_pixel": UM, "stride_um": 25.0, "tile_um": 50.0},
+                "image": str(slide),
+            },
             "strank_model": '{"method": "list"}',
         },
     )
 
 
 @pytest.fixture(scope="module")
-def read(slide, predictions, tmp_path_factory) -> spatialdata.SpatialData:
+def read(predictions, tmp_path_factory) -> spatialdata.SpatialData:
     path = tmp_path_factory.mktemp("out") / "scores.zarr"
-    write_spatialdata(path, slide, predictions)
+    write_spatialdata(predictions, path)
     # Once more: the folder there is replaced.
-    write_spatialdata(path, slide, predictions)
+    write_spatialdata(predictions, path)
     assert [p.name for p in path.parent.iterdir()] == ["scores.zarr"]
     return spatialdata.read_zarr(path)
 
@@ -112,19 +117,23 @@ def test_squidpy_finds_the_neighbours(read):
     np.testing.assert_allclose(read["table"].obsp["spatial_distances"].data, 25 / UM)
 
 
-def test_the_image_is_bounded(slide, predictions, tmp_path, monkeypatch):
+def test_the_image_is_bounded_and_may_have_moved(slide, predictions, tmp_path, monkeypatch):
     monkeypatch.setattr(spatial_data, "_MOST_PIXELS", 300)
-    write_spatialdata(tmp_path / "s.zarr", slide, predictions)
+    predictions = predictions.copy()
+    predictions.uns["strank"]["image"] = "moved.png"
+    with pytest.raises(InputError, match=r"moved.png: no such"):
+        write_spatialdata(predictions, tmp_path / "s.zarr")
+    write_spatialdata(predictions, tmp_path / "s.zarr", image=slide)
     image = spatialdata.read_zarr(tmp_path / "s.zarr")["he"]
     assert dict(image.sizes) == {"c": 3, "y": 260, "x": 300}
 
 
-def test_an_interrupted_write_leaves_nothing(slide, predictions, tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_nothing(predictions, tmp_path, monkeypatch):
     def full(self, path, **options):
         path.mkdir()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(spatialdata.SpatialData, "write", full)
     with pytest.raises(OSError, match="No space"):
-        write_spatialdata(tmp_path / "s.zarr", slide, predictions)
+        write_spatialdata(predictions, tmp_path / "s.zarr")
     assert not list(tmp_path.iterdir())

@@ -12,11 +12,12 @@ import pytest
 from strank.cohort.contract import section_info
 from strank.cohort.store import read_section, write_h5ad
 from strank.errors import InputError
-from strank.io.st import find_sections, pixels_per_pitch, read_st_section
+from strank.io import find_st, read_st
+from strank.io.st import pixels_per_pitch
 
 
 def read_all(folder: Path, **options) -> list[anndata.AnnData]:
-    return [read_st_section(files, **options) for files in find_sections(folder)]
+    return [read_st(folder, section=name, **options) for name in find_st(folder)]
 
 
 def edit_counts(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame], name="A1") -> None:
@@ -63,6 +64,25 @@ def test_patient_pattern(st_folder):
     ] * 2
     grouped = read_all(st_folder, patient_pattern=r"([A-Z])(\d)")
     assert [a.obs["patient"].iloc[0] for a in grouped] == ["A", "B"]
+
+
+def test_a_patient_that_is_given_comes_before_the_pattern(st_folder):
+    assert read_all(st_folder, patient="P")[0].obs["patient"].iloc[0] == "P"
+    table = {"A1": "P1", "B1": "P2"}
+    cohort = read_all(st_folder, patients=table, patient_pattern="Z")
+    assert [a.obs["patient"].iloc[0] for a in cohort] == ["P1", "P2"]
+
+
+def test_one_of_several_sections_is_chosen_by_name(st_folder):
+    assert find_st(st_folder) == ["A1", "B1"]
+    assert read_st(st_folder, section="B1").obs["section"].iloc[0] == "B1"
+    with pytest.raises(InputError, match=r"st: holds several sections; .* `section`: A1, B1$"):
+        read_st(st_folder)
+    with pytest.raises(InputError, match=r"st: no section C1; there are A1, B1$"):
+        read_st(st_folder, section="C1")
+    for path in st_folder.glob("*/B1*"):
+        path.unlink()
+    assert read_st(st_folder).obs["section"].iloc[0] == "A1"
 
 
 def test_a_section_survives_the_disk(st_folder, tmp_path):
@@ -173,19 +193,18 @@ def test_bad_input_is_named(st_folder, kind):
 
 def test_bad_folders_and_patterns(st_folder, tmp_path):
     with pytest.raises(InputError, match="no such folder"):
-        find_sections(tmp_path / "absent")
+        find_st(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no sections; it needs images/"):
-        find_sections(tmp_path / "empty")
-    with pytest.raises(InputError, match="finds no patient"):
+        find_st(tmp_path / "empty")
+    with pytest.raises(InputError, match="`patient_pattern=Z` finds no patient"):
         read_all(st_folder, patient_pattern="Z")
     with pytest.raises(InputError, match="not a regular expression"):
         read_all(st_folder, patient_pattern="(")
 
 
 def test_real_sections(her2st):
-    sections = {files.section: files for files in find_sections(her2st)}
-    adata = read_st_section(sections["C3"])
+    adata = read_st(her2st, section="C3")
     assert (adata.n_obs, adata.obs["patient"].iloc[0]) == (180, "C")
     info = section_info(adata)
     assert info.provenance["dropped_spots"]["in selection only"] == 2

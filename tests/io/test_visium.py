@@ -17,16 +17,14 @@ from scipy import sparse
 from strank.cohort.contract import section_info
 from strank.cohort.store import read_section
 from strank.errors import InputError
-from strank.io.sections import Origin, write_sections
-from strank.io.st import find_sections, read_st_section
-from strank.io.visium import SpotArray, VisiumRun, read_visium
+from strank.io import read_st, read_visium, visium, write_sections
 
 FEATURES = pd.DataFrame(
     {"id": [f"ENSG{i:011}" for i in range(6)], "symbol": [*"ABCD", "MATR3", "MATR3"]}
 )
 NAMES = ["A", "B", "C", "D", "MATR3_ENSG00000000004", "MATR3_ENSG00000000005"]
 UM_PER_PIXEL = 100 / 60
-ORIGIN = Origin("S1", "P1")
+WHO = {"section": "S1", "patient": "P1"}
 
 
 def grid() -> pd.DataFrame:
@@ -69,9 +67,9 @@ def outs(tmp_path: Path, write_space_ranger) -> Path:
     return write_space_ranger(tmp_path / "run/outs", COUNTS, FEATURES, grid())
 
 
-def read(outs: Path, image: Path | None = None, *, mpp: float | None = None, **options):
+def read(outs: Path, image: Path | None = None, **options):
     image = image or outs.parents[1] / "full.png"
-    return read_visium(VisiumRun(outs, ORIGIN, image, mpp), **options)
+    return read_visium(outs, image=image, **(WHO | options))
 
 
 def check_whole(adata) -> None:
@@ -203,29 +201,35 @@ def test_antibodies_are_dropped_and_counted_and_ids_kept_where_wished(outs, imag
 
 
 def test_what_is_given_is_taken_when_it_agrees(outs, image):
-    assert section_info(read(outs, image, mpp=1.65)).um_per_pixel == 1.65
+    assert section_info(read(outs, image, um_per_pixel=1.65)).um_per_pixel == 1.65
     with pytest.raises(InputError) as caught:
-        read(outs, image, mpp=0.5)
-    assert f"{image}: --mpp 0.5 µm per pixel, but the positions make it 1.667" in str(caught.value)
+        read(outs, image, um_per_pixel=0.5)
+    told = f"{image}: `um_per_pixel` says 0.5 µm per pixel, but the positions make it 1.667"
+    assert told in str(caught.value)
 
 
 def test_an_image_that_contradicts_the_grid_is_refused(outs, image):
     pixels = Image.open(image)
     pixels.save(image.with_suffix(".tif"), resolution_unit=3, resolution=1e4 / 0.5)
-    with pytest.raises(InputError, match=r"the image says 0.5 µm .* make it 1.667.* --mpp 1.667"):
+    with pytest.raises(
+        InputError, match=r"the image says 0.5 µm .* make it 1.667.* `um_per_pixel=1.667`"
+    ):
         read(outs, image.with_suffix(".tif"))
-    adata = read(outs, image.with_suffix(".tif"), mpp=UM_PER_PIXEL)
+    adata = read(outs, image.with_suffix(".tif"), um_per_pixel=UM_PER_PIXEL)
     assert section_info(adata).um_per_pixel == UM_PER_PIXEL
 
 
 def test_import_writes_all_or_nothing(outs, image, tmp_path):
-    runs = [VisiumRun(outs, Origin(name, "P1"), image) for name in ("S2", "S1")]
-    sections = write_sections(map(read_visium, runs), tmp_path / "cohort")
+    both = (read(outs, image, section=name) for name in ("S2", "S1"))
+    told: list[int] = []
+    sections = write_sections(both, tmp_path / "cohort", advance=told.append)
+    assert told == [1, 1]
     assert list(sections) == ["S1", "S2"]
     check_whole(read_section(tmp_path / "cohort/S2.h5ad"))
-    broken = VisiumRun(outs, ORIGIN, None)
     with pytest.raises(InputError, match="full-resolution"):
-        write_sections(map(read_visium, [runs[0], broken]), tmp_path / "other")
+        write_sections(
+            (read_visium(outs, image=i, **WHO) for i in (image, None)), tmp_path / "other"
+        )
     assert not (tmp_path / "other").exists()
 
 
@@ -357,22 +361,28 @@ def test_counts_must_be_raw(outs, image, write_tenx, value, message):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (None, r"S1: Space Ranger's output holds only a reduced image; .* --image FILE"),
+        (None, r"S1: Space Ranger's output holds only a reduced image; .* `image=FILE`"),
         (Path("tissue_hires_image.png"), r"S1: tissue_hires_image.png is only a reduced image"),
         (Path("absent.tif"), r"absent.tif: no such"),
     ],
 )
 def test_the_full_image_is_needed(outs, image, message):
     with pytest.raises(InputError, match=message):
-        read_visium(VisiumRun(outs, ORIGIN, image))
+        read_visium(outs, image=image, **WHO)
 
 
 def test_absent_folder(tmp_path):
     with pytest.raises(InputError, match="absent: no such folder"):
-        read_visium(VisiumRun(tmp_path / "absent", ORIGIN, Path("full.png")))
+        read_visium(tmp_path / "absent", image="full.png", **WHO)
 
 
-ST = SpotArray("ST", 100.0, 200.0, (200.0, 200.0))
+def test_the_folder_names_the_section(outs, image):
+    adata = read_visium(outs, image=image, patients={"run": "P9", "other": "P1"})
+    assert [adata.obs[c].iloc[0] for c in ("section", "patient")] == ["run", "P9"]
+    with pytest.raises(
+        InputError, match=r"section run: the patient is not known, .*`patients=FILE`"
+    ):
+        read_visium(outs, image=image)
 
 
 def as_space_ranger(section, spots_file: Path) -> tuple[sparse.csr_matrix, pd.DataFrame]:
@@ -398,14 +408,16 @@ def as_space_ranger(section, spots_file: Path) -> tuple[sparse.csr_matrix, pd.Da
 @pytest.mark.parametrize(
     "name", ["C3", *(pytest.param(n, marks=pytest.mark.slow) for n in ("B4", "C2", "C4", "C5"))]
 )
-def test_real_sections_come_back_identical(her2st, tmp_path, write_space_ranger, name):
-    files = next(f for f in find_sections(her2st) if f.section == name)
-    section = read_st_section(files)
-    counts, positions = as_space_ranger(section, files.spots)
+def test_real_sections_come_back_identical(her2st, tmp_path, write_space_ranger, monkeypatch, name):
+    """Of another array than Visium's, which is all that differs."""
+    array = visium._SLIDE._replace(technology="ST", diameter_um=100.0, pitch_um=200.0)
+    monkeypatch.setattr(visium, "_SLIDE", array._replace(steps_um=(200.0, 200.0)))
+    section = read_st(her2st, section=name)
+    counts, positions = as_space_ranger(section, her2st / f"spots/{name}_selection.tsv")
     features = pd.DataFrame({"id": "ID_" + section.var_names, "symbol": section.var_names})
     outs = write_space_ranger(tmp_path / "outs", counts, features, positions)
-    origin = Origin(name, section.obs["patient"].iloc[0])
-    back = read_visium(VisiumRun(outs, origin, files.image), array=ST)
+    image = her2st / f"images/{name}.jpg"
+    back = read_visium(outs, image=image, section=name, patient=section.obs["patient"].iloc[0])
     assert (back.X != section.X).nnz == 0
     assert back.var_names.equals(section.var_names)
     pd.testing.assert_frame_equal(
@@ -431,7 +443,9 @@ def test_the_command_reads_runs_in_their_order(tmp_path, image, write_space_rang
     told = command(*start, "--image", image, "--patient", "P", code=2).stderr
     assert "Error: --image: 1 for 2 runs; give one each" in told
     images = "--image", image, "--image", other
-    assert "section S1: the patient is not known" in command(*start, *images, code=2).stderr
+    told = command(*start, *images, code=2).stderr
+    assert "section S1: the patient is not known" in told
+    assert "give --patient NAME, or --patients FILE with columns section,patient" in told
     assert not out.exists()
     done = command(*start, *images, "--patients", tmp_path / "patients.csv")
     assert "S1: Visium, patient P1," in done.stdout

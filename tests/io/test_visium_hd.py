@@ -16,8 +16,7 @@ from scipy import sparse
 from strank.cohort.contract import section_info
 from strank.cohort.store import read_section
 from strank.errors import InputError
-from strank.io.sections import Origin
-from strank.io.visium import read_visium_hd
+from strank.io import read_visium_hd
 
 UM_PER_PIXEL = 0.5
 N = 150  # bins of 2 µm on a side
@@ -103,8 +102,8 @@ def run(tmp_path: Path, made: Path) -> Path:
 
 
 def read(run: Path, bin_um: float, **options) -> AnnData:
-    origin = Origin("H1", "P")
-    return read_visium_hd(run, origin=origin, image=run.parent / "he.png", bin_um=bin_um, **options)
+    given = {"image": run.parent / "he.png", "section": "H1", "patient": "P"} | options
+    return read_visium_hd(run, bin_um=bin_um, **given)
 
 
 @pytest.mark.parametrize("size", [8, 16])
@@ -192,22 +191,27 @@ BAD = {
     "scale": (
         lambda r: None,
         {"um_per_pixel": 0.25},
-        "he.png: --mpp 0.25 µm per pixel, but the positions make it 0.5",
+        "he.png: `um_per_pixel` says 0.25 µm per pixel, but the positions make it 0.5",
     ),
     "damaged positions": (
         write("spatial/tissue_positions.parquet", "?"),
         {},
-        "tissue_positions.parquet: not a readable table of positions",
+        "tissue_positions.parquet: not a readable table",
     ),
     "no column": (
         lambda r: edit_positions(r, lambda t: t.drop(columns="array_row")),
         {},
-        "tissue_positions.parquet: not a readable table of positions .*array_row",
+        "tissue_positions.parquet: not a readable table .*array_row",
     ),
     "other bins": (
         lambda r: edit_positions(r, lambda t: t.assign(barcode="x" + t["barcode"])),
         {},
         "tissue_positions.parquet: no name in common with the matrix .* are they of one run",
+    ),
+    "no image": (
+        lambda r: None,
+        {"image": None},
+        "run: give the full-resolution H&E image with `image`",
     ),
     "off the tissue": (
         lambda r: edit_positions(r, lambda t: t.assign(pxl_col_in_fullres=720 + t.index % 20)),

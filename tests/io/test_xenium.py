@@ -18,8 +18,7 @@ from scipy.io import mmwrite
 from strank.cohort.contract import section_info
 from strank.cohort.store import read_section
 from strank.errors import InputError
-from strank.io.sections import Origin, write_sections
-from strank.io.xenium import read_xenium
+from strank.io import read_xenium, write_sections
 
 PIXEL_UM = 0.2125
 SIZE = 800, 600
@@ -43,9 +42,9 @@ class World:
     counts: np.ndarray
     matrix: np.ndarray
 
-    def read(self, size_um: float | None = None, **options) -> AnnData:
-        options = {"image": self.folder / IMAGE} | options
-        return read_xenium(self.folder, origin=Origin("X1", "P"), size_um=size_um, **options)
+    def read(self, bin_um: float | None = None, **options) -> AnnData:
+        options = {"image": self.folder / IMAGE, "section": "X1", "patient": "P"} | options
+        return read_xenium(self.folder, bin_um=bin_um, **options)
 
     @property
     def um(self) -> np.ndarray:
@@ -279,9 +278,9 @@ BAD = {
     "resolution": (
         lambda w: None,
         {"um_per_pixel": 0.5},
-        "run_he_image.ome.tif: --mpp 0.5 µm per pixel, but the positions make it 0.956",
+        "he_image.ome.tif: `um_per_pixel` says 0.5 µm per pixel, but the positions make it 0.956",
     ),
-    "size": (lambda w: None, {"size_um": 0}, "size of a pseudo-spot: 0 µm must be positive"),
+    "size": (lambda w: None, {"bin_um": 0}, "`bin_um=0`: the size of a pseudo-spot must be positi"),
 }
 
 
@@ -324,7 +323,8 @@ def test_spatialdata_puts_cells_and_image_in_the_same_places(world):
 
 def test_the_command_pools_cells(world, tmp_path, command):
     start = "import", "xenium", world.folder, "--patient", "P", "--section", "X1", "-o", tmp_path
-    assert "give the full-resolution H&E" in command(*start, code=2).stderr
+    told = command(*start, code=2).stderr
+    assert "bundle: give the full-resolution H&E image with --image" in told
     done = command(*start, "--image", world.folder / IMAGE, "--bin", 100)
     assert "X1: Xenium, patient P," in done.stdout
     assert "2 Negative Control Probe" in done.stderr

@@ -9,7 +9,7 @@ from scipy.stats import rankdata, spearmanr
 
 from strank.errors import InputError
 from strank.files import sha256
-from strank.io.st import find_sections, read_st_section
+from strank.io import find_st, read_st
 from strank.simulate import TissueDesign, simulate_cohort
 from strank.simulate.cohort import _letters
 
@@ -83,9 +83,8 @@ def test_the_files_of_a_section_agree(cohort, section):
 
 
 def test_the_reader_takes_it(cohort):
-    found = find_sections(cohort)
-    assert [files.section for files in found] == SECTIONS
-    section = read_st_section(found[2])
+    assert find_st(cohort) == SECTIONS
+    section = read_st(cohort, section=SECTIONS[2])
     assert set(section.obs["patient"]) == {"B"}
     info = section.uns["strank"]
     assert info["um_per_pixel"] == pytest.approx(SMALL.um_per_pixel, rel=0.02)

@@ -150,14 +150,14 @@ def _export(
 ) -> dict[str, str]:
     written = {}
     if wanted["geojson"]:
-        from strank.io.exports import write_geojson
+        from strank.io import write_geojson
 
-        write_geojson(folder / "scores.geojson", scores, genes)
+        write_geojson(scores, folder / "scores.geojson", genes=genes)
         written["geojson"] = str(folder / "scores.geojson")
     if wanted["spatialdata"]:
-        from strank.io.exports import write_spatialdata
+        from strank.io import write_spatialdata
 
-        write_spatialdata(folder / "scores.zarr", slide, scores)
+        write_spatialdata(scores, folder / "scores.zarr", image=slide.path)
         written["spatialdata"] = str(folder / "scores.zarr")
     return written
 

@@ -104,12 +104,12 @@ def embed(
     Examples
     --------
     >>> import tempfile
-    >>> from strank.io.st import import_st
+    >>> from strank.io import read_st, write_sections
     >>> from strank.simulate import TissueDesign, simulate_cohort
     >>> folder = Path(tempfile.mkdtemp())
     >>> small = TissueDesign(side_um=600)
     >>> _ = simulate_cohort(folder / "st", n_patients=1, n_sections=1, tissue=small)
-    >>> _ = import_st(folder / "st", folder / "cohort")
+    >>> _ = write_sections([read_st(folder / "st")], folder / "cohort")
     >>> embed(folder / "cohort")
     [Embedded(section='A1', n_spots=..., done_before=False)]
     >>> embed(folder / "cohort")

@@ -18,11 +18,10 @@ from spatialdata.transformations import Identity, Scale
 
 from strank.errors import InputError
 from strank.files import atomic_path
-from strank.slides.slide import Slide, thumbnail
+from strank.slides.slide import Slide, open_slide, thumbnail
 
 # About 100 MB, what QuPath opens without complaint; an outline is ten numbers.
 _MOST_NUMBERS = 6_000_000
-
 _OUTLINE = 10
 _BLOCK = 10_000
 _IMAGE_UM = 2.0
@@ -32,66 +31,81 @@ _MOST_PIXELS = 8192
 def check_geojson_size(n_tiles: int, n_genes: int) -> None:
     """Refuse more than 6 million numbers, where a tile has one a gene and ten for its outline.
 
-    Raises
-    ------
-    InputError
-        It says what to do.
-
-    Examples
-    --------
     >>> check_geojson_size(300_000, 100)
     Traceback (most recent call last):
     ...
-    strank.errors.InputError: --geojson: 300,000 tiles x 100 genes are more than QuPath opens \
-(300,000 tiles may have 10 genes, 100 genes 54,545 tiles); name fewer --genes, or raise --stride
+    strank.errors.InputError: GeoJSON: 300,000 tiles x 100 genes are more than QuPath opens \
+(300,000 tiles may have 10 genes, 100 genes 54,545 tiles); name fewer `genes`, or raise `stride_um`
     """
     if n_tiles * (n_genes + _OUTLINE) <= _MOST_NUMBERS:
         return
     fewer = max(0, _MOST_NUMBERS // n_tiles - _OUTLINE)
     raise InputError(
-        f"--geojson: {n_tiles:,} tiles x {n_genes} genes are more than QuPath opens "
+        f"GeoJSON: {n_tiles:,} tiles x {n_genes} genes are more than QuPath opens "
         f"({n_tiles:,} tiles may have {fewer} genes, {n_genes} genes "
-        f"{_MOST_NUMBERS // (n_genes + _OUTLINE):,} tiles); name fewer --genes, or raise --stride"
+        f"{_MOST_NUMBERS // (n_genes + _OUTLINE):,} tiles); name fewer `genes`, or raise "
+        "`stride_um`"
     )
 
 
 def tile_squares(predictions: AnnData) -> NDArray[np.object_]:
-    """Squares around the centres of tiles, as wide as the stride, in pixels of the full image.
-
-    So they fill the plane without overlap, whatever the size of the windows that were scored.
-    """
+    """Squares around the centres of tiles, as wide as the stride, in pixels of the full image."""
+    # So they fill the plane without overlap, whatever the size of the windows that were scored.
     facts = predictions.uns["strank"]
     half = float(facts["stride_um"]) / float(facts["um_per_pixel"]) / 2
     x, y = np.asarray(predictions.obsm["spatial"], dtype=np.float64).T
     return np.asarray(shapely.box(x - half, y - half, x + half, y + half))
 
 
-def write_geojson(path: Path, predictions: AnnData, genes: Sequence[str]) -> None:
-    """Write tiles as a FeatureCollection of squares with the scores of some genes.
+def write_geojson(
+    predictions: AnnData, path: Path | str, *, genes: Sequence[str] | None = None
+) -> None:
+    """Write predictions as GeoJSON for QuPath: tiles with the scores of some genes.
+
+    It is a FeatureCollection of squares as wide as the stride, in pixels of the full image; scores,
+    to four decimals, are their ``properties.measurements``, with ``novelty``, where the predictions
+    have it.
 
     Parameters
     ----------
+    predictions
+        From `strank.predict`.
     path
         The file; whole or absent.
-    predictions
-        From `strank.prediction.predict_slide`.
     genes
-        Whose scores, to four decimals, become ``properties.measurements``; with ``novelty``, where
-        the predictions have it.
+        Whose scores; ``None`` for all.
 
     Raises
     ------
     InputError
-        If there are too many tiles and genes for QuPath; see `check_geojson_size`.
+        If there are more tiles and genes than QuPath opens (6 million numbers, of which a tile has
+        one a gene and ten for its outline).
+
+    Examples
+    --------
+    >>> import json
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import strank
+    >>> from anndata import AnnData
+    >>> predictions = AnnData(np.array([[0.5], [-0.5]], np.float32))
+    >>> predictions.var_names = ["ERBB2"]
+    >>> predictions.obsm["spatial"] = np.array([[100.0, 100.0], [150.0, 100.0]])
+    >>> predictions.uns["strank"] = {"um_per_pixel": 0.5, "stride_um": 25.0}
+    >>> path = Path(tempfile.mkdtemp()) / "scores.geojson"
+    >>> strank.io.write_geojson(predictions, path)
+    >>> json.loads(path.read_text())["features"][0]["properties"]["measurements"]
+    {'ERBB2': 0.5}
     """
+    genes = list(predictions.var_names if genes is None else genes)
     check_geojson_size(predictions.n_obs, len(genes))
-    scores = np.asarray(predictions[:, list(genes)].X, dtype=np.float64)
+    scores = np.asarray(predictions[:, genes].X, dtype=np.float64)
     table = pd.DataFrame(scores, columns=pd.Index(genes))
     if "novelty" in predictions.obs:
         table["novelty"] = predictions.obs["novelty"].to_numpy(np.float64)
     # Hundredths of a pixel: more would only be digits.
     squares = shapely.set_precision(tile_squares(predictions), 0.01, mode="pointwise")
-    with atomic_path(path) as part, part.open("w") as file:
+    with atomic_path(Path(path)) as part, part.open("w") as file:
         file.write('{"type":"FeatureCollection","features":[')
         for start in range(0, len(table), _BLOCK):
             rows = slice(start, start + _BLOCK)
@@ -109,8 +123,10 @@ def _features(squares: NDArray[np.object_], table: pd.DataFrame) -> list[str]:
     ]
 
 
-def write_spatialdata(path: Path, slide: Slide, predictions: AnnData) -> None:
-    """Write a SpatialData zarr that napari-spatialdata and squidpy open.
+def write_spatialdata(
+    predictions: AnnData, path: Path | str, *, image: Path | str | None = None
+) -> None:
+    """Write predictions as a SpatialData zarr, which napari-spatialdata and squidpy open.
 
     Its coordinate system ``global`` has pixels of the full image, as ``obsm["spatial"]``. The
     image ``he`` is a pyramid from about 2 µm a pixel on (coarser if that were more than 8192
@@ -119,13 +135,27 @@ def write_spatialdata(path: Path, slide: Slide, predictions: AnnData) -> None:
 
     Parameters
     ----------
+    predictions
+        From `strank.predict`.
     path
         The folder, whole or absent; an older one is replaced.
-    slide
-        What was predicted.
-    predictions
-        From `strank.prediction.predict_slide`.
+    image
+        The slide that was scored; ``None`` for where it was then.
+
+    Raises
+    ------
+    InputError
+        For an image that is absent or damaged.
+
+    Examples
+    --------
+    >>> import strank
+    >>> predictions = strank.predict("slide.svs", model)  # doctest: +SKIP
+    >>> strank.io.write_spatialdata(predictions, "scores.zarr")  # doctest: +SKIP
     """
+    facts = predictions.uns["strank"]
+    where = Path(str(facts["image"]) if image is None else image)
+    slide = open_slide(where, float(facts["um_per_pixel"]))
     tiles = np.arange(predictions.n_obs)
     squares = geopandas.GeoDataFrame(geometry=tile_squares(predictions), index=tiles)
     table = predictions.copy()
@@ -139,7 +169,7 @@ def write_spatialdata(path: Path, slide: Slide, predictions: AnnData) -> None:
             )
         },
     )
-    with warnings.catch_warnings(), atomic_path(path) as part:
+    with warnings.catch_warnings(), atomic_path(Path(path)) as part:
         # anndata announces a default of its next version, once an array.
         warnings.filterwarnings("ignore", "zarr v3 autosharding", UserWarning)
         data.write(part, update_sdata_path=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,112 +14,143 @@ from scipy.spatial import KDTree
 from strank.cohort.contract import check_counts, naming
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some
-from strank.io.sections import Origin, build_section, name_genes, patient_of, write_sections
-from strank.slides.slide import Slide, check_image, open_slide
+from strank.io.sections import (
+    Patients,
+    build_section,
+    choose_section,
+    name_genes,
+    needed_image,
+    patient_of,
+)
+from strank.slides.slide import check_image, open_slide
 
 _IDS = ("gene_ids", "gene_id", "ensembl_id", "ensembl_ids")
-
 _SYMBOLS = ("gene_symbols", "gene_symbol", "gene_names", "gene_name", "feature_name", "symbol")
 
 
-def import_anndata(
-    path: Path,
-    cohort: Path,
+def read_anndata(
+    path: Path | str,
     *,
-    image: Path,
-    um_per_pixel: float | None = None,
+    image: Path | str | None = None,
     section: str | None = None,
     patient: str | None = None,
-    patients: Mapping[str, str] | None = None,
-    layer: str | None = None,
+    patients: Patients = None,
+    um_per_pixel: float | None = None,
     gene_id: bool = False,
-) -> dict[str, AnnData]:
-    """Read an AnnData file with raw counts and ``obsm["spatial"]``, and write it into a cohort.
+    layer: str | None = None,
+) -> AnnData:
+    """Read a section of any AnnData file with raw counts and positions into the data contract.
 
     Parameters
     ----------
     path
-        The ``.h5ad`` file. ``obs["section"]`` divides it, ``obs["patient"]`` names patients; both
-        may be absent.
-    cohort
-        The folder to write to.
+        The ``.h5ad`` file, with ``obsm["spatial"]`` (x, y) in pixels of the image.
+        ``obs["section"]`` divides it, ``obs["patient"]`` names patients; both may be absent.
     image
-        The image whose pixels ``obsm["spatial"]`` (x, y) counts; for several sections, a folder
-        with one image each, named by section.
+        The image; or a folder with one for each section, called like it.
+    section
+        Which of ``obs["section"]``, if there are several; else the name of the only one (``None``:
+        as in ``obs``, or the file's).
+    patient, patients, gene_id
+        As in `read_visium`; the first two come before ``obs["patient"]``.
     um_per_pixel
         Of the image; if ``None``, as stored there.
-    section
-        Name; if ``None``, ``obs["section"]`` or the name of the file.
-    patient, patients
-        As in `strank.io.sections.patient_of`; they come before ``obs["patient"]``.
     layer
         Where raw counts are; ``X`` if ``None``.
-    gene_id
-        Name genes by id.
 
     Returns
     -------
-    dict[str, AnnData]
-        Section name to section, sorted.
+    AnnData
+        ``X`` the raw counts ``[n_spots, n_genes]``, ``obsm["spatial"]`` the positions; the pitch of
+        spots is the median distance of neighbours, the diameter what scanpy keeps of it.
 
     Raises
     ------
     InputError
         For a slot that is absent, counts that are not raw, an image that is absent or does not fit.
+
+    Examples
+    --------
+    >>> import strank
+    >>> strank.io.read_anndata("mine.h5ad", image="mine.tif", patient="P1")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: mine.h5ad: no such file
     """
+    path = Path(path)
     adata = read_h5ad(path)
-    if section is not None or "section" not in adata.obs:
-        named = pd.Series(section or path.stem, index=range(adata.n_obs))
-    else:
-        named = adata.obs["section"].astype(str).reset_index(drop=True)
+    names = _section_names(adata, path)
+    rows = {name: (names == name).to_numpy() for name in sorted(names.unique())}
+    if section is None or len(rows) > 1:
+        section, chosen = choose_section(path, rows, section)
+        adata = adata[chosen]
+    return read_object(
+        adata,
+        path,
+        section,
+        image=_image_of(needed_image(path, image), section),
+        patient=object_patient(adata, section, patient, patients),
+        um_per_pixel=um_per_pixel,
+        gene_id=gene_id,
+        layer=layer,
+    )
 
-    def read() -> Iterator[AnnData]:
-        for name in sorted(named.unique()):
-            part = adata[(named == name).to_numpy()]
-            origin = origin_of(part, name, patient, patients)
-            slide = open_slide(_image_of(image, name), um_per_pixel)
-            yield read_object(part, path, origin, slide, layer=layer, gene_id=gene_id)
 
-    return write_sections(read(), cohort)
+def find_anndata(path: Path | str) -> list[str]:
+    """Name the sections of an AnnData file, sorted.
+
+    Parameters
+    ----------
+    path
+        As in `read_anndata`.
+
+    Raises
+    ------
+    InputError
+        For a file that is absent or damaged.
+
+    Examples
+    --------
+    >>> import strank
+    >>> strank.io.find_anndata("mine.h5ad")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: mine.h5ad: no such file
+    """
+    path = Path(path)
+    adata = read_h5ad(path, backed="r")
+    names = _section_names(adata, path)
+    adata.file.close()
+    return sorted(names.unique())
+
+
+def _section_names(adata: AnnData, path: Path) -> pd.Series:
+    unnamed = pd.Series(path.stem, index=adata.obs_names)
+    return adata.obs.get("section", unnamed).astype(str)
 
 
 def read_object(
     adata: AnnData,
     path: Path,
-    origin: Origin,
-    slide: Slide,
+    section: str,
     *,
+    image: Path,
+    patient: str,
+    um_per_pixel: float | None,
+    gene_id: bool,
     layer: str | None = None,
-    gene_id: bool = False,
 ) -> AnnData:
-    """Put an object with ``obsm["spatial"]`` in pixels of a slide into the data contract.
-
-    Parameters
-    ----------
-    adata
-        All spots of one section.
-    path
-        Where it was read from, for errors and provenance.
-    origin
-        Names of section and patient.
-    slide
-        Its image.
-    layer, gene_id
-        As in `import_anndata`.
-
-    Raises
-    ------
-    InputError
-        As `import_anndata`.
-    """
+    """Put one section with ``obsm["spatial"]`` in pixels of an image into the data contract."""
+    slide = open_slide(image, um_per_pixel)
     check_image(slide)
-    spots = spots_of(adata, path)
+    spots = object_spots(adata, path)
     diameter, pitch = spot_size_um(adata, spots, slide.um_per_pixel)
     return build_section(
-        counts_of(adata, path, layer),
+        object_counts(adata, path, layer),
         spots=spots,
-        genes=genes_of(adata, path, gene_id=gene_id),
-        origin=origin,
+        genes=object_genes(adata, path, gene_id=gene_id),
+        section=section,
+        patient=patient,
         slide=slide,
         technology="unknown",
         spot_diameter_um=diameter,
@@ -132,13 +163,13 @@ def read_object(
     )
 
 
-def counts_of(adata: AnnData, path: Path, layer: str | None = None) -> sparse.csr_matrix:
+def object_counts(adata: AnnData, path: Path, layer: str | None = None) -> sparse.csr_matrix:
     """Take raw counts from ``X`` or a layer, checked; an error names the layers there are."""
     if layer is not None and layer not in adata.layers:
         raise InputError(f"{path}: no layer {layer}; it has {some(adata.layers) or 'none'}")
     values = adata.X if layer is None else adata.layers[layer]
     if values is None:
-        raise InputError(f"{path}: X is empty; raw counts are needed there or in a --layer")
+        raise InputError(f"{path}: X is empty; raw counts are needed there or in a `layer`")
     counts = sparse.csr_matrix(values, dtype=np.float64)
     try:
         check_counts(counts, spots=adata.obs_names, genes=adata.var_names, name=str(path))
@@ -146,37 +177,32 @@ def counts_of(adata: AnnData, path: Path, layer: str | None = None) -> sparse.cs
         others = [name for name in adata.layers if name != layer]
         if not others:
             raise
-        raise InputError(f"{error}; are they in --layer {some(others)}?") from error
+        raise InputError(f"{error}; are they in `layer={some(others)}`?") from error
     return counts
 
 
-def genes_of(adata: AnnData, path: Path, *, gene_id: bool = False) -> pd.DataFrame:
-    """Name genes by ``var_names`` and what ``var`` knows of symbols and ids.
-
-    Ids that are incomplete or stand twice are not used.
-    """
+def object_genes(adata: AnnData, path: Path, *, gene_id: bool = False) -> pd.DataFrame:
+    """Name genes by ``var_names`` and what ``var`` knows of symbols and ids."""
     names = adata.var_names
     columns = _SYMBOLS if naming(names) == "Ensembl ids" else _IDS
     found = next((pd.Index(adata.var[c].astype(object)) for c in columns if c in adata.var), None)
     if naming(names) == "Ensembl ids":
         return name_genes(found, names, gene_id=gene_id, name=str(path))
+    # Ids that are incomplete or stand twice tell nothing apart.
     if found is not None and (found.hasnans or not found.is_unique):
         found = None
     return name_genes(names, found, gene_id=gene_id, name=str(path))
 
 
-def origin_of(
-    adata: AnnData, section: str, patient: str | None, patients: Mapping[str, str] | None
-) -> Origin:
-    """Name section and patient; ``obs["patient"]`` counts where neither argument knows."""
+def object_patient(
+    adata: AnnData, section: str, patient: str | None, patients: Patients = None
+) -> str:
+    """Name the patient; ``obs["patient"]`` counts where neither argument knows."""
     known = list(adata.obs["patient"].unique()) if "patient" in adata.obs else []
-    stated = str(known[0]) if len(known) == 1 else None
-    return Origin(
-        section, patient_of(section, patient or (patients or {}).get(section) or stated, patients)
-    )
+    return patient_of(section, patient, patients, str(known[0]) if len(known) == 1 else None)
 
 
-def spots_of(adata: AnnData, path: Path) -> pd.DataFrame:
+def object_spots(adata: AnnData, path: Path) -> pd.DataFrame:
     """Take ``obs``, and ``x`` and ``y`` from ``obsm["spatial"]``."""
     if "spatial" not in adata.obsm:
         raise InputError(
@@ -191,15 +217,11 @@ def spots_of(adata: AnnData, path: Path) -> pd.DataFrame:
 
 
 def spot_size_um(adata: AnnData, spots: pd.DataFrame, um_per_pixel: float) -> tuple[float, float]:
-    """Diameter and pitch of spots in µm.
-
-    The pitch is the median distance to the four nearest neighbours (the nearest alone is the one
-    that jitter brought closer); the diameter is what scanpy keeps in ``uns["spatial"]``, or else
-    the pitch.
-    """
+    """Diameter (what scanpy keeps in ``uns["spatial"]``, or else the pitch) and pitch, in µm."""
     if len(spots) < 2:
         raise InputError("a section of one spot: nothing can be compared within it")
     positions = spots[["x", "y"]].to_numpy()
+    # The nearest neighbour alone is the one that jitter brought closer.
     distances, _ = KDTree(positions).query(positions, k=min(5, len(spots)))
     pitch = float(np.median(distances[:, 1:])) * um_per_pixel
     libraries = adata.uns.get("spatial", {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,17 @@ from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some
 from strank.files import output_folder, read_json
 from strank.hub import download
-from strank.io.generic import counts_of, genes_of, spot_size_um, spots_of
+from strank.io.generic import object_counts, object_genes, object_spots, spot_size_um
 from strank.io.hest_bench import read_folds
-from strank.io.patches import Patches, read_patches, write_mosaic
-from strank.io.sections import Origin, build_section, patient_of, read_patients, write_sections
+from strank.io.patches import Patches, image_file, read_patches, write_mosaic
+from strank.io.sections import (
+    Patients,
+    build_section,
+    choose_section,
+    patient_of,
+    read_patients,
+)
+from strank.io.tables import read_table
 from strank.slides.slide import check_image, open_slide
 
 TASKS = ("IDC", "PRAD", "PAAD", "SKCM", "COAD", "READ", "CCRCC", "HCC", "LUNG", "LYMPH_IDC")
@@ -34,319 +41,264 @@ _CONTROLS = r"NegControl|BLANK|Unassigned|Deprecated|antisense_|Intergenic"
 _NUMBER = re.compile(r"\d+")
 
 
-def download_tasks(
-    tasks: Sequence[str], folder: Path | str, *, revision: str | None = None
+def download_hest(
+    folder: Path | str,
+    *,
+    tasks: Sequence[str] = (),
+    samples: Sequence[str] = (),
+    revision: str | None = None,
 ) -> list[Path]:
-    """Get tasks of the HEST-Benchmark: splits, counts, patches and genes.
+    """Get tasks of the HEST-Benchmark, or samples of HEST-1k, from the Hugging Face hub.
 
     A stopped download goes on, files are checked against the hub's checksums, and what is there
     already is not asked for. The licence has to be accepted on the hub, once.
 
     Parameters
     ----------
-    tasks
-        Some of `TASKS`.
     folder
-        The tasks become folders in it.
+        Where to: tasks become folders in it; samples lie in its ``st/``, ``wsis/``, ``patches/``
+        and ``metadata/``, beside the table of all samples, ``HEST_v*.csv``.
+    tasks
+        Some of IDC, PRAD, PAAD, SKCM, COAD, READ, CCRCC, HCC, LUNG and LYMPH_IDC.
+    samples
+        Such as ``TENX99``.
     revision
-        Branch, tag or commit of ``MahmoodLab/hest-bench``; the newest if ``None``.
+        Branch, tag or commit of ``MahmoodLab/hest-bench`` or ``MahmoodLab/hest``; the newest if
+        ``None``.
 
     Returns
     -------
     list[Path]
-        Folder of each task, as `strank.io.hest_bench` reads it.
+        The folder of each task, or that of the samples, for `read_hest`.
 
     Raises
     ------
     InputError
-        For an unknown task, and as `strank.hub.download` says.
+        For a task or sample that is not there; without network, access or space, and for a damaged
+        file.
 
     Examples
     --------
-    >>> download_tasks(["BRCA"], "bench_data")
+    >>> import strank
+    >>> strank.io.download_hest("bench_data", tasks=["BRCA"])
     Traceback (most recent call last):
     ...
     strank.errors.InputError: no task BRCA; there are IDC, PRAD, PAAD, SKCM, COAD, READ, ...
     """
-    unknown = [task for task in tasks if task not in TASKS]
-    if unknown or not tasks:
+    if bool(tasks) == bool(samples):
+        raise InputError("give either `tasks` or `samples`")
+    if unknown := [task for task in tasks if task not in TASKS]:
         raise InputError(f"no task {some(unknown)}; there are {', '.join(TASKS)}")
-    patterns = [f"{task}/*" for task in tasks]
-    found = _download(_BENCHMARK, patterns, folder, revision)
-    return [found / task for task in tasks]
-
-
-def download_samples(
-    ids: Sequence[str], folder: Path | str, *, revision: str | None = None
-) -> Path:
-    """Get samples of HEST-1k: counts, slide, patches and metadata, and the table of all samples.
-
-    As `download_tasks` does.
-
-    Parameters
-    ----------
-    ids
-        Such as ``TENX99``; the hub's table ``HEST_v*.csv`` lists them.
-    folder
-        Gets ``st/``, ``wsis/``, ``patches/`` and ``metadata/``.
-    revision
-        Branch, tag or commit of ``MahmoodLab/hest``; the newest if ``None``.
-
-    Returns
-    -------
-    Path
-        The folder.
-
-    Raises
-    ------
-    InputError
-        For a sample that is not there, and as `strank.hub.download` says.
-    """
-    wrong = [name for name in ids if not re.fullmatch(r"\w+", name)]
-    if wrong or not ids:
+    if wrong := [name for name in samples if not re.fullmatch(r"\w+", name)]:
         raise InputError(f"{some(wrong)}: not the id of a sample, such as TENX99")
-    patterns = [f"{part}/{name}.*" for name in ids for part in _PARTS]
-    found = _download(_SAMPLES, [*patterns, _TABLES], folder, revision)
-    absent = [name for name in ids if not (found / f"st/{name}.h5ad").is_file()]
-    if absent:
-        raise InputError(f"{_SAMPLES}: has no sample {some(absent)}; {found}/{_TABLES} lists them")
-    return found
-
-
-def _download(repo: str, patterns: Sequence[str], folder: Path | str, revision: str | None) -> Path:
-    folder = output_folder(Path(folder).expanduser())
-    return download(
-        repo, repo_type="dataset", revision=revision, allow_patterns=patterns, folder=folder
+    repo = _BENCHMARK if tasks else _SAMPLES
+    patterns = [f"{part}/{name}.*" for name in samples for part in _PARTS] + [_TABLES]
+    found = download(
+        repo,
+        repo_type="dataset",
+        revision=revision,
+        allow_patterns=[f"{task}/*" for task in tasks] or patterns,
+        folder=output_folder(Path(folder).expanduser()),
     )
+    if absent := [name for name in samples if not (found / f"st/{name}.h5ad").is_file()]:
+        raise InputError(f"{_SAMPLES}: has no sample {some(absent)}; {found}/{_TABLES} lists them")
+    return [found / task for task in tasks] or [found]
 
 
 @dataclass(frozen=True)
-class HestFiles:
-    """The files of a sample, and what is known of it.
+class _Sample:
+    """The files of a sample, as they are or would be called, and what HEST's table says of it."""
 
-    Attributes
-    ----------
-    sample
-        Its name, which becomes the section's.
-    counts, patches, slide
-        Where they are, or would be.
-    facts
-        Metadata of HEST; empty where there is none, as in the benchmark.
-    """
+    folder: Path
+    name: str
+    counts_name: str
+    row: Mapping[str, Any]
 
-    sample: str
-    counts: Path
-    patches: Path
-    slide: Path
-    facts: Mapping[str, Any]
+    @property
+    def counts(self) -> Path:
+        return self.folder / self.counts_name
 
+    @property
+    def patches(self) -> Path:
+        return self.folder / f"patches/{self.name}.h5"
 
-def find_hest(folder: Path, samples: Iterable[str] | None = None) -> list[HestFiles]:
-    """List samples of HEST-1k, sorted; facts come from the newest table, then from the JSON.
+    @property
+    def slide(self) -> Path:
+        return self.folder / f"wsis/{self.name}.tif"
 
-    Labels of patients count within a study ("Patient 1" stands in many), so the title of the study
-    is added to them.
-
-    Parameters
-    ----------
-    folder
-        With ``st/``.
-    samples
-        Which; ``None`` for all that have counts.
-
-    Raises
-    ------
-    InputError
-        For an absent folder or sample, or metadata that cannot be read.
-    """
-    present = sorted(path.stem for path in (folder / "st").glob("[!.]*.h5ad"))
-    if not present:
-        raise InputError(f"{folder}: no st/*.h5ad there; is it the folder of HEST-1k?")
-    names = present if samples is None else sorted(set(samples))
-    if absent := [name for name in names if name not in present]:
-        raise InputError(f"{folder}: no st/{absent[0]}.h5ad; there are {some(present, 20)}")
-    tables = sorted(
-        folder.glob("HEST_v*.csv"), key=lambda p: list(map(int, _NUMBER.findall(p.stem)))
-    )
-    table = _read_table(tables[-1]) if tables else {}
-    found = []
-    for name in names:
-        stored = folder / "metadata" / f"{name}.json"
-        facts = read_json(stored) if stored.is_file() else {}
+    def facts(self) -> dict[str, Any]:
+        """Metadata, corrected by the newest table; a task of the benchmark has neither."""
+        path = self.folder / f"metadata/{self.name}.json"
+        facts = read_json(path) if path.is_file() else {}
         if not isinstance(facts, dict):
-            raise InputError(f"{stored}: not the metadata of a sample")
-        facts = {k: v for k, v in facts.items() if v is not None and v == v} | table.get(name, {})
-        found.append(_files(folder, name, f"st/{name}.h5ad", facts))
-    return found
-
-
-def find_hest_bench(task: Path) -> list[HestFiles]:
-    """List the samples that the splits of a task name, sorted.
-
-    Raises
-    ------
-    InputError
-        For splits that are absent or cannot be used.
-    """
-    _, expression = read_folds(task)
-    return [_files(task, name, counts, {}) for name, counts in sorted(expression.items())]
-
-
-def hest_patients(path: Path) -> dict[str, str]:
-    """Read patients from a ``HEST_v<version>.csv``, or a table with ``section,patient``."""
-    if not re.match(r"HEST_v\d", path.name):
-        return read_patients(path)
-    return {name: known for name, facts in _read_table(path).items() if (known := _label(facts))}
-
-
-def import_hest(
-    found: Iterable[HestFiles],
-    cohort: Path,
-    *,
-    patient: str | None = None,
-    patients: Mapping[str, str] | None = None,
-    um_per_pixel: float | None = None,
-    gene_id: bool = False,
-    advance: Callable[[int], object] | None = None,
-) -> dict[str, AnnData]:
-    """Read samples and write them as a cohort; no section is written unless all can be read.
-
-    Parameters
-    ----------
-    found
-        From `find_hest` or `find_hest_bench`.
-    cohort
-        The folder to write to; images that stand in for slides go to its ``images/``.
-    patient, patients
-        As in `strank.io.sections.patient_of`; they come before the metadata.
-    um_per_pixel, gene_id
-        As in `read_hest`.
-    advance
-        Called with 1 after every sample.
-
-    Returns
-    -------
-    dict[str, AnnData]
-        Section name to section, sorted; ``provenance["image_from"]`` is ``"slide"`` or
-        ``"patches"``.
-
-    Raises
-    ------
-    InputError
-        As `read_hest`, or if the cohort cannot be written.
-    """
-    sections = []
-    for files in found:
-        stated = (patients or {}).get(files.sample) or _label(files.facts)
-        origin = Origin(files.sample, patient_of(files.sample, patient or stated, patients))
-        mosaic = cohort.resolve() / "images" / f"{files.sample}.tif"
-        sections.append(
-            read_hest(files, origin, mosaic=mosaic, um_per_pixel=um_per_pixel, gene_id=gene_id)
-        )
-        if advance is not None:
-            advance(1)
-    return write_sections(sections, cohort)
+            raise InputError(f"{path}: not the metadata of a sample")
+        return {k: v for k, v in facts.items() if v is not None and v == v} | dict(self.row)
 
 
 def read_hest(
-    files: HestFiles,
-    origin: Origin,
+    path: Path | str,
     *,
-    mosaic: Path,
+    section: str | None = None,
+    patient: str | None = None,
+    patients: Patients = None,
     um_per_pixel: float | None = None,
     gene_id: bool = False,
+    image_folder: Path | str | None = None,
 ) -> AnnData:
-    """Read one sample into the data contract.
+    """Read a sample of HEST-1k, or of a task of HEST-Benchmark, into the data contract.
 
     Where there are patches, spots without one are dropped, with the slide as without: HEST stores
-    spots off the tissue, too, and cuts patches only on it. Control probes are dropped.
+    spots off the tissue, too, and cuts patches only on it. Control probes are dropped. Facts come
+    from the newest table ``HEST_v*.csv``, then from the JSON.
 
     Parameters
     ----------
-    files
-        From `find_hest` or `find_hest_bench`.
-    origin
-        Names of section and patient.
-    mosaic
-        Where to write the image that stands in for an absent slide; positions become its pixels.
+    path
+        Of HEST-1k: folder with ``st/``, and ``wsis/`` or ``patches/``; ``metadata/`` and
+        ``HEST_v*.csv``. A task: folder with ``splits/``, ``adata/`` and ``patches/``; it knows no
+        patients.
+    section
+        Which sample, ``TENX99`` say; `find_hest` lists them. ``None`` for the only one.
+    patient, patients, gene_id
+        As in `read_visium`; the table may be a ``HEST_v*.csv``. The first two come before the
+        metadata, whose labels count within a study ("Patient 1" stands in many), so the study's
+        title is added to them.
     um_per_pixel
         Of the slide; ``None`` for the estimate in the metadata, or else what the patches say. What
         is embedded in the slides of HEST is often that of a screen, and not used.
-    gene_id
-        Name genes by id.
+    image_folder
+        Where to write the image that stands in for an absent slide: the patches, losslessly, with
+        white between them, ``<section>.tif``; positions become its pixels.
+
+    Returns
+    -------
+    AnnData
+        ``X`` the raw counts ``[n_spots, n_genes]``, ``obsm["spatial"]`` the centres in pixels of
+        the image; ``uns["strank"]["provenance"]["image_from"]`` is ``"slide"`` or ``"patches"``.
 
     Raises
     ------
     InputError
         For anything that is absent or cannot be used.
+
+    Examples
+    --------
+    >>> import strank
+    >>> strank.io.read_hest("hest_data", section="TENX99")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: hest_data: no st/*.h5ad there and no splits/; it is neither ...
     """
-    um = files.facts.get("pixel_size_um_estimated") if um_per_pixel is None else um_per_pixel
-    adata = read_h5ad(files.counts)
-    spots = spots_of(adata, files.counts)
+    path = Path(path)
+    section, sample = choose_section(path, _samples(path), section)
+    facts = sample.facts()
+    patient = patient_of(section, patient, _hest_patients(patients), _label(facts))
+    um = facts.get("pixel_size_um_estimated") if um_per_pixel is None else um_per_pixel
+    adata = read_h5ad(sample.counts)
+    spots = object_spots(adata, sample.counts)
     genes = ~adata.var_names.astype(str).str.match(_CONTROLS)
-    with_patch = np.ones(len(spots), bool)
-    if files.patches.is_file():
-        patches = read_patches(files.patches, um)
+    with_patch, has_slide = np.ones(len(spots), bool), sample.slide.is_file()
+    if sample.patches.is_file():
+        patches = read_patches(sample.patches, um)
         um = patches.slide_um_per_pixel
-        with_patch = _matched(spots, patches, files)
-    elif not files.slide.is_file():
+        with_patch = _matched(spots, patches, sample)
+    elif not has_slide:
         raise InputError(
-            f"sample {files.sample}: neither {files.slide} nor {files.patches} is there; download "
+            f"sample {section}: neither {sample.slide} nor {sample.patches} is there; download "
             "one of them"
         )
     if um is None:
         raise InputError(
-            f"sample {files.sample}: the metadata do not say the µm per pixel of {files.slide}; "
-            "give it with --mpp"
+            f"sample {section}: the metadata do not say the µm per pixel of {sample.slide}; "
+            "give it with `um_per_pixel`"
         )
     adata, spots = adata[with_patch, genes], spots[with_patch]
-    counts = counts_of(adata, files.counts)
-    named = genes_of(adata, files.counts, gene_id=gene_id)
-    diameter, pitch = _spot_size(adata, spots, float(um), files.facts)
-    if files.slide.is_file():
-        slide = open_slide(files.slide, float(um))
+    counts = object_counts(adata, sample.counts)
+    named = object_genes(adata, sample.counts, gene_id=gene_id)
+    diameter, pitch = _spot_size(adata, spots, float(um), facts)
+    if has_slide:
+        slide = open_slide(sample.slide, float(um))
         check_image(slide)
     else:
+        mosaic = image_file(sample.patches, section, image_folder)
         slide = open_slide(mosaic, write_mosaic(patches, mosaic))
         spots = spots.assign(x=spots["x"] / patches.shrink, y=spots["y"] / patches.shrink)
-    technology = str(files.facts.get("st_technology", "unknown"))
+    technology = str(facts.get("st_technology", "unknown"))
     return build_section(
         counts,
         spots=spots,
         genes=named,
-        origin=origin,
+        section=section,
+        patient=patient,
         slide=slide,
         technology="ST" if technology == "Spatial Transcriptomics" else technology,
         spot_diameter_um=diameter,
         spot_pitch_um=pitch,
         provenance={
             "reader": "hest",
-            "counts_file": str(files.counts.resolve()),
-            "image_from": "slide" if files.slide.is_file() else "patches",
+            "counts_file": str(sample.counts.resolve()),
+            "image_from": "slide" if has_slide else "patches",
             "dropped_spots": {"without a patch": int((~with_patch).sum())},
             "dropped_controls": int((~genes).sum()),
         },
     )
 
 
-def _files(folder: Path, sample: str, counts: str, facts: Mapping[str, Any]) -> HestFiles:
-    patches, slide = folder / f"patches/{sample}.h5", folder / f"wsis/{sample}.tif"
-    return HestFiles(sample, folder / counts, patches, slide, facts)
+def find_hest(path: Path | str) -> list[str]:
+    """Name the samples of HEST-1k that have counts, or those of a task's splits, sorted.
+
+    Parameters
+    ----------
+    path
+        As in `read_hest`.
+
+    Raises
+    ------
+    InputError
+        For an absent folder, and splits or a table ``HEST_v*.csv`` that cannot be used.
+
+    Examples
+    --------
+    >>> import strank
+    >>> strank.io.find_hest("hest_data")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: hest_data: no st/*.h5ad there and no splits/; it is neither ...
+    """
+    return list(_samples(Path(path)))
 
 
-def _matched(spots: pd.DataFrame, patches: Patches, files: HestFiles) -> np.ndarray:
+def _samples(folder: Path) -> dict[str, _Sample]:
+    """Find the samples of a folder of HEST-1k, or of a task of the benchmark."""
+    if (folder / "splits").is_dir():
+        counts = read_folds(folder)[1]
+    else:
+        counts = {path.stem: f"st/{path.name}" for path in folder.glob("st/[!.]*.h5ad")}
+    if not counts:
+        raise InputError(
+            f"{folder}: no st/*.h5ad there and no splits/; it is neither the folder of HEST-1k nor "
+            "a task of HEST-Benchmark"
+        )
+    tables = sorted(folder.glob(_TABLES), key=lambda p: list(map(int, _NUMBER.findall(p.stem))))
+    rows = _read_rows(tables[-1]) if tables else {}
+    return {
+        name: _Sample(folder, name, counts[name], rows.get(name, {})) for name in sorted(counts)
+    }
+
+
+def _matched(spots: pd.DataFrame, patches: Patches, sample: _Sample) -> np.ndarray:
     """Which spots have a patch; refuse patches that are not cut around their spots."""
     rows = patches.barcodes.get_indexer(spots.index)
     found = rows >= 0
     if not found.any():
         raise InputError(
-            f"sample {files.sample}: no barcode stands in both {files.patches} and {files.counts} "
+            f"sample {sample.name}: no barcode stands in both {sample.patches} and {sample.counts} "
             f"(e.g. {some(patches.barcodes, 2)}; {some(spots.index, 2)})"
         )
     off = np.abs(patches.centres[rows[found]] - spots.loc[found, ["x", "y"]].to_numpy()).max(1)
     if np.median(off) > patches.side * patches.shrink / 8:
         raise InputError(
-            f"sample {files.sample}: the middle of most patches of {files.patches} is more than an "
+            f"sample {sample.name}: the middle of most patches of {sample.patches} is more than an "
             f"eighth of a patch off its spot ({np.median(off):.0f} pixels in the median); are the "
             "files of one version, and is µm per pixel right?"
         )
@@ -369,13 +321,18 @@ def _label(facts: Mapping[str, Any]) -> str:
     return f"{patient} ({study})" if patient and study else patient
 
 
-def _read_table(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        table = pd.read_csv(path, dtype={"id": str, "patient": str})
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable table ({error})") from error
-    if "id" not in table:
-        raise InputError(f"{path}: lacks column id; it has {some(table.columns)}")
+def _hest_patients(patients: Patients) -> Mapping[str, str]:
+    if isinstance(patients, Mapping):
+        return patients
+    if patients is None or not re.match(r"HEST_v\d", Path(patients).name):
+        return read_patients(patients)
+    rows = _read_rows(Path(patients))
+    return {name: known for name, row in rows.items() if (known := _label(row))}
+
+
+def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Facts of samples by a ``HEST_v<version>.csv``: only those that are known."""
+    table = read_table(path, ["id"], dtype={"id": str, "patient": str})
     rows = table.drop_duplicates("id", keep="last").set_index("id").to_dict("index")
     return {
         str(name): {str(key): value for key, value in row.items() if pd.notna(value)}

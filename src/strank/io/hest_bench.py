@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -24,50 +23,30 @@ from strank.cohort.folds import Fold
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some
 from strank.files import read_json
+from strank.io.tables import check_unique, decoded, open_hdf5, read_table
 
 PANEL = "var_50genes.json"
 
 
 @dataclass(frozen=True)
 class HestSample:
-    """Spots of one sample that have both an embedding and counts, in the embeddings' order.
+    """Spots of one sample that have both an embedding and counts, in the embeddings' order."""
 
-    Attributes
-    ----------
-    features
-        As stored, ``[n_spots, n_features]``.
-    counts
-        Raw counts of the panel, in its order, CSR, ``[n_spots, n_genes]``.
-    library_size
-        Total over all measured genes, ``[n_spots]``.
-    n_unmatched
-        Embeddings without counts, left out.
-    files
-        What was read: ``counts`` and ``embeddings``.
-    """
-
+    #: As stored, ``[n_spots, n_features]``.
     features: NDArray
+    #: Raw counts of the panel, in its order, ``[n_spots, n_genes]``.
     counts: sparse.csr_matrix
+    #: Total over all measured genes, ``[n_spots]``.
     library_size: NDArray[np.float64]
+    #: Embeddings without counts, left out.
     n_unmatched: int
+    #: What was read: ``counts`` and ``embeddings``.
     files: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
 class HestTask:
-    """One task of the benchmark.
-
-    Attributes
-    ----------
-    folder
-        Where it was read from.
-    panel
-        The genes of ``var_50genes.json``.
-    folds
-        In the order of their numbers. Patients are not known, so none is called shared.
-    samples
-        Name to sample.
-    """
+    """One task of the benchmark; patients are not known, so the folds share none."""
 
     folder: Path
     panel: tuple[str, ...]
@@ -81,22 +60,7 @@ def read_task(
     *,
     advance: Callable[[int], object] | None = None,
 ) -> HestTask:
-    """Read the folds of a task, and counts and embeddings of all their samples.
-
-    Parameters
-    ----------
-    folder
-        The task, ``bench_data/IDC`` say.
-    embeddings
-        Folder with one ``<sample>.h5`` each.
-    advance
-        Called with 1 after every sample.
-
-    Raises
-    ------
-    InputError
-        For anything that cannot be used, naming file, sample, spot or gene.
-    """
+    """Read the folds of a task, and counts and embeddings (``<sample>.h5``) of all samples."""
     folder, embeddings = Path(folder), Path(embeddings)
     for needed in (folder, folder / "splits", embeddings):
         if not needed.is_dir():
@@ -128,7 +92,7 @@ def read_task(
 
 
 def read_panel(path: Path) -> tuple[str, ...]:
-    """Read a list of genes; an :class:`InputError` names the file if it is none."""
+    """Read a list of genes."""
     content = read_json(path)
     genes = content.get("genes") if isinstance(content, dict) else None
     if not isinstance(genes, list) or not genes or not all(isinstance(g, str) for g in genes):
@@ -169,13 +133,8 @@ def read_folds(folder: Path) -> tuple[tuple[Fold, ...], dict[str, str]]:
 def _read_split(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; every fold has a train and a test split")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable table ({error})") from error
-    absent = [column for column in ("sample_id", "expr_path") if column not in table]
-    if absent:
-        raise InputError(f"{path}: lacks column {some(absent)}; it has {some(table.columns)}")
+    columns = ["sample_id", "expr_path"]
+    table = read_table(path, columns, dtype=str, keep_default_na=False)
     names = table["sample_id"]
     if table.empty or names.duplicated().any():
         what = "no samples" if table.empty else f"sample {names[names.duplicated()].iloc[0]} twice"
@@ -196,10 +155,8 @@ def _read_sample(name: str, files: Mapping[str, Path], panel: tuple[str, ...]) -
     features, barcodes = _read_embeddings(files["embeddings"])
     path = files["counts"]
     adata = read_h5ad(path)
-    for where, index in {"embeddings": barcodes, "counts": adata.obs_names}.items():
-        if not index.is_unique:
-            twice = some(index[index.duplicated()].unique())
-            raise InputError(f"{files[where]}: barcode {twice} stands twice")
+    check_unique(barcodes, f"{files['embeddings']}: barcode")
+    check_unique(adata.obs_names, f"{path}: barcode")
     rows = adata.obs_names.get_indexer(barcodes)
     found = rows >= 0
     if not found.any():
@@ -225,22 +182,14 @@ def _columns(adata: AnnData, panel: tuple[str, ...], path: Path) -> NDArray[np.i
     if adata.X is None:
         raise InputError(f"{path}: X is empty; raw counts are needed there")
     columns = adata.var_names.get_indexer_for(list(panel))
-    if len(columns) > len(panel):
-        names = adata.var_names[columns]
-        raise InputError(f"{path}: gene {some(names[names.duplicated()].unique())} stands twice")
+    check_unique(adata.var_names[columns], f"{path}: gene")
     return columns
 
 
 def _read_embeddings(path: Path) -> tuple[NDArray, pd.Index]:
-    try:
-        with h5py.File(path, "r") as file:
-            absent = [key for key in ("embeddings", "barcodes") if key not in file]
-            if absent:
-                raise InputError(f"{path}: lacks dataset {some(absent)}; it has {some(file)}")
-            features, stored = (np.asarray(file[key][:]) for key in ("embeddings", "barcodes"))
-    except (OSError, TypeError) as error:
-        raise InputError(f"{path}: not a readable HDF5 file ({error})") from error
-    barcodes = pd.Index([b.decode() if isinstance(b, bytes) else str(b) for b in stored.ravel()])
+    with open_hdf5(path, "embeddings", "barcodes") as file:
+        features = np.asarray(file["embeddings"][:])
+        barcodes = decoded(np.asarray(file["barcodes"][:]).ravel())
     if features.ndim != 2 or len(features) != len(barcodes) or features.dtype.kind != "f":
         raise InputError(
             f"{path}: embeddings are {features.dtype} of shape {features.shape}, but floats "

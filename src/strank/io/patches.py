@@ -18,42 +18,28 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from strank.errors import InputError, some
-from strank.files import atomic_path
+from strank.errors import InputError
+from strank.files import atomic_path, safe_name
+from strank.io.tables import check_unique, decoded, open_hdf5
 
 BAND = 512
-
+# µm per pixel of HEST's patches, where they do not say it.
 _PATCH_UM = 0.5
-
 _MOST_CLASSIC_BYTES = 2**31
-
 _SHRINK = 8
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Where patches stand on a slide; their pixels stay in the file.
-
-    Attributes
-    ----------
-    path
-        The file.
-    barcodes
-        Spot of each patch.
-    corners
-        Upper left (x, y) in pixels of the slide, ``[n_patches, 2]``.
-    side
-        Pixels of a stored patch.
-    shrink
-        Pixels of the slide a pixel of a patch.
-    slide_um_per_pixel
-        Of the slide.
-    """
+    """Where patches stand on a slide; their pixels stay in the file."""
 
     path: Path
     barcodes: pd.Index
+    #: Upper left (x, y) in pixels of the slide, ``[n_patches, 2]``.
     corners: NDArray[np.float64]
+    #: Pixels of a stored patch.
     side: int
+    #: Pixels of the slide a pixel of a patch.
     shrink: float
     slide_um_per_pixel: float
 
@@ -64,54 +50,44 @@ class Patches:
 
 
 def read_patches(path: Path, um_per_pixel: float | None = None) -> Patches:
-    """Read where patches stand.
-
-    Parameters
-    ----------
-    path
-        The file.
-    um_per_pixel
-        Of the slide; if ``None``, what the file says.
-
-    Raises
-    ------
-    InputError
-        For a damaged file, absent or unfit datasets, a barcode that stands twice, or an unknown
-        µm per pixel.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            absent = [key for key in ("img", "coords", "barcode") if key not in file]
-            if absent:
-                raise InputError(f"{path}: lacks dataset {some(absent)}; it has {some(file)}")
-            shape, dtype = file["img"].shape, file["img"].dtype
-            corners = np.asarray(file["coords"][:], dtype=np.float64)
-            stored = np.asarray(file["barcode"][:]).ravel()
-            facts = {**file["img"].attrs, **file["coords"].attrs}
-    except (OSError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a readable HDF5 file ({error})") from error
-    n = len(stored)
+    """Read where patches stand; µm per pixel is that of the slide, ``None`` for what they say."""
+    shape, dtype, corners, names, facts = _read_facts(path)
+    n = len(names)
     fits = len(shape) == 4 and shape == (n, shape[1], shape[1], 3) and corners.shape == (n, 2)
     if not fits or dtype != np.uint8 or n == 0:
         raise InputError(
             f"{path}: img is {dtype} of shape {shape}, coords of shape {corners.shape}; uint8 "
             f"[{n} barcodes, side, side, 3] and [{n}, 2] are needed"
         )
-    barcodes = pd.Index([b.decode() if isinstance(b, bytes) else str(b) for b in stored])
-    if not barcodes.is_unique:
-        twice = some(barcodes[barcodes.duplicated()].unique())
-        raise InputError(f"{path}: barcode {twice} stands twice")
+    check_unique(names, f"{path}: barcode")
     um = _number(facts.get("pixel_size")) if um_per_pixel is None else um_per_pixel
     if um is None:
         raise InputError(
             f"{path}: does not say the µm per pixel of the slide that its patches are cut from; "
-            "give it with --mpp"
+            "give it with `um_per_pixel`"
         )
     side = int(shape[1])
     source = _number(facts.get("patch_size_src")) or round(side * _PATCH_UM / um)
-    return Patches(path, barcodes, corners, side, source / side, um)
+    return Patches(path, names, corners, side, source / side, um)
+
+
+def _read_facts(path: Path) -> tuple[Any, Any, NDArray[np.float64], pd.Index, dict[str, Any]]:
+    """Shape and type of the pictures, corners, barcodes, and the attributes."""
+    with open_hdf5(path, "img", "coords", "barcode") as file:
+        images, coords = file["img"], file["coords"]
+        corners = np.asarray(coords[:], dtype=np.float64)
+        names = decoded(np.asarray(file["barcode"][:]).ravel())
+        return images.shape, images.dtype, corners, names, {**images.attrs, **coords.attrs}
+
+
+def image_file(path: Path, section: str, folder: Path | str | None) -> Path:
+    """Where to write the image of a section that has no file of its own."""
+    if folder is None:
+        raise InputError(
+            f"{path}: the image of section {section} has to be put together in a file; give "
+            "`image_folder`, where it is to be written"
+        )
+    return Path(folder).resolve() / f"{safe_name(section)}.tif"
 
 
 def write_mosaic(patches: Patches, path: Path) -> float:
@@ -119,25 +95,12 @@ def write_mosaic(patches: Patches, path: Path) -> float:
 
     A pixel of the mosaic is a pixel of a patch, so positions on the slide are divided by
     ``patches.shrink``. Patches are placed to the nearest pixel; where two overlap, the later shows.
-
-    Parameters
-    ----------
-    patches
-        From `read_patches`.
-    path
-        The TIFF to write.
-
-    Returns
-    -------
-    float
-        Its µm per pixel.
     """
     corners = np.rint(patches.corners / patches.shrink).astype(int)
     width, height = corners.max(0) + patches.side
     if min(width, height) < 1:
         raise InputError(f"{patches.path}: all patches lie outside the slide")
     um_per_pixel = patches.slide_um_per_pixel * patches.shrink
-    path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(patches.path, "r") as file:
         bands = _bands(file["img"], corners, int(width), int(height))
         write_tiff(path, bands, (int(width), int(height)), um_per_pixel)
@@ -147,18 +110,9 @@ def write_mosaic(patches: Patches, path: Path) -> float:
 def write_tiff(
     path: Path, bands: Iterable[NDArray[np.uint8]], size: tuple[int, int], um_per_pixel: float
 ) -> None:
-    """Write a tiled TIFF band by band, deflated, so no pixel changes; if large, also shrunk by 8.
+    """Write a tiled TIFF, deflated, so no pixel changes; if large, also shrunk by 8.
 
-    Parameters
-    ----------
-    path
-        The file.
-    bands
-        RGB ``[BAND, width, 3]`` from top to bottom; the last may be lower.
-    size
-        Width and height.
-    um_per_pixel
-        Written as the resolution.
+    Bands are RGB ``[BAND, width, 3]`` from top to bottom, the last may be lower.
     """
     import tifffile
 
@@ -171,6 +125,7 @@ def write_tiff(
         "compressionargs": {"level": 1},
         "predictor": True,
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     per_cm = (1e4 / um_per_pixel, 1e4 / um_per_pixel)
     bigtiff = width * height * 3 > _MOST_CLASSIC_BYTES
     with atomic_path(path) as part, tifffile.TiffWriter(part, bigtiff=bigtiff) as file:

@@ -1,11 +1,10 @@
-"""What all readers end with: a section, written into a cohort; names of genes."""
+"""What all readers end with: a section, written into a cohort; names of genes and of patients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -16,8 +15,12 @@ from strank.cohort.contract import SectionInfo, check_counts, check_naming, make
 from strank.cohort.store import read_h5ad, write_h5ad
 from strank.errors import InputError, some
 from strank.files import output_folder, sha256
+from strank.io.tables import read_table
 from strank.slides.slide import Slide, check_image, open_slide
 from strank.slides.tissue import check_on_tissue
+
+T = TypeVar("T")
+Patients = Mapping[str, str] | Path | str | None
 
 # Scanners and grids agree to a percent; a wrong image or objective is off by far more.
 _TOLERANCE = 0.05
@@ -30,31 +33,8 @@ def name_genes(
     gene_id: bool = False,
     name: str = "the file",
 ) -> pd.DataFrame:
-    """Name the genes of a section: by symbol, or by id where that is wished or all there is.
+    """Index genes by unique symbols, or by ids; a symbol that stands twice is followed by its id.
 
-    Parameters
-    ----------
-    symbols, ids
-        Of each gene, as the file has them; ``None`` for what it has not. Ensembl ids in the place
-        of symbols are taken as ids.
-    gene_id
-        Name genes by id.
-    name
-        File named in an error.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Indexed by unique names, with ``gene_id`` where ids are known. A symbol that stands twice is
-        followed by ``_`` and the id in all its places; a gene without symbol is named by its id.
-
-    Raises
-    ------
-    InputError
-        If names cannot be made unique, or ids are wished and there are none.
-
-    Examples
-    --------
     >>> ids = pd.Index(["ENSG00000284770", "ENSG00000280987", "ENSG00000015479"])
     >>> list(name_genes(pd.Index(["TBCE", "MATR3", "MATR3"]), ids).index)
     ['TBCE', 'MATR3_ENSG00000280987', 'MATR3_ENSG00000015479']
@@ -63,7 +43,7 @@ def name_genes(
         ids = symbols
     if ids is None:
         if gene_id:
-            raise InputError(f"{name}: holds no gene ids; leave --gene-id out")
+            raise InputError(f"{name}: holds no gene ids; leave `gene_id` out")
         return pd.DataFrame(index=_unique(_text(symbols), name))
     ids = _unique(_text(ids), name)
     if gene_id or symbols is None:
@@ -92,44 +72,15 @@ def _unique(names: pd.Index, name: str) -> pd.Index:
     return names
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a section is called, and who it came from.
-
-    Attributes
-    ----------
-    section, patient
-        Names.
-    """
-
-    section: str
-    patient: str
-
-
 def open_measured(path: Path, measured: float, given: float | None = None) -> Slide:
-    """Open an image whose µm per pixel the platform's files measure.
-
-    Parameters
-    ----------
-    path
-        The full-resolution image.
-    measured
-        µm per pixel, from the grid of spots or the alignment.
-    given
-        What the user says; it is taken, if it agrees.
-
-    Raises
-    ------
-    InputError
-        If what is given, or else what the image says of itself, differs by more than 5 %; otherwise
-        as `strank.slides.slide.open_slide`.
-    """
+    """Open an image whose µm per pixel the platform's files measure; what is given must agree."""
     slide = open_slide(path, measured if given is None else given)
-    told, who = (slide.source.um_per_pixel, "the image says") if given is None else (given, "--mpp")
+    embedded = slide.source.um_per_pixel
+    told, who = (embedded, "the image says") if given is None else (given, "`um_per_pixel` says")
     if told is not None and abs(told / measured - 1) > _TOLERANCE:
         raise InputError(
             f"{path}: {who} {told:g} µm per pixel, but the positions make it {measured:.4g}; is it "
-            f"the image that they are pixels of? If so, give --mpp {measured:.4g}"
+            f"the image that they are pixels of? If so, give `um_per_pixel={measured:.4g}`"
         )
     return slide
 
@@ -139,7 +90,8 @@ def build_section(
     *,
     spots: pd.DataFrame,
     genes: pd.DataFrame,
-    origin: Origin,
+    section: str,
+    patient: str,
     slide: Slide,
     technology: str,
     spot_diameter_um: float,
@@ -148,34 +100,14 @@ def build_section(
 ) -> AnnData:
     """Put what a reader found into the contract, once the counts are raw and spots on the tissue.
 
-    Parameters
-    ----------
-    counts
-        Over all measured genes, ``[n_spots, n_genes]``.
-    spots
-        Indexed by name, with ``x`` and ``y`` in pixels of the slide; further columns are kept.
-    genes
-        From `strank.io.sections.name_genes`.
-    origin
-        Names of section and patient.
-    slide
-        The full-resolution image, with its scale.
-    technology, spot_diameter_um, spot_pitch_um, provenance
-        As in `strank.cohort.contract.SectionInfo`; ``provenance["counts_file"]`` is named in errors
-        of the counts.
-
-    Raises
-    ------
-    InputError
-        For counts that are not raw, spots outside the image or off the tissue, and other breaches
-        of the contract.
+    ``spots`` has the centres ``x`` and ``y`` in pixels of the slide; further columns are kept.
     """
-    name, image = origin.section, slide.path.resolve()
-    counts_file = str(provenance.get("counts_file", f"section {name}"))
+    image = slide.path.resolve()
+    counts_file = str(provenance.get("counts_file", f"section {section}"))
     check_counts(counts, spots=spots.index, genes=genes.index, name=counts_file)
     check_image(slide)
-    _check_inside(spots, slide, name)
-    check_on_tissue(slide, spots[["x", "y"]].to_numpy(float), name=name)
+    _check_inside(spots, slide, section)
+    check_on_tissue(slide, spots[["x", "y"]].to_numpy(float), name=section)
     info = SectionInfo(
         image=str(image),
         image_sha256=sha256(image),
@@ -186,21 +118,29 @@ def build_section(
         provenance=provenance,
     )
     return make_section(
-        counts, spots=spots, genes=genes, section=name, patient=origin.patient, info=info
+        counts, spots=spots, genes=genes, section=section, patient=patient, info=info
     )
 
 
-def write_sections(sections: Iterable[AnnData], cohort: Path) -> dict[str, AnnData]:
-    """Write sections into a cohort, in the place of older ones of the same name.
+def write_sections(
+    sections: Iterable[AnnData],
+    cohort: Path | str,
+    *,
+    advance: Callable[[int], object] | None = None,
+) -> dict[str, AnnData]:
+    """Write sections into a cohort, in the place of older ones of the same name: all, or none.
 
-    Nothing is written unless all could be read.
+    This is what ``strank import`` does with what a reader gives.
 
     Parameters
     ----------
     sections
-        From `build_section`; a generator may read them.
+        From the readers of `strank.io`; a generator reads them one after the other, and nothing
+        is written unless all could be read.
     cohort
-        The folder, which may hold sections.
+        The folder, ``<cohort>/<section>.h5ad``; it may hold sections.
+    advance
+        Called with 1 after every section read.
 
     Returns
     -------
@@ -212,8 +152,21 @@ def write_sections(sections: Iterable[AnnData], cohort: Path) -> dict[str, AnnDa
     InputError
         For no sections, two of one name or with a name that no file can have, genes that are named
         in another way than in the rest of the cohort, or a folder that cannot be written.
+
+    Examples
+    --------
+    >>> import strank
+    >>> runs = {"S1/outs": "S1.tif", "S2/outs": "S2.tif"}
+    >>> sections = (
+    ...     strank.io.read_visium(run, image=image, patients="patients.csv")
+    ...     for run, image in runs.items()
+    ... )
+    >>> strank.io.write_sections(sections, "cohort")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: patients.csv: not a readable table (...No such file...)
     """
-    named: dict[str, AnnData] = {}
+    cohort, named = Path(cohort), dict[str, AnnData]()
     for adata in sections:
         name = str(adata.obs["section"].iloc[0])
         if name in named:
@@ -221,6 +174,8 @@ def write_sections(sections: Iterable[AnnData], cohort: Path) -> dict[str, AnnDa
         if Path(name).name != name or name.startswith("."):
             raise InputError(f"section {name!r}: not the name of a file; give it another name")
         named[name] = adata
+        if advance is not None:
+            advance(1)
     if not named:
         raise InputError("no sections to write")
     held = {path.stem: path for path in sorted(cohort.glob("[!.]*.h5ad"))}
@@ -234,53 +189,52 @@ def write_sections(sections: Iterable[AnnData], cohort: Path) -> dict[str, AnnDa
     return dict(sorted(named.items()))
 
 
-def patient_of(section: str, patient: str | None, patients: Mapping[str, str] | None) -> str:
-    """Find the patient of a section that the platform's files do not name.
+def section_name(path: Path, section: str | None = None) -> str:
+    """Name the section that an output folder is of: ``S1/outs`` is of S1."""
+    folder = path.resolve()
+    return section or (folder.parent if folder.name == "outs" else folder).name
 
-    Parameters
-    ----------
-    section
-        Name.
-    patient
-        Of all sections, or ``None``.
-    patients
-        Section to patient, from `read_patients`.
 
-    Raises
-    ------
-    InputError
-        If neither knows.
+def needed_image(path: Path, image: Path | str | None) -> Path:
+    """Refuse to go on without an image."""
+    if image is None:
+        raise InputError(f"{path}: give the full-resolution H&E image with `image`")
+    return Path(image)
 
-    Examples
-    --------
-    >>> patient_of("C2", None, {"C2": "C"})
-    'C'
-    """
-    found = patient or (patients or {}).get(section)
+
+def choose_section(path: Path, sections: Mapping[str, T], section: str | None) -> tuple[str, T]:
+    """Take the section that is asked for, or the only one there."""
+    if section is None and len(sections) == 1:
+        return next(iter(sections.items()))
+    if section is None:
+        raise InputError(
+            f"{path}: holds several sections; choose one with `section`: {some(sections, 20)}"
+        )
+    if section not in sections:
+        raise InputError(f"{path}: no section {section}; there are {some(sections, 20)}")
+    return section, sections[section]
+
+
+def patient_of(
+    section: str, patient: str | None, patients: Patients = None, stated: str | None = None
+) -> str:
+    """Name the patient of a section: as given, by the table, or as the platform's files say."""
+    table = patients if isinstance(patients, Mapping) else read_patients(patients)
+    found = patient or table.get(section) or stated
     if not found:
         raise InputError(
             f"section {section}: the patient is not known, and splits go by patient; give "
-            "--patient NAME, or --patients FILE with columns section,patient"
-            + (f" (FILE has {some(patients)})" if patients else "")
+            "`patient=NAME`, or `patients=FILE` with columns section,patient"
+            + (f" (FILE has {some(table)})" if table else "")
         )
     return found
 
 
-def read_patients(path: Path) -> dict[str, str]:
-    """Read which section is of which patient: a CSV table with columns ``section,patient``.
-
-    Raises
-    ------
-    InputError
-        For a table without them, an empty patient, or a section with two.
-    """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable table ({error})") from error
-    absent = [column for column in ("section", "patient") if column not in table]
-    if absent:
-        raise InputError(f"{path}: lacks column {some(absent)}; it has {some(table.columns)}")
+def read_patients(path: Path | str | None) -> dict[str, str]:
+    """Read which section is of which patient: a CSV table with columns ``section,patient``."""
+    if path is None:
+        return {}
+    table = read_table(Path(path), ["section", "patient"], dtype=str, keep_default_na=False)
     table = table[["section", "patient"]].drop_duplicates()
     for wrong, what in [
         (table["patient"] == "", "has no patient"),
@@ -291,6 +245,12 @@ def read_patients(path: Path) -> dict[str, str]:
     return dict(zip(table["section"], table["patient"], strict=True))
 
 
+def is_inside(spots: pd.DataFrame, slide: Slide) -> pd.Series:
+    """Which spots lie within the image."""
+    width, height = slide.size
+    return spots["x"].between(0, width, "left") & spots["y"].between(0, height, "left")
+
+
 def _gene_names(path: Path) -> pd.Index:
     adata = read_h5ad(path, backed="r")
     adata.file.close()
@@ -298,11 +258,10 @@ def _gene_names(path: Path) -> pd.Index:
 
 
 def _check_inside(spots: pd.DataFrame, slide: Slide, section: str) -> None:
-    width, height = slide.size
-    x, y = spots["x"], spots["y"]
-    outside = ~(x.between(0, width, "left") & y.between(0, height, "left"))
+    outside = ~is_inside(spots, slide)
     if outside.any():
-        swapped = y.between(0, width, "left") & x.between(0, height, "left")
+        width, height = slide.size
+        swapped = is_inside(spots.rename(columns={"x": "y", "y": "x"}), slide)
         first = spots[outside].iloc[0]
         raise InputError(
             f"section {section}: spot {some(spots.index[outside])} lies outside {slide.path.name} "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,60 +12,69 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from strank.errors import InputError, some
-from strank.files import safe_name
-from strank.io.generic import counts_of, origin_of, read_object
-from strank.io.patches import BAND, write_tiff
-from strank.io.sections import write_sections
-from strank.slides.slide import open_slide
+from strank.io.generic import object_counts, object_patient, read_object
+from strank.io.patches import BAND, image_file, write_tiff
+from strank.io.sections import Patients
 
 
-def import_spatialdata(
-    path: Path,
-    cohort: Path,
+def read_spatialdata(
+    path: Path | str,
     *,
     image: Path | str | None = None,
-    um_per_pixel: float | None = None,
-    table: str | None = None,
     section: str | None = None,
     patient: str | None = None,
-    patients: Mapping[str, str] | None = None,
+    patients: Patients = None,
+    um_per_pixel: float | None = None,
     gene_id: bool = False,
-) -> dict[str, AnnData]:
-    """Read a SpatialData zarr, one section, and write it into a cohort.
+    table: str | None = None,
+    image_folder: Path | str | None = None,
+) -> AnnData:
+    """Read a SpatialData zarr, one section, into the data contract.
 
     Parameters
     ----------
     path
         The zarr. The table annotates one element: shapes, points or labels.
-    cohort
-        The folder to write to.
     image
-        The name of an image of the object, which is written into ``cohort`` at full resolution; or
-        an image file whose pixels are the units of the coordinate system ``global``. ``None`` for
-        the only image of the object.
+        The name of an image of the object; or an image file whose pixels are the units of the
+        coordinate system ``global``. ``None`` for the only image of the object.
+    section
+        Name; ``None`` for that of the zarr.
+    patient, patients, gene_id
+        As in `read_visium`; the first two come before ``obs["patient"]``.
     um_per_pixel
         Of the image; if ``None``, as stored in the file.
     table
-        Its name; ``None`` for the only one.
-    section
-        Name; if ``None``, that of the zarr.
-    patient, patients, gene_id
-        As in `import_anndata`.
+        Name of the table; ``None`` for the only one.
+    image_folder
+        Where an image of the object is written at full resolution, ``<section>.tif``, since a
+        section belongs to an image file.
 
     Returns
     -------
-    dict[str, AnnData]
-        Section name to section.
+    AnnData
+        ``X`` the raw counts ``[n_spots, n_genes]``, ``obsm["spatial"]`` the centres of what the
+        table annotates in pixels of the image.
 
     Raises
     ------
     InputError
         For a folder that is no such zarr, elements that are absent or not the only ones, counts
         that are not raw, or an image that does not fit.
+
+    Examples
+    --------
+    >>> import strank
+    >>> strank.io.read_spatialdata("mine.zarr", um_per_pixel=0.5, image_folder="images")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: mine.zarr: no such folder; a SpatialData zarr is one
     """
+    path = Path(path)
+    section = section or path.stem
     data = _open_zarr(path)
     adata = data.tables[_only(data.tables, table, path, "table")].copy()
-    origin = origin_of(adata, section or path.stem, patient, patients)
+    patient = object_patient(adata, section, patient, patients)
     element, rows = _annotated(data, adata, path)
     chosen = None if _is_file(image, data, path) else _only(data.images, image, path, "image")
     centres = _centres(element, None if chosen is None else data.images[chosen], path)
@@ -73,16 +82,18 @@ def import_spatialdata(
     if len(absent):
         raise InputError(f"{path}: the table annotates {some(absent)}, which the element lacks")
     adata.obsm["spatial"] = centres.loc[rows, ["x", "y"]].to_numpy()
-    counts_of(adata, path)  # refused before an image is written
+    object_counts(adata, path)  # refused before an image is written
     if chosen is None:
-        slide = open_slide(Path(str(image)), um_per_pixel)
+        file = Path(str(image))
     elif um_per_pixel is None:
-        raise InputError(f"{path}: µm per pixel of image {chosen} is not known; give it with --mpp")
+        raise InputError(
+            f"{path}: µm per pixel of image {chosen} is not known; give it with `um_per_pixel`"
+        )
     else:
-        file = cohort.resolve() / "images" / f"{safe_name(origin.section)}.tif"
+        file = image_file(path, section, image_folder)
         _write_image(data.images[chosen], file, um_per_pixel, path)
-        slide = open_slide(file, um_per_pixel)
-    return write_sections([read_object(adata, path, origin, slide, gene_id=gene_id)], cohort)
+    how: dict[str, Any] = {"um_per_pixel": um_per_pixel, "gene_id": gene_id}
+    return read_object(adata, path, section, image=file, patient=patient, **how)
 
 
 def _is_file(image: Path | str | None, data: Any, path: Path) -> bool:
@@ -114,9 +125,9 @@ def _only(elements: Any, wanted: Path | str | None, path: Path, what: str) -> st
     if wanted is None and len(names) == 1:
         return str(names[0])
     if not names:
-        raise InputError(f"{path}: holds no {what}" + "; give --image FILE" * (what == "image"))
+        raise InputError(f"{path}: holds no {what}" + "; give `image=FILE`" * (what == "image"))
     which = "several" if wanted is None else f"no {wanted}, but"
-    raise InputError(f"{path}: {which} {what}s: {some(names, 20)}; choose one with --{what}")
+    raise InputError(f"{path}: {which} {what}s: {some(names, 20)}; choose one with `{what}`")
 
 
 def _annotated(data: Any, adata: AnnData, path: Path) -> tuple[Any, pd.Index]:
@@ -162,7 +173,7 @@ def _write_image(image: Any, file: Path, um_per_pixel: float, path: Path) -> Non
     if array.dtype != np.uint8 or array.shape[2] != 3:
         raise InputError(
             f"{path}: the image is {array.dtype} with {array.shape[2]} channels, not RGB of 8 bits "
-            "a colour; give --image FILE"
+            "a colour; give `image=FILE`"
         )
     height, width = array.shape[:2]
     # A band is cut from several of its own height, so that chunks are not decoded once for each.
@@ -173,5 +184,4 @@ def _write_image(image: Any, file: Path, um_per_pixel: float, path: Path) -> Non
         for block in [array[top : top + step].compute()]
         for y in range(0, len(block), BAND)
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_tiff(file, bands, (width, height), um_per_pixel)

@@ -16,47 +16,24 @@ from scipy import sparse
 from scipy.io import mmread
 
 from strank.errors import InputError, some
+from strank.io.tables import check_unique
 
 _GENES = "Gene Expression"
 
 
 class TenxMatrix(NamedTuple):
-    """Counts of genes, and what the file calls their rows and columns.
-
-    Attributes
-    ----------
-    counts
-        ``[n_barcodes, n_genes]``, CSR.
-    barcodes
-        Of spots, bins or cells, unique.
-    symbols, ids
-        Of genes, as in the file.
-    dropped_features
-        Features that are no genes (antibodies, controls), and were left out: kind to number.
-    """
+    """Counts of genes ``[n_barcodes, n_genes]``, and what the file calls their rows and columns."""
 
     counts: sparse.csr_matrix
     barcodes: pd.Index
     symbols: pd.Index
     ids: pd.Index
+    #: Of what is no gene (antibodies, controls): kind to number.
     dropped_features: dict[str, int]
 
 
 def read_matrix(path: Path) -> TenxMatrix:
-    """Read the genes of a matrix.
-
-    Parameters
-    ----------
-    path
-        ``*.h5``, a folder with ``matrix.mtx``, ``features.tsv`` or ``genes.tsv``, and
-        ``barcodes.tsv``, each compressed or not, or such a folder as ``*.tar.gz``.
-
-    Raises
-    ------
-    InputError
-        For a file that is absent or damaged, a barcode that stands twice, or a matrix without
-        barcodes or genes.
-    """
+    """Read the genes of ``*.h5``, a folder with ``matrix.mtx`` and so on, or its ``.tar.gz``."""
     if not path.exists():
         raise InputError(f"{path}: no such matrix")
     try:
@@ -70,9 +47,7 @@ def read_matrix(path: Path) -> TenxMatrix:
             f"{path}: the matrix is {counts.shape[1]} x {counts.shape[0]}, but there are "
             f"{len(features)} features and {len(barcodes)} barcodes"
         )
-    if not barcodes.is_unique:
-        twice = some(barcodes[barcodes.duplicated()].unique())
-        raise InputError(f"{path}: barcode {twice} stands twice")
+    check_unique(barcodes, f"{path}: barcode")
     genes = (features["kind"] == _GENES).to_numpy()
     for what, n in {"barcodes": len(barcodes), "genes": genes.sum()}.items():
         if n == 0:
@@ -85,13 +60,7 @@ def read_matrix(path: Path) -> TenxMatrix:
 
 
 def find_file(folder: Path, *names: str) -> Path | None:
-    """Find the first of some names in a folder, also behind a prefix, as files of GEO have it.
-
-    Raises
-    ------
-    InputError
-        If several files have the name behind a prefix.
-    """
+    """Find the first of some names in a folder, also behind a prefix, as files of GEO have it."""
     held = sorted(folder.iterdir()) if folder.is_dir() else []
     for name in names:
         found = [p for p in held if p.name == name] or [
@@ -136,7 +105,7 @@ def _read_folder(folder: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFram
             f"{folder}: needs matrix.mtx, features.tsv (or genes.tsv) and barcodes.tsv, each "
             "compressed or not"
         )
-    table = _read_table(features)
+    table = _rows(features)
     named = pd.DataFrame(
         {
             "id": table[0],
@@ -144,29 +113,20 @@ def _read_folder(folder: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFram
             "kind": table[2] if table.shape[1] > 2 else _GENES,
         }
     )
-    return sparse.csr_matrix(mmread(matrix).T), pd.Index(_read_table(barcodes)[0]), named
+    return sparse.csr_matrix(mmread(matrix).T), pd.Index(_rows(barcodes)[0]), named
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def _rows(path: Path) -> pd.DataFrame:
     return pd.read_csv(
         path, sep="\t", header=None, dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE
     )
 
 
 class Pooled(NamedTuple):
-    """Points summed within squares; a square without a point is left out.
-
-    Attributes
-    ----------
-    counts
-        ``[n_squares, n_genes]``, squares by row and then column.
-    squares
-        Their column and row, from 0 at the origin, ``[n_squares, 2]``.
-    n_points
-        In each square, ``[n_squares]``.
-    """
+    """Points summed within squares, by row and column; squares without a point are left out."""
 
     counts: sparse.csr_matrix
+    #: Column and row, from 0 at the origin, ``[n_squares, 2]``.
     squares: NDArray[np.int64]
     n_points: NDArray[np.int64]
 
@@ -174,30 +134,8 @@ class Pooled(NamedTuple):
 def join_points(
     matrix: TenxMatrix, points: pd.DataFrame, *, name: str
 ) -> tuple[sparse.csr_matrix, pd.DataFrame, dict[str, int]]:
-    """Keep the points that have both counts and a place.
-
-    Parameters
-    ----------
-    matrix
-        Counts by barcode.
-    points
-        Places, indexed by barcode.
-    name
-        File of the places, named in an error.
-
-    Returns
-    -------
-    counts, points, dropped
-        In the matrix's order, and how many stood in one of the two only.
-
-    Raises
-    ------
-    InputError
-        If a point stands twice, or none in both.
-    """
-    if not points.index.is_unique:
-        twice = some(points.index[points.index.duplicated()].unique())
-        raise InputError(f"{name}: {twice} stands twice")
+    """Keep the points that have both counts and a place, and count the others."""
+    check_unique(points.index, f"{name}:")
     at = points.index.get_indexer(matrix.barcodes)
     known = at >= 0
     if not known.any():
@@ -217,20 +155,6 @@ def pool_points(
 ) -> Pooled:
     """Sum the counts of points within squares whose edges are multiples of their size.
 
-    It is one sparse product: nothing is made dense, and pooling to 8 µm and then to 16 gives what
-    pooling to 16 gives.
-
-    Parameters
-    ----------
-    counts
-        ``[n_points, n_genes]``.
-    positions_um
-        Finite (x, y), ``[n_points, 2]``.
-    size_um
-        Side of a square.
-
-    Examples
-    --------
     >>> pooled = pool_points(sparse.eye(3, format="csr"), np.array([[1.0, 1], [9, 2], [3, 4]]), 8)
     >>> pooled.counts.toarray()
     array([[1., 0., 1.],
@@ -239,6 +163,8 @@ def pool_points(
     array([[0, 0],
            [1, 0]])
     """
+    # One sparse product: nothing is made dense, and pooling to 8 µm and then to 16 gives what
+    # pooling to 16 gives.
     square = np.floor(positions_um / size_um).astype(np.int64)
     # One number a square, since sorting rows of two is several times slower.
     first = square.min(0)

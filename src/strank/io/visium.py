@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,89 +13,100 @@ from scipy import sparse
 
 from strank.errors import InputError, some
 from strank.files import read_json, sha256
-from strank.io.sections import Origin, build_section, name_genes, open_measured
+from strank.io.sections import (
+    Patients,
+    build_section,
+    name_genes,
+    needed_image,
+    open_measured,
+    patient_of,
+    section_name,
+)
 from strank.io.st import pixels_per_pitch
+from strank.io.tables import check_columns, check_unique, read_table
 from strank.io.tenx import find_file, join_points, pool_points, read_matrix
 
 _NUMBERS = ["in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 _FINEST_UM = 2.0
 _COLUMNS = {"pxl_col_in_fullres": "x", "pxl_row_in_fullres": "y"}
 _ARRAY = ["array_row", "array_col"]
+_AS_TEXT: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
 
 
-@dataclass(frozen=True)
-class SpotArray:
-    """What is printed on the slide.
-
-    Attributes
-    ----------
-    technology
-        Its name.
-    spot_diameter_um, spot_pitch_um
-        Diameter of a spot, and distance between the centres of neighbours.
-    step_um
-        What one more ``array_row`` and one more ``array_col`` mean, in µm.
-    """
+class _Printed(NamedTuple):
+    """What is printed on a slide; steps are what one more ``array_row`` and ``array_col`` mean."""
 
     technology: str
-    spot_diameter_um: float
-    spot_pitch_um: float
-    step_um: tuple[float, float]
+    diameter_um: float
+    pitch_um: float
+    steps_um: tuple[float, float]
 
 
 # Neighbours in a row are two columns apart.
-VISIUM = SpotArray("Visium", 55.0, 100.0, (50.0 * 3**0.5, 50.0))
-
-
-@dataclass(frozen=True)
-class VisiumRun:
-    """One run of Space Ranger.
-
-    Attributes
-    ----------
-    folder
-        ``outs``, or the folder that holds it.
-    origin
-        Names of section and patient.
-    image
-        The full-resolution image that Space Ranger was given.
-    um_per_pixel
-        Of that image, if it is known; the grid of spots measures it, too.
-    """
-
-    folder: Path
-    origin: Origin
-    image: Path | None
-    um_per_pixel: float | None = None
+_SLIDE = _Printed("Visium", 55.0, 100.0, (50.0 * 3**0.5, 50.0))
 
 
 def read_visium(
-    run: VisiumRun, *, gene_id: bool = False, raw: bool = False, array: SpotArray = VISIUM
+    path: Path | str,
+    *,
+    image: Path | str | None = None,
+    section: str | None = None,
+    patient: str | None = None,
+    patients: Patients = None,
+    um_per_pixel: float | None = None,
+    gene_id: bool = False,
+    raw: bool = False,
 ) -> AnnData:
-    """Read a run into the data contract.
+    """Read a run of Space Ranger (1.x to 4.x, with or without CytAssist) into the data contract.
 
     Spots under tissue that both the matrix and the positions hold are kept;
     ``uns["strank"]["provenance"]`` says how many others there were.
 
     Parameters
     ----------
-    run
-        Where it is.
+    path
+        ``outs``, or the folder that holds it; prefixes as files of GEO have them do not matter.
+    image
+        The full-resolution image that Space Ranger was given; its output holds reduced ones only.
+    section
+        Name; ``None`` for the folder's (``S1/outs`` is section S1).
+    patient
+        Who the section came from.
+    patients
+        Table of sections and patients instead: a CSV file with columns ``section,patient``, or a
+        mapping.
+    um_per_pixel
+        Of the image, if it is to be checked against the grid of spots, which measures it.
     gene_id
-        Name genes by id instead of symbol.
+        Name genes by Ensembl id instead of symbol.
     raw
         Take the counts from ``raw_feature_bc_matrix``.
-    array
-        The slide, for folders in Space Ranger's layout that another platform filled.
+
+    Returns
+    -------
+    AnnData
+        ``X`` the raw counts ``[n_spots, n_genes]``, ``obsm["spatial"]`` the centres in pixels of
+        the image.
 
     Raises
     ------
     InputError
         For anything in the files that cannot be used, named by file, spot and gene; without the
         full-resolution image, or if its µm per pixel contradicts the grid.
+
+    Examples
+    --------
+    >>> import strank
+    >>> strank.io.read_visium("S1/outs", image="S1.tif", patient="P1")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: S1/outs: no such folder
     """
-    image, section = _full_image(run), run.origin.section
-    matrix_file, positions_file = _find(run.folder, "raw" if raw else "filtered")
+    path = Path(path)
+    section = section_name(path, section)
+    patient = patient_of(section, patient, patients)
+    image = _full_image(section, image)
+    matrix_file, positions_file = _find(path, "raw" if raw else "filtered")
     counts, barcodes, symbols, ids, dropped_features = read_matrix(matrix_file)
     positions = _match_suffixes(_read_positions(positions_file), barcodes)
     held, tissue = positions.index.isin(barcodes), positions["in_tissue"] == 1
@@ -107,18 +118,19 @@ def read_visium(
         )
     # Spots outside the tissue, too: the wider the grid, the better it is measured.
     grid = positions.rename(columns={"array_row": "y", "array_col": "x"})
-    measured = float(np.sqrt(np.prod(array.step_um)))
+    measured = float(np.sqrt(np.prod(_SLIDE.steps_um)))
     measured /= pixels_per_pitch(grid, name=str(positions_file))
     packed = matrix_file if matrix_file.is_file() else next(matrix_file.glob("*matrix.mtx*"))
     return build_section(
         counts[barcodes.get_indexer(spots.index)],
         spots=spots.rename(columns={"pixel_x": "x", "pixel_y": "y"}).drop(columns="in_tissue"),
         genes=name_genes(symbols, ids, gene_id=gene_id, name=str(matrix_file)),
-        origin=run.origin,
-        slide=open_measured(image, measured, run.um_per_pixel),
-        technology=array.technology,
-        spot_diameter_um=array.spot_diameter_um,
-        spot_pitch_um=array.spot_pitch_um,
+        section=section,
+        patient=patient,
+        slide=open_measured(image, measured, um_per_pixel),
+        technology=_SLIDE.technology,
+        spot_diameter_um=_SLIDE.diameter_um,
+        spot_pitch_um=_SLIDE.pitch_um,
         provenance={
             "reader": "visium",
             "counts_file": str(matrix_file.resolve()),
@@ -134,14 +146,14 @@ def read_visium(
     )
 
 
-def _full_image(run: VisiumRun) -> Path:
-    if run.image is None or re.search(r"tissue_(hi|low)res_image", run.image.name):
-        what = "Space Ranger's output holds" if run.image is None else f"{run.image} is"
+def _full_image(section: str, image: Path | str | None) -> Path:
+    if image is None or re.search(r"tissue_(hi|low)res_image", Path(image).name):
+        what = "Space Ranger's output holds" if image is None else f"{image} is"
         raise InputError(
-            f"section {run.origin.section}: {what} only a reduced image; give the full-resolution "
-            "image that Space Ranger was run with: --image FILE"
+            f"section {section}: {what} only a reduced image; give the full-resolution image that "
+            "Space Ranger was run with: `image=FILE`"
         )
-    return run.image
+    return Path(image)
 
 
 def _find(folder: Path, kind: str) -> tuple[Path, Path]:
@@ -166,24 +178,15 @@ def _find(folder: Path, kind: str) -> tuple[Path, Path]:
 
 def _read_positions(path: Path) -> pd.DataFrame:
     """Indexed by barcode: ``in_tissue, array_row, array_col, pixel_y, pixel_x``."""
-    try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-        else:
-            table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False)
-            # By content, since files of version 1 were given headers, too.
-            titled = int(table.iloc[0, 0] == "barcode")
-            head = table.iloc[0] if titled else ["barcode", *_NUMBERS]
-            table = table[titled:].set_axis(pd.Index(head), axis=1)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path}: not a readable table ({error})") from error
-    absent = [column for column in ("barcode", *_NUMBERS) if column not in table]
-    if absent:
-        raise InputError(f"{path}: lacks column {some(absent)}; it has {some(table.columns, 8)}")
+    table = read_table(path, [], **({} if path.suffix == ".parquet" else _AS_TEXT))
+    if path.suffix != ".parquet":
+        # By content, since files of version 1 were given headers, too.
+        titled = int(table.iloc[0, 0] == "barcode")
+        head = table.iloc[0] if titled else ["barcode", *_NUMBERS]
+        table = table[titled:].rename(columns=dict(enumerate(head)))
+    check_columns(table, ["barcode", *_NUMBERS], path)
     table = table.set_index("barcode")[_NUMBERS]
-    if not table.index.is_unique:
-        twice = some(table.index[table.index.duplicated()].unique())
-        raise InputError(f"{path}: barcode {twice} stands twice")
+    check_unique(table.index, f"{path}: barcode")
     for column in _NUMBERS:
         wrong = ~np.isfinite(pd.to_numeric(table[column], errors="coerce").astype(float))
         if wrong.any():
@@ -205,41 +208,57 @@ def _match_suffixes(positions: pd.DataFrame, barcodes: pd.Index) -> pd.DataFrame
 
 
 def read_visium_hd(
-    outs: Path,
+    path: Path | str,
     *,
-    origin: Origin,
-    image: Path,
-    bin_um: float,
+    image: Path | str | None = None,
+    section: str | None = None,
+    patient: str | None = None,
+    patients: Patients = None,
     um_per_pixel: float | None = None,
     gene_id: bool = False,
+    bin_um: float = 16.0,
 ) -> AnnData:
-    """Read bins of one size into the data contract.
+    """Read bins of one size of a Visium HD run into the data contract.
 
     A size that Space Ranger has written is taken as it is. Another one is pooled from the bins of
     2 µm, on squares that start where Space Ranger's own do, at the edge of the capture area.
 
     Parameters
     ----------
-    outs
+    path
         Space Ranger's ``outs``, or a folder that holds ``outs``, ``binned_outputs`` or the bins.
-    origin
-        Names of section and patient.
-    image
-        The full-resolution image that Space Ranger was given.
-    bin_um
-        Side of a bin in µm, a multiple of 2.
+    image, section, patient, patients, gene_id
+        As in `read_visium`.
     um_per_pixel
         Of the image, if it is to be checked against what Space Ranger has measured.
-    gene_id
-        Name genes by id.
+    bin_um
+        Side of a bin in µm, a multiple of 2.
+
+    Returns
+    -------
+    AnnData
+        ``X`` the raw counts ``[n_bins, n_genes]``, ``obsm["spatial"]`` the centres in pixels of
+        the image.
 
     Raises
     ------
     InputError
         For anything in the files that cannot be used, a size that bins of 2 µm do not make, and an
         image of another scale than Space Ranger's.
+
+    Examples
+    --------
+    >>> import strank
+    >>> strank.io.read_visium_hd("S1/outs", image="S1.tif", patient="P1", bin_um=48)
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: S1/outs: no binned_outputs/square_*um there; it is not of Visium HD
     """
-    folder, pooled = _find_bins(outs, bin_um)
+    path = Path(path)
+    section = section_name(path, section)
+    patient = patient_of(section, patient, patients)
+    image = needed_image(path, image)
+    folder, pooled = _find_bins(path, bin_um)
     counts_file = folder / "filtered_feature_bc_matrix.h5"
     positions_file = folder / "spatial" / "tissue_positions.parquet"
     slide = open_measured(image, _um_per_pixel(folder / "spatial"), um_per_pixel)
@@ -252,7 +271,8 @@ def read_visium_hd(
         counts,
         spots=bins,
         genes=name_genes(matrix.symbols, matrix.ids, gene_id=gene_id, name=str(counts_file)),
-        origin=origin,
+        section=section,
+        patient=patient,
         slide=slide,
         technology="Visium HD",
         spot_diameter_um=float(bin_um),
@@ -297,13 +317,9 @@ def _um_per_pixel(spatial: Path) -> float:
 
 def _read_bin_positions(path: Path) -> pd.DataFrame:
     """Bins under tissue: columns ``array_row array_col x y``, indexed by barcode."""
-    try:
-        # Of 11 million bins of 2 µm, only those under tissue are made into Python objects.
-        table = pd.read_parquet(
-            path, columns=["barcode", *_ARRAY, *_COLUMNS], filters=[("in_tissue", "==", 1)]
-        )
-    except (ValueError, OSError) as error:  # pyarrow's errors are ValueErrors
-        raise InputError(f"{path}: not a readable table of positions ({error})") from error
+    # Of 11 million bins of 2 µm, only those under tissue are made into Python objects.
+    columns = ["barcode", *_ARRAY, *_COLUMNS]
+    table = read_table(path, [], columns=columns, filters=[("in_tissue", "==", 1)])
     return table.set_index("barcode").rename_axis(None).rename(columns=_COLUMNS)
 
 

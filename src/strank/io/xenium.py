@@ -18,7 +18,17 @@ from scipy.spatial import cKDTree
 
 from strank.errors import InputError, some
 from strank.files import read_json, sha256
-from strank.io.sections import Origin, build_section, name_genes, open_measured
+from strank.io.sections import (
+    Patients,
+    build_section,
+    is_inside,
+    name_genes,
+    needed_image,
+    open_measured,
+    patient_of,
+    section_name,
+)
+from strank.io.tables import decoded, read_table
 from strank.io.tenx import find_file, join_points, pool_points, read_matrix
 from strank.slides.slide import Slide
 
@@ -33,14 +43,16 @@ _MOST_STRETCH = 1.05
 
 
 def read_xenium(
-    bundle: Path,
+    path: Path | str,
     *,
-    origin: Origin,
-    image: Path,
-    size_um: float | None,
-    alignment: Path | None = None,
+    image: Path | str | None = None,
+    section: str | None = None,
+    patient: str | None = None,
+    patients: Patients = None,
     um_per_pixel: float | None = None,
     gene_id: bool = False,
+    bin_um: float | None = None,
+    alignment: Path | str | None = None,
 ) -> AnnData:
     """Read cells, or pseudo-spots made of them, into the data contract.
 
@@ -50,45 +62,61 @@ def read_xenium(
 
     Parameters
     ----------
-    bundle
-        The output folder of the instrument.
-    origin
-        Names of section and patient.
+    path
+        The output folder (bundle) of the instrument.
     image
         The H&E image, at full resolution.
-    size_um
+    section, patient, patients, gene_id
+        As in `read_visium`.
+    um_per_pixel
+        Of the image, if it is to be checked against the alignment, which gives it.
+    bin_um
         Side of a pseudo-spot in µm; single cells if ``None``, whose diameter and pitch then are the
         median distance of a cell's centre to the nearest other one.
     alignment
         Matrix from pixels of the H&E image to pixels of the morphology image, as Xenium Explorer
         exports it; if ``None``, the file that 10x Genomics puts beside the image:
         ``<name>_he_imagealignment.csv`` for ``<name>_he_image.ome.tif``.
-    um_per_pixel
-        Of the image, if it is to be checked against the alignment, which gives it.
-    gene_id
-        Name genes by id.
+
+    Returns
+    -------
+    AnnData
+        ``X`` the raw counts ``[n_cells, n_genes]`` (or pseudo-spots), ``obsm["spatial"]`` the
+        centres in pixels of the H&E image.
 
     Raises
     ------
     InputError
         For anything in the files that cannot be used, no alignment, one that contradicts the µm per
         pixel of the image, and one that puts most cells beyond it.
+
+    Examples
+    --------
+    >>> import strank
+    >>> strank.io.read_xenium("bundle", image="he.ome.tif", patient="P1", bin_um=100)
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: bundle: no experiment.xenium; give the output folder of a Xenium run
     """
-    if size_um is not None and not size_um > 0:
-        raise InputError(f"size of a pseudo-spot: {size_um:g} µm must be positive")
+    bundle = Path(path)
+    section = section_name(bundle, section)
+    patient = patient_of(section, patient, patients)
+    image = needed_image(bundle, image)
+    if bin_um is not None and not bin_um > 0:
+        raise InputError(f"`bin_um={bin_um:g}`: the size of a pseudo-spot must be positive")
     pixel_um, about = _read_experiment(_present(bundle, _EXPERIMENT))
-    alignment = alignment or _alignment_of(image)
+    alignment = _alignment_of(image) if alignment is None else Path(alignment)
     to_morphology = _read_alignment(alignment)
     scale = float(np.sqrt(abs(np.linalg.det(to_morphology[:2, :2]))))
     slide = open_measured(image, pixel_um * scale, um_per_pixel)
     counts_file, cells_file = _present(bundle, _MATRICES), _present(bundle, _CELLS)
     matrix = read_matrix(counts_file)
     counts, spots, dropped = join_points(matrix, _read_cells(cells_file), name=str(cells_file))
-    if size_um is None:
+    if bin_um is None:
         distance, _ = cKDTree(spots).query(spots, k=2)
         pitch = float(np.median(distance[:, 1]))
     else:
-        pitch = float(size_um)
+        pitch = float(bin_um)
         counts, spots = _pool_cells(counts, spots, pitch)
     morphology = np.column_stack([spots[["x_um", "y_um"]] / pixel_um, np.ones(len(spots))])
     spots[["x", "y"]] = (morphology @ np.linalg.inv(to_morphology).T)[:, :2]
@@ -97,7 +125,8 @@ def read_xenium(
         counts[inside],
         spots=spots[inside].drop(columns=["x_um", "y_um"]),
         genes=name_genes(matrix.symbols, matrix.ids, gene_id=gene_id, name=str(counts_file)),
-        origin=origin,
+        section=section,
+        patient=patient,
         slide=slide,
         technology="Xenium",
         spot_diameter_um=pitch,
@@ -140,7 +169,7 @@ def _alignment_of(image: Path) -> Path:
     if not found.is_file():
         raise InputError(
             f"{image}: no alignment to the Xenium run given, nor {found.name} beside it; export it "
-            "from Xenium Explorer and give --alignment FILE. For an image that is already in "
+            "from Xenium Explorer and give `alignment=FILE`. For an image that is already in "
             "pixels of the morphology image, FILE holds the lines 1,0,0 and 0,1,0 and 0,0,1"
         )
     return found
@@ -168,17 +197,9 @@ def _present(bundle: Path, names: tuple[str, ...]) -> Path:
 def _read_cells(path: Path) -> pd.DataFrame:
     """Centres in µm of the run, columns ``x_um y_um``, indexed by cell."""
     columns = {"cell_id": "cell", "x_centroid": "x_um", "y_centroid": "y_um"}
-    try:
-        read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
-        cells = read(path)[list(columns)].rename(columns=columns)
-    except KeyError as error:
-        absent = some(column for column in columns if column in str(error))
-        raise InputError(f"{path}: lacks column {absent}") from error
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path}: not a readable table of cells ({error})") from error
+    cells = read_table(path, columns)[list(columns)].rename(columns=columns)
     # Numbers, bytes or text, by the version of the software.
-    names = [c.decode() if isinstance(c, bytes) else str(c) for c in cells.pop("cell")]
-    cells = cells.set_index(pd.Index(names)).astype(np.float64)
+    cells = cells.set_index(decoded(cells.pop("cell"))).astype(np.float64)
     wrong = ~np.isfinite(cells).all(axis=1)
     if wrong.any():
         raise InputError(f"{path}: cell {some(cells.index[wrong])} has no centre")
@@ -195,10 +216,9 @@ def _pool_cells(
 
 
 def _inside(spots: pd.DataFrame, slide: Slide, alignment: Path) -> NDArray[np.bool_]:
-    width, height = slide.size
-    x, y = spots["x"], spots["y"]
-    inside = x.between(0, width, "left") & y.between(0, height, "left")
+    inside = is_inside(spots, slide)
     if inside.mean() < 0.5:
+        (width, height), x, y = slide.size, spots["x"], spots["y"]
         raise InputError(
             f"{slide.path}: with {alignment.name} only {inside.mean():.0%} of the cells lie on the "
             f"image (x {x.min():.0f} to {x.max():.0f}, y {y.min():.0f} to {y.max():.0f}; it is "

@@ -18,7 +18,8 @@ from strank.evaluation.held_out import Evaluation, evaluate
 from strank.evaluation.methods import BASELINES, predict_all
 from strank.files import atomic_path, output_folder
 from strank.fitting.method import fit
-from strank.io.st import import_st
+from strank.io.sections import write_sections
+from strank.io.st import find_st, read_st
 from strank.metrics.correlation import rank_correlation
 from strank.model.rank_model import RankModel
 from strank.prediction import predict
@@ -47,7 +48,8 @@ def run_demo(folder: Path, *, seed: int = 0, n_genes: int = 100, say: Say = prin
     say("Simulating four patients with two sections each")
     simulate_cohort(folder / "st", seed=seed)
     say("import: reading the sections into a cohort")
-    import_st(folder / "st", folder / "cohort")
+    made = folder / "st"
+    write_sections((read_st(made, section=name) for name in find_st(made)), folder / "cohort")
     say("embed: turning the image around every spot into features")
     embed(folder / "cohort")
     cohort = read_cohort(folder / "cohort", encoder="morphology")

@@ -1,0 +1,14 @@
+from .exports import write_geojson as write_geojson
+from .exports import write_spatialdata as write_spatialdata
+from .generic import find_anndata as find_anndata
+from .generic import read_anndata as read_anndata
+from .hest import download_hest as download_hest
+from .hest import find_hest as find_hest
+from .hest import read_hest as read_hest
+from .sections import write_sections as write_sections
+from .spatialdata import read_spatialdata as read_spatialdata
+from .st import find_st as find_st
+from .st import read_st as read_st
+from .visium import read_visium as read_visium
+from .visium import read_visium_hd as read_visium_hd
+from .xenium import read_xenium as read_xenium

@@ -1,0 +1,55 @@
+"""Tables and HDF5 files of the platforms: read, and refused by name of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pandas as pd
+
+from strank.errors import InputError, some
+
+
+def read_table(path: Path, needed: Iterable[str], **options: Any) -> pd.DataFrame:
+    """Read a CSV or Parquet table that has these columns; ``options`` are those of pandas."""
+    try:
+        read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
+        table = read(path, **options)
+    except (ValueError, OSError, EOFError) as error:  # pyarrow's errors are ValueErrors
+        raise InputError(f"{path}: not a readable table ({error})") from error
+    check_columns(table, needed, path)
+    return table
+
+
+def check_columns(table: pd.DataFrame, needed: Iterable[str], path: Path) -> None:
+    """Refuse a table that lacks columns."""
+    if absent := [column for column in needed if column not in table]:
+        raise InputError(f"{path}: lacks column {some(absent)}; it has {some(table.columns, 8)}")
+
+
+def decoded(names: Iterable[object]) -> pd.Index:
+    """Names that are bytes, text or numbers by the version of the software, as text."""
+    return pd.Index([name.decode() if isinstance(name, bytes) else str(name) for name in names])
+
+
+def check_unique(names: pd.Index, what: str) -> None:
+    """Refuse names that stand twice; ``what`` names the file and says what they are of."""
+    if not names.is_unique:
+        raise InputError(f"{what} {some(names[names.duplicated()].unique())} stands twice")
+
+
+@contextmanager
+def open_hdf5(path: Path, *datasets: str) -> Iterator[h5py.File]:
+    """Open an HDF5 file that has these datasets; also explain what cannot be read of it."""
+    try:
+        with h5py.File(path, "r") as file:
+            if absent := [name for name in datasets if name not in file]:
+                raise InputError(f"{path}: lacks dataset {some(absent)}; it has {some(file)}")
+            yield file
+    except InputError:
+        raise
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a readable HDF5 file ({error})") from error
