@@ -51,7 +51,7 @@ def test_another_run_is_refused_and_what_differs_is_said(tmp_path, facts, what, 
     before = (tmp_path / "study.json").read_text()
     with pytest.raises(InputError) as error:
         claim(tmp_path, facts, resume=resume)
-    told = f"{tmp_path}: study of another {what}; choose another folder, or remove it"
+    told = f"{tmp_path}: study of another {what}; choose another `folder`, or remove it"
     assert str(error.value) == told
     assert (tmp_path / "study.json").read_text() == before
 
@@ -59,7 +59,7 @@ def test_another_run_is_refused_and_what_differs_is_said(tmp_path, facts, what, 
 @pytest.mark.parametrize("resume", [None, False])
 def test_a_folder_with_anything_else_is_refused(tmp_path, resume):
     (tmp_path / "thesis.doc").touch()
-    with pytest.raises(InputError, match="exists and is not a study; choose another folder"):
+    with pytest.raises(InputError, match="exists and is not a study; choose another `folder`"):
         claim(tmp_path, resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
 

@@ -65,7 +65,7 @@ def output_folder(path: Path) -> Path:
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"{path}: cannot write there ({error.strerror}); choose another folder"
+            f"{path}: cannot write there ({error.strerror}); choose another `folder`"
         ) from error
     return path
 
@@ -86,9 +86,9 @@ def claim_folder(
     path = folder / f"{kind}.json"
     ours, empty = path.is_file(), not folder.exists() or not any(folder.iterdir())
     if resume and not ours:
-        raise InputError(f"{folder}: no {kind} to resume; start anew, or choose another folder")
+        raise InputError(f"{folder}: no {kind} to resume; start anew, or choose another `folder`")
     if not (ours or empty):
-        raise InputError(f"{folder}: exists and is not a {kind}; choose another folder")
+        raise InputError(f"{folder}: exists and is not a {kind}; choose another `folder`")
     if ours and resume is False:
         shutil.rmtree(folder)
         ours = False
@@ -100,7 +100,7 @@ def claim_folder(
     same = dict.fromkeys(before, False) | same
     if before and (different := [name for name, equal in same.items() if not equal]):
         raise InputError(
-            f"{folder}: {kind} of another {some(different)}; choose another folder, or remove it"
+            f"{folder}: {kind} of another {some(different)}; choose another `folder`, or remove it"
         )
     output_folder(folder)
     write_json(path, now | grown)

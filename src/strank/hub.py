@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,10 +15,8 @@ from strank.errors import InputError, some
 from strank.files import atomic_path, sha256
 
 if TYPE_CHECKING:
-    from huggingface_hub import RepoFile
+    from huggingface_hub import HfApi, RepoFile
     from huggingface_hub.errors import HfHubHTTPError
-
-__all__ = ["download", "explained", "upload"]
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _AGAIN = "run it again: what has arrived is kept"
@@ -34,39 +31,14 @@ def download(
     revision: str | None = None,
     allow_patterns: Sequence[str] | None = None,
     folder: Path | None = None,
+    token: str | bool | None = None,
 ) -> Path:
-    """Get files of a repository, at one commit; those that are there already are not asked for.
+    """Get files of a repository that fit the patterns, at one commit; those that are there stay.
 
-    A broken connection goes on where it broke, a stopped run with the files that are missing.
-    Without a network it works from what was downloaded before. Progress is shown on stderr.
+    Into ``folder``, laid out as in the repository and checked against the hub's checksums, or into
+    the hub's own cache. A broken connection goes on where it broke, a stopped run with the files
+    that are missing. Without a network it works from what was downloaded before.
 
-    Parameters
-    ----------
-    repo
-        ``owner/name``.
-    repo_type
-        ``"model"`` or ``"dataset"``.
-    revision
-        Branch, tag or commit; the main branch if ``None``.
-    allow_patterns
-        Which files, as in a shell; all if ``None``.
-    folder
-        Where they are laid out as in the repository, and checked against the hub's checksums; into
-        the hub's own cache if ``None``.
-
-    Returns
-    -------
-    Path
-        Folder with the files.
-
-    Raises
-    ------
-    InputError
-        As `explained` says; if no file fits the patterns; and if a file in the folder has another
-        checksum than on the hub, which removes it.
-
-    Examples
-    --------
     >>> download("not a name")
     Traceback (most recent call last):
     ...
@@ -79,52 +51,38 @@ def download(
         LocalEntryNotFoundError,
     )
 
+    api = HfApi(token=token)
     what: dict[str, Any] = {"repo_id": repo, "repo_type": repo_type, "revision": revision}
     patterns = ["*"] if allow_patterns is None else list(allow_patterns)
-    with explained(repo, repo_type):
+    with explained(repo, repo_type, token=token):
         if folder is None and re.fullmatch("[0-9a-f]{40}", revision or ""):
             # A commit does not change: where all of it is known to be here, nobody is asked.
             with suppress(CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
                 get_cached_repo_tree(**what)
-                return _without_hub(what, patterns, None)
+                return _without_hub(api, what, patterns, None)
         try:
-            HfApi().repo_info(**what, timeout=_TIMEOUT)
+            api.repo_info(**what, timeout=_TIMEOUT)
         except _hub_errors() as error:
             # Its answers, unlike its silence, are for the user to know.
             if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                 raise
-            return _without_hub(what, patterns, folder)
-        return _with_hub(what, patterns, folder)
+            return _without_hub(api, what, patterns, folder)
+        return _with_hub(api, what, patterns, folder)
 
 
-def upload(folder: Path, repo: str, *, message: str, private: bool = False) -> str:
-    """Put the files of a folder into a model repository, which is made if there is none.
-
-    Parameters
-    ----------
-    folder
-        What to upload.
-    repo
-        ``owner/name``.
-    message
-        Of the commit.
-    private
-        Only for those who are let in.
-
-    Returns
-    -------
-    str
-        Address of the repository.
-
-    Raises
-    ------
-    InputError
-        As `explained` says, and if it is to be private and a public one is there.
-    """
+def upload(
+    folder: Path,
+    repo: str,
+    *,
+    message: str,
+    private: bool | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """Put the files of a folder into a model repository, made if there is none; its address."""
     from huggingface_hub import HfApi
 
-    with explained(repo):
-        api = HfApi()
+    with explained(repo, token=token):
+        api = HfApi(token=token)
         address = str(api.create_repo(repo, private=private, exist_ok=True))
         if private and not api.repo_info(repo).private:
             raise InputError(f"{repo}: is there already, and public; make it private on the hub")
@@ -133,21 +91,13 @@ def upload(folder: Path, repo: str, *, message: str, private: bool = False) -> s
 
 
 @contextmanager
-def explained(repo: str, repo_type: str = "model") -> Iterator[None]:
+def explained(
+    repo: str, repo_type: str = "model", *, token: str | bool | None = None
+) -> Iterator[None]:
     """Turn what goes wrong between here and the hub into one `InputError` that says what to do.
 
     A refused or absent token, a licence not accepted, a name that does not exist, no connection, a
     full disk. The message never holds the token.
-
-    Parameters
-    ----------
-    repo, repo_type
-        What is asked for, as in `download`.
-
-    Raises
-    ------
-    InputError
-        For these; other errors pass.
     """
     try:
         yield
@@ -155,7 +105,8 @@ def explained(repo: str, repo_type: str = "model") -> Iterator[None]:
         raise
     except _hub_errors() as error:
         # Not `from error`, whose text may hold the token.
-        raise InputError(_redacted(f"{repo}: {_explanation(error, repo, repo_type)}")) from None
+        told = f"{repo}: {_explanation(error, repo, repo_type)}"
+        raise InputError(_redacted(told, token)) from None
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:
@@ -225,36 +176,41 @@ def _answer(error: HfHubHTTPError, repo: str, repo_type: str) -> str:
     return f"the hub answers {status}; wait, and {_AGAIN}"
 
 
-def _redacted(text: str) -> str:
+def _redacted(text: str, given: str | bool | None) -> str:
     from huggingface_hub import get_token
 
-    if token := get_token():
-        text = text.replace(token, "<token>")
+    for token in (given, get_token()):
+        if isinstance(token, str) and token:
+            text = text.replace(token, "<token>")
     return re.sub(r"\bhf_[A-Za-z0-9]{20,}", "<token>", text)
 
 
-def _with_hub(what: dict[str, Any], patterns: list[str], folder: Path | None) -> Path:
-    from huggingface_hub import HfApi, RepoFile, snapshot_download
+def _with_hub(api: HfApi, what: dict[str, Any], patterns: list[str], folder: Path | None) -> Path:
+    from huggingface_hub import RepoFile
 
-    what["revision"] = HfApi().resolve_revision(**what).resolved
+    what["revision"] = api.resolve_revision(**what).resolved
     if folder is None:
-        return Path(snapshot_download(**what, allow_patterns=patterns))
-    listed = HfApi().list_repo_tree(**what, recursive=True)
+        return Path(api.snapshot_download(**what, allow_patterns=patterns))
+    listed = api.list_repo_tree(**what, recursive=True)
     files = {file.path: file for file in listed if isinstance(file, RepoFile)}
     names = _fitting(files, patterns)
     if not names:
         raise InputError(f"{what['repo_id']}: has no {some(patterns)}")
-    snapshot_download(**what, allow_patterns=patterns, local_dir=folder)
+    api.snapshot_download(**what, allow_patterns=patterns, local_dir=folder)
     _check(folder, [files[name] for name in names])
     return folder
 
 
 def _check(folder: Path, files: Iterable[RepoFile]) -> None:
     """Compare with the hub's checksums: SHA-256 of large files, git's own of small ones."""
+    from huggingface_hub.utils.sha import git_hash
+
+    # Not `verify_repo_checksums`, which reads all that ever came into the folder, terabytes of HEST
+    # say, and not only what was asked for.
     wrong = []
     for file in files:
         path = folder / file.path
-        found = sha256(path) if file.lfs else _git_sha1(path.read_bytes())
+        found = sha256(path) if file.lfs else git_hash(path.read_bytes())
         if found != (file.lfs.sha256 if file.lfs else file.blob_id):
             path.unlink()
             wrong.append(path)
@@ -264,23 +220,21 @@ def _check(folder: Path, files: Iterable[RepoFile]) -> None:
         )
 
 
-def _git_sha1(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def _without_hub(what: dict[str, Any], patterns: list[str], folder: Path | None) -> Path:
+def _without_hub(
+    api: HfApi, what: dict[str, Any], patterns: list[str], folder: Path | None
+) -> Path:
     """Be content with what is in the folder, if it is whole, or in the hub's cache."""
-    from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
+    from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 
-    what["revision"] = HfApi().resolve_revision(**what, local_files_only=True).resolved
+    what["revision"] = api.resolve_revision(**what, local_files_only=True).resolved
     if folder is not None:
         with suppress(CachedRepoTreeNotFoundError):
             listed = get_cached_repo_tree(**what, local_dir=folder)
             names = _fitting((file.path for file in listed), patterns)
             if names and all((folder / name).is_file() for name in names):
                 return folder
-    cached = Path(snapshot_download(**what, allow_patterns=patterns, local_files_only=True))
+    cached = Path(api.snapshot_download(**what, allow_patterns=patterns, local_files_only=True))
     there = (path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.is_file())
     names = _fitting(there, patterns)
     if not names:

@@ -33,7 +33,7 @@ def test_show_prints_the_card(model, tmp_path):
     assert "library_name" not in text
     assert "Not evaluated." in text
     plain = run("show", model, "--markdown", "--evaluation", tmp_path / "evaluation").stdout
-    assert plain.startswith('---\nlibrary_name: "strank"\n')
+    assert plain.startswith("---\nlibrary_name: strank\n")
     assert "| centred ridge |" in plain
     options = ["--json", "--evaluation", tmp_path / "evaluation"]
     told = json.loads(run("show", model, *options).stdout)
@@ -45,7 +45,7 @@ def test_show_prints_the_card(model, tmp_path):
 def test_push_and_pull(model, tmp_path, hub_server):
     result = run("push", model, "me/model", "--license", "mit")
     assert f"The model is at {hub_server.address}/me/model" in result.stdout
-    assert 'license: "mit"' in hub_server.repos["me/model"]["README.md"].decode()
+    assert "license: mit" in hub_server.repos["me/model"]["README.md"].decode()
     told = run("pull", "me/model", "-o", tmp_path / "back", "--revision", "v1", "--json").stdout
     assert json.loads(told)["model"] == str(tmp_path / "back")
     assert (tmp_path / "back/model.json").read_bytes() == (model / "model.json").read_bytes()
@@ -60,6 +60,8 @@ def test_refusals_are_one_line(model, tmp_path, hub_server):
         ("show", model, "--evaluation", tmp_path / "none"): "evaluation.json: no such file",
         ("pull", "me/none", "-o", tmp_path / "b"): "me/none: no such model (404)",
         ("push", model, "./x", "--private", "--license", "mit"): "--private does not apply",
+        ("push", tmp_path, "me/x", "--license", "mit"): "model.json: no such file",
+        ("pull", "./none", "-o", tmp_path / "b", "--revision", "v1"): "which has no --revision",
     }.items():
         result = run(*arguments, code=2)
         assert told in result.stderr

@@ -16,8 +16,8 @@ from torch.nn import functional
 from strank.encoders.architectures import TOWERS, fitted
 from strank.encoders.backbone import Backbone, weights_checksum
 from strank.encoders.base import encoder_facts
-from strank.encoders.catalogue import CATALOGUE
-from strank.encoders.load import backbone_from_config, get_encoder, load_backbone, load_encoder
+from strank.encoders.catalogue import CATALOGUE, get_encoder
+from strank.encoders.load import backbone_from_config, load_backbone, load_encoder
 from strank.encoders.weights import read_weights
 from strank.errors import InputError
 from strank.neural.finetune import checkpoint_activations, prepare
@@ -312,7 +312,7 @@ def test_no_network_is_explained(monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"^paige-ai/Virchow2: .*cache.*or give the file with"):
+    with pytest.raises(InputError, match=r"^paige-ai/Virchow2: .*cache.*the file as `weights`"):
         get_encoder("virchow2")
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from strank.encoders.base import Field, encoder_facts
-from strank.encoders.catalogue import CATALOGUE
-from strank.encoders.load import ENCODERS, encoder_table, get_encoder
+from strank.encoders.catalogue import CATALOGUE, ENCODERS, encoder_table, get_encoder
 from strank.errors import InputError
 
 MODULE = """

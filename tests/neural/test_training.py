@@ -204,7 +204,7 @@ def test_a_folder_of_another_training_is_refused(fit, tmp_path):
     with pytest.raises(InputError, match="no training to resume; start anew"):
         fit(folder=tmp_path / "t", resume=True)
     fit(folder=tmp_path / "t", recipe=replace(QUICK, max_epochs=1))
-    with pytest.raises(InputError, match="training of another recipe; choose another folder"):
+    with pytest.raises(InputError, match="training of another recipe; choose another `folder`"):
         fit(folder=tmp_path / "t", recipe=replace(QUICK, max_epochs=2), resume=True)
     wider = partial(MLPHead, width=17)
     with pytest.raises(InputError, match="training of another head"):

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from strank.cli.console import Json, finish, note, records, working
-
-if TYPE_CHECKING:
-    from strank.model.card import Evidence
-    from strank.model.rank_model import RankModel
-
-__all__ = ["pull", "push", "show"]
+from strank.errors import InputError
 
 ModelFolder = Annotated[Path, typer.Argument(help="A trained model.")]
 EvaluationFolder = Annotated[
@@ -31,12 +26,17 @@ def show(
 
     [bold]Example:[/] strank model show model --evaluation evaluation
     """
-    from strank.model.card import model_card
+    from rich.console import Console
+    from rich.markdown import Markdown
 
-    trained, evidence = _read(model, evaluation)
-    card = model_card(trained, evidence)
+    from strank.model.card import read_evidence
+    from strank.model.rank_model import RankModel
+
+    trained = RankModel.load(model)
+    evidence = None if evaluation is None else read_evidence(evaluation, trained.provenance)
+    card = trained.card(evaluation, for_hub=markdown or as_json)
     if not (markdown or as_json):
-        _print(card)
+        Console().print(Markdown(card))
     finish(
         {
             "card": card,
@@ -70,15 +70,21 @@ def push(
 
     [bold]Example:[/] strank model push model me/her2-breast --evaluation evaluation --private
     """
-    from strank.model.card import model_card, push_model
+    from strank.model.rank_model import RankModel, is_on_hub
 
-    trained, evidence = _read(model, evaluation)
+    trained = RankModel.load(model)
     if licence is None:
         note("the card names no licence, so that others may not use the model; give --license")
-    with working("Uploading"):
-        place = push_model(
-            model, repo, card=model_card(trained, evidence, licence=licence), private=private
-        )
+    if is_on_hub(repo):
+        with working("Uploading"):
+            place = trained.push_to_hub(
+                repo, evaluation=evaluation, licence=licence, private=private or None
+            )
+    elif private:
+        raise InputError(f"{repo}: a folder, to which --private does not apply")
+    else:
+        place = str(Path(repo).expanduser())
+        trained.save(place, card=trained.card(evaluation, licence=licence, for_hub=True))
     finish({"repo": repo, "at": place}, as_json=as_json, lines=[f"The model is at {place}"])
 
 
@@ -96,7 +102,7 @@ def pull(
 
     [bold]Example:[/] strank model pull me/her2-breast -o model
     """
-    from strank.model.card import pull_model
+    from strank.model.rank_model import pull_model
 
     folder = pull_model(repo, output, revision=revision)
     finish(
@@ -104,19 +110,3 @@ def pull(
         as_json=as_json,
         lines=[f"Wrote {folder}. Next: strank model show {folder}"],
     )
-
-
-def _read(folder: Path, evaluation: Path | None) -> tuple[RankModel, Evidence | None]:
-    from strank.model.card import read_evidence
-    from strank.model.rank_model import RankModel
-
-    model = RankModel.load(folder)
-    return model, None if evaluation is None else read_evidence(evaluation, model)
-
-
-def _print(card: str) -> None:
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    # The header is for the hub.
-    Console().print(Markdown(card.split("---\n", 2)[2]))

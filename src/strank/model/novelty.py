@@ -24,22 +24,15 @@ _SPOTS, _AXES, _FOLDS, _ROWS = 10_000, 384, 10, 8192
 
 @dataclass(frozen=True)
 class Novelty:
-    """How far is far, as learned from the training features.
+    """How far is far, as learned from the training features."""
 
-    Attributes
-    ----------
-    mean
-        Of the training features, ``[n_features]``.
-    whitening
-        Takes what differs from it to axes on which length 1 is the threshold, ``[n_features, k]``.
-    """
-
-    mean: Tensor
+    mean: Tensor  # Of the training features, [n_features]
+    # Takes what differs from it to axes on which length 1 is the threshold, [n_features, k].
     whitening: Tensor
 
 
 def fit_novelty(features: ArrayLike, group: NDArray) -> Novelty:
-    r"""Learn which features are usual.
+    r"""Learn which features ``[n_spots, n_features]`` are usual; a group is left out together.
 
     The distance is Mahalanobis', :math:`\sqrt{(x - \mu)^\top \Sigma^{-1} (x - \mu)}`, with the
     covariance of the standardised features shrunken as by Ledoit and Wolf (2004); of more than 384
@@ -47,22 +40,13 @@ def fit_novelty(features: ArrayLike, group: NDArray) -> Novelty:
     the mean and covariance in turn, and its own 99 % quantile of distances found. The median of the
     groups' quantiles is taken, so that one odd patient does not make the model blind.
 
-    Parameters
-    ----------
-    features
-        Of the training spots, ``[n_spots, n_features]``; of more than 10,000, evenly chosen ones.
-    group
-        What is left out together, ``[n_spots]``: patients. Where they are sections of one or two
-        patients, another patient may well lie beyond. A single group is cut into five runs of
-        spots, which lie closer together still.
-
-    Examples
-    --------
     >>> rng = np.random.default_rng(0)
     >>> usual = fit_novelty(rng.normal(size=(400, 3)), np.repeat(["A", "B", "C", "D"], 100))
     >>> novelty_of([[0.0, 0.0, 0.0], [0.0, 50.0, 0.0]], usual) > 1
     array([False,  True])
     """
+    # Groups are patients. Where they are sections of one or two, another patient may well lie
+    # beyond; of a single group five runs of spots are left out, which lie closer together still.
     values = np.asarray(features)
     rows = np.linspace(0, len(values) - 1, min(len(values), _SPOTS)).astype(int)
     values, group = values[rows].astype(np.float32), np.asarray(group)[rows]
@@ -85,15 +69,7 @@ def fit_novelty(features: ArrayLike, group: NDArray) -> Novelty:
 
 
 def novelty_of(features: ArrayLike, novelty: Novelty) -> NDArray[np.float32]:
-    """Distance of each spot from what is usual, in thresholds, ``[n_spots]``: 1 is the threshold.
-
-    Parameters
-    ----------
-    features
-        ``[n_spots, n_features]``.
-    novelty
-        Of the model.
-    """
+    """Distance of each spot from what is usual, ``[n_spots]``: 1 is the threshold."""
     parts = torch.as_tensor(np.asarray(features, dtype=np.float32)).split(_ROWS)
     distances = [((part - novelty.mean) @ novelty.whitening).norm(dim=1) for part in parts]
     return np.asarray(torch.cat(distances).numpy())
@@ -102,13 +78,6 @@ def novelty_of(features: ArrayLike, novelty: Novelty) -> NDArray[np.float32]:
 def warning_of(distances: NDArray) -> str | None:
     """Say that a slide is unlike the training sections, if a quarter of its tiles is.
 
-    Parameters
-    ----------
-    distances
-        Of all tiles of one slide, from `novelty_of`.
-
-    Examples
-    --------
     >>> warning_of(np.array([0.5, 0.7, 0.9, 0.4]))
     >>> warning_of(np.array([2.5, 3.7, 0.9, 2.2]))
     '75 % of the tiles look unlike anything in training (expected 1 %); do not trust this map: ...'

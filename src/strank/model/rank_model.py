@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
@@ -22,6 +25,8 @@ from strank.encoders.load import backbone_from_config
 from strank.errors import InputError, some
 from strank.files import atomic_path, read_json, sha256
 from strank.functional.groups import centre_within
+from strank.hub import download, upload
+from strank.model.card import hub_header, model_card, read_evidence
 from strank.model.novelty import Novelty
 from strank.neural.data import find_neighbours
 from strank.neural.heads import HEADS, Traits, stored_head
@@ -29,7 +34,10 @@ from strank.version import __version__
 
 FORMAT = 1
 
+_MODEL, _CARD = "model.json", "README.md"
 _HEAD, _BACKBONE, _NOVELTY = "head.safetensors", "encoder.safetensors", "novelty.safetensors"
+# All that a model's folder may hold; what happens to lie beside it is not copied.
+_FILES = (_MODEL, _CARD, "*.safetensors")
 
 _ROWS = 8192
 
@@ -41,19 +49,21 @@ _DAMAGE = (LookupError, TypeError, ValueError, OSError, RuntimeError)
 class RankModel:
     """What turns the features of an encoder into scores for a panel of genes.
 
+    Made by `strank.fit`, read by `load` or `from_pretrained`.
+
     Attributes
     ----------
-    head
+    head : torch.nn.Module
         Maps ``[n_spots, n_features]`` to ``[n_spots, n_genes]``; holds the standardisation.
-    panel
+    panel : pandas.DataFrame
         One row a gene (the index), with what is known of its fit.
-    encoder
+    encoder : Mapping
         Facts of the encoder: name, version, fields, number of features.
-    provenance
+    provenance : Mapping
         What the model was trained on and with.
-    backbone
+    backbone : Backbone, optional
         The encoder, where it was trained with the head.
-    novelty
+    novelty : Novelty, optional
         Which features are usual, where that is known.
 
     Examples
@@ -81,10 +91,17 @@ class RankModel:
         """How tables name it, as `strank.fitting.method.Method` does."""
         return str(self.provenance.get("method", {}).get("name", "own model"))
 
-    def save(self, folder: Path | str) -> None:
+    def save(self, folder: Path | str, *, card: str | None = None) -> None:
         """Write ``model.json``, ``head.safetensors`` and, where they are there, the others.
 
-        The folder is whole or absent.
+        The folder is whole or absent; a model may take the place of a model.
+
+        Parameters
+        ----------
+        folder
+            To write.
+        card
+            Becomes ``README.md``, as the hub shows it.
 
         Raises
         ------
@@ -94,8 +111,7 @@ class RankModel:
         """
         folder = Path(folder)
         _stored_head(self.head)
-        if folder.exists() and not (folder / "model.json").is_file():
-            raise InputError(f"{folder}: exists and is not a model; choose another folder")
+        _refuse_other(folder)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(folder) as part:
@@ -105,13 +121,15 @@ class RankModel:
                     save_model(self.backbone, str(part / _BACKBONE))
                 if self.novelty is not None:
                     save_file(vars(self.novelty), part / _NOVELTY)
-                (part / "model.json").write_text(self._json(part))
+                (part / _MODEL).write_text(self._json(part))
+                if card is not None:
+                    (part / _CARD).write_text(card)
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
-        """Read a model folder.
+        """Read a model's folder.
 
         Raises
         ------
@@ -121,7 +139,7 @@ class RankModel:
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such model folder; train one with `strank fit`")
-        stored = read_json(folder / "model.json")
+        stored = read_json(folder / _MODEL)
         try:
             if stored["format"] != FORMAT:
                 raise InputError(f"{folder}: model format {stored['format']}; update strank")
@@ -137,8 +155,125 @@ class RankModel:
         except (*_DAMAGE, SafetensorError) as error:
             raise InputError(f"{folder}: damaged model folder ({error!r})") from error
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Path | str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> Self:
+        """Read a model from a folder, or from the Hugging Face hub, and check it.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path
+            A folder or, where there is none of that name, ``owner/name`` on the hub.
+        revision
+            Branch, tag or commit on the hub; the newest if ``None``.
+        token
+            Of the hub; if ``None`` that of ``hf auth login`` or ``HF_TOKEN``.
+
+        Raises
+        ------
+        InputError
+            If it is not a model or damaged, or the hub does not give it: the message says why.
+
+        Examples
+        --------
+        >>> RankModel.from_pretrained("./none")
+        Traceback (most recent call last):
+        ...
+        strank.errors.InputError: ./none: not a model of strank (it has no model.json)
+        """
+        source = pretrained_model_name_or_path
+        if Path(source).is_dir():
+            source = Path(source)
+        return cls.load(_found(source, revision, token))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        evaluation: Path | str | None = None,
+        licence: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Put the model, with its card, on the Hugging Face hub.
+
+        The names of its training sections and patients go with it.
+
+        Parameters
+        ----------
+        repo_id
+            ``owner/name``; made if there is none.
+        evaluation, licence
+            Of the card, as in `card`.
+        commit_message
+            ``Model by strank`` and the version if ``None``.
+        private
+            Only for those who are let in; if ``None``, as the owner's default says.
+        token
+            Of the hub; if ``None`` that of ``hf auth login`` or ``HF_TOKEN``.
+
+        Returns
+        -------
+        str
+            Address of the repository.
+
+        Raises
+        ------
+        InputError
+            If the hub does not take it, or the model is to be private and a public one is there.
+        """
+        with TemporaryDirectory() as place:
+            ready = Path(place) / "model"
+            self.save(ready, card=self.card(evaluation, licence=licence, for_hub=True))
+            message = commit_message or f"Model by strank {__version__}"
+            return upload(ready, repo_id, message=message, private=private, token=token)
+
+    def card(
+        self,
+        evaluation: Path | str | None = None,
+        *,
+        licence: str | None = None,
+        for_hub: bool = False,
+    ) -> str:
+        """Describe the model in Markdown.
+
+        What it is, what it was trained on, how well it does, what not to use it for, how to use it.
+
+        Parameters
+        ----------
+        evaluation
+            Folder of its evaluation, from `strank.evaluate` or ``strank evaluate``; without one the
+            card says that there is none.
+        licence
+            As the hub abbreviates it, ``"mit"`` say; only in the header.
+        for_hub
+            Begin with the header that the hub reads.
+
+        Raises
+        ------
+        InputError
+            If the folder is not that of an evaluation, or another model was evaluated.
+
+        Examples
+        --------
+        >>> from strank.neural.heads import LinearHead
+        >>> facts = {"name": "mine", "version": "1", "fields": [], "n_features": 3}
+        >>> model = RankModel(LinearHead(3, 1), pd.DataFrame(index=["ERBB2"]), facts, {})
+        >>> "1 gene (chosen: not recorded): ERBB2." in model.card()
+        True
+        """
+        evidence = None if evaluation is None else read_evidence(evaluation, self.provenance)
+        body = model_card(self.panel.index, self.encoder, self.provenance, self.method, evidence)
+        return hub_header(self.encoder, self.method, evidence, licence) + body if for_hub else body
+
     def predict(self, adata: AnnData) -> AnnData:
-        """Score every spot.
+        """Score spots for all genes of the panel.
 
         Parameters
         ----------
@@ -158,6 +293,14 @@ class RankModel:
         ------
         InputError
             If the features are absent, of another width, version or encoder, or not finite.
+
+        Examples
+        --------
+        >>> from strank.neural.heads import LinearHead
+        >>> facts = {"name": "mine", "version": "1", "fields": [], "n_features": 2}
+        >>> model = RankModel(LinearHead(2, 1), pd.DataFrame(index=["ERBB2"]), facts, {})
+        >>> model.predict(AnnData(obsm={"mine": np.zeros((3, 2))})).X.tolist()
+        [[0.0], [0.0], [0.0]]
         """
         section = adata.obs["section"] if "section" in adata.obs else np.zeros(adata.n_obs)
         section = np.asarray(section)
@@ -232,6 +375,43 @@ class RankModel:
         if self.novelty is not None:
             content["novelty"] = {"sha256": sha256(folder / _NOVELTY)}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def pull_model(source: str, folder: Path | str, *, revision: str | None = None) -> Path:
+    """Copy a model, byte by byte and checked, from the hub or from a folder in its layout."""
+    found, folder = _found(source, revision, None), Path(folder)
+    RankModel.load(found)
+    _refuse_other(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder) as part:
+        part.mkdir()
+        for file in (file for pattern in _FILES for file in found.glob(pattern)):
+            shutil.copyfile(file, part / file.name)
+    return folder
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a name is one of the hub, owner/name, and not a folder."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
+
+
+def _found(source: Path | str, revision: str | None, token: str | bool | None) -> Path:
+    """Find the folder of a model, here or, downloaded, on the hub."""
+    if isinstance(source, str) and is_on_hub(source):
+        folder = download(source, revision=revision, allow_patterns=_FILES, token=token)
+    elif revision is not None:
+        raise InputError(f"{source}: a folder, which has no `revision`")
+    else:
+        folder = Path(source).expanduser()
+    if not (folder / _MODEL).is_file():
+        raise InputError(f"{source}: not a model of strank (it has no {_MODEL})")
+    return folder
+
+
+def _refuse_other(folder: Path) -> None:
+    """Let a model take the place of a model only."""
+    if folder.exists() and not (folder / _MODEL).is_file():
+        raise InputError(f"{folder}: exists and is not a model; choose another `folder`")
 
 
 def _checked(weights: Path, stored: Mapping[str, Any]) -> Path:
