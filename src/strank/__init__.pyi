@@ -6,6 +6,7 @@ from . import losses as losses
 from . import metrics as metrics
 from . import report as report
 from .cohort.store import read_cohort as read_cohort
+from .encoders.embedding import embed as embed
 from .evaluation.fold_change import contrast as contrast
 from .evaluation.held_out import cross_validate as cross_validate
 from .evaluation.held_out import evaluate as evaluate
