@@ -13,7 +13,7 @@ import pytest
 from scipy import sparse
 
 from strank.errors import InputError
-from strank.io.hest_bench import read_task
+from strank.io import read_hest_task
 
 # Rows are the spots s0 s1 s2 s3, columns the genes C A B and one that no panel asks for.
 GENES = ["C", "A", "B", "other"]
@@ -69,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path, **options):
-    return read_task(folder / "task", folder / "emb", **options)
+    return read_hest_task(folder / "task", folder / "emb", **options)
 
 
 def refused(folder: Path) -> str:

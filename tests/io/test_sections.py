@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from PIL import Image
 from scipy import sparse
 
+import strank.io
+from strank.cli.imports import imports
 from strank.cohort.contract import section_info
 from strank.cohort.store import read_cohort
 from strank.errors import InputError
@@ -48,6 +52,32 @@ def build(image: Path, *, counts=COUNTS, x=(50, 60, 70, 80), y=(90, 95, 100, 105
         spot_pitch_um=20.0,
         provenance={"counts_file": "counts.h5"},
     )
+
+
+READERS = [name for name in dir(strank.io) if name.startswith("read_") and "task" not in name]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_all_readers_have_one_shape(name):
+    path, *options = inspect.signature(getattr(strank.io, name)).parameters.values()
+    assert (path.name, path.kind) == ("path", path.POSITIONAL_OR_KEYWORD)
+    assert {option.kind for option in options} == {path.KEYWORD_ONLY}
+    assert path.empty not in {option.default for option in options}
+    common = ["image", "section", "patient", "patients", "um_per_pixel", "gene_id"]
+    given = [option.name for option in options]
+    assert {"section", "patient", "patients", "gene_id"} <= set(given)
+    assert [n for n in given if n in common] == [n for n in common if n in given]
+
+
+def test_every_command_takes_what_its_reader_takes():
+    """What is no argument of the reader is the path, where to write, and which samples."""
+    commands = typer.main.get_group(imports).commands
+    assert len(commands) == len(READERS) + 1  # HEST has two
+    for verb, command in commands.items():
+        reader = getattr(strank.io, "read_" + verb.removesuffix("-bench").replace("-", "_"))
+        options = {p.name for p in command.params if p.param_type_name == "option"}
+        options -= {"help", "output", "as_json", "samples"}
+        assert options <= set(inspect.signature(reader).parameters), verb
 
 
 def test_a_section_holds_what_it_was_built_from(image):

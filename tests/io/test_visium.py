@@ -459,4 +459,5 @@ def test_the_command_reads_runs_in_their_order(tmp_path, image, write_space_rang
         code=2,
     )
     assert "section S3 by Ensembl ids" in told.stderr
+    assert "import all with --gene-id, or" in told.stderr
     assert sorted(p.name for p in out.iterdir()) == ["S1.h5ad", "S2.h5ad"]

@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from strank.errors import InputError
-from strank.io.hest_bench import read_task
+from strank.io import read_hest_task
 from strank.metrics.correlation import correlation
 from strank.studies.hest_probe import predict_methods, run_probe, stack
 
@@ -73,7 +73,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(folder):
-    return run_probe(read_task(folder / "task", folder / "emb"), n_components=N_COMPONENTS)
+    return run_probe(read_hest_task(folder / "task", folder / "emb"), n_components=N_COMPONENTS)
 
 
 def hest_fold(folder: Path, k: int, n_components: int) -> list[float]:
@@ -130,13 +130,13 @@ def test_ridge_is_that_of_the_benchmark_to_the_digit(folder, result):
 
 def test_to_the_digit_where_pca_is_randomised_and_embeddings_are_of_half_precision(tmp_path):
     write_task(tmp_path, n_spots=600, width=340, dtype="float16")
-    result = run_probe(read_task(tmp_path / "task", tmp_path / "emb"))
+    result = run_probe(read_hest_task(tmp_path / "task", tmp_path / "emb"))
     assert_as_hest(tmp_path, result, 256)
 
 
 def test_the_other_scores_are_those_of_scipy(folder, result):
     """`library size` has scores that are known, so that every score can be computed by hand."""
-    task = read_task(folder / "task", folder / "emb")
+    task = read_hest_task(folder / "task", folder / "emb")
     samples = [task.samples[name] for name in FOLDS[1][1]]
     column = PANEL.index("G5")
     within, ranks = [], []
@@ -166,7 +166,7 @@ def test_list_finds_the_signal(result):
 
 
 def test_methods_within_sections_leave_no_level(folder):
-    task = read_task(folder / "task", folder / "emb")
+    task = read_hest_task(folder / "task", folder / "emb")
     train, test = (stack(task, names) for names in FOLDS[1])
     scores = predict_methods(train, test, n_components=N_COMPONENTS).scores
     for method in ("ridge, within sections", "linear, list"):
@@ -200,7 +200,7 @@ def test_what_is_said_and_written(folder, result, tmp_path):
 
 
 def test_a_gene_that_does_not_vary_is_left_out_and_counted(folder):
-    task = read_task(folder / "task", folder / "emb")
+    task = read_hest_task(folder / "task", folder / "emb")
     counts = task.samples["S2"].counts.tolil()
     counts[:, 0] = 0
     object.__setattr__(task.samples["S2"], "counts", counts.tocsr())
@@ -212,7 +212,7 @@ def test_a_gene_that_does_not_vary_is_left_out_and_counted(folder):
 
 
 def test_refusals(folder):
-    task = read_task(folder / "task", folder / "emb")
+    task = read_hest_task(folder / "task", folder / "emb")
     with pytest.raises(
         InputError, match="fold 0: 256 principal components need as many training spots and"
     ):

@@ -5,6 +5,7 @@ from .generic import read_anndata as read_anndata
 from .hest import download_hest as download_hest
 from .hest import find_hest as find_hest
 from .hest import read_hest as read_hest
+from .hest_bench import read_hest_task as read_hest_task
 from .sections import write_sections as write_sections
 from .spatialdata import read_spatialdata as read_spatialdata
 from .st import find_st as find_st

@@ -46,7 +46,7 @@ class HestSample:
 
 @dataclass(frozen=True)
 class HestTask:
-    """One task of the benchmark; patients are not known, so the folds share none."""
+    """One task of the benchmark."""
 
     folder: Path
     panel: tuple[str, ...]
@@ -54,13 +54,43 @@ class HestTask:
     samples: Mapping[str, HestSample]
 
 
-def read_task(
+def read_hest_task(
     folder: Path | str,
     embeddings: Path | str,
     *,
     advance: Callable[[int], object] | None = None,
 ) -> HestTask:
-    """Read the folds of a task, and counts and embeddings (``<sample>.h5``) of all samples."""
+    """Read a task of HEST-Benchmark with embeddings of its patches, as its own code writes them.
+
+    Parameters
+    ----------
+    folder
+        The task, ``bench_data/IDC`` say: ``splits/``, ``adata/`` and ``var_50genes.json``.
+    embeddings
+        Folder with one ``<sample>.h5`` each (datasets ``embeddings`` and ``barcodes``).
+    advance
+        Called with 1 after every sample.
+
+    Returns
+    -------
+    HestTask
+        ``panel``, the genes; ``folds``, in the order of their numbers, whose patients are not
+        known; ``samples``, name to spots that have both: ``features`` ``[n_spots, n_features]``,
+        raw ``counts`` of the panel ``[n_spots, n_genes]``, ``library_size`` over all genes.
+
+    Raises
+    ------
+    InputError
+        For anything that cannot be used, naming file, sample, spot or gene.
+
+    Examples
+    --------
+    >>> import strank
+    >>> strank.io.read_hest_task("bench_data/IDC", "ST_data_emb/IDC/uni_v1")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: bench_data/IDC: no such folder; a task has splits/, adata/ and ...
+    """
     folder, embeddings = Path(folder), Path(embeddings)
     for needed in (folder, folder / "splits", embeddings):
         if not needed.is_dir():
