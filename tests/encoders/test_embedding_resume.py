@@ -118,6 +118,21 @@ def test_a_part_of_another_encoder_is_not_believed(folder, expected):
     check(folder, expected)
 
 
+def test_batches_are_those_of_a_run_that_nothing_stopped(folder, expected):
+    def stop():
+        if len(encoder.n_spots) == 4:
+            raise KeyboardInterrupt
+
+    encoder, rest = Means(before=stop), Means()
+    with pytest.raises(KeyboardInterrupt):
+        embed(folder, encoder, batch_size=4)
+    # The first two or three batches of 4 were kept: of 5 they are one or two.
+    embed(folder, rest, batch_size=5)
+    assert set(rest.n_spots) == {5}
+    assert sum(rest.n_spots) < 2 * N_SPOTS
+    check(folder, expected)
+
+
 @given(done=st.integers(0, 20), torn=st.lists(st.integers(0, 59), max_size=5))
 @settings(max_examples=60, deadline=None)
 def test_rows_from_the_first_that_did_not_reach_the_disk_are_done_again(

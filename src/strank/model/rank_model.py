@@ -77,6 +77,8 @@ class RankModel:
     >>> scores = RankModel.load(folder).predict(AnnData(obsm={"mine": np.ones((4, 3))}))
     >>> scores.shape
     (4, 1)
+    >>> "1 gene (chosen: not recorded): ERBB2." in model.card()
+    True
     """
 
     head: nn.Module
@@ -259,14 +261,6 @@ class RankModel:
         ------
         InputError
             If the folder is not that of an evaluation, or another model was evaluated.
-
-        Examples
-        --------
-        >>> from strank.neural.heads import LinearHead
-        >>> facts = {"name": "mine", "version": "1", "fields": [], "n_features": 3}
-        >>> model = RankModel(LinearHead(3, 1), pd.DataFrame(index=["ERBB2"]), facts, {})
-        >>> "1 gene (chosen: not recorded): ERBB2." in model.card()
-        True
         """
         evidence = None if evaluation is None else read_evidence(evaluation, self.provenance)
         body = model_card(self.panel.index, self.encoder, self.provenance, self.method, evidence)
@@ -293,14 +287,6 @@ class RankModel:
         ------
         InputError
             If the features are absent, of another width, version or encoder, or not finite.
-
-        Examples
-        --------
-        >>> from strank.neural.heads import LinearHead
-        >>> facts = {"name": "mine", "version": "1", "fields": [], "n_features": 2}
-        >>> model = RankModel(LinearHead(2, 1), pd.DataFrame(index=["ERBB2"]), facts, {})
-        >>> model.predict(AnnData(obsm={"mine": np.zeros((3, 2))})).X.tolist()
-        [[0.0], [0.0], [0.0]]
         """
         section = adata.obs["section"] if "section" in adata.obs else np.zeros(adata.n_obs)
         section = np.asarray(section)
