@@ -165,8 +165,8 @@ def test_the_panel_is_intersected_and_said(trained, tmp_path):
     assert (scores["note"] == "not measured").equals(unmeasured)
     summary = pd.DataFrame(result["summary"]).set_index(["section", "method"])
     means = summary.loc["D", "depth_matched"]
-    assert means["list"] > means["library size"] + 0.05
-    assert summary.loc[("D", "list"), "not_measured"] == 40 - n_shared
+    assert means["linear, list"] > means["library size"] + 0.05
+    assert summary.loc[("D", "linear, list"), "not_measured"] == 40 - n_shared
 
 
 def test_a_section_without_any_gene_of_the_model_is_refused(trained, tmp_path):

@@ -60,7 +60,7 @@ def test_simulated_tissue(simulated, tmp_path):
     # independent the standard deviation of this mean stays below 0.1. 0.3 is three of them.
     assert found[varied].mean() > 0.3
     methods = {row["method"] for row in result["evaluate"]["summary"]}
-    assert methods == {"list", "ridge", "centred ridge", "library size", "shuffled"}
+    assert methods == {"linear, list", "ridge", "centred ridge", "library size", "shuffled"}
     predictions = anndata.read_h5ad(result["predict"]["scores"])
     width, height = Image.open(simulated / "images/D1.jpg").size
     assert (predictions.obsm["spatial"] < [width, height]).all()
@@ -87,7 +87,7 @@ def test_the_demo_writes_what_it_says(tmp_path, monkeypatch):
     table = result.table.set_index("gene class")
     assert {"tumour", "stroma", "all"} <= set(table.index)
     assert table.loc["all", "genes"] == 40
-    assert table.loc["all", "list / truth"] > 0.3
+    assert table.loc["all", "linear, list / truth"] > 0.3
     assert all(path.is_file() for path in result.maps)
     pd.testing.assert_frame_equal(
         pd.read_csv(tmp_path / "demo/table.csv"), result.table, atol=1e-4, check_dtype=False
@@ -96,17 +96,19 @@ def test_the_demo_writes_what_it_says(tmp_path, monkeypatch):
 
 def test_class_table_by_hand():
     panel = ["a", "b"]
-    scores = pd.DataFrame({"method": "list", "gene": panel, "scc": [0.2, 0.4]})
+    scores = pd.DataFrame({"method": "linear, list", "gene": panel, "scc": [0.2, 0.4]})
     truth = anndata.AnnData(
         X=np.array([[1.0, 0], [2, 0], [3, 0]]),
         var=pd.DataFrame({"gene_class": ["tumour", "flat"]}, index=panel),
     )
     predicted = np.array([[3.0, 1], [2, 2], [1, 3]])
-    table = class_table(scores, {"D1": {"list": predicted}}, {"D1": truth}).set_index("gene class")
+    table = class_table(scores, {"D1": {"linear, list": predicted}}, {"D1": truth}).set_index(
+        "gene class"
+    )
     assert table.loc["tumour"].tolist() == pytest.approx([1, 0.2, -1.0])
-    assert table.loc["all", "list / counts"] == pytest.approx(0.3)
-    assert table.loc["all", "list / truth"] == pytest.approx(-1.0)
-    assert np.isnan(table.loc["flat", "list / truth"])
+    assert table.loc["all", "linear, list / counts"] == pytest.approx(0.3)
+    assert table.loc["all", "linear, list / truth"] == pytest.approx(-1.0)
+    assert np.isnan(table.loc["flat", "linear, list / truth"])
 
 
 @pytest.mark.slow
@@ -114,10 +116,10 @@ def test_real_tissue(her2st, tmp_path):
     result = five_steps(her2st, tmp_path, "C2,C3,C4", "C5", 50)
     summary = pd.DataFrame(result["evaluate"]["summary"]).set_index(["section", "method"])["scc"]
     assert any("patient C stands on both sides" in w for w in result["evaluate"]["warnings"])
-    assert summary["C5", "list"] > summary["C5", "centred ridge"]
+    assert summary["C5", "linear, list"] > summary["C5", "centred ridge"]
     folds = run("evaluate", tmp_path / "cohort", "--folds", "section", "-o", tmp_path / "folds")
     scores = pd.DataFrame(folds["summary"]).pivot_table("scc", "section", "method")
     scores = scores.loc[["C2", "C3", "C4", "C5"]].mean()
-    assert scores["list"] >= 0.44
-    assert scores["list"] - scores["centred ridge"] >= 0.04
+    assert scores["linear, list"] >= 0.44
+    assert scores["linear, list"] - scores["centred ridge"] >= 0.04
     assert result["predict"]["n_tiles"] > 600

@@ -149,7 +149,7 @@ def test_one_section_takes_the_default_penalty_and_says_so(cohort):
     model = fit({"A1": cohort["A1"]}, encoder="mine", n_genes=2)
     assert (model.panel["penalty"] == DEFAULT_PENALTY).all()
     assert "one section, nothing to leave out" in model.provenance["penalty_choice"]
-    with pytest.raises(InputError, match="penalty must not be negative; got -1"):
+    with pytest.raises(InputError, match="`penalty` must not be negative; got -1"):
         fit(cohort, encoder="mine", n_genes=2, penalty=-1)
 
 

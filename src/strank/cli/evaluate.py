@@ -26,7 +26,6 @@ from strank.progress import progress
 if TYPE_CHECKING:
     from strank.encoders.base import Encoder
     from strank.evaluation.held_out import Evaluation
-    from strank.fitting.method import Method
     from strank.model.rank_model import RankModel
 
 
@@ -57,7 +56,7 @@ def evaluate_command(
     head: HeadName = "linear",
     loss: LossName = "list",
     recipe: RecipeName = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """4. Score held-out sections, beside ridges, library size alone and shuffled scores.
@@ -70,7 +69,7 @@ def evaluate_command(
     [bold]Example:[/] strank evaluate cohort --folds section --head mlp -o evaluation-mlp
     """
     from strank.files import output_folder
-    from strank.fitting.method import Method
+    from strank.fitting.method import fit
 
     if (model is None) == (folds is None):
         raise InputError("give either --model or --folds")
@@ -84,9 +83,6 @@ def evaluate_command(
     else:
         if train is not None:
             raise InputError("--train goes with --model; folds train on the cohort itself")
-        method = Method(head, loss, recipe)
-        if method.is_exact and (typed := given_options(context, NETWORKS)):
-            raise InputError(f"{typed[0]} is for networks: give --head mlp or context")
         names = split_names(sections)
         result = _cross_validate(
             cohort,
@@ -94,7 +90,7 @@ def evaluate_command(
             names,
             encoder=encoder or "morphology",
             n_genes=genes or 50,
-            fit=_fit_of(method, seed),
+            fit=partial(fit, head=head, loss=loss, recipe=recipe, seed=seed),
         )
     result.write(output)
     summary = result.summary
@@ -149,13 +145,6 @@ def _embed(cohort: Path, encoder: Encoder) -> None:
 
     with progress(f"Embedding by the model's encoder ({cohort})", count_spots(cohort)) as advance:
         embed(cohort, encoder, advance=advance)
-
-
-def _fit_of(method: Method, seed: int) -> Callable[..., RankModel]:
-    from strank.fitting.method import fit
-
-    parts = {"head": method.head, "loss": method.loss, "recipe": method.recipe}
-    return partial(fit, **parts, seed=None if method.is_exact else seed)  # type: ignore[arg-type]
 
 
 def _cross_validate(

@@ -43,7 +43,9 @@ RecipeName = Annotated[
         help="How a network is trained: `default` or `paper`; makes linear a network.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, rich_help_panel=NETWORKS, help="Seed of a network.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, rich_help_panel=NETWORKS, help="Seed of a network.")
+]
 
 
 def fit(
@@ -97,7 +99,7 @@ def fit(
         float, typer.Option(rich_help_panel=_EXACT, help="Working memory, GiB.")
     ] = 4.0,
     recipe: RecipeName = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     held_out: Annotated[
         str | None,
         typer.Option(

@@ -183,7 +183,7 @@ def fit_exact(
 ) -> RankModel:
     """Fit the linear head by a solver; the method's facts and the panel's options as `fit` has."""
     if options.penalty is not None and not options.penalty >= 0:
-        raise InputError(f"the penalty must not be negative; got {options.penalty}")
+        raise InputError(f"`penalty` must not be negative; got {options.penalty}")
     facts = encoder_facts_of(cohort, encoder)
     panel, panel_choice = panel_of(cohort, **panel_options)
     data = training_data(cohort, panel, encoder)

@@ -276,12 +276,10 @@ def fit(
         head if isinstance(head, str) else OWN_HEAD, loss, _recipe_name(recipe, finetune)
     )
     if method.needs_images:
-        raise InputError(
-            f"{method.head} is an encoder, not a head: give it as encoder, with finetune"
-        )
+        raise InputError(f"{method.head} is no head: give it as `encoder`, with `finetune`")
     if finetune is not None and (method.is_exact or union):
-        what = "union" if union else f"the recipe {method.recipe}"
-        raise InputError(f"{what} is not for finetune; leave it out")
+        what = "`union`" if union else f"`recipe` {method.recipe}"
+        raise InputError(f"{what} is not for `finetune`; leave it out")
     exact = {"penalty": penalty, "borrow": borrow, "max_memory": max_memory}
     networks: dict[str, Any] = {"held_out": held_out, "seed": seed, "machine": machine}
     networks |= {"folder": folder, "resume": resume}
@@ -289,7 +287,7 @@ def fit(
     if union and not method.objective.unmeasured:
         raise InputError(
             f"{loss} cannot tell a gene that a section does not measure from one without counts: "
-            "leave union out, or use the list or pair objective"
+            "leave `union` out, or use the list or pair objective"
         )
     panel: dict[str, Any] = {"encoder": encoder, "n_genes": n_genes, "genes": genes}
     if method.solver is not None:
@@ -309,7 +307,7 @@ def fit(
 
     make, with_linear = _maker(head, centred=False)
     if with_linear:
-        raise InputError(f"the features of {head} would not stay: leave +linear or finetune out")
+        raise InputError(f"the features of {head} would not stay: leave +linear or `finetune` out")
     how = Finetune(finetune) if isinstance(finetune, str) else finetune
     return fit_finetuned(cohort, how, make, method.objective, recipe, **networks)
 
@@ -325,8 +323,8 @@ def _refuse_ignored(method: Method, ignored: Mapping[str, Any]) -> None:
         if value is None or value is False:
             continue
         if method.is_exact:
-            raise InputError(f"{name} is for networks: give head mlp or context, or a recipe")
-        raise InputError(f"{name} is for the exact solver: leave head, loss and recipe out")
+            raise InputError(f"`{name}` is for networks: give `head` mlp or context, or a `recipe`")
+        raise InputError(f"`{name}` is for the exact solver: leave `head`, `loss`, `recipe` out")
 
 
 def _maker(head: str | MakeHead, **options: Any) -> tuple[MakeHead, bool]:

@@ -90,7 +90,7 @@ def solve_hest_ridge(data: TrainingData, options: ExactOptions) -> ExactFit:
 def _refuse_options(options: ExactOptions) -> None:
     if options.penalty is not None or options.borrow:
         given = "penalty" if options.penalty is not None else "borrow"
-        raise InputError(f"{given} is for count likelihoods: leave it out for the squared error")
+        raise InputError(f"`{given}` is for count likelihoods: leave it out for the squared error")
 
 
 def hest_components(

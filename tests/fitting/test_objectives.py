@@ -1,0 +1,192 @@
+"""A name means one loss, with the same options, in every command that takes it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+
+from strank import fit
+from strank.cohort.training_set import training_data
+from strank.evaluation.methods import fit_method
+from strank.fitting import networks
+from strank.fitting.exact import ExactOptions
+from strank.fitting.objectives import OBJECTIVES, get_objective
+from strank.functional import (
+    list_loss,
+    margin_ranking_loss,
+    mse_loss,
+    negative_binomial_loss,
+    pair_loss,
+    pearson_loss,
+    poisson_loss,
+)
+from strank.studies.benchmark.runner import LOSSES, Grid
+from strank.studies.synthetic.objectives import COMPARED, LISTS, make_loss
+
+# What every name is, written out; those that draw take a generator.
+PLAIN = {
+    "list": list_loss,
+    "pair": partial(pair_loss, n_partners=1),
+    "rank": partial(margin_ranking_loss, margin=1.0, ties="none", n_partners=1),
+    "rank-published": partial(margin_ranking_loss, margin=0.0, ties="second", n_partners=32),
+    "pcc": partial(pearson_loss, pooled=True),
+    "section-pcc": partial(pearson_loss, pooled=False),
+    "mse": mse_loss,
+    "poisson": poisson_loss,
+    "nb": partial(negative_binomial_loss, dispersion=torch.ones(3)),
+}
+DRAWS = ("pair", "rank", "rank-published")
+
+
+@pytest.fixture
+def batch():
+    """Twelve spots of two sections, three genes; counts have ties."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(12, 3, generator=generator)
+    counts = torch.poisson(3 * scores.exp(), generator=generator)
+    offset = torch.rand(12, generator=generator) + 7
+    return scores, counts, {"section": torch.arange(12) % 2, "offset": offset}
+
+
+def value_of(function, batch, seed=None, **options) -> torch.Tensor:
+    """A loss by its function; drawn from a seed, or by torch's default generator."""
+    scores, counts, spots = batch
+    if seed is not None:
+        options["generator"] = torch.Generator().manual_seed(seed)
+    return function(scores, counts, **spots, **options)
+
+
+def called(loss, batch) -> torch.Tensor:
+    scores, counts, spots = batch
+    return loss(scores, counts, **spots).detach()
+
+
+def test_all_names_are_here_and_no_two_are_the_same_loss(batch):
+    assert list(PLAIN) == list(OBJECTIVES) == [each.name for each in OBJECTIVES.values()]
+    assert len({each.title for each in OBJECTIVES.values()}) == len(OBJECTIVES)
+    values = [float(called(each.module(3, "sum", seed=0), batch)) for each in OBJECTIVES.values()]
+    assert len(set(values)) == len(values)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "per_gene", "sum"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_module_of_a_name_is_its_function(batch, name, reduction):
+    seed = {"seed": 3} if name in DRAWS else {}
+    expected = value_of(PLAIN[name], batch, reduction=reduction, **seed)
+    found = called(get_objective(name).module(3, reduction, seed=3), batch)
+    torch.testing.assert_close(found, expected)
+
+
+class Stop(Exception):
+    """Enough was seen."""
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Losses that networks would be trained by; the training is left out."""
+    seen = []
+
+    def train_ensemble(start, spots, *_):
+        seen.append(start(np.arange(len(spots.section)))[1])
+        raise Stop
+
+    monkeypatch.setattr(networks, "train_ensemble", train_ensemble)
+    return seen
+
+
+def assert_its_loss(loss, name, batch, **options):
+    torch.manual_seed(5)
+    found = called(loss, batch)
+    torch.manual_seed(5)
+    torch.testing.assert_close(found, value_of(PLAIN[name], batch, **options))
+
+
+@pytest.mark.parametrize(("recipe", "reduction"), [("default", "per_gene"), ("paper", "mean")])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_network_is_trained_by_its_name(cohort, trained, batch, name, recipe, reduction):
+    with pytest.raises(Stop):
+        fit(cohort, encoder="mine", n_genes=3, loss=name, recipe=recipe)
+    assert_its_loss(*trained, name, batch, reduction=reduction)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_benchmark_trains_by_the_same_name(cohort, trained, batch, name):
+    method = Grid(losses=(name,), recipes=("default",)).methods[-1]
+    assert method.objective is OBJECTIVES[name]
+    with pytest.raises(Stop):
+        fit_method(method, cohort, pd.Index(["G0", "G1", "G2"]), encoder="mine")
+    assert_its_loss(*trained, name, batch, reduction="per_gene")
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_the_synthetic_study_compares_what_it_names(batch, name):
+    options = {"seed": 4} if name in DRAWS else {}
+    if name == "rank":
+        options["n_partners"] = 32
+    expected = value_of(PLAIN[name], batch, reduction="sum", **options)
+    torch.testing.assert_close(called(make_loss(name, 3, 4), batch), expected)
+
+
+def test_lists_of_the_synthetic_study_have_their_sizes(batch):
+    for name, size in LISTS.items():
+        expected = value_of(list_loss, batch, seed=4, list_size=size, reduction="sum")
+        torch.testing.assert_close(called(make_loss(name, 3, 4), batch), expected)
+
+
+def test_all_commands_have_the_same_names():
+    assert set(COMPARED) == set(OBJECTIVES)
+    assert set(OBJECTIVES) - set(LOSSES) == {"rank-published"}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_scores_are_log_rates_where_it_is_said(name):
+    """Only then are the true log rates, and not twice them, where the loss is level."""
+    generator = torch.Generator().manual_seed(1)
+    rates = 0.4 * torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    offset = torch.rand(40, generator=generator, dtype=torch.float64)
+    counts = (rates + offset[:, None]).exp()
+    loss = OBJECTIVES[name].module(3, "mean", seed=0).double()
+
+    def is_level(scores):
+        scores = scores.clone().requires_grad_()
+        loss(scores, counts, section=torch.arange(40) % 2, offset=offset).backward()
+        return scores.grad.abs().max() < 1e-9
+
+    assert (is_level(rates) and not is_level(2 * rates)) == OBJECTIVES[name].log_rates
+
+
+@pytest.mark.parametrize("name", [name for name, each in OBJECTIVES.items() if each.exact])
+def test_the_exact_fit_is_where_its_loss_is_least(section_of, name):
+    """Of the scores of an exact fit and of any near them, in the loss of the same name."""
+    cohort = {n: section_of(n, patient=n, n_spots=150) for n in ("A1", "B1")}
+    genes = pd.Index(["G0", "G1", "G2"])
+    data = training_data(cohort, genes, "mine")
+    options = ExactOptions() if name == "mse" else ExactOptions(penalty=1e-3)
+    solved = OBJECTIVES[name].exact(data, options)
+    # All pairs, of which the solver has drawn some.
+    more = {"n_partners": None} if name == "pair" else {}
+    loss = OBJECTIVES[name].module(3, "mean", **more)
+    section = torch.as_tensor(np.unique(data.section, return_inverse=True)[1])
+    offset = torch.as_tensor(np.log(data.library_size))
+    counts = torch.as_tensor(data.counts.toarray().astype(float))
+    standard = (data.features - solved.centre) / solved.scale
+
+    def value(weight):
+        scores = torch.as_tensor(standard @ weight)
+        if name == "mse":
+            scores += torch.as_tensor(solved.predict(data.features) - standard @ solved.weight)
+        else:
+            # The level, which only some of them see, at its own optimum.
+            scores -= (scores + offset[:, None]).logsumexp(0) - counts.sum(0).log()
+        return float(loss(scores, counts, section=section, offset=offset))
+
+    rng, best = np.random.default_rng(0), value(solved.weight)
+    for _ in range(20):
+        near = solved.weight + rng.normal(0, 0.1, solved.weight.shape)
+        assert value(near) > best
