@@ -92,13 +92,7 @@ def _solve(
     objective: Literal["list", "pair"],
     n_partners: int | None = None,
 ) -> ExactFit:
-    several = len(np.unique(data.group)) > 1
-    if options.borrow and (options.penalty is not None or not several):
-        raise InputError(
-            "borrowing between genes needs two sections, of which one is left out, and chooses the "
-            "penalties itself"
-        )
-    chosen = several and options.penalty is None
+    chosen = options.penalty is None and len(np.unique(data.group)) > 1
     regressor: STRankRegressor
     if chosen:
         regressor = STRankRegressorCV(borrow=options.borrow)
@@ -184,6 +178,11 @@ def fit_exact(
     """Fit the linear head by a solver; the method's facts and the panel's options as `fit` has."""
     if options.penalty is not None and not options.penalty >= 0:
         raise InputError(f"`penalty` must not be negative; got {options.penalty}")
+    if options.borrow and (options.penalty is not None or len(cohort) < 2):
+        raise InputError(
+            "borrowing between genes needs two sections, of which one is left out, and chooses the "
+            "penalties itself"
+        )
     facts = encoder_facts_of(cohort, encoder)
     panel, panel_choice = panel_of(cohort, **panel_options)
     data = training_data(cohort, panel, encoder)
