@@ -21,6 +21,7 @@ from strank.errors import InputError, some
 from strank.files import output_folder, sha256
 from strank.model.novelty import novelty_of, warning_of
 from strank.model.rank_model import RankModel
+from strank.progress import Advance, Say
 from strank.slides.slide import Slide, open_slide, slide_of
 from strank.slides.tissue import tile_centres
 from strank.version import __version__
@@ -33,7 +34,7 @@ _MOST_BYTES = 8 * 2**30
 Subject: TypeAlias = Path | str | Slide | AnnData
 _Kind = TypeVar("_Kind", bound=Subject)
 # Makes what shows the progress of so many tiles: a context that yields what advances it.
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object] | None]]
+Bar = Callable[[str, int], AbstractContextManager[Advance | None]]
 
 
 def predict(
@@ -45,8 +46,8 @@ def predict(
     stride_um: float | None = None,
     encoder: str | Encoder | None = None,
     weights: Path | str | None = None,
-    advance: Callable[[int], object] | None = None,
-    say: Callable[[str], object] | None = None,
+    advance: Advance | None = None,
+    say: Say | None = None,
 ) -> Any:
     """Find the tissue of slides and score tiles over it.
 
@@ -315,7 +316,7 @@ def predict_slide(
     tiles: AnnData,
     *,
     encoder: Encoder | None = None,
-    advance: Callable[[int], object] | None = None,
+    advance: Advance | None = None,
 ) -> AnnData:
     """Embed and score places of a slide: tiles, or spots, with ``obsm["spatial"]`` in pixels."""
     encoder = encoder or encoder_of(model)

@@ -93,7 +93,7 @@ class ErrorGroup(TyperGroup):
         raise typer.Exit(2)
 
 
-_WORKFLOW = (
+_WORKFLOW = [
     "hest",
     "import",
     "encoders",
@@ -108,28 +108,17 @@ _WORKFLOW = (
     "demo",
     "synthetic",
     "hest-probe",
-)
-_EXTRAS = {
-    "cv2": "images",
-    "PIL": "plots",
-    "openslide": "images",
-    "pyvips": "images",
-    "tifffile": "images",
-    "geopandas": "scverse",
-    "huggingface_hub": "hub",
-    "jinja2": "plots",
-    "matplotlib": "plots",
-    "plotly": "plots",
-    "pyarrow": "plots",
-    "scanpy": "scverse",
-    "spatialdata": "scverse",
-    "shapely": "plots",
-    "tabulate": "plots",
-    "lightning": "neural",
-    "peft": "finetune",
-    "timm": "encoders",
-    "transformers": "encoders",
+]
+_MODULES = {
+    "encoders": "timm transformers",
+    "finetune": "peft",
+    "hub": "huggingface_hub",
+    "images": "cv2 openslide pyvips tifffile",
+    "neural": "lightning",
+    "plots": "PIL jinja2 matplotlib plotly pyarrow shapely tabulate",
+    "scverse": "geopandas scanpy spatialdata",
 }
+_EXTRAS = {module: extra for extra, modules in _MODULES.items() for module in modules.split()}
 
 
 def working(description: str) -> AbstractContextManager[object]:

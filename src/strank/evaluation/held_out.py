@@ -19,6 +19,7 @@ from strank.evaluation.scores import score_section, summarise
 from strank.files import atomic_path, output_folder, write_json
 from strank.fitting.method import fit as fit_model
 from strank.model.rank_model import RankModel
+from strank.progress import Advance
 from strank.version import __version__
 
 FitModel = Callable[..., RankModel]
@@ -121,7 +122,7 @@ def cross_validate(
     encoder: str = "morphology",
     n_genes: int = 50,
     fit: FitModel = fit_model,
-    advance: Callable[[int], object] | None = None,
+    advance: Advance | None = None,
 ) -> Evaluation:
     """Hold out every section, or every patient, once; panel and penalties are of its training part.
 

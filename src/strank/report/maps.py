@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from strank.cohort.contract import section_info
 from strank.files import atomic_path, output_folder, safe_name
 from strank.metrics.correlation import log1p_cp10k
+from strank.progress import Advance
 from strank.slides.slide import Slide, open_slide, thumbnail
 
 # Of the picture below the marks: fine for a small section, and no larger than can be seen.
@@ -80,7 +81,7 @@ def write_gene_maps(
     *,
     section: AnnData | None = None,
     slide: Slide | None = None,
-    advance: Callable[[int], object] | None = None,
+    advance: Advance | None = None,
 ) -> list[Path]:
     """Write a picture of each gene: its scores over the slide, and the observed counts beside them.
 
