@@ -183,6 +183,12 @@ def test_the_token_is_never_told(hub_server):
         raise PermissionError(
             errno.EACCES, f"Bearer {TOKEN} and hf_{'a1' * 17}, hf_owner_name", TOKEN
         )
+    given = "a-token-of-another-form"
+    with (
+        pytest.raises(InputError, match=r"^lab/data: <token>: no <token>$"),
+        explained(REPO, token=given),
+    ):
+        raise PermissionError(errno.EACCES, f"no {given}", given)
     told = "".join(traceback.format_exception(caught.value))
     assert "<token>: Bearer <token> and <token>, hf_owner_name" in told
     assert TOKEN not in told

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +23,9 @@ from strank.io.st import find_st, read_st
 from strank.metrics.correlation import rank_correlation
 from strank.model.rank_model import RankModel
 from strank.prediction import predict
+from strank.progress import Say
 from strank.report.maps import write_gene_maps
 from strank.simulate.cohort import simulate_cohort
-
-Say = Callable[[str], object]
 
 _DRAWN = ("tumour", "stroma", "immune", "flat")
 

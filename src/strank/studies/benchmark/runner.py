@@ -34,6 +34,7 @@ from strank.evaluation.scores import SCORES, ceilings, score_section
 from strank.files import atomic_path, output_folder, read_json, safe_name, write_json
 from strank.fitting.method import HEST_RIDGE, REFERENCE, Method
 from strank.fitting.objectives import OBJECTIVES
+from strank.progress import Advance
 from strank.studies.benchmark.tables import summarise_benchmark, write_tables
 from strank.studies.workers import each
 from strank.version import __version__
@@ -44,8 +45,6 @@ LOSSES = tuple(name for name in OBJECTIVES if name != "rank-published")
 _ALWAYS = (REFERENCE, *BASELINES)
 # What is combined with no head.
 _OTHERS = {method.name: method for method in (*BASELINES, HEST_RIDGE)}
-
-Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True)
