@@ -81,3 +81,9 @@ def test_growing_facts_are_added_to_and_must_agree(tmp_path):
     assert kept == {"uni": "1", "gigapath": "3"}
     with pytest.raises(InputError, match="study of another version of the features; choose"):
         grow(uni="2", virchow="1")
+
+
+def test_what_is_said_about_a_run_is_not_compared(tmp_path):
+    claim(tmp_path, about={"seconds": 1})
+    claim(tmp_path, about={"seconds": 2})
+    assert json.loads((tmp_path / "study.json").read_text())["seconds"] == 2

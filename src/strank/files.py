@@ -77,11 +77,13 @@ def claim_folder(
     kind: str,
     resume: bool | None = None,
     growing: Mapping[str, Mapping[str, Any]] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Make a folder that of a run of these facts, kept in ``{kind}.json``, or go on with that run.
 
     ``resume``: go on only (True), begin anew where one of the kind was (False), or what there is to
     do (None). Of ``growing`` facts later runs may add names, and must agree on those there are.
+    What is told ``about`` the run is not compared.
     """
     path = folder / f"{kind}.json"
     ours, empty = path.is_file(), not folder.exists() or not any(folder.iterdir())
@@ -97,13 +99,14 @@ def claim_folder(
     grown = {name: part | before.get(name, {}) for name, part in more.items()}
     same = {name: before.get(name) == value for name, value in now.items()}
     same |= {name: grown[name] | part == grown[name] for name, part in more.items()}
-    same = dict.fromkeys(before, False) | same
+    told = _as_read_back(about or {})
+    same = {name: False for name in before if name not in told} | same
     if before and (different := [name for name, equal in same.items() if not equal]):
         raise InputError(
             f"{folder}: {kind} of another {some(different)}; choose another `folder`, or remove it"
         )
     output_folder(folder)
-    write_json(path, now | grown)
+    write_json(path, now | grown | told)
 
 
 def _as_read_back(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def test_bad_input_is_one_line(cohort, tmp_path, options, message):
 def test_bad_folders(cohort, done, tmp_path):
     out, command, _ = done
     assert refuse(*command, "--protocol", "strank") == (
-        f"{out}: results of another protocol; choose another -o, or remove it"
+        f"{out}: benchmark of another protocol_sha256; choose another folder, or remove it"
     )
     assert "no such folder; make a cohort" in refuse(tmp_path / "none", "-o", tmp_path / "out")
     single = tmp_path / "single"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,12 @@ from anndata import AnnData
 from strank.cohort.contract import spots_checksum
 from strank.cohort.store import features_path, write_h5ad
 from strank.evaluation.protocol import Protocol
+from strank.progress import progress
 from strank.studies.benchmark.runner import Grid, run_benchmark
 
 BY_PATIENT = Protocol("patients", n_genes=(3, None))
 GRID = Grid(losses=("list", "poisson"), encoders=("mine",), n_genes=(3, None))
 SMALL = replace(GRID, losses=("list",), n_genes=(3,))
-
-
-@contextmanager
-def silent(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    yield lambda n: None
 
 
 @dataclass(frozen=True)
@@ -48,9 +44,8 @@ class Bench:
         **options: Any,
     ) -> dict[str, Any]:
         protocol, grid = protocol or self.protocol, grid or self.grid
-        return run_benchmark(
-            cohort or self.cohort, protocol, grid, out, **{"progress": silent, **options}
-        )
+        options = {"bar": partial(progress, hidden=True), **options}
+        return run_benchmark(cohort or self.cohort, protocol, grid, out, **options)
 
     def section(self, name: str) -> AnnData:
         return self.section_of(name, patient=name[0])

@@ -146,7 +146,7 @@ def test_what_is_done_is_not_done_again(bench, done, tmp_path, monkeypatch):
         told.append((title, total))
         yield lambda n: told.append(n)
 
-    bench.run(out, progress=watched)
+    bench.run(out, bar=watched)
     rest.unlink()
     assert told == [("Fitting", 1), 1, ("Scoring", 6), *[1] * 6, ("Writing", 1), 1]
     assert [(c.method.name, c.task.fold.name, c.task.genes) for c in cells] == [("ridge", "B", "3")]
@@ -183,12 +183,12 @@ def test_several_at_once_find_what_one_finds(bench, done, tmp_path, kind):
 def test_a_run_that_was_killed_goes_on(bench, done, tmp_path, monkeypatch):
     script = (
         "import sys; from pathlib import Path; from functools import partial\n"
-        "from strank.evaluation.protocol import Protocol\n"
         "from strank.progress import progress\n"
+        "from strank.evaluation.protocol import Protocol\n"
         "from strank.studies.benchmark.runner import Grid, run_benchmark\n"
         "grid = Grid(('list', 'poisson'), encoders=('mine',), n_genes=(3, None))\n"
         "run_benchmark(Path(sys.argv[1]), Protocol('patients', n_genes=(3, None)), grid, "
-        "Path(sys.argv[2]), jobs=2, progress=partial(progress, hidden=True))\n"
+        "Path(sys.argv[2]), jobs=2, bar=partial(progress, hidden=True))\n"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", script, bench.cohort, tmp_path], start_new_session=True
@@ -217,27 +217,30 @@ def test_a_folder_of_something_else_is_refused(bench, done, tmp_path, monkeypatc
     def refuse(folder: Path, protocol: Protocol = bench.protocol) -> str:
         with pytest.raises(InputError) as error:
             bench.run(done, protocol, cohort=folder)
-        assert str(error.value).endswith("; choose another -o, or remove it")
+        assert str(error.value).endswith("; choose another folder, or remove it")
         return str(error.value).split(": ")[1].split(";")[0]
 
-    assert refuse(bench.cohort, replace(bench.protocol, seed=1)) == "results of another protocol"
+    assert (
+        refuse(bench.cohort, replace(bench.protocol, seed=1))
+        == "benchmark of another protocol_sha256"
+    )
     other = bench.write(tmp_path / "fewer", "A1 B1 C1")
-    assert refuse(other) == "results of another cohort"
+    assert refuse(other) == "benchmark of another counts_sha256"
     bench.write(other, "A2", version="2")
     with pytest.raises(InputError, match="section A2 has other mine features than the rest"):
         bench.run(done, cohort=other)
     bench.write(other, "A1 B1 C1", version="2")
-    assert refuse(other) == "results of another version of the features"
+    assert refuse(other) == "benchmark of another features"
     changed = bench.section("A1")
     changed.X[3, 3] += 1
     changed.obs.loc["3x3", "library_size"] += 1
     bench.write(other)
     bench.write_section(other, changed)
     assert refuse(other, replace(bench.protocol, folds="section")) == (
-        "results of another protocol, cohort"
+        "benchmark of another protocol_sha256, counts_sha256"
     )
     monkeypatch.setattr(runner, "__version__", "9")
-    assert refuse(bench.cohort) == "results of another version of strank"
+    assert refuse(bench.cohort) == "benchmark of another strank_version"
     assert files(done) == before
 
 

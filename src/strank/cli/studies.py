@@ -15,9 +15,6 @@ from strank.progress import progress
 if TYPE_CHECKING:
     import pandas as pd
 
-    from strank.evaluation.protocol import Protocol
-    from strank.studies.benchmark.runner import Grid
-
 
 def benchmark(
     cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
@@ -68,51 +65,39 @@ def benchmark(
 
     [bold]Example:[/] strank benchmark cohort -o heads --heads linear,mlp --seeds 3
     """
-    import pandas as pd
     from joblib import cpu_count
 
-    from strank.evaluation.protocol import get_protocol
-    from strank.studies.benchmark.runner import run_benchmark
+    from strank.studies.benchmark.runner import benchmark as run
 
-    chosen = get_protocol(protocol)
-    grid = _grid(chosen, losses, heads, recipes, encoders, genes, seeds)
-    facts = run_benchmark(cohort, chosen, grid, output, jobs=jobs or cpu_count(), progress=progress)
+    result = run(
+        cohort,
+        output,
+        protocol=protocol,
+        losses=split_names(losses),
+        heads=split_names(heads) or (),
+        recipes=[None if name == "usual" else name for name in split_names(recipes) or ()],
+        encoders=split_names(encoders) or (),
+        n_genes=[_size(text) for text in split_names(genes) or ()] or None,
+        seeds=seeds,
+        jobs=jobs or cpu_count(),
+        verbose=True,
+    )
+    facts, summary = result.facts, result.summary
     for text in (*facts["warnings"], *facts["notes"]):
         note(text)
     for text in facts["failed"]:
         note(f"not done: {text}")
-    summary = pd.read_csv(output / "summary.csv")
+    chosen = facts["protocol"]
     if not as_json:
-        _show(summary, chosen.headline)
+        _show(summary, chosen["headline"])
     finish(
         {"output": str(output), **facts, "summary": records(summary)},
         as_json=as_json,
         lines=[
-            f"Protocol {chosen.name}, SHA-256 {chosen.sha256[:12]}.",
+            f"Protocol {chosen['name']}, SHA-256 {chosen['sha256'][:12]}.",
             f"Wrote results.parquet, results.csv.gz, summary.csv, .md and .tex to {output}; "
             f"strank report {output} makes a page of them.",
         ],
-    )
-
-
-def _grid(
-    protocol: Protocol,
-    losses: str | None,
-    heads: str,
-    recipes: str,
-    encoders: str,
-    genes: str | None,
-    seeds: int,
-) -> Grid:
-    from strank.studies.benchmark.runner import LOSSES, Grid
-
-    return Grid(
-        losses=tuple(split_names(losses) or protocol.methods or LOSSES),
-        heads=tuple(split_names(heads) or ()),
-        recipes=tuple(None if name == "usual" else name for name in split_names(recipes) or ()),
-        encoders=tuple(split_names(encoders) or ()),
-        n_genes=tuple(map(_size, split_names(genes) or ())) or protocol.n_genes,
-        seeds=seeds,
     )
 
 

@@ -21,7 +21,7 @@ from strank.cohort.contract import counts_checksum, section_info
 from strank.cohort.folds import Fold, patients_of
 from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
 from strank.cohort.training_set import encoder_facts_of
-from strank.errors import InputError, no_such, some
+from strank.errors import InputError, no_such
 from strank.evaluation.methods import (
     BASELINES,
     depth_scores,
@@ -29,12 +29,12 @@ from strank.evaluation.methods import (
     training_slope,
     without_image,
 )
-from strank.evaluation.protocol import Protocol
+from strank.evaluation.protocol import Protocol, get_protocol
 from strank.evaluation.scores import SCORES, ceilings, score_section
-from strank.files import atomic_path, output_folder, read_json, safe_name, write_json
+from strank.files import atomic_path, claim_folder, read_json, safe_name, write_json
 from strank.fitting.method import HEST_RIDGE, REFERENCE, Method
 from strank.fitting.objectives import OBJECTIVES
-from strank.progress import Advance
+from strank.progress import Advance, progress
 from strank.studies.benchmark.tables import summarise_benchmark, write_tables
 from strank.studies.workers import each
 from strank.version import __version__
@@ -228,6 +228,98 @@ def _length(cell: Cell) -> tuple[float, bool]:
     return size, not cell.method.is_exact
 
 
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What `benchmark` found; its folder has every score of every gene."""
+
+    #: A row an encoder, size of the panel, kind of patient, method and score: its mean over genes
+    #: and sections, with interval, and the paired difference to the reference method.
+    summary: pd.DataFrame
+    #: Protocol, sections, methods, warnings, notes, what failed: as in ``benchmark.json``.
+    facts: dict[str, Any]
+
+
+def benchmark(
+    cohort: Path | str,
+    output: Path | str,
+    *,
+    protocol: Protocol | Path | str = "strank",
+    losses: Sequence[str] | None = None,
+    heads: Sequence[str] = ("linear",),
+    recipes: Sequence[str | None] = (None,),
+    encoders: Sequence[str] = ("morphology",),
+    n_genes: Sequence[int | None] | None = None,
+    seeds: int = 1,
+    jobs: int = 1,
+    verbose: bool = False,
+) -> BenchmarkResult:
+    """Compare objectives, heads, encoders and panels on the folds of a protocol.
+
+    Panel, penalties and scaling of every method come from the training sections of a fold. The
+    exact list head, ridge and centred ridge stand in every table, and so do library size alone and
+    shuffled scores, which know nothing of the image.
+
+    Parameters
+    ----------
+    cohort
+        Folder with sections and features of all encoders.
+    output
+        Folder of the results: ``results.parquet`` and ``results.csv.gz`` (every score),
+        ``genes.parquet`` (noise ceilings), ``summary.csv``, ``.md`` and ``.tex``,
+        ``benchmark.json``, ``protocol.toml`` and the predictions. A run that was stopped goes on;
+        more may be asked of it later.
+    protocol
+        ``"strank"``, ``"section"``, ``"paper"``, ``"hest"``, a ``.toml`` file, a folder of a task
+        of HEST-Benchmark, or a `strank.evaluation.protocol.Protocol`.
+    losses, heads, recipes
+        What is combined, as in `strank.fit`; of losses also ``"hest-ridge"``, and of heads also
+        image networks such as ``"timm:resnet18"``, which are trained end to end. Losses are the
+        protocol's if ``None``, or all but ``"rank-published"``; a recipe is the usual one if
+        ``None``.
+    encoders
+        Whose features.
+    n_genes
+        Sizes of the panel; ``None`` in it for all genes. The protocol's if ``None``.
+    seeds
+        How many, of what is trained step by step.
+    jobs
+        Processes, one thread each.
+    verbose
+        Whether to show progress, on stderr.
+
+    Returns
+    -------
+    BenchmarkResult
+        ``summary`` and ``facts``.
+
+    Raises
+    ------
+    InputError
+        For absent features, an unknown protocol, loss, head or recipe, and a folder of another
+        protocol, cohort, version of features or of strank.
+
+    Examples
+    --------
+    >>> benchmark("nowhere", "out")
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: nowhere: ...
+    """
+    if not isinstance(protocol, Protocol):
+        protocol = get_protocol(protocol)
+    grid = Grid(
+        tuple(losses or protocol.methods or LOSSES),
+        tuple(heads),
+        tuple(recipes),
+        tuple(encoders),
+        tuple(n_genes or protocol.n_genes),
+        seeds,
+    )
+    bar = partial(progress, hidden=not verbose)
+    facts = run_benchmark(Path(cohort), protocol, grid, Path(output), jobs=jobs, bar=bar)
+    return BenchmarkResult(pd.read_csv(Path(output) / "summary.csv"), facts)
+
+
 def run_benchmark(
     cohort: Path,
     protocol: Protocol,
@@ -235,25 +327,25 @@ def run_benchmark(
     out: Path,
     *,
     jobs: int = 1,
-    progress: Callable[[str, int], Any],
+    bar: Callable[[str, int], Any],
 ) -> dict[str, Any]:
-    """Run what is not done yet, and write all tables."""
+    """Run what is not done yet, and write all tables; returns what ``benchmark.json`` says."""
     started = time.perf_counter()
-    facts, tasks = _claim(cohort, protocol, grid, output_folder(out))
+    facts, tasks = _claim(cohort, protocol, grid, out)
     cells = grid.cells(tasks)
     left = [cell for cell in cells if not cell.path(out).is_file()]
-    with progress("Fitting", len(left)) as advance:
+    with bar("Fitting", len(left)) as advance:
         fit = partial(_fit, protocol, cohort, out)
         failed = [failure for failure in _each(fit, left, jobs, advance) if failure]
     done = [cell for cell in cells if cell.path(out).is_file()]
     by_task = [(t, found) for t in tasks if (found := [cell for cell in done if cell.task == t])]
     if not by_task:
         raise InputError(f"nothing could be fitted: {failed[0]}")
-    with progress("Scoring", len(by_task)) as advance:
+    with bar("Scoring", len(by_task)) as advance:
         score = partial(score_task, protocol, cohort, out)
         results, genes = zip(*_each(score, by_task, jobs, advance), strict=True)
     facts |= {"failed": failed, "seconds": facts["seconds"] + time.perf_counter() - started}
-    with progress("Writing", 1) as advance:
+    with bar("Writing", 1) as advance:
         _write(out, _joined(results), _joined(genes), protocol.headline)
         advance(1)
     write_json(out / "benchmark.json", facts)
@@ -289,15 +381,20 @@ def _claim(
     tasks = [Task(*keys) for keys in product(grid.encoders, grid.n_genes, folds)]
     path = out / "benchmark.json"
     before: dict[str, Any] = read_json(path) if path.is_file() else {}
-    facts: dict[str, Any] = {
+    decides = {
         "strank_version": __version__,
+        "protocol_sha256": protocol.sha256,
+        "counts_sha256": {name: counts_checksum(adata) for name, adata in first.items()},
+    }
+    features = {name: encoder_facts_of(found, name) for name, found in sections.items()}
+    about = {
         "protocol": {**protocol.facts, "sha256": protocol.sha256},
         "cohort": str(cohort.resolve()),
         "sections": {
             name: {
                 "patient": patients[name],
                 "n_spots": adata.n_obs,
-                "counts_sha256": counts_checksum(adata),
+                "counts_sha256": decides["counts_sha256"][name],
                 "image": section_info(adata).image,
             }
             for name, adata in first.items()
@@ -305,39 +402,17 @@ def _claim(
         "folds": {f.name: {"train": f.train, "test": f.test} for f in folds},
         "methods": [method.name for method in grid.methods],
         "encoders": grid.encoders,
-        "features": {name: encoder_facts_of(found, name) for name, found in sections.items()},
         "genes": ["all" if size is None else str(size) for size in grid.n_genes],
         "seeds": grid.seeds,
         "reference": REFERENCE.name,
         "warnings": protocol.warnings(folds, patients),
         "notes": grid.notes,
+        "failed": before.get("failed", []),
         "seconds": before.get("seconds", 0.0),
     }
-    if before:
-        _check_same(out, before, facts)
-        facts["features"] = before.get("features", {}) | facts["features"]
-    write_json(path, facts)
+    claim_folder(out, decides, kind="benchmark", growing={"features": features}, about=about)
     protocol.write(out / "protocol.toml")
-    return facts, tasks
-
-
-def _check_same(out: Path, before: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Refuse to go on where what is done is of something else."""
-    was, counts = (
-        {name: entry["counts_sha256"] for name, entry in about["sections"].items()}
-        for about in (before, facts)
-    )
-    known = facts["features"] | before.get("features", {})
-    different = {
-        "protocol": before["protocol"]["sha256"] != facts["protocol"]["sha256"],
-        "cohort": was != counts,
-        "version of the features": any(known[k] != v for k, v in facts["features"].items()),
-        "version of strank": before["strank_version"] != facts["strank_version"],
-    }
-    if found := [what for what, differs in different.items() if differs]:
-        raise InputError(
-            f"{out}: results of another {some(found)}; choose another -o, or remove it"
-        )
+    return read_json(path), tasks
 
 
 def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
