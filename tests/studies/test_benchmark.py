@@ -105,7 +105,7 @@ def test_what_the_folder_says(bench, done):
             str(Cell(Task("mine", size, Fold(fold, (), ())), method).path(Path()))
             for size in (3, None)
             for fold in "ABC"
-            for method in METHODS
+            for method in bench.grid.methods
         ),
     }
 
