@@ -381,10 +381,11 @@ def _claim(
     tasks = [Task(*keys) for keys in product(grid.encoders, grid.n_genes, folds)]
     path = out / "benchmark.json"
     before: dict[str, Any] = read_json(path) if path.is_file() else {}
+    counts = {name: counts_checksum(adata) for name, adata in first.items()}
     decides = {
         "strank_version": __version__,
         "protocol_sha256": protocol.sha256,
-        "counts_sha256": {name: counts_checksum(adata) for name, adata in first.items()},
+        "counts_sha256": counts,
     }
     features = {name: encoder_facts_of(found, name) for name, found in sections.items()}
     about = {
@@ -394,7 +395,7 @@ def _claim(
             name: {
                 "patient": patients[name],
                 "n_spots": adata.n_obs,
-                "counts_sha256": decides["counts_sha256"][name],
+                "counts_sha256": counts[name],
                 "image": section_info(adata).image,
             }
             for name, adata in first.items()
