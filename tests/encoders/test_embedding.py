@@ -136,6 +136,15 @@ def test_features_that_are_not_finite_are_refused(folder):
     embed(folder, Huge(value=1e5))
 
 
+def test_weights_are_for_an_encoder_that_is_named(folder):
+    with pytest.raises(InputError, match="`weights` are for an encoder that is given by its name"):
+        embed(folder, Means(), weights="w.pt")
+    with pytest.raises(InputError, match="`weights` is for image networks, which 'morphology'"):
+        embed(folder, weights="w.pt")
+    with pytest.raises(InputError, match="`precision=bf16` is for image networks on a GPU"):
+        embed(folder, Means(), precision="bf16")
+
+
 def test_features_of_another_shape_are_refused(folder):
     encoder = Means(feature_names=("r", "g"))
     told = r"means: gives features \[25, 6\], but \[25 spots, 2 feature_names\] are needed"

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+import strank
 from strank.encoders.base import Field, encoder_facts
 from strank.encoders.catalogue import CATALOGUE, ENCODERS, encoder_table, get_encoder
 from strank.errors import InputError
@@ -78,8 +79,18 @@ def test_weights_are_for_networks_of_the_catalogue(tmp_path, module):
     for name in ("morphology", f"{module}:Grey"):
         with pytest.raises(InputError, match="`weights` is for image networks, which"):
             get_encoder(name, weights=tmp_path / "x.safetensors")
+        with pytest.raises(InputError, match="`um` is for image networks, which"):
+            get_encoder(name, um=50.0)
     with pytest.raises(InputError, match=r"timm:resnet18: `weights` .* as timm:FOLDER"):
         get_encoder("timm:resnet18", weights=tmp_path / "x.safetensors")
+
+
+def test_the_namespace_has_what_a_user_needs_and_no_more():
+    assert sorted(strank.encoders.__all__) == sorted(dir(strank.encoders))
+    assert set(strank.encoders.__all__) == {
+        *("Encoder", "Field", "Morphology", "encoder_table", "get_encoder"),
+    }
+    assert strank.encoders.get_encoder is get_encoder
 
 
 def test_the_table_has_every_encoder_and_what_it_may_be_used_for():
