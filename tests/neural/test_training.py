@@ -98,7 +98,7 @@ def test_heads_by_name_are_saved_loaded_and_predict_the_same(fit, section_of, tm
 
 def test_networks_take_turns_and_none_sees_the_sections_that_stop_it(fit, monkeypatch):
     seen, scored = [], []
-    forward, score = Step.forward, run_module.score_section
+    forward, score = Step.forward, run_module.score_held_out
 
     def watched(self, batch):
         seen.append((id(self), set(batch.section.tolist())))
@@ -109,7 +109,7 @@ def test_networks_take_turns_and_none_sees_the_sections_that_stop_it(fit, monkey
         return score(scores, batch, monitor)
 
     monkeypatch.setattr(Step, "forward", watched)
-    monkeypatch.setattr(run_module, "score_section", watched_score)
+    monkeypatch.setattr(run_module, "score_held_out", watched_score)
     model = fit(recipe=replace(QUICK, max_epochs=2, networks=4))
     turns = [network["held_out"] for network in model.provenance["networks"]]
     assert sorted(turns) == [["A1"], ["B1"], ["C1"], ["D1"]]

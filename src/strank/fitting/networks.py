@@ -35,7 +35,7 @@ from strank.model.rank_model import RankModel
 from strank.neural.data import Augment, Spots, find_neighbours
 from strank.neural.heads import Head, MeanHead, Network, Traits, stored_head
 from strank.neural.recipe import Machine, Recipe
-from strank.neural.training import Names, Run, Trained, is_first_process, train_ensemble
+from strank.neural.training import Run, SpotNames, Trained, is_first_process, train_ensemble
 from strank.version import __version__
 
 MakeHead = Callable[[int, int], nn.Module]
@@ -85,9 +85,9 @@ class TrainingPlan:
         return cls(data, panel, sections, codes, turns, provenance)
 
     @property
-    def names(self) -> Names:
-        """Names of sections and genes."""
-        return Names(self.sections, tuple(self.panel))
+    def names(self) -> SpotNames:
+        """SpotNames of sections and genes."""
+        return SpotNames(self.sections, tuple(self.panel))
 
     def claim(
         self,

@@ -10,8 +10,6 @@ from torch import Tensor
 from strank.encoders.morphology.stain import HEMATOXYLIN_EOSIN, TISSUE_DENSITY, unmixing_matrix
 from strank.errors import InputError
 
-__all__ = ["N_DRAWS", "STAIN_SCALE", "STAIN_SHIFT", "Augmentation", "augment", "draw"]
-
 #: Numbers a patch's augmentation is made of: symmetry; scale and shift of hematoxylin, of eosin.
 N_DRAWS = 5
 #: Either stain is multiplied by up to 1 ± this, after Tellez et al. (2019), whose densities have
@@ -29,18 +27,6 @@ def draw(n_spots: int, seed: int, epoch: int) -> Tensor:
     A spot's row depends on its place in the training set only, so batches, workers and processes
     change nothing.
 
-    Parameters
-    ----------
-    n_spots
-        Of the whole training set.
-    seed, epoch
-        Not negative.
-
-    Returns
-    -------
-    Tensor
-        float32 ``[n_spots, N_DRAWS]``, uniform in [0, 1).
-
     Examples
     --------
     >>> draw(3, seed=0, epoch=1).equal(draw(9, seed=0, epoch=1)[:3])
@@ -56,24 +42,6 @@ def augment(patches: Tensor, draws: Tensor) -> Tensor:
     A patch goes through one of the eight symmetries of the square, all about its centre, where the
     spot is. Then amounts of hematoxylin and eosin are scaled and shifted [1]_; what neither
     explains stays. The shift fades out from tissue to white, so that empty glass stays white.
-
-    Parameters
-    ----------
-    patches
-        RGB, uint8 ``[n, pixels, pixels, 3]``.
-    draws
-        float32 ``[n, N_DRAWS]``, from 0 to below 1, on the same device; rows of `draw`. A row of
-        0, 0.5, 0.5, 0.5, 0.5 leaves its patch as it is.
-
-    Returns
-    -------
-    Tensor
-        As ``patches``.
-
-    Raises
-    ------
-    InputError
-        For tensors of another type or shape.
 
     References
     ----------
@@ -92,15 +60,7 @@ def augment(patches: Tensor, draws: Tensor) -> Tensor:
 
 
 class Augmentation:
-    """Augments rows of a training set; a `strank.neural.data.Augment`.
-
-    Parameters
-    ----------
-    n_spots
-        Of the whole training set.
-    seed
-        Of `draw`.
-    """
+    """Augments rows of a training set; a `strank.neural.data.Augment`."""
 
     def __init__(self, n_spots: int, seed: int) -> None:
         self.n_spots, self.seed = n_spots, seed

@@ -24,13 +24,6 @@ class Keep:
 
     Small networks are better every few milliseconds, so the best weights are written with the
     last: when half a minute has passed, and at the end.
-
-    Parameters
-    ----------
-    monitor
-        Column of the score, higher is better.
-    folder
-        Where the checkpoints go; ``None`` for nowhere.
     """
 
     def __init__(self, monitor: str, folder: Path | None) -> None:

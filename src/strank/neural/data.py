@@ -22,28 +22,13 @@ Augment = Callable[[Tensor, NDArray[np.int64], int], Tensor]
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Rows and distances of the nearest spots of the same section, the spot itself first.
+    """Rows and distances of the nearest spots of the same section, the spot itself first."""
 
-    Attributes
-    ----------
-    rows
-        ``[n_spots, 1 + n_neighbours]``; -1 where a section has fewer spots.
-    distance
-        In µm, same shape; 0 where there is none.
-    """
-
-    rows: NDArray[np.int64]
-    distance: NDArray[np.float32]
+    rows: NDArray[np.int64]  # [n_spots, 1 + n_neighbours]; -1 where a section has fewer spots
+    distance: NDArray[np.float32]  # in µm, same shape; 0 where there is none
 
     def of(self, spots: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[Tensor, Tensor]]:
         """Return the rows that some spots look at, once each, and where among them they look.
-
-        Returns
-        -------
-        rows
-            ``[n_rows]``, ascending.
-        neighbours, distance
-            ``[n_spots, 1 + n_neighbours]``: places in ``rows``, -1 for none, and µm.
 
         Examples
         --------
@@ -62,17 +47,7 @@ class Neighbours:
 def find_neighbours(
     positions: NDArray[np.float64], section: NDArray, n_neighbours: int
 ) -> Neighbours:
-    """Find the nearest spots of the same section.
-
-    Parameters
-    ----------
-    positions
-        Spot centres in µm, ``[n_spots, 2]``.
-    section
-        Labels of any kind, ``[n_spots]``.
-    n_neighbours
-        How many besides the spot itself.
-    """
+    """Find the nearest spots of the same section; positions in µm, ``[n_spots, 2]``."""
     shape = len(positions), 1 + n_neighbours
     rows, distance = np.full(shape, -1), np.zeros(shape, np.float32)
     for label in np.unique(section):
@@ -90,44 +65,24 @@ def find_neighbours(
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How an epoch is cut into batches.
+    """How an epoch is cut into batches."""
 
-    Attributes
-    ----------
-    sections
-        Sections a batch; ``None`` for any spots, whatever their section, as published.
-    spots
-        Spots of each section in a batch (N_k) at most; of the batch where ``sections`` is ``None``.
-    uniform
-        ``"spots"``: lists are of the same size, so a large section has more of them.
-        ``"sections"``: every section has the same number of lists, of a size in proportion to its
-        own.
-    """
-
+    # Sections a batch; None for any spots, whatever their section, as published.
     sections: int | None = None
+    # Of each section (N_k) at most; of the batch where sections is None.
     spots: int = 256
+    # "spots": lists are of the same size, so a large section has more of them. "sections": every
+    # section has as many lists, of a size in proportion to its own.
     uniform: Uniform = "spots"
 
 
 def cut_epoch(
     section: NDArray[np.int64], plan: BatchPlan, rng: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Cut all spots into batches at random; every spot is in exactly one.
+    """Cut all spots into batches of about one size at random; every spot is in exactly one.
 
-    Parameters
-    ----------
-    section
-        Code of each spot's section, ``[n_spots]``.
-    plan
-        Sections and spots a batch.
-    rng
-        Source of randomness.
-
-    Returns
-    -------
-    list
-        Rows of each batch, of about the same number. Lists of a batch are of different sections,
-        so there are fewer of them than asked for where one section has most of the spots.
+    Lists of a batch are of different sections, so there are fewer of them than asked for where one
+    section has most of the spots.
 
     Examples
     --------
@@ -163,19 +118,6 @@ class SectionBatches(Sampler[tuple[int, NDArray[np.int64]]]):
 
     Every process of a distributed run cuts the same batches and takes its share of each, so the
     batches are the same however many processes there are.
-
-    Parameters
-    ----------
-    section
-        Code of each spot's section, ``[n_spots]``.
-    rows
-        The spots to train on.
-    plan
-        Sections and spots a batch.
-    seed
-        With the epoch, it determines the batches.
-    rank, world
-        This process, and how many there are.
 
     Examples
     --------
@@ -216,50 +158,26 @@ class SectionBatches(Sampler[tuple[int, NDArray[np.int64]]]):
 
 
 class SpotBatch(NamedTuple):
-    """What a training step gets.
+    """What a training step gets."""
 
-    Attributes
-    ----------
-    inputs
-        What the network takes: features ``[n_rows, n_features]`` or patches
-        ``[n_rows, px, px, 3]``, and for a head with context the rows of each spot's neighbours
-        among them, and their distances; see `strank.neural.heads.ContextHead`.
-    counts
-        ``[n_spots, n_genes]``.
-    section, offset
-        Code of the section and log library size, ``[n_spots]``.
-    """
-
+    # Features [n_rows, n_features] or patches [n_rows, px, px, 3]; for a head with context also the
+    # rows of each spot's neighbours among them, and their distances.
     inputs: tuple[Tensor, ...]
-    counts: Tensor
-    section: Tensor
-    offset: Tensor
+    counts: Tensor  # [n_spots, n_genes]
+    section: Tensor  # its code
+    offset: Tensor  # log library size
 
 
 @dataclass(frozen=True)
 class Spots(Dataset[SpotBatch]):
-    """Spots of several sections.
+    """Spots of several sections."""
 
-    Attributes
-    ----------
-    inputs
-        ``[n_spots, ...]``: features or patches; an array in memory, or a memmap.
-    counts
-        CSR, or an array, of which batches are cut faster, ``[n_spots, n_genes]``.
-    section, offset
-        Code of the section and log library size, ``[n_spots]``.
-    neighbours
-        Of every spot in its section, for heads that look at them.
-    augment
-        Of training batches; ``None`` for none.
-    """
-
-    inputs: Any
-    counts: sparse.csr_matrix | NDArray[np.float32]
+    inputs: Any  # [n_spots, ...]: features or patches; an array in memory, or a memmap
+    counts: sparse.csr_matrix | NDArray[np.float32]  # of an array batches are cut faster
     section: NDArray[np.int64]
     offset: NDArray[np.float32]
     neighbours: Neighbours | None = None
-    augment: Augment | None = None
+    augment: Augment | None = None  # of training batches
 
     def __len__(self) -> int:
         return len(self.section)

@@ -31,54 +31,22 @@ _AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Finetune:
-    """How an image network is trained together with the head.
+    """How an image network is trained together with the head."""
 
-    Attributes
-    ----------
-    mode
-        ``"full"``, ``"last-K"``, ``"lora"`` or ``"frozen"``, as in `prepare`.
-    lora_rank
-        Of the adapters.
-    augment
-        Whether patches are turned, mirrored and stained anew at every epoch.
-    micro_batch
-        Patches at a time, as in `strank.neural.heads.Network`; all of a batch if ``None``.
-    recompute
-        Whether the network's blocks compute their activations again in the backward pass.
-    """
-
-    mode: str = "lora"
+    mode: str = "lora"  # full, last-K, lora or frozen, as in `prepare`
     lora_rank: int = 8
-    augment: bool = True
-    micro_batch: int | None = None
-    recompute: bool = False
+    augment: bool = True  # patches are turned, mirrored and stained anew at every epoch
+    micro_batch: int | None = None  # patches at a time, as in `strank.neural.heads.Network`
+    recompute: bool = False  # blocks compute their activations again in the backward pass
 
 
 def prepare(backbone: Module, mode: str, *, lora_rank: int = 8, seed: int = 0) -> Module:
-    """Choose what of a network is trained, by ``requires_grad``.
+    """Choose what of a network is trained, in place, by ``requires_grad``.
 
-    Parameters
-    ----------
-    backbone
-        Changed in place.
-    mode
-        ``frozen`` (nothing), ``full`` (everything), ``last-K`` (the last K blocks and what comes
-        after them, such as the final norm) or ``lora`` (adapters of low rank [1]_ beside the linear
-        layers of the blocks or, if there are none, beside their convolutions).
-    lora_rank
-        Rank of an adapter; its output is added unscaled.
-    seed
-        Of the adapters. They start without effect, whatever it is.
-
-    Returns
-    -------
-    nn.Module
-        The same network.
-
-    Raises
-    ------
-    InputError
-        For an unknown mode, more blocks than there are, or nowhere to put adapters.
+    ``frozen``: nothing; ``full``: everything; ``last-K``: the last K blocks and what comes after
+    them, such as the final norm; ``lora``: adapters of low rank [1]_ beside the linear layers of
+    the blocks or, if there are none, beside their convolutions. Adapters start without effect, and
+    their output is added unscaled.
 
     References
     ----------
@@ -117,19 +85,7 @@ def freeze_unused(backbone: Backbone) -> None:
 
 
 def merge(backbone: Backbone) -> Backbone:
-    """Fold adapters into the weights they stand beside.
-
-    Parameters
-    ----------
-    backbone
-        From `prepare`; stays as it is.
-
-    Returns
-    -------
-    Backbone
-        A plain copy with the same features, whose state dict fits that of
-        `strank.encoders.load.backbone_from_config`.
-    """
+    """Copy a network, with its adapters folded into the weights they stand beside."""
     plain = copy.deepcopy(backbone)
     if not hasattr(plain, "peft_config"):
         return plain
@@ -145,13 +101,7 @@ def merge(backbone: Backbone) -> Backbone:
 
 
 def checkpoint_activations(backbone: Backbone) -> None:
-    """Recompute activations in the backward pass: same gradients, less memory, more time.
-
-    Raises
-    ------
-    InputError
-        If the network does not support that.
-    """
+    """Recompute activations in the backward pass: same gradients, less memory, more time."""
     model: Any = backbone.model
     try:
         if backbone.config["library"] == "timm":
@@ -202,7 +152,7 @@ def _layers(backbone: nn.Module, kind: type[nn.Linear | nn.Conv2d]) -> list[str]
 
 
 def _blocks(network: nn.Module) -> list[str]:
-    """Names of the innermost modules of several layers each that stand in a row."""
+    """SpotNames of the innermost modules of several layers each that stand in a row."""
     rows = (nn.Sequential, nn.ModuleList)
     standing = [
         f"{name}.{child}".lstrip(".")
@@ -223,26 +173,8 @@ def cut_patches(
     *,
     verbose: bool = False,
 ) -> NDArray[np.uint8]:
-    """Cut the patches of spots into a file, unless it is there, and map it.
-
-    Parameters
-    ----------
-    cohort
-        Sections, whose images are opened one after the other.
-    section, positions
-        Name of the section, and centre in µm, of every spot, ``[n_spots]`` and ``[n_spots, 2]``.
-    field
-        Window around a spot.
-    folder
-        Of the file: 147 KiB a patch of 224 pixels. It is named by what was cut.
-    verbose
-        Whether to show progress, on stderr.
-
-    Returns
-    -------
-    NDArray
-        ``uint8``, ``[n_spots, pixels, pixels, 3]``, not in memory.
-    """
+    """Cut the patches of spots into a file, unless it is there, and map it."""
+    # Named by what was cut: 147 KiB a patch of 224 pixels.
     known = hashlib.sha256(repr((field, [*cohort])).encode())
     for adata in cohort.values():
         known.update(spots_checksum(adata).encode())

@@ -68,21 +68,7 @@ class LinearHead(nn.Module):
 
 
 class Head(nn.Module):
-    """What the heads here share: standardised features and a readout.
-
-    Parameters
-    ----------
-    n_features, n_genes
-        Width of the input and of the output.
-    width
-        Of what the readout gets.
-    rank
-        Of the readout, for many genes; full if ``None``.
-    options
-        Arguments beyond the first two, as they are stored with a model. ``centred`` says that
-        features are to come centred within their section: a shift of all of them, such as of the
-        stain, cancels in a linear head, but not in these.
-    """
+    """What the heads here share: standardised features and a readout."""
 
     #: How many neighbours the head looks at besides the spot itself.
     n_neighbours: int = 0
@@ -100,6 +86,7 @@ class Head(nn.Module):
         options: Mapping[str, Any],
     ) -> None:
         super().__init__()
+        # As they are stored with a model.
         self.options = dict(options)
         self.centred = bool(options["centred"])
         self.register_buffer("centre", torch.zeros(n_features))
@@ -143,17 +130,6 @@ class LinearNetwork(Head):
 class MLPHead(Head):
     """Layers of a fixed width over the features of a spot.
 
-    Parameters
-    ----------
-    n_features, n_genes
-        Width of the input and of the output.
-    width, depth
-        Of the hidden layers, and how many.
-    dropout, input_dropout
-        Share of the hidden units, and of the features, left out at a training step.
-    rank, centred
-        As in `Head`.
-
     Examples
     --------
     >>> MLPHead(3, 2)(torch.ones(5, 3)).shape
@@ -188,17 +164,6 @@ class ContextHead(Head):
 
     A neighbour weighs by its distance, which is all that is seen of its place: turning or mirroring
     the section changes nothing.
-
-    Parameters
-    ----------
-    n_features, n_genes
-        Width of the input and of the output.
-    n_neighbours
-        How many of the nearest spots, besides the spot itself.
-    n_heads
-        Means that are taken, each with weights of its own.
-    width, depth, dropout, input_dropout, rank, centred
-        As in `MLPHead`.
 
     Examples
     --------
@@ -235,17 +200,10 @@ class ContextHead(Head):
         self.layers = _layers(seen, width, depth, dropout, input_dropout)
 
     def forward(self, features: Tensor, neighbours: Tensor, distance: Tensor) -> Tensor:
-        """Scores of spots among their neighbours.
+        """Scores of spots among the rows that are looked at.
 
-        Parameters
-        ----------
-        features
-            Of all spots that are looked at, ``[n_rows, n_features]``.
-        neighbours
-            Rows of each spot's neighbours, the spot itself first, -1 for none,
-            ``[n_spots, 1 + n_neighbours]``.
-        distance
-            In µm, same shape.
+        ``neighbours`` are rows of features, ``[n_spots, 1 + n_neighbours]``, the spot itself first,
+        -1 for none; ``distance`` in µm, same shape.
         """
         rows = self.standardised(features)
         own, around = neighbours[:, 0], neighbours[:, 1:]
@@ -263,13 +221,6 @@ class ContextHead(Head):
 
 class MeanHead(nn.Module):
     """Mean of the scores of several heads, such as of those trained on different folds.
-
-    Parameters
-    ----------
-    n_features, n_genes
-        Width of the input and of the output.
-    members
-        Kind, of `HEADS`, and options of each. They look at the same neighbours, or at none.
 
     Examples
     --------
@@ -344,15 +295,6 @@ class Network(nn.Module):
     are computed again when its gradient is taken. The loss still sees all the scores of a batch
     at once, so loss and gradient are those of the whole batch, for any objective, in the memory of
     a part and at the price of a second forward pass.
-
-    Parameters
-    ----------
-    head
-        Features to scores.
-    backbone
-        Patches to features; ``None`` where features are given.
-    micro_batch
-        Patches at a time; all if ``None``.
 
     Examples
     --------

@@ -18,41 +18,20 @@ Precision = Literal["32-true", "16-mixed", "bf16-mixed", "64-true"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW, and when it stops.
-
-    Attributes
-    ----------
-    learning_rate, weight_decay
-        Of AdamW; the decay is of matrices, not of levels and norms.
-    schedule
-        ``"cosine"``: the rate falls to 0 over ``max_epochs``; or ``"constant"``.
-    reduction
-        What the loss divides by, as in `strank.functional.listwise.list_loss`.
-    batches
-        Sections and spots a batch.
-    max_epochs, patience
-        Training ends when the score of the held-out sections has not risen for so many epochs.
-    monitor
-        That score: ``"list_gain"``, nats a gene and section above library size alone, or
-        ``"spearman"`` with log1p(CP10k); if ``None`` the former for an objective whose scores are
-        log rates, and the latter for others, whose scores have another scale.
-    clip
-        Largest norm of the gradient; ``None`` for any.
-    networks
-        At most so many, each stopped by other sections that it does not see; their scores are
-        averaged.
-    """
+    """AdamW, and when it stops."""
 
     learning_rate: float = 1e-3
-    weight_decay: float = 10.0
-    schedule: Schedule = "cosine"
+    weight_decay: float = 10.0  # of matrices, not of levels and norms
+    schedule: Schedule = "cosine"  # falls to 0 over max_epochs
     reduction: Reduction = "per_gene"
     batches: BatchPlan = field(default_factory=partial(BatchPlan, sections=8, spots=512))
     max_epochs: int = 200
-    patience: int = 50
+    patience: int = 50  # epochs in which the score of the held-out sections has not risen
+    # That score: nats a gene and section above library size alone, or the rank correlation with
+    # log1p(CP10k); if None, by whether the objective's scores are log rates.
     monitor: Monitor | None = None
-    clip: float | None = 1.0
-    networks: int = 5
+    clip: float | None = 1.0  # largest norm of the gradient
+    networks: int = 5  # at most so many, each stopped by other sections; their scores are averaged
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -83,29 +62,16 @@ RECIPES: Mapping[str, Recipe] = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What a network is trained on.
+    """What a network is trained on."""
 
-    Attributes
-    ----------
-    accelerator, devices, nodes
-        As in Lightning's ``Trainer``; with several devices, batches are shared among processes.
-    precision
-        As there: ``"32-true"``, or mixed. Losses are computed in float32.
-    workers
-        Processes that read inputs; 0 reads in the training process.
-    compile
-        Whether ``torch.compile`` makes the network.
-    wandb
-        Project of Weights & Biases to log to besides; ``None`` for none.
-    """
-
+    # As in Lightning's `Trainer`; several devices share every batch.
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1
-    precision: Precision = "32-true"
-    workers: int = 0
+    precision: Precision = "32-true"  # losses are computed in float32
+    workers: int = 0  # processes that read inputs; 0 reads in the training process
     compile: bool = False
-    wandb: str | None = None
+    wandb: str | None = None  # project of Weights & Biases to log to
 
 
 def get_recipe(name: str) -> Recipe:

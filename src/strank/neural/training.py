@@ -38,23 +38,15 @@ Make = Callable[[NDArray[np.int64]], tuple[Network, SectionLoss]]
 
 
 @dataclass(frozen=True)
-class Names:
-    """Names of sections (by code) and genes (by column)."""
+class SpotNames:
+    """SpotNames of sections (by code) and genes (by column)."""
 
     sections: tuple[str, ...]
     genes: tuple[str, ...]
 
 
 class Step(nn.Module):
-    """A network and its objective: what is trained, the objective's own parameters included.
-
-    Parameters
-    ----------
-    network
-        Inputs of a batch to scores, such as `strank.neural.heads.Network`.
-    loss
-        Any objective of `strank.losses`.
-    """
+    """A network and its objective: what is trained, the objective's own parameters included."""
 
     def __init__(self, network: nn.Module, loss: SectionLoss) -> None:
         super().__init__()
@@ -71,18 +63,8 @@ class Step(nn.Module):
         return loss, scores.detach()
 
 
-def not_finite(batch: SpotBatch, scores: Tensor, names: Names, where: str) -> str:
-    """Say which section and gene make a loss that is not finite.
-
-    Parameters
-    ----------
-    batch, scores
-        Spots, and what the network gave.
-    names
-        Of sections and genes.
-    where
-        Epoch and batch.
-    """
+def not_finite(batch: SpotBatch, scores: Tensor, names: SpotNames, where: str) -> str:
+    """Say which section and gene make a loss that is not finite."""
     wrong, what = ~scores.isfinite(), "its scores are not finite"
     if not wrong.any():
         wrong, what = scores.abs() == scores.abs().max(), "its scores are the largest"
@@ -95,31 +77,16 @@ def not_finite(batch: SpotBatch, scores: Tensor, names: Names, where: str) -> st
     )
 
 
-def score_section(scores: Tensor, batch: SpotBatch, monitor: Monitor) -> float:
-    r"""Score one section, mean over genes.
-
-    ``"list_gain"`` is the list log-likelihood above that of library size alone,
-
-    .. math:: \sum_i c_{ig} r_{ig} - T_g \log \frac{\sum_i l_i e^{r_{ig}}}{\sum_i l_i}
-
-    in nats; ``"spearman"`` the rank correlation with log1p(CP10k), 0 where there is none.
-
-    Parameters
-    ----------
-    scores
-        ``[n_spots, n_genes]``.
-    batch
-        The whole section.
-    monitor
-        Which score.
+def score_held_out(scores: Tensor, batch: SpotBatch, monitor: Monitor) -> float:
+    """Score one whole section, mean over genes: `section_list_gain`, or the rank correlation.
 
     Examples
     --------
     >>> counts, section = torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0])
     >>> batch = SpotBatch((), counts, section, torch.zeros(2))
-    >>> score_section(torch.zeros(2, 1), batch, "list_gain")
+    >>> score_held_out(torch.zeros(2, 1), batch, "list_gain")
     0.0
-    >>> round(score_section(counts.log(), batch, "list_gain"), 4)
+    >>> round(score_held_out(counts.log(), batch, "list_gain"), 4)
     0.5232
     """
     counts, offset = batch.counts, batch.offset
@@ -138,20 +105,7 @@ def is_first_process() -> bool:
 
 @contextmanager
 def logged(folder: Path | None, wandb: str | None) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Yield what logs an epoch, on the first process.
-
-    Parameters
-    ----------
-    folder
-        For TensorBoard, where it is installed; ``None`` for no logs.
-    wandb
-        Project of Weights & Biases; ``None`` for none.
-
-    Raises
-    ------
-    InputError
-        If Weights & Biases is asked for and not installed.
-    """
+    """Yield what logs an epoch, on the first process: to TensorBoard, where it is installed."""
     loggers: list[Any] = []
     if is_first_process() and folder is not None and find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
@@ -182,31 +136,15 @@ def _wandb(folder: Path, project: str) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """One run.
-
-    Attributes
-    ----------
-    recipe, machine
-        How, and on what.
-    seed
-        Determines batches, dropout, pairs and augmentation.
-    held_out
-        Codes of the sections that are not trained on, by which the best epoch is chosen.
-    folder
-        For checkpoints and logs; ``None`` for neither.
-    resume
-        Whether to go on from the folder's last checkpoint, or take what was done.
-    title
-        Of a progress bar; ``None`` for none.
-    """
+    """One run."""
 
     recipe: Recipe
     machine: Machine = field(default_factory=Machine)
-    seed: int = 0
-    held_out: tuple[int, ...] = ()
-    folder: Path | None = None
-    resume: bool = False
-    title: str | None = None
+    seed: int = 0  # of batches, dropout, pairs and augmentation
+    held_out: tuple[int, ...] = ()  # sections that choose the best epoch
+    folder: Path | None = None  # for checkpoints and logs
+    resume: bool = False  # go on from the folder's last checkpoint, or take what was done
+    title: str | None = None  # of a progress bar
 
     @property
     def score(self) -> Monitor:
@@ -221,18 +159,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a run; its network has the best weights.
+    """What came of a run; its network has the best weights."""
 
-    Attributes
-    ----------
-    history
-        One row an epoch: loss, and score of the held-out sections.
-    monitor
-        The score's column.
-    """
-
-    history: pd.DataFrame
-    monitor: str
+    history: pd.DataFrame  # one row an epoch: loss, and score of the held-out sections
+    monitor: str  # the score's column
 
     @property
     def summary(self) -> dict[str, float | int]:
@@ -243,13 +173,7 @@ class Trained:
 
 
 def make_fabric(machine: Machine) -> Fabric:
-    """Choose devices and precision, and start the other processes, if there are to be any.
-
-    Raises
-    ------
-    InputError
-        For devices that are not there.
-    """
+    """Choose devices and precision, and start the other processes, if there are to be any."""
     try:
         fabric = Fabric(
             accelerator=machine.accelerator,
@@ -271,33 +195,11 @@ def train(
     network: nn.Module,
     loss: SectionLoss,
     spots: Spots,
-    names: Names,
+    names: SpotNames,
     run: Run,
     fabric: Fabric | None = None,
 ) -> Trained:
-    """Train a network in place, and give it the weights of its best epoch.
-
-    Parameters
-    ----------
-    network
-        Called with the inputs of a `strank.neural.data.SpotBatch`; gives scores.
-    loss
-        The objective.
-    spots
-        Of the sections to train on and of those held out.
-    names
-        Of sections and genes, for errors.
-    run
-        How.
-    fabric
-        From `make_fabric`, which makes one if it is ``None``.
-
-    Raises
-    ------
-    InputError
-        For a loss that is not finite, with epoch, batch, section and gene, and for devices that are
-        not there.
-    """
+    """Train a network in place, and give it the weights of its best epoch."""
     keep = Keep(run.monitor, run.folder)
     if not (run.resume and keep.read_finished()):
         with torch.random.fork_rng():
@@ -342,7 +244,7 @@ class _Loop:
             network.compile()
         self.step, self.optimiser = fabric.setup(self.bare, optimiser)
 
-    def go(self, names: Names) -> None:
+    def go(self, names: SpotNames) -> None:
         """Train until the score does not rise any more, or the epochs are over."""
         recipe, first = self.run.recipe, len(self.keep.history)
         hidden = self.run.title is None or not is_first_process()
@@ -365,7 +267,7 @@ class _Loop:
     def _is_over(self, epoch: int) -> bool:
         return bool(self.keep.history) and epoch > self.keep.best_epoch + self.run.recipe.patience
 
-    def _epoch(self, epoch: int, names: Names, advance: Callable[[int], object]) -> float:
+    def _epoch(self, epoch: int, names: SpotNames, advance: Callable[[int], object]) -> float:
         """Train an epoch; return its mean loss."""
         _seed(self.run.seed, epoch, self.fabric)
         self.batches.set_epoch(epoch)
@@ -402,7 +304,7 @@ class _Loop:
         for loaded in self.held_out:
             batch = self._here(loaded)
             scores = self.network(*batch.inputs).float()
-            total += torch.tensor([score_section(scores, batch, self.run.score), 1.0])
+            total += torch.tensor([score_held_out(scores, batch, self.run.score), 1.0])
         if n_processes() > 1:
             total = all_summed(total.to(self.fabric.device)).cpu()
         return float(total[0] / total[1])
@@ -441,22 +343,9 @@ def _seed(seed: int, epoch: int, fabric: Fabric) -> None:
 
 
 def train_ensemble(
-    make: Make, spots: Spots, names: Names, turns: Sequence[tuple[int, ...]], run: Run
+    make: Make, spots: Spots, names: SpotNames, turns: Sequence[tuple[int, ...]], run: Run
 ) -> list[tuple[Network, Trained]]:
-    """Train one network for every turn.
-
-    Parameters
-    ----------
-    make
-        Makes a network, with first weights drawn from torch's generator, and its objective, for
-        the rows that it is trained on.
-    spots, names
-        As in `strank.neural.training.train`.
-    turns
-        Codes of the sections that each network does not see.
-    run
-        How; in its folder every network has one of its own, named by those sections.
-    """
+    """Train one network for every turn, from what makes it for the rows that it is trained on."""
     trained, fabric = [], make_fabric(run.machine)
     for number, held_out in enumerate(turns):
         without = [names.sections[code] for code in held_out]
