@@ -1,11 +1,39 @@
-"""Output folders: whose they are, and what is done in them."""
+"""Files are whole or absent; whose an output folder is."""
 
 import json
 
 import pytest
 
 from strank.errors import InputError
-from strank.files import claim_folder
+from strank.files import atomic_path, claim_folder, output_folder, read_json, safe_name
+
+
+def test_files_are_whole_or_absent(tmp_path):
+    target = tmp_path / "table.csv"
+    target.write_text("old")
+
+    def die_half_way():
+        with atomic_path(target) as part:
+            part.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        die_half_way()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+    with pytest.raises(InputError, match=r"table.csv: cannot write there"):
+        output_folder(target)
+    with pytest.raises(InputError, match="not a readable JSON"):
+        read_json(target)
+
+
+@pytest.mark.parametrize("name", ["HLA-A", "../../x", "a/b", "<img src=x>", ".", "", "AC0.1", "ß"])
+def test_file_names_of_genes_stay_in_their_folder(tmp_path, name):
+    path = tmp_path / f"{safe_name(name)}.png"
+    path.touch()
+    assert path.parent == tmp_path
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
 
 FACTS = {"seed": 0, "recipe": {"steps": (1, 2)}, "value": float("nan")}
 

@@ -12,7 +12,6 @@ from scipy import sparse
 from strank.cohort.contract import check_section, counts_checksum, spots_checksum
 from strank.cohort.store import features_path, read_cohort, write_h5ad
 from strank.errors import InputError
-from strank.files import atomic_path, output_folder, read_json, safe_name
 from strank.metrics.correlation import target_of
 
 
@@ -116,33 +115,6 @@ def test_checksums_follow_the_content(section_of):
     assert counts_checksum(one) != counts_checksum(other)
     other.obsm["spatial"] = other.obsm["spatial"] + 1
     assert spots_checksum(one) != spots_checksum(other)
-
-
-def test_files_are_whole_or_absent(tmp_path):
-    target = tmp_path / "table.csv"
-    target.write_text("old")
-
-    def die_half_way():
-        with atomic_path(target) as part:
-            part.write_text("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        die_half_way()
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
-    with pytest.raises(InputError, match=r"table.csv: cannot write there"):
-        output_folder(target)
-    with pytest.raises(InputError, match="not a readable JSON"):
-        read_json(target)
-
-
-@pytest.mark.parametrize("name", ["HLA-A", "../../x", "a/b", "<img src=x>", ".", "", "AC0.1", "ß"])
-def test_file_names_of_genes_stay_in_their_folder(tmp_path, name):
-    path = tmp_path / f"{safe_name(name)}.png"
-    path.touch()
-    assert path.parent == tmp_path
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_counts_that_are_not_sorted_stay_as_they_are(section_of):
