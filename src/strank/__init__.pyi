@@ -15,4 +15,5 @@ from .linear.regressor import STRankRegressor as STRankRegressor
 from .linear.regressor import STRankRegressorCV as STRankRegressorCV
 from .model.rank_model import RankModel as RankModel
 from .prediction import predict as predict
+from .studies.benchmark.runner import benchmark as benchmark
 from .version import __version__ as __version__

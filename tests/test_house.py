@@ -1,0 +1,59 @@
+"""What keeps the house in order: a file is one meaning, a function one step, a name one thing."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import strank
+
+HOUSE = Path(strank.__file__).parent
+FILES = sorted(HOUSE.rglob("*.py"))
+LONGEST_FILE, LONGEST_FUNCTION = 560, 60
+
+
+def test_no_file_is_longer_than_a_meaning():
+    long = {
+        str(path.relative_to(HOUSE)): n
+        for path in FILES
+        if (n := len(path.read_text().splitlines())) > LONGEST_FILE
+    }
+    assert not long
+
+
+def body_lines(function: ast.FunctionDef) -> int:
+    """Lines from the first statement that is no docstring to the last."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_no_function_is_longer_than_a_screen():
+    long = {
+        f"{path.relative_to(HOUSE)}:{node.name}": n
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (n := body_lines(node)) > LONGEST_FUNCTION
+    }
+    assert not long
+
+
+def top_level_names(path: Path) -> set[str]:
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {t.id for t in targets if isinstance(t, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_a_name_means_one_thing():
+    homes = defaultdict(list)
+    for path in FILES:
+        # A command bears the name of what it calls.
+        if path.parent.name != "cli":
+            for name in top_level_names(path):
+                homes[name].append(str(path.relative_to(HOUSE)))
+    assert not {name: found for name, found in homes.items() if len(found) > 1}

@@ -1,0 +1,81 @@
+"""The public face: each name once, documented, what it should be, and nothing heavy until used."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import pkgutil
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+import strank
+
+NAMESPACES = ("encoders", "functional", "io", "losses", "metrics", "report")
+VERBS = (
+    "benchmark",
+    "contrast",
+    "cross_validate",
+    "embed",
+    "evaluate",
+    "fit",
+    "predict",
+    "read_cohort",
+)
+
+
+def public(module) -> dict[str, object]:
+    names = [name for name in module.__all__ if not name.startswith("__")]
+    return {name: getattr(module, name) for name in names}
+
+
+def everything() -> list[str]:
+    found = pkgutil.walk_packages(strank.__path__, "strank.")
+    return [module.name for module in found if module.name != "strank.__main__"]
+
+
+HANDED_ON = [
+    (module.__name__, name)
+    for module in (strank, *(import_module(f"strank.{name}") for name in NAMESPACES))
+    for name in public(module)
+    if (module.__name__, name) not in {("strank", namespace) for namespace in NAMESPACES}
+]
+
+
+def test_every_public_name_is_what_it_should_be_after_all_has_been_imported():
+    for name in everything():
+        import_module(name)
+    for name in NAMESPACES:
+        assert inspect.ismodule(getattr(strank, name))
+    for name in VERBS:
+        assert inspect.isfunction(getattr(strank, name)), name
+    for home, name in HANDED_ON:
+        found = getattr(import_module(home), name)
+        assert not inspect.ismodule(found), f"{home}.{name} is a module"
+
+
+def test_no_public_name_stands_in_two_namespaces():
+    names = [name for _, name in HANDED_ON]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_no_module_bears_the_name_of_a_public_name_beside_it():
+    beside = {f"{home}.{name}" for home, name in HANDED_ON}
+    assert not beside & set(everything())
+
+
+@pytest.mark.parametrize(("home", "name"), HANDED_ON)
+def test_every_public_name_has_a_docstring_with_an_example(home: str, name: str):
+    thing = getattr(import_module(home), name)
+    if not callable(thing):
+        return
+    assert doctest.DocTestParser().get_examples(inspect.getdoc(thing) or ""), f"{home}.{name}"
+
+
+def test_importing_strank_imports_nothing_heavy():
+    heavy = ("torch", "anndata", "numpy", "pandas", "scipy", "sklearn", "matplotlib")
+    code = f"import sys, strank; dir(strank); print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
