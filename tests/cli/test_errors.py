@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from strank.cli.console import ErrorGroup, note, with_options
+import strank
+from strank.cli import app as strank_app
+from strank.cli.console import _OPTIONS, ErrorGroup, note, with_options
 from strank.errors import InputError
 
+SOURCE = Path(strank.__file__).parent
 MESSAGE = "a `stride_um`.png: `stride_um=5` or `genes`, without `again=True`, but no `encoder`"
 SHOWN = "a --stride.png: --stride 5 or --genes, without --again, but no `encoder`"
 
@@ -56,3 +63,37 @@ def test_an_argument_by_position_is_shown_as_the_help_shows_it(app):
 
 def test_without_a_command_nothing_changes():
     assert with_options("give `something_else`") == "give `something_else`"
+
+
+def messages() -> dict[str, str]:
+    """Text of every message of the library, by place; what is put in shows as a number."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        if "cli" in path.relative_to(SOURCE).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "InputError":
+                parts = (part for part in ast.walk(node) if isinstance(part, ast.Constant))
+                text = " ".join(str(part.value) for part in parts if isinstance(part.value, str))
+                found[f"{path.relative_to(SOURCE)}:{node.lineno}"] = text
+    return found
+
+
+def parameters(command: object) -> set[str]:
+    inner = getattr(command, "commands", {}).values()
+    own = {parameter.name for parameter in command.params}
+    return own.union(*(parameters(part) for part in inner))
+
+
+def test_messages_of_the_library_name_arguments_that_a_command_has():
+    # Commands that need `image_folder` always give it.
+    known = parameters(typer.main.get_command(strank_app)) | {*_OPTIONS, "image_folder"}
+    wrong = {}
+    for place, text in messages().items():
+        # Whole commands to run, of strank and others, may have options.
+        quoted = re.sub(r"`([^`]*)`", lambda part: "" if " " in part[1] else part[0], text)
+        bare = re.sub(r"vips tiffsave.*", "", quoted)
+        named = set(re.findall(r"`(\w+)(?:=[^`]*)?`", bare)) - known
+        if options := set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", bare)) | named:
+            wrong[place] = sorted(options)
+    assert not wrong

@@ -106,7 +106,7 @@ def test_a_folder_with_anything_else_is_refused(tmp_path):
 
 
 def test_one_seed_is_refused(tmp_path):
-    with pytest.raises(InputError, match="--seeds must be at least 2"):
+    with pytest.raises(InputError, match="`n_seeds` must be at least 2"):
         study.run_study(tmp_path / "study", n_seeds=1)
     assert not (tmp_path / "study").exists()
 
@@ -188,5 +188,5 @@ def test_spline_fit_is_the_optimum_of_its_own_likelihood():
 
 def test_spline_of_another_objective_is_refused():
     data = draw_curves(0, design=CurveDesign(n_spots=50), rng=np.random.default_rng(0))
-    with pytest.raises(ValueError, match="no exact estimator for 'nb'"):
+    with pytest.raises(ValueError, match="no exact estimator 'nb'"):
         fit_spline("nb", data)

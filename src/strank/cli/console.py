@@ -28,7 +28,9 @@ _OPTIONS = {
     "n_components": "components",
     "n_genes": "genes",
     "n_seeds": "seeds",
+    "samples": "ids",
     "stride_um": "stride",
+    "tasks": "task",
     "um_per_pixel": "mpp",
 }
 _RUNNING: ContextVar[Any] = ContextVar("the command that runs", default=None)

@@ -364,8 +364,6 @@ def download(
     from strank.io import download_hest
 
     tasks, samples = split_names(task), split_names(ids)
-    if (tasks is None) == (samples is None):
-        raise InputError("give either --task or --id")
     folders = download_hest(output, tasks=tasks or (), samples=samples or (), revision=revision)
     following = (
         f"strank import hest-bench {folders[0]}" if tasks else f"strank import hest {output}"

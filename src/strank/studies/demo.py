@@ -42,7 +42,7 @@ class DemoResult:
 def run_demo(folder: Path, *, seed: int = 0, n_genes: int = 100, say: Say = print) -> DemoResult:
     """Simulate a cohort, train without one patient, score and draw that patient's sections."""
     if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder}: not empty; choose another -o or remove it")
+        raise InputError(f"{folder}: not empty; choose another `folder`, or remove it")
     output_folder(folder)
     say("Simulating four patients with two sections each")
     simulate_cohort(folder / "st", seed=seed)

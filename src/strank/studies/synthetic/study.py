@@ -96,7 +96,7 @@ def run_study(
 ) -> StudyResult:
     """Run what is missing in the folder, then write tables, figures, text and page."""
     if n_seeds < 2:
-        raise InputError(f"--seeds must be at least 2, or there is no spread; got {n_seeds}")
+        raise InputError(f"`n_seeds` must be at least 2, or there is no spread; got {n_seeds}")
     cells = plan(quick=quick, n_seeds=n_seeds)
     facts = {"version": __version__, "seed": seed, "seeds": n_seeds, "quick": quick}
     facts["cells"] = [dataclasses.asdict(cell) | {"name": cell.name} for cell in cells]
