@@ -24,7 +24,7 @@ TILE = 256
 # Prints the peak of the process; `ru_maxrss` would be that of the tests that started it, too.
 RUN = """
 import sys
-from strank.cli.commands import app
+from strank.cli import app
 try:
     app(sys.argv[1:])
 finally:

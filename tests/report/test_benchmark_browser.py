@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from strank.report.benchmark.page import write_report
+from strank.report.benchmark import write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

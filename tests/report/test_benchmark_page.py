@@ -19,6 +19,7 @@ from strank.errors import InputError
 from strank.files import read_json, write_json
 from strank.report.benchmark import data as benchmark_data
 from strank.report.benchmark import page as benchmark_page
+from strank.report.benchmark import write_report
 from strank.report.benchmark.data import (
     calibration_line,
     change_sums,
@@ -27,7 +28,6 @@ from strank.report.benchmark.data import (
     open_benchmark,
     test_sections,
 )
-from strank.report.benchmark.page import write_report
 
 # What pytest would take for a test of its own.
 all_sections = test_sections

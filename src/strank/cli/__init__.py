@@ -1,4 +1,73 @@
 """The command line: parses, calls, prints. Nothing heavy is imported before a command runs."""
 
-from strank.cli.commands import app as app
-from strank.cli.commands import main as main
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from strank.cli import contrast, embed, evaluate, fit, imports, model, predict, studies
+from strank.cli.console import ErrorGroup
+from strank.version import __version__
+
+_HELP = """Learn relative gene expression from pathology images.
+
+The workflow: [bold]import[/] sections, [bold]embed[/] their images, [bold]fit[/] a model,
+[bold]evaluate[/] it on held-out sections, [bold]predict[/] on new slides.
+See it all at work on simulated tissue with [bold]strank demo[/], and repeat the paper's synthetic
+study with [bold]strank synthetic[/].
+"""
+
+app = typer.Typer(
+    cls=ErrorGroup,
+    help=_HELP,
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+hub_data = typer.Typer(help="HEST-1k and HEST-Benchmark.", no_args_is_help=True)
+hub_data.command("download")(imports.download)
+app.add_typer(hub_data, name="hest", cls=ErrorGroup)
+app.add_typer(imports.imports, name="import", cls=ErrorGroup)
+app.command("encoders")(embed.encoders)
+app.command("embed")(embed.embed)
+app.command("fit")(fit.fit)
+app.command("evaluate")(evaluate.evaluate_command)
+app.command("predict")(predict.predict_command)
+models = typer.Typer(
+    help="Cards of models; to and from the Hugging Face hub.", no_args_is_help=True
+)
+models.command("show")(model.show)
+models.command("push")(model.push)
+models.command("pull")(model.pull)
+app.add_typer(models, name="model", cls=ErrorGroup)
+app.command("contrast")(contrast.contrast_command)
+app.command("benchmark")(studies.benchmark)
+app.command("report")(studies.report)
+app.command("demo")(studies.demo)
+app.command("synthetic")(studies.synthetic)
+app.command("hest-probe")(studies.hest_probe)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"strank {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

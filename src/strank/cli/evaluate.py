@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,9 +23,7 @@ from strank.errors import InputError
 from strank.progress import progress
 
 if TYPE_CHECKING:
-    from strank.encoders.base import Encoder
     from strank.evaluation.held_out import Evaluation
-    from strank.model.rank_model import RankModel
 
 
 def evaluate_command(
@@ -68,6 +65,9 @@ def evaluate_command(
 
     [bold]Example:[/] strank evaluate cohort --folds section --head mlp -o evaluation-mlp
     """
+    from strank.cohort.folds import make_folds, patients_of
+    from strank.cohort.store import read_cohort
+    from strank.evaluation.held_out import cross_validate
     from strank.files import output_folder
     from strank.fitting.method import fit
 
@@ -83,15 +83,11 @@ def evaluate_command(
     else:
         if train is not None:
             raise InputError("--train goes with --model; folds train on the cohort itself")
-        names = split_names(sections)
-        result = _cross_validate(
-            cohort,
-            str(folds),
-            names,
-            encoder=encoder or "morphology",
-            n_genes=genes or 50,
-            fit=partial(fit, head=head, loss=loss, recipe=recipe, seed=seed),
-        )
+        method = partial(fit, head=head, loss=loss, recipe=recipe, seed=seed)
+        how: Any = {"by": folds, "encoder": encoder or "morphology", "n_genes": genes or 50}
+        data = read_cohort(cohort, sections=split_names(sections), encoder=how["encoder"])
+        with progress("Folds", len(make_folds(patients_of(data), how["by"]))) as advance:
+            result = cross_validate(data, **how, fit=method, advance=advance)
     result.write(output)
     summary = result.summary
     for warning in result.warnings:
@@ -112,7 +108,8 @@ def evaluate_command(
 def _evaluate_model(
     cohort: Path, folder: Path, sections: list[str] | None, train: Path
 ) -> Evaluation:
-    from strank.cohort.store import read_cohort, section_names
+    from strank.cohort.store import count_spots, read_cohort, section_names
+    from strank.encoders.embedding import embed
     from strank.evaluation.held_out import evaluate
     from strank.model.rank_model import RankModel
     from strank.prediction import encoder_of
@@ -129,45 +126,13 @@ def _evaluate_model(
     known = [name for name in section_names(train) if name in trained]
     if model.backbone is not None:
         for place in {cohort, train}:
-            _embed(place, encoder_of(model))
+            # What was done before is kept.
+            told = f"Embedding by the model's encoder ({place})"
+            with progress(told, count_spots(place)) as advance:
+                embed(place, encoder_of(model), advance=advance)
     with working("Scoring, and fitting the baselines"):
         return evaluate(
             model,
             read_cohort(cohort, sections=sections, encoder=encoder),
             train=read_cohort(train, sections=known, encoder=encoder),
-        )
-
-
-def _embed(cohort: Path, encoder: Encoder) -> None:
-    """Embed by an encoder that was trained with its model; what was done before is kept."""
-    from strank.cohort.store import count_spots
-    from strank.encoders.embedding import embed
-
-    with progress(f"Embedding by the model's encoder ({cohort})", count_spots(cohort)) as advance:
-        embed(cohort, encoder, advance=advance)
-
-
-def _cross_validate(
-    cohort: Path,
-    folds: str,
-    sections: list[str] | None,
-    *,
-    encoder: str,
-    n_genes: int,
-    fit: Callable[..., RankModel],
-) -> Evaluation:
-    from strank.cohort.folds import make_folds, patients_of
-    from strank.cohort.store import read_cohort
-    from strank.evaluation.held_out import cross_validate
-
-    data = read_cohort(cohort, sections=sections, encoder=encoder)
-    n_folds = len(make_folds(patients_of(data), folds))  # type: ignore[arg-type]
-    with progress("Folds", n_folds) as advance:
-        return cross_validate(
-            data,
-            by=folds,  # type: ignore[arg-type]
-            encoder=encoder,
-            n_genes=n_genes,
-            fit=fit,
-            advance=advance,
         )

@@ -273,7 +273,7 @@ def report(
 
     [bold]Example:[/] strank report out
     """
-    from strank.report.benchmark.page import write_report
+    from strank.report.benchmark import write_report
 
     with working("Making the page"):
         made = write_report(folder, cohort=cohort)

@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "benchmark.page": ["write_report"],
+        "benchmark": ["write_report"],
         "maps": ["write_gene_maps"],
         "plots": ["draw_learning_curves", "write_volcano"],
     },

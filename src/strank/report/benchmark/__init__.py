@@ -1,1 +1,216 @@
-"""The page of a benchmark."""
+"""One page of a benchmark, which opens without a network and sends nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from base64 import b64encode
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from strank.cohort.store import section_names
+from strank.errors import InputError
+from strank.files import atomic_path
+from strank.report.benchmark.data import (
+    Benchmark,
+    ChangeSums,
+    TestSection,
+    calibration_line,
+    change_sums,
+    gene_tables,
+    leaderboard,
+    map_of,
+    open_benchmark,
+    prediction_files,
+    test_sections,
+)
+
+# Bytes of all maps together; of a large cohort, sections are left out evenly.
+_BUDGET = 12_000_000
+
+_PICTURE_BYTES = 150_000
+
+_SCRIPTS = ("", "_genes", "_maps")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written: a page of so many bytes, and what it lacks, in words."""
+
+    path: Path
+    n_bytes: int
+    notes: tuple[str, ...]
+
+
+def write_report(folder: Path | str, *, cohort: Path | str | None = None) -> Report:
+    """Make one page of a benchmark: methods, depth, ceilings, genes, maps, calibration.
+
+    ``report.html`` in its folder holds all it needs: it opens without a network and sends nothing.
+
+    Parameters
+    ----------
+    folder
+        Of `strank.benchmark`.
+    cohort
+        Folder with the counts, if it is no longer where the benchmark found it. Without counts or
+        images the page lacks the observed maps, the H&E and the calibration, and says so.
+
+    Returns
+    -------
+    Report
+        ``path`` and ``n_bytes`` of the page, and ``notes`` of what it lacks.
+
+    Raises
+    ------
+    strank.errors.InputError
+        If the folder is no benchmark, or a file of it is damaged.
+    """
+    benchmark = open_benchmark(Path(folder))
+    notes: list[str] = []
+    counts = _cohort_folder(benchmark, cohort, notes)
+    maps, calibration = _of_sections(benchmark, counts, notes)
+    data = {
+        "reference": benchmark.facts["reference"],
+        "headline": benchmark.facts["protocol"].get("headline", "depth_matched"),
+        "encoders": benchmark.facts["encoders"],
+        "genes": [str(size) for size in benchmark.facts["genes"]],
+        "leaderboard": leaderboard(benchmark),
+        "tables": list(gene_tables(benchmark)),
+        "maps": maps,
+        "calibration": calibration,
+    }
+    html = _render(benchmark, data, notes)
+    path = benchmark.folder / "report.html"
+    with atomic_path(path) as part:
+        part.write_bytes(html)
+    return Report(path, len(html), tuple(notes))
+
+
+def _cohort_folder(
+    benchmark: Benchmark, cohort: Path | str | None, notes: list[str]
+) -> Path | None:
+    given = benchmark.facts.get("cohort") if cohort is None else cohort
+    if given is None:
+        notes.append("No observed counts and no H&E: the benchmark names no cohort; give `cohort`")
+        return None
+    try:
+        section_names(Path(given))
+    except InputError as error:
+        # Asked for, it must be there; remembered, it may have gone.
+        if cohort is not None:
+            raise
+        notes.append(f"No observed counts and no H&E: {error}; name the cohort with `cohort`")
+        return None
+    return Path(given)
+
+
+def _of_sections(
+    benchmark: Benchmark, cohort: Path | None, notes: list[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Make maps and calibration, in one walk through the predictions."""
+    maps: list[dict[str, Any]] = []
+    sums: dict[tuple[str, str], dict[tuple[str, str, str], ChangeSums]] = defaultdict(dict)
+    share, number = _share(benchmark), 0
+    for number, section in enumerate(test_sections(benchmark, cohort, notes), start=1):
+        for key, found in _changes(section).items():
+            sums[key][section.fold, section.name, section.patients] = found
+        if int(number * share) > int((number - 1) * share):
+            maps.append(map_of(section, notes))
+    if number == 0:
+        notes.append("No maps and no calibration: there are no predictions for a small panel")
+    elif len(maps) < number:
+        notes.append(f"Maps of {len(maps)} of {number} sections: a page of all would be too large")
+    return maps, _calibration(sums)
+
+
+def _share(benchmark: Benchmark) -> float:
+    """Which part of the sections has room on the page."""
+    files = prediction_files(benchmark)
+    if not files:
+        return 0.0
+    sections = benchmark.facts["sections"].values()
+    n_genes = int(files[0][0].parents[1].name)
+    values = sum(int(s["n_spots"]) for s in sections) * n_genes * (len(files[0]) + 1)
+    return min(1.0, _BUDGET / max(4 / 3 * values + _PICTURE_BYTES * len(sections), 1))
+
+
+def _changes(section: TestSection) -> dict[tuple[str, str], ChangeSums]:
+    if section.observed is None:
+        return {}
+    measured = section.genes.isin(section.observed.var_names)
+    counts = section.observed[:, section.genes[measured]].X
+    depth = section.observed.obs["library_size"].to_numpy()
+    return {
+        (encoder, method): change_sums(scores[:, measured].astype(np.float64), counts, depth)
+        for (encoder, method), scores in section.scores.items()
+        if (encoder, method) in section.log_rates
+    }
+
+
+def _calibration(
+    sums: Mapping[tuple[str, str], Mapping[tuple[str, str, str], ChangeSums]],
+) -> list[dict[str, Any]]:
+    """Lines of every method: of each section, and pooled; of known, new and all patients."""
+    lines = []
+    for (encoder, method), found in sums.items():
+        for patients in ("known", "new", "all"):
+            kept = {k: v for k, v in found.items() if patients in ("all", k[2])}
+            if not kept:
+                continue
+            lines.append(
+                {
+                    **{"encoder": encoder, "method": method, "patients": patients},
+                    "pooled": calibration_line(reduce(add, kept.values())),
+                    "sections": [
+                        {"section": name, **calibration_line(sums)}
+                        for (_, name, _), sums in kept.items()
+                    ],
+                }
+            )
+    return lines
+
+
+def _render(benchmark: Benchmark, data: Mapping[str, Any], notes: list[str]) -> bytes:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("strank.report.benchmark"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    scripts = [get_plotlyjs(), *(_source(environment, f"benchmark{part}.js") for part in _SCRIPTS)]
+    content = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    # Nothing in the data may end the element it stands in.
+    for character in "<>&":
+        content = content.replace(character, f"\\u{ord(character):04x}")
+    n_bytes = sum(map(len, scripts)) + len(content)
+    html = environment.get_template("benchmark.html").render(
+        facts=benchmark.facts,
+        everything=json.dumps(benchmark.facts, indent=2, ensure_ascii=False),
+        notes=notes,
+        css=Markup(_source(environment, "benchmark.css")),
+        scripts=[Markup(script) for script in scripts],
+        hashes=[_hash(script) for script in scripts],
+        data=Markup(content),
+        size=f"{n_bytes / 1e6:.1f} MB",
+    )
+    return html.encode(errors="replace")
+
+
+def _source(environment: jinja2.Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _hash(script: str) -> str:
+    """Name a script in the page's policy; the browser runs no other."""
+    return f"'sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
