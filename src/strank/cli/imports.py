@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -322,16 +323,13 @@ def tell(sections: Mapping[str, AnnData], output: Path, as_json: bool) -> None:
 
 def _genes_lines(sections: Mapping[str, AnnData]) -> list[str]:
     """Where sections measure different genes, how many they share."""
-    from strank.cohort.panel import all_genes
-
-    union = all_genes(sections)
-    shared = sum(union.isin(adata.var_names).astype(int) for adata in sections.values())
-    in_all = int((shared == len(sections)).sum())
-    if in_all == len(union):
+    measured = Counter(gene for adata in sections.values() for gene in adata.var_names)
+    in_all = sum(n == len(sections) for n in measured.values())
+    if in_all == len(measured):
         return []
     return [
-        f"{in_all} of {len(union)} genes are measured in all of these sections; a panel is chosen "
-        "among those, or of all with `strank fit --union`"
+        f"{in_all} of {len(measured)} genes are measured in all of these sections; a panel is "
+        "chosen among those, or of all with `strank fit --union`"
     ]
 
 
