@@ -17,8 +17,8 @@ from strank.cli import app
 from strank.cohort.store import read_h5ad, write_h5ad
 from strank.errors import InputError
 from strank.files import read_json, write_json
+from strank.report import benchmark as benchmark_page
 from strank.report.benchmark import data as benchmark_data
-from strank.report.benchmark import page as benchmark_page
 from strank.report.benchmark import write_report
 from strank.report.benchmark.data import (
     calibration_line,
