@@ -21,6 +21,7 @@ EVIL = "<img src=x onerror=alert(1)>"
 GENES = [EVIL, "A&B", "</script><script>alert(2)</script>", *(f"G{i}" for i in range(9))]
 PATIENTS = {"A1": "A", "A2": "A", "B1": "B", "C1": "C"}
 METHODS = ["linear, list", "mlp, <b>list</b>", "mlp, poisson", "ridge"]
+LOG_RATES = ["linear, list", "mlp, poisson"]
 SCORES = ["scc", "depth_matched", "lift", "p_value"]
 FOLDS = {"A1": "A", "A2": "A", "B1": "B 1", "C1": "C"}
 N_SPOTS = 40
@@ -61,7 +62,7 @@ def _predictions(sections: dict[str, AnnData], folder: Path) -> dict[tuple[str, 
                     rng.normal(0, 0.5, (len(tests) * N_SPOTS, 6)).astype(np.float32),
                     obs=pd.DataFrame({"section": np.repeat(tests, N_SPOTS)}, index=spots),
                     # Only scores that are no log rates have one.
-                    var=pd.DataFrame({"slope": 1.0} if method == "ridge" else {}, index=GENES[:6]),
+                    var=pd.DataFrame({"slope": 1.0} if method not in LOG_RATES else {}, index=GENES[:6]),
                     obsm={"spatial": np.concatenate([sections[n].obsm["spatial"] for n in tests])},
                 )
                 about = {"method": method, "seed": 0, "encoder": encoder, "name": fold}
