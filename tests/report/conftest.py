@@ -62,7 +62,9 @@ def _predictions(sections: dict[str, AnnData], folder: Path) -> dict[tuple[str, 
                     rng.normal(0, 0.5, (len(tests) * N_SPOTS, 6)).astype(np.float32),
                     obs=pd.DataFrame({"section": np.repeat(tests, N_SPOTS)}, index=spots),
                     # Only scores that are no log rates have one.
-                    var=pd.DataFrame({"slope": 1.0} if method not in LOG_RATES else {}, index=GENES[:6]),
+                    var=pd.DataFrame(
+                        {"slope": 1.0} if method not in LOG_RATES else {}, index=GENES[:6]
+                    ),
                     obsm={"spatial": np.concatenate([sections[n].obsm["spatial"] for n in tests])},
                 )
                 about = {"method": method, "seed": 0, "encoder": encoder, "name": fold}
