@@ -28,7 +28,7 @@ from strank.io.sections import (
     name_genes,
     patient_of,
 )
-from strank.io.tables import check_unique, read_table
+from strank.io.tables import check_numbers, check_unique, read_table
 from strank.slides.slide import IMAGE_SUFFIXES, open_slide
 
 _DIAMETER_UM, _PITCH_UM = 100.0, 200.0
@@ -256,13 +256,8 @@ def _numeric(table: pd.DataFrame, path: Path) -> np.ndarray:
 
 def _read_spots(path: Path) -> pd.DataFrame:
     spots = read_table(path, _COLUMNS, sep="\t")
-    for column in _COLUMNS:
-        wrong = ~np.isfinite(pd.to_numeric(spots[column], errors="coerce"))
-        if wrong.any():
-            raise InputError(
-                f"{path}: row {int(np.flatnonzero(wrong)[0]) + 2}, column {column}: "
-                f"{spots[column][wrong].iloc[0]!r} is not a number"
-            )
+    spots.index += 2  # as an editor counts, under the header
+    check_numbers(spots, _COLUMNS, f"{path}: row")
     x, y = (spots[axis].astype(int).astype(str) for axis in ("x", "y"))
     spots.index = pd.Index(x + "x" + y)
     check_unique(spots.index, f"{path}: spot")

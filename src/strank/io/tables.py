@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pandas as pd
 
 from strank.errors import InputError, some
@@ -28,6 +29,17 @@ def check_columns(table: pd.DataFrame, needed: Iterable[str], path: Path) -> Non
     """Refuse a table that lacks columns."""
     if absent := [column for column in needed if column not in table]:
         raise InputError(f"{path}: lacks column {some(absent)}; it has {some(table.columns, 8)}")
+
+
+def check_numbers(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
+    """Refuse what is no finite number; ``what`` names the file and says what a row is of."""
+    for column in columns:
+        wrong = ~np.isfinite(pd.to_numeric(table[column], errors="coerce").astype(float))
+        if wrong.any():
+            raise InputError(
+                f"{what} {table.index[wrong][0]}, column {column}: "
+                f"{table[column][wrong].iloc[0]!r} is not a number"
+            )
 
 
 def decoded(names: Iterable[object]) -> pd.Index:

@@ -23,7 +23,7 @@ from strank.io.sections import (
     section_name,
 )
 from strank.io.st import pixels_per_pitch
-from strank.io.tables import check_columns, check_unique, read_table
+from strank.io.tables import check_columns, check_numbers, check_unique, read_table
 from strank.io.tenx import find_file, join_points, pool_points, read_matrix
 
 _NUMBERS = ["in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
@@ -187,13 +187,7 @@ def _read_positions(path: Path) -> pd.DataFrame:
     check_columns(table, ["barcode", *_NUMBERS], path)
     table = table.set_index("barcode")[_NUMBERS]
     check_unique(table.index, f"{path}: barcode")
-    for column in _NUMBERS:
-        wrong = ~np.isfinite(pd.to_numeric(table[column], errors="coerce").astype(float))
-        if wrong.any():
-            raise InputError(
-                f"{path}: barcode {table.index[wrong][0]}, column {column}: "
-                f"{table[column][wrong].iloc[0]!r} is not a number"
-            )
+    check_numbers(table, _NUMBERS, f"{path}: barcode")
     # pandas' own parser is a last digit off, now and then.
     return table.astype(float).set_axis([*_NUMBERS[:3], "pixel_y", "pixel_x"], axis=1)
 
