@@ -85,6 +85,17 @@ def test_one_of_several_sections_is_chosen_by_name(st_folder):
     assert read_st(st_folder).obs["section"].iloc[0] == "A1"
 
 
+def test_the_command_says_how_many_genes_all_sections_measure(st_folder, tmp_path, command):
+    edit_counts(st_folder, lambda table: table.drop(columns="GENE7"), name="B1")
+    told = command("import", "st", st_folder, "-o", tmp_path / "cohort").stdout
+    assert "7 of 8 genes are measured in all of these sections" in told
+    edit_counts(st_folder, lambda table: table.drop(columns="GENE7"))
+    told = command("import", "st", st_folder, "-o", tmp_path / "cohort").stdout
+    assert "are measured in all" not in told
+    wrong = command("import", "st", st_folder, "--patient-pattern", "Z", "-o", tmp_path, code=2)
+    assert "section A1: --patient-pattern Z finds no patient in its name" in wrong.stderr
+
+
 def test_a_section_survives_the_disk(st_folder, tmp_path):
     adata = read_all(st_folder)[0]
     write_h5ad(adata, tmp_path / "cohort/A1.h5ad")

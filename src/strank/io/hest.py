@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,11 +32,9 @@ TASKS = ("IDC", "PRAD", "PAAD", "SKCM", "COAD", "READ", "CCRCC", "HCC", "LUNG", 
 _BENCHMARK, _SAMPLES = "MahmoodLab/hest-bench", "MahmoodLab/hest"
 # Without nuclei, transcripts and pictures, which are most of a sample and not read here.
 _PARTS = ("st", "wsis", "patches", "metadata")
-
 _TABLES = "HEST_v*.csv"
 # Probes that measure no gene; HEST keeps them among the genes of Xenium.
 _CONTROLS = r"NegControl|BLANK|Unassigned|Deprecated|antisense_|Intergenic"
-
 _NUMBER = re.compile(r"\d+")
 
 
@@ -105,34 +102,14 @@ def download_hest(
     return [found / task for task in tasks] or [found]
 
 
-@dataclass(frozen=True)
-class _Sample:
+class _Sample(NamedTuple):
     """The files of a sample, as they are or would be called, and what HEST's table says of it."""
 
-    folder: Path
-    name: str
-    counts_name: str
+    counts: Path
+    patches: Path
+    slide: Path
+    metadata: Path
     row: Mapping[str, Any]
-
-    @property
-    def counts(self) -> Path:
-        return self.folder / self.counts_name
-
-    @property
-    def patches(self) -> Path:
-        return self.folder / f"patches/{self.name}.h5"
-
-    @property
-    def slide(self) -> Path:
-        return self.folder / f"wsis/{self.name}.tif"
-
-    def facts(self) -> dict[str, Any]:
-        """Metadata, corrected by the newest table; a task of the benchmark has neither."""
-        path = self.folder / f"metadata/{self.name}.json"
-        facts = read_json(path) if path.is_file() else {}
-        if not isinstance(facts, dict):
-            raise InputError(f"{path}: not the metadata of a sample")
-        return {k: v for k, v in facts.items() if v is not None and v == v} | dict(self.row)
 
 
 def read_hest(
@@ -191,7 +168,7 @@ def read_hest(
     """
     path = Path(path)
     section, sample = choose_section(path, _samples(path), section)
-    facts = sample.facts()
+    facts = _facts(sample)
     patient = patient_of(section, patient, _hest_patients(patients), _label(facts))
     um = facts.get("pixel_size_um_estimated") if um_per_pixel is None else um_per_pixel
     adata = read_h5ad(sample.counts)
@@ -201,7 +178,7 @@ def read_hest(
     if sample.patches.is_file():
         patches = read_patches(sample.patches, um)
         um = patches.slide_um_per_pixel
-        with_patch = _matched(spots, patches, sample)
+        with_patch = _matched(spots, patches, section, sample)
     elif not has_slide:
         raise InputError(
             f"sample {section}: neither {sample.slide} nor {sample.patches} is there; download "
@@ -282,23 +259,38 @@ def _samples(folder: Path) -> dict[str, _Sample]:
     tables = sorted(folder.glob(_TABLES), key=lambda p: list(map(int, _NUMBER.findall(p.stem))))
     rows = _read_rows(tables[-1]) if tables else {}
     return {
-        name: _Sample(folder, name, counts[name], rows.get(name, {})) for name in sorted(counts)
+        name: _Sample(
+            folder / counts[name],
+            folder / f"patches/{name}.h5",
+            folder / f"wsis/{name}.tif",
+            folder / f"metadata/{name}.json",
+            rows.get(name, {}),
+        )
+        for name in sorted(counts)
     }
 
 
-def _matched(spots: pd.DataFrame, patches: Patches, sample: _Sample) -> np.ndarray:
+def _facts(sample: _Sample) -> dict[str, Any]:
+    """Metadata, corrected by the newest table; a task of the benchmark has neither."""
+    facts = read_json(sample.metadata) if sample.metadata.is_file() else {}
+    if not isinstance(facts, dict):
+        raise InputError(f"{sample.metadata}: not the metadata of a sample")
+    return {k: v for k, v in facts.items() if v is not None and v == v} | dict(sample.row)
+
+
+def _matched(spots: pd.DataFrame, patches: Patches, section: str, sample: _Sample) -> np.ndarray:
     """Which spots have a patch; refuse patches that are not cut around their spots."""
     rows = patches.barcodes.get_indexer(spots.index)
     found = rows >= 0
     if not found.any():
         raise InputError(
-            f"sample {sample.name}: no barcode stands in both {sample.patches} and {sample.counts} "
+            f"sample {section}: no barcode stands in both {sample.patches} and {sample.counts} "
             f"(e.g. {some(patches.barcodes, 2)}; {some(spots.index, 2)})"
         )
     off = np.abs(patches.centres[rows[found]] - spots.loc[found, ["x", "y"]].to_numpy()).max(1)
     if np.median(off) > patches.side * patches.shrink / 8:
         raise InputError(
-            f"sample {sample.name}: the middle of most patches of {sample.patches} is more than an "
+            f"sample {section}: the middle of most patches of {sample.patches} is more than an "
             f"eighth of a patch off its spot ({np.median(off):.0f} pixels in the median); are the "
             "files of one version, and is µm per pixel right?"
         )

@@ -33,11 +33,8 @@ from strank.io.tenx import find_file, join_points, pool_points, read_matrix
 from strank.slides.slide import Slide
 
 _EXPERIMENT = ("experiment.xenium",)
-
 _CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
-
 _MATRICES = tuple(f"cell_feature_matrix{suffix}" for suffix in (".h5", "", ".tar.gz"))
-
 # Explorer's matrices rotate, mirror and scale; one that stretches is of something else.
 _MOST_STRETCH = 1.05
 
