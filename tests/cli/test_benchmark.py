@@ -142,6 +142,7 @@ def test_a_cell_that_cannot_be_done_is_told_of(cohort, tmp_path):
         (["--losses", "list,l1"], "no loss 'l1'; choose one of list, pair"),
         (["--losses", ","], "no name in ','; separate names by commas"),
         (["--heads", "tree"], "no head 'tree'; choose one of linear, mlp, context"),
+        (["--recipes", "usual,papr"], "no recipe 'papr'; choose one of default, paper"),
         (["--genes", "x"], "--genes: 'x' is neither a number of genes nor `all`"),
         (["--genes", "3,0"], "--genes: '0' is neither a number of genes nor `all`"),
         (["--encoders", "uni"], "no uni features; run `strank embed"),
@@ -156,7 +157,7 @@ def test_bad_input_is_one_line(cohort, tmp_path, options, message):
 def test_bad_folders(cohort, done, tmp_path):
     out, command, _ = done
     assert refuse(*command, "--protocol", "strank") == (
-        f"{out}: benchmark of another protocol_sha256; choose another folder, or remove it"
+        f"{out}: benchmark of another protocol_sha256; choose another -o, or remove it"
     )
     assert "no such folder; make a cohort" in refuse(tmp_path / "none", "-o", tmp_path / "out")
     single = tmp_path / "single"

@@ -216,7 +216,7 @@ def test_a_folder_of_something_else_is_refused(bench, done, tmp_path, monkeypatc
     def refuse(folder: Path, protocol: Protocol = bench.protocol) -> str:
         with pytest.raises(InputError) as error:
             bench.run(done, protocol, cohort=folder)
-        assert str(error.value).endswith("; choose another folder, or remove it")
+        assert str(error.value).endswith("; choose another `folder`, or remove it")
         return str(error.value).split(": ")[1].split(";")[0]
 
     assert (
