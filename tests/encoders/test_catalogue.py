@@ -46,7 +46,7 @@ SMALL = {
 
 
 def _config(entry):
-    mean, std = entry.colours
+    mean, std = entry.mean, entry.std
     facts = {"library": entry.library, "name": entry.name, "architecture": entry.architecture}
     facts |= {"pixels": entry.pixels, "um": entry.field.um, "pooling": entry.pooling}
     return {**facts, "mean": mean, "std": std}
@@ -184,7 +184,7 @@ def test_the_class_token_and_the_mean_of_the_patches(small):
     for kind, n_other in (("class+mean", 5), ("transformers", 1)):
         model, entry = small(kind)
         patches = torch.as_tensor(_patches(32))
-        mean, std = (torch.tensor(c)[:, None, None] for c in entry.colours)
+        mean, std = (torch.tensor(c)[:, None, None] for c in (entry.mean, entry.std))
         images = (patches.permute(0, 3, 1, 2) / 255 - mean) / std
         with torch.no_grad():
             tokens = model(images)
