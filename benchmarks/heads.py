@@ -42,7 +42,8 @@ from borrowing import gain
 
 import strank
 from strank import STRankRegressorCV, read_cohort
-from strank.cohort.folds import make_folds, patients_of
+from strank.cohort.contract import patients_of
+from strank.cohort.folds import make_folds
 from strank.cohort.panel import choose_panel
 from strank.cohort.store import read_h5ad
 from strank.cohort.training_set import training_data

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from strank import fit, read_cohort
-from strank.cohort.folds import patients_of
+from strank.cohort.contract import patients_of
 from strank.cohort.store import read_h5ad
 from strank.encoders.base import Field
 from strank.encoders.morphology.encoder import Morphology, describe_patch

@@ -13,8 +13,7 @@ from strank import cross_validate, evaluate, fit
 from strank.cohort.training_set import training_data
 from strank.errors import InputError
 from strank.evaluation.scores import score_section, summarise
-from strank.fitting.exact import ExactOptions
-from strank.fitting.ridge import solve_ridge
+from strank.fitting.exact import ExactOptions, solve_ridge
 
 METHODS = {"linear, list", "ridge", "centred ridge", "library size", "shuffled"}
 

@@ -25,9 +25,8 @@ from strank.errors import InputError
 from strank.evaluation.methods import fit_method
 from strank.evaluation.protocol import Protocol
 from strank.files import sha256
-from strank.fitting.exact import ExactOptions
+from strank.fitting.exact import ExactOptions, hest_components, hest_ridge, solve_ridge
 from strank.fitting.method import CENTRED_RIDGE, HEST_RIDGE, REFERENCE, RIDGE, Method
-from strank.fitting.ridge import hest_components, hest_ridge, solve_ridge
 from strank.linear.penalty import DEFAULT_PENALTY
 from strank.linear.penalty import PENALTIES as ALL_PENALTIES
 from strank.linear.regressor import STRankRegressor

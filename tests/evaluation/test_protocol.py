@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from strank.cohort.folds import Fold, k_folds, patients_of
+from strank.cohort.contract import patients_of
+from strank.cohort.folds import Fold, k_folds
 from strank.cohort.panel import choose_panel
 from strank.errors import InputError
 from strank.evaluation.protocol import HEADLINES, PRESETS, Protocol, from_hest, get_protocol

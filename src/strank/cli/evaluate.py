@@ -65,7 +65,8 @@ def evaluate_command(
 
     [bold]Example:[/] strank evaluate cohort --folds section --head mlp -o evaluation-mlp
     """
-    from strank.cohort.folds import make_folds, patients_of
+    from strank.cohort.contract import patients_of
+    from strank.cohort.folds import make_folds
     from strank.cohort.store import read_cohort
     from strank.evaluation.held_out import cross_validate
     from strank.files import output_folder

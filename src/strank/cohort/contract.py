@@ -182,3 +182,8 @@ def _check_numbers(adata: AnnData, name: str) -> None:
             f'{name}: obs["library_size"] is less than the counts of spot '
             f"{some(adata.obs_names[short])}"
         )
+
+
+def patients_of(cohort: Mapping[str, AnnData]) -> dict[str, str]:
+    """Patient of each section of a cohort."""
+    return {name: str(adata.obs["patient"].iloc[0]) for name, adata in cohort.items()}

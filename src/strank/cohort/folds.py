@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from anndata import AnnData
 
 from strank.errors import InputError, some
 
@@ -95,8 +94,3 @@ def _fold(name: str, test: Collection[str], patients: Mapping[str, str]) -> Fold
     train = set(patients).difference(test)
     shared = {patients[s] for s in train} & {patients[s] for s in test}
     return Fold(name, *(tuple(sorted(sections)) for sections in (train, test, shared)))
-
-
-def patients_of(cohort: Mapping[str, AnnData]) -> dict[str, str]:
-    """Patient of each section of a cohort."""
-    return {name: str(adata.obs["patient"].iloc[0]) for name, adata in cohort.items()}

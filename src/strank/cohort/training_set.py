@@ -11,8 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from strank.cohort.contract import counts_checksum, positions_um, section_info
-from strank.cohort.folds import patients_of
+from strank.cohort.contract import counts_checksum, patients_of, positions_um, section_info
 from strank.cohort.panel import all_genes, check_genes, choose_panel, panel_counts, shared_genes
 from strank.errors import InputError, some
 

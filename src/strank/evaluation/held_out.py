@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 from anndata import AnnData
 
-from strank.cohort.contract import counts_checksum
-from strank.cohort.folds import FoldUnit, make_folds, patients_of
+from strank.cohort.contract import counts_checksum, patients_of
+from strank.cohort.folds import FoldUnit, make_folds
 from strank.errors import InputError, some
 from strank.evaluation.methods import Predicted, predict_all
 from strank.evaluation.protocol import shared_patients

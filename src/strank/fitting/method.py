@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from anndata import AnnData
 
 from strank.errors import InputError, no_such
-from strank.fitting.exact import ExactOptions, Solve, fit_exact
+from strank.fitting.exact import ExactOptions, Solve, fit_exact, solve_hest_ridge, solve_ridge
 from strank.fitting.objectives import Objective, get_objective
-from strank.fitting.ridge import solve_hest_ridge, solve_ridge
 from strank.model.rank_model import RankModel
 from strank.neural.heads import HEADS
 from strank.neural.recipe import RECIPES, Machine, Recipe, get_recipe

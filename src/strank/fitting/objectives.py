@@ -13,8 +13,7 @@ from scipy import sparse
 from torch import Tensor
 
 from strank.errors import no_such
-from strank.fitting.exact import Solve, solve_list, solve_pair, solve_poisson
-from strank.fitting.ridge import solve_ridge
+from strank.fitting.exact import Solve, solve_list, solve_pair, solve_poisson, solve_ridge
 from strank.losses import (
     ListSTRankLoss,
     MarginRankingLoss,

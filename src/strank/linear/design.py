@@ -1,10 +1,13 @@
-"""What all fits of the same spots share, and the problems of its genes, as many as memory holds."""
+"""What all fits of the same spots share: blocks of genes, and the memory and threads they take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from math import ceil
 from typing import TypeVar
 
@@ -12,14 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from strank.linear.data import TILE, Data, Rows
 from strank.linear.geometry import Geometry, measure
 from strank.linear.objective import Likelihood, ListLikelihood, PairLikelihood, Problem
 from strank.linear.solver import STEPS_KEPT
-from strank.linear.threads import in_parallel
 
+_Item = TypeVar("_Item")
 _T = TypeVar("_T")
 
 _OBJECTIVES = ("list", "pair")
@@ -31,6 +35,10 @@ _FEWEST_GENES = 128
 _COPY, _READ = 0.3, 0.02
 # Rotating the features pays when at least a gene is fitted for so many spots.
 _SPOTS_PER_GENE = 20
+# Multiplications in a product of features and weights. Below it threads cost more than they bring,
+# and on a busy machine they wait for each other: 50 genes x 730 spots took 0.4 s with one thread,
+# and 40 s with two that had to share the cores with other programs.
+_WORTH_THREADS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -253,3 +261,46 @@ class Design:
 def dense(counts: sparse.csr_matrix, rows: Rows, section: int) -> Tensor:
     """Make the counts of a section dense, on the device of the rows."""
     return torch.as_tensor(np.asarray(counts[rows.of(section)].todense())).to(rows.device).double()
+
+
+def few_threads(n_spots: int, n_features: int, n_genes: int) -> AbstractContextManager[object]:
+    """Limit a small problem to one thread; the limit ends with the context.
+
+    >>> before = torch.get_num_threads()
+    >>> with few_threads(100, 20, 10):
+    ...     torch.get_num_threads()
+    1
+    >>> torch.get_num_threads() == before
+    True
+    """
+    small = n_spots * n_features * n_genes < _WORTH_THREADS
+    return _controller().limit(limits=1) if small else nullcontext()
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    """Find the libraries that have threads, which takes 5 ms."""
+    return ThreadpoolController()
+
+
+def in_parallel(
+    work: Callable[[_Item], _T], items: Iterable[_Item], n_threads: int
+) -> Iterator[_T]:
+    """Yield the results of items in their order, each item on one thread.
+
+    Threads that share a matrix product wait for each other at every one of them; threads with work
+    of their own do not.
+
+    >>> list(in_parallel(lambda x: x * x, [1, 2, 3], 2))
+    [1, 4, 9]
+    """
+    if n_threads == 1:
+        yield from map(work, items)
+        return
+    before, alone = torch.get_num_threads(), partial(torch.set_num_threads, 1)
+    alone()
+    try:
+        with ThreadPoolExecutor(n_threads, initializer=alone) as pool:
+            yield from pool.map(work, items)
+    finally:
+        torch.set_num_threads(before)

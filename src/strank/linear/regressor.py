@@ -15,11 +15,10 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from strank.functional.groups import deal
 from strank.linear.data import Data, Rows, gather, is_read_by_rows
-from strank.linear.design import Design
+from strank.linear.design import Design, few_threads
 from strank.linear.exact import Solution, fit_genes
 from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES, choose_penalty
 from strank.linear.prior import borrow
-from strank.linear.threads import few_threads
 from strank.metrics.deviance import list_gain, null_deviance
 from strank.progress import progress
 

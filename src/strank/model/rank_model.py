@@ -430,6 +430,8 @@ def _load_head(
 def _load_backbone(folder: Path, stored: Mapping[str, Any] | None) -> Backbone | None:
     if stored is None:
         return None
+    # What builds networks is not needed by models without one.
+
     backbone = backbone_from_config(stored["config"])
     load_model(backbone, _checked(folder / _BACKBONE, stored))
     return backbone

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from strank.cohort.folds import patients_of
+from strank.cohort.contract import patients_of
 from strank.cohort.store import read_cohort, read_h5ad
 from strank.encoders.embedding import embed
 from strank.errors import InputError

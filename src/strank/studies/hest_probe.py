@@ -33,7 +33,7 @@ from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from strank.cohort.folds import Fold
 from strank.errors import InputError
 from strank.files import atomic_path, output_folder, sha256, write_json
-from strank.fitting.ridge import ALPHAS, hest_alpha, hest_components, hest_ridge
+from strank.fitting.exact import ALPHAS, hest_alpha, hest_components, hest_ridge
 from strank.functional.groups import centre_within
 from strank.io.hest_bench import HestTask
 from strank.linear.regressor import STRankRegressor, STRankRegressorCV

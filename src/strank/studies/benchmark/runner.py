@@ -17,8 +17,8 @@ import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from strank.cohort.contract import counts_checksum, section_info
-from strank.cohort.folds import Fold, patients_of
+from strank.cohort.contract import counts_checksum, patients_of, section_info
+from strank.cohort.folds import Fold
 from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
 from strank.cohort.training_set import encoder_facts_of
 from strank.errors import InputError, no_such
