@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -94,3 +94,11 @@ def _fold(name: str, test: Collection[str], patients: Mapping[str, str]) -> Fold
     train = set(patients).difference(test)
     shared = {patients[s] for s in train} & {patients[s] for s in test}
     return Fold(name, *(tuple(sorted(sections)) for sections in (train, test, shared)))
+
+
+def shared_patients(patients: Iterable[str]) -> str:
+    """Say what patients with sections in training and test mean for the score."""
+    return (
+        f"patient {some(patients)} stands on both sides of the split: the score says how well "
+        "further sections of that patient are predicted, not a new patient"
+    )

@@ -11,10 +11,9 @@ import pandas as pd
 from anndata import AnnData
 
 from strank.cohort.contract import counts_checksum, patients_of
-from strank.cohort.folds import FoldUnit, make_folds
+from strank.cohort.folds import FoldUnit, make_folds, shared_patients
 from strank.errors import InputError, some
 from strank.evaluation.methods import Predicted, predict_all
-from strank.evaluation.protocol import shared_patients
 from strank.evaluation.scores import score_section, summarise
 from strank.files import atomic_path, output_folder, write_json
 from strank.fitting.method import fit as fit_model

@@ -6,7 +6,7 @@ import hashlib
 import json
 import reprlib
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,9 +14,10 @@ from typing import Any, Literal, get_args
 import pandas as pd
 from anndata import AnnData
 
-from strank.cohort.folds import Fold, FoldUnit, fixed_folds, k_folds, make_folds
+from strank.cohort.folds import Fold, FoldUnit, fixed_folds, k_folds, make_folds, shared_patients
 from strank.cohort.panel import PanelRule, check_genes, choose_panel
 from strank.errors import InputError, some
+from strank.evaluation.scores import Depth
 from strank.files import atomic_path
 from strank.io.hest_bench import read_folds, read_panel
 
@@ -30,7 +31,6 @@ HEADLINES = (
     "pearson_counts",
 )
 PanelFrom = Literal["training", "all"]
-Depth = Literal["all", "panel"]
 _TEXT = (lambda value: isinstance(value, str), "text")
 _UNITS, _RULES = get_args(FoldUnit), get_args(PanelRule)
 _FOR_PEOPLE = ("name", "description")
@@ -102,14 +102,6 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "headline": _one_of(*HEADLINES),
     "seed": (lambda value: _is_number(value, 0), "a number of at least 0"),
 }
-
-
-def shared_patients(patients: Iterable[str]) -> str:
-    """Say what patients with sections in training and test mean for the score."""
-    return (
-        f"patient {some(patients)} stands on both sides of the split: the score says how well "
-        "further sections of that patient are predicted, not a new patient"
-    )
 
 
 def of_folds(folds: Sequence[Fold], patients: Mapping[str, str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from strank.cohort.contract import positions_um
-from strank.evaluation.protocol import Depth
 from strank.metrics.ceiling import noise_ceiling
 from strank.metrics.correlation import log1p_cp10k, target_of, unit_columns, unit_ranks
 from strank.metrics.depth import ThinnedRanks, deep_enough, lift, thinned_ranks
 from strank.metrics.deviance import deviance_explained
 from strank.metrics.significance import chance_of_more, moran_basis, null_correlations
+
+# What counts are divided by: all genes or, as in the STRank paper, the panel, which makes the
+# target sum to a constant.
+Depth = Literal["all", "panel"]
 
 SCORES = (
     *("scc", "pearson", "pearson_counts"),

@@ -1,4 +1,4 @@
-"""The exact fits of a linear head: likelihoods of counts by `linear`, squared error by scikit-learn."""
+"""The exact fits of a linear head: count likelihoods by `linear`, squared error by scikit-learn."""
 
 from __future__ import annotations
 
