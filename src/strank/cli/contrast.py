@@ -15,25 +15,34 @@ if TYPE_CHECKING:
 _TOP = 10
 
 
+_Predictions = Annotated[Path, typer.Argument(help="scores.h5ad of `strank predict`.")]
+_Groups = Annotated[
+    str,
+    typer.Option(help="Regions: GeoJSON as QuPath exports it (pixels), or a column of obs."),
+]
+_Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for table and plot.")]
+_Between = Annotated[
+    str | None, typer.Option(help="The two regions, `A,B`; needed if there are more.")
+]
+_Counts = Annotated[
+    Path | None,
+    typer.Option(help="The section's .h5ad of a cohort, for observed changes."),
+]
+_Block = Annotated[
+    float | None,
+    typer.Option(help="Side of the blocks of tissue in µm; 1000 if not given."),
+]
+_Seed = Annotated[int, typer.Option(min=0, help="Seed of the resampling.")]
+
+
 def contrast_command(
-    predictions: Annotated[Path, typer.Argument(help="scores.h5ad of `strank predict`.")],
-    groups: Annotated[
-        str,
-        typer.Option(help="Regions: GeoJSON as QuPath exports it (pixels), or a column of obs."),
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for table and plot.")],
-    between: Annotated[
-        str | None, typer.Option(help="The two regions, `A,B`; needed if there are more.")
-    ] = None,
-    counts: Annotated[
-        Path | None,
-        typer.Option(help="The section's .h5ad of a cohort, for observed changes."),
-    ] = None,
-    block: Annotated[
-        float | None,
-        typer.Option(help="Side of the blocks of tissue in µm; 1000 if not given."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
+    predictions: _Predictions,
+    groups: _Groups,
+    output: _Output,
+    between: _Between = None,
+    counts: _Counts = None,
+    block: _Block = None,
+    seed: _Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Rank genes by their predicted change between two regions, with intervals.

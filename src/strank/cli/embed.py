@@ -10,36 +10,44 @@ import typer
 from strank.cli.console import Json, finish, note, show_table
 from strank.progress import progress
 
+_Cohort = Annotated[Path, typer.Argument(help="A cohort from `strank import`.")]
+_Encoder = Annotated[
+    str,
+    typer.Option(
+        help="A name from `strank encoders`, timm:NAME, hf:NAME, or your own module:callable."
+    ),
+]
+_Weights = Annotated[
+    Path | None,
+    typer.Option(help="File with the encoder's weights, in place of those on the hub."),
+]
+_Dtype = Annotated[
+    str | None,
+    typer.Option(help="Store features as float32 or float16; as they are, or float32."),
+]
+_Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="A GPU computes in bf16, fp16 or float32; in bf16 if it can and none is given."
+    ),
+]
+_BatchSize = Annotated[
+    int, typer.Option(min=1, help="Spots at a time; halved if a GPU has no memory for them.")
+]
+_Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that read tiles; none if the encoder uses the CPU."),
+]
+
 
 def embed(
-    cohort: Annotated[Path, typer.Argument(help="A cohort from `strank import`.")],
-    encoder: Annotated[
-        str,
-        typer.Option(
-            help="A name from `strank encoders`, timm:NAME, hf:NAME, or your own module:callable."
-        ),
-    ] = "morphology",
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="File with the encoder's weights, in place of those on the hub."),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="Store features as float32 or float16; as they are, or float32."),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="A GPU computes in bf16, fp16 or float32; in bf16 if it can and none is given."
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Spots at a time; halved if a GPU has no memory for them.")
-    ] = 64,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Processes that read tiles; none if the encoder uses the CPU."),
-    ] = None,
+    cohort: _Cohort,
+    encoder: _Encoder = "morphology",
+    weights: _Weights = None,
+    dtype: _Dtype = None,
+    precision: _Precision = None,
+    batch_size: _BatchSize = 64,
+    workers: _Workers = None,
     as_json: Json = False,
 ) -> None:
     """2. Turn the image around every spot into features, kept beside the counts.

@@ -26,30 +26,40 @@ if TYPE_CHECKING:
     from strank.evaluation.held_out import Evaluation
 
 
+_Cohort = Annotated[Path, typer.Argument(help="A cohort with features.")]
+_Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the tables.")]
+_Model = Annotated[
+    Path | None, typer.Option(help="A trained model; it is scored on sections of the cohort.")
+]
+_Sections = Annotated[
+    str | None,
+    typer.Option(help="Sections to score; those the model was not trained on if not given."),
+]
+_Folds = Annotated[
+    str | None, typer.Option(help="Hold out every `section` or every `patient` once.")
+]
+_Train = Annotated[
+    Path | None,
+    typer.Option(help="Cohort with the model's training sections, for the baselines."),
+]
+_Genes = Annotated[
+    int | None, typer.Option(min=1, help="Size of the panel of every fold; 50 if not given.")
+]
+_Encoder = Annotated[
+    str | None, typer.Option(help="Image features of the folds; morphology if not given.")
+]
+
+
 def evaluate_command(
     context: typer.Context,
-    cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the tables.")],
-    model: Annotated[
-        Path | None, typer.Option(help="A trained model; it is scored on sections of the cohort.")
-    ] = None,
-    sections: Annotated[
-        str | None,
-        typer.Option(help="Sections to score; those the model was not trained on if not given."),
-    ] = None,
-    folds: Annotated[
-        str | None, typer.Option(help="Hold out every `section` or every `patient` once.")
-    ] = None,
-    train: Annotated[
-        Path | None,
-        typer.Option(help="Cohort with the model's training sections, for the baselines."),
-    ] = None,
-    genes: Annotated[
-        int | None, typer.Option(min=1, help="Size of the panel of every fold; 50 if not given.")
-    ] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="Image features of the folds; morphology if not given.")
-    ] = None,
+    cohort: _Cohort,
+    output: _Output,
+    model: _Model = None,
+    sections: _Sections = None,
+    folds: _Folds = None,
+    train: _Train = None,
+    genes: _Genes = None,
+    encoder: _Encoder = None,
     head: HeadName = "linear",
     loss: LossName = "list",
     recipe: RecipeName = None,

@@ -48,93 +48,110 @@ Seed = Annotated[
 ]
 
 
+_Cohort = Annotated[Path, typer.Argument(help="A cohort with features.")]
+_Output = Annotated[Path, typer.Option("-o", "--output", help="The model folder to write.")]
+_Genes = Annotated[
+    str, typer.Option(help="Size of the panel, by variance in training; or `all` that vary.")
+]
+_Union = Annotated[
+    bool,
+    typer.Option(
+        "--union",
+        help="Also genes that only some sections measure; the others have no say in them.",
+    ),
+]
+_Encoder = Annotated[str, typer.Option(help="Which image features.")]
+_Finetune = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_IMAGES,
+        help="Train the encoder too, an image network such as timm:resnet18: `lora`, `last-2` "
+        "(or another number of blocks) or `full`.",
+    ),
+]
+_MicroBatch = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        rich_help_panel=_IMAGES,
+        help="Patches at a time through the encoder, to save memory; the loss stays the same.",
+    ),
+]
+_Penalty = Annotated[
+    float | None,
+    typer.Option(
+        rich_help_panel=_EXACT,
+        help="L2 penalty in counts; chosen by leaving patients (or sections) out if not given.",
+    ),
+]
+_Borrow = Annotated[
+    bool,
+    typer.Option(
+        "--borrow", rich_help_panel=_EXACT, help="Let sparse genes borrow from the others."
+    ),
+]
+_MaxMemory = Annotated[float, typer.Option(rich_help_panel=_EXACT, help="Working memory, GiB.")]
+_HeldOut = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=NETWORKS,
+        help="Sections that stop it and that it does not see; by default they take "
+        "turns, each for a network of its own.",
+    ),
+]
+_Patience = Annotated[
+    int | None,
+    typer.Option(min=1, rich_help_panel=NETWORKS, help="Epochs without a better score."),
+]
+_Epochs = Annotated[
+    int | None, typer.Option(min=1, rich_help_panel=NETWORKS, help="At most so many.")
+]
+_Devices = Annotated[int, typer.Option(min=1, rich_help_panel=NETWORKS, help="Processes, or GPUs.")]
+_Nodes = Annotated[
+    int, typer.Option(min=1, rich_help_panel=NETWORKS, help="Machines, each with --devices.")
+]
+_Precision = Annotated[
+    str, typer.Option(rich_help_panel=NETWORKS, help="`32-true`, `bf16-mixed` or `16-mixed`.")
+]
+_Workers = Annotated[
+    int, typer.Option(min=0, rich_help_panel=_IMAGES, help="Processes that read patches.")
+]
+_Wandb = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=NETWORKS, help="Project of Weights & Biases to log to."),
+]
+_Resume = Annotated[
+    bool,
+    typer.Option("--resume", rich_help_panel=NETWORKS, help="Go on from the last checkpoint."),
+]
+
+
 def fit(
     context: typer.Context,
-    cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The model folder to write.")],
-    genes: Annotated[
-        str, typer.Option(help="Size of the panel, by variance in training; or `all` that vary.")
-    ] = "50",
-    union: Annotated[
-        bool,
-        typer.Option(
-            "--union",
-            help="Also genes that only some sections measure; the others have no say in them.",
-        ),
-    ] = False,
+    cohort: _Cohort,
+    output: _Output,
+    genes: _Genes = "50",
+    union: _Union = False,
     sections: Sections = None,
-    encoder: Annotated[str, typer.Option(help="Which image features.")] = "morphology",
+    encoder: _Encoder = "morphology",
     head: HeadName = "linear",
     loss: LossName = "list",
-    finetune: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel=_IMAGES,
-            help="Train the encoder too, an image network such as timm:resnet18: `lora`, `last-2` "
-            "(or another number of blocks) or `full`.",
-        ),
-    ] = None,
-    micro_batch: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            rich_help_panel=_IMAGES,
-            help="Patches at a time through the encoder, to save memory; the loss stays the same.",
-        ),
-    ] = None,
-    penalty: Annotated[
-        float | None,
-        typer.Option(
-            rich_help_panel=_EXACT,
-            help="L2 penalty in counts; chosen by leaving patients (or sections) out if not given.",
-        ),
-    ] = None,
-    borrow: Annotated[
-        bool,
-        typer.Option(
-            "--borrow", rich_help_panel=_EXACT, help="Let sparse genes borrow from the others."
-        ),
-    ] = False,
-    max_memory: Annotated[
-        float, typer.Option(rich_help_panel=_EXACT, help="Working memory, GiB.")
-    ] = 4.0,
+    finetune: _Finetune = None,
+    micro_batch: _MicroBatch = None,
+    penalty: _Penalty = None,
+    borrow: _Borrow = False,
+    max_memory: _MaxMemory = 4.0,
     recipe: RecipeName = None,
     seed: Seed = None,
-    held_out: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel=NETWORKS,
-            help="Sections that stop it and that it does not see; by default they take "
-            "turns, each for a network of its own.",
-        ),
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(min=1, rich_help_panel=NETWORKS, help="Epochs without a better score."),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=NETWORKS, help="At most so many.")
-    ] = None,
-    devices: Annotated[
-        int, typer.Option(min=1, rich_help_panel=NETWORKS, help="Processes, or GPUs.")
-    ] = 1,
-    nodes: Annotated[
-        int, typer.Option(min=1, rich_help_panel=NETWORKS, help="Machines, each with --devices.")
-    ] = 1,
-    precision: Annotated[
-        str, typer.Option(rich_help_panel=NETWORKS, help="`32-true`, `bf16-mixed` or `16-mixed`.")
-    ] = "32-true",
-    workers: Annotated[
-        int, typer.Option(min=0, rich_help_panel=_IMAGES, help="Processes that read patches.")
-    ] = 2,
-    wandb: Annotated[
-        str | None,
-        typer.Option(rich_help_panel=NETWORKS, help="Project of Weights & Biases to log to."),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", rich_help_panel=NETWORKS, help="Go on from the last checkpoint."),
-    ] = False,
+    held_out: _HeldOut = None,
+    patience: _Patience = None,
+    epochs: _Epochs = None,
+    devices: _Devices = 1,
+    nodes: _Nodes = 1,
+    precision: _Precision = "32-true",
+    workers: _Workers = 2,
+    wandb: _Wandb = None,
+    resume: _Resume = False,
     as_json: Json = False,
 ) -> None:
     """3. Train a head: linear with an exact solver, or a network by any objective.

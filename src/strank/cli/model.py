@@ -16,10 +16,24 @@ EvaluationFolder = Annotated[
 ]
 
 
+_Markdown = Annotated[bool, typer.Option("--markdown", help="As plain Markdown.")]
+_Repo = Annotated[
+    str, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or a folder: ./NAME.")
+]
+_Private = Annotated[bool, typer.Option("--private", help="Only for those who are let in.")]
+_Licence = Annotated[
+    str | None, typer.Option("--license", help="As the hub abbreviates it: mit, cc-by-4.0, ...")
+]
+_Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the model to write.")]
+_Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit on the hub; the newest if not given.")
+]
+
+
 def show(
     model: ModelFolder,
     evaluation: EvaluationFolder = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As plain Markdown.")] = False,
+    markdown: _Markdown = False,
     as_json: Json = False,
 ) -> None:
     """Show the card of a model: what, on what, how well, what not to use it for.
@@ -52,16 +66,10 @@ def show(
 
 def push(
     model: ModelFolder,
-    repo: Annotated[
-        str, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or a folder: ./NAME.")
-    ],
-    private: Annotated[
-        bool, typer.Option("--private", help="Only for those who are let in.")
-    ] = False,
+    repo: _Repo,
+    private: _Private = False,
     evaluation: EvaluationFolder = None,
-    licence: Annotated[
-        str | None, typer.Option("--license", help="As the hub abbreviates it: mit, cc-by-4.0, ...")
-    ] = None,
+    licence: _Licence = None,
     as_json: Json = False,
 ) -> None:
     """Put a model with its card on the Hugging Face hub.
@@ -89,13 +97,9 @@ def push(
 
 
 def pull(
-    repo: Annotated[
-        str, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or a folder: ./NAME.")
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the model to write.")],
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the hub; the newest if not given.")
-    ] = None,
+    repo: _Repo,
+    output: _Output,
+    revision: _Revision = None,
     as_json: Json = False,
 ) -> None:
     """Get a model from the Hugging Face hub, and check it.

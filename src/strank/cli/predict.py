@@ -20,47 +20,55 @@ if TYPE_CHECKING:
 _PICTURES = 6
 
 
+_Slides = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Slides (whole-slide image, TIFF, JPEG, PNG), or sections' .h5ad of a cohort."
+    ),
+]
+_Model = Annotated[Path, typer.Option(help="A trained model.")]
+_Output = Annotated[
+    Path,
+    typer.Option("-o", "--output", help="Folder for scores and maps; of several slides, one each."),
+]
+_Genes = Annotated[
+    str | None,
+    typer.Option(
+        help="Genes to draw, and of the GeoJSON, separated by commas; "
+        f"the first {_PICTURES} if not given."
+    ),
+]
+_Mpp = Annotated[
+    float | None, typer.Option(help="µm per pixel of the slides, if the files do not say it.")
+]
+_Stride = Annotated[
+    float | None,
+    typer.Option(help="µm between tiles; a spot's diameter if not given, less is denser."),
+]
+_Encoder = Annotated[
+    str | None,
+    typer.Option(help="The model's encoder, where it is a module:callable of your own."),
+]
+_Weights = Annotated[
+    Path | None, typer.Option(help="File with the encoder's weights, not those on the hub.")
+]
+_Spatialdata = Annotated[
+    bool, typer.Option("--spatialdata", help="Also write scores.zarr (napari, squidpy).")
+]
+_Geojson = Annotated[bool, typer.Option("--geojson", help="Also write scores.geojson (QuPath).")]
+
+
 def predict_command(
-    slides: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Slides (whole-slide image, TIFF, JPEG, PNG), or sections' .h5ad of a cohort."
-        ),
-    ],
-    model: Annotated[Path, typer.Option(help="A trained model.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o", "--output", help="Folder for scores and maps; of several slides, one each."
-        ),
-    ],
-    genes: Annotated[
-        str | None,
-        typer.Option(
-            help="Genes to draw, and of the GeoJSON, separated by commas; "
-            f"the first {_PICTURES} if not given."
-        ),
-    ] = None,
-    mpp: Annotated[
-        float | None, typer.Option(help="µm per pixel of the slides, if the files do not say it.")
-    ] = None,
-    stride: Annotated[
-        float | None,
-        typer.Option(help="µm between tiles; a spot's diameter if not given, less is denser."),
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(help="The model's encoder, where it is a module:callable of your own."),
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="File with the encoder's weights, not those on the hub.")
-    ] = None,
-    spatialdata: Annotated[
-        bool, typer.Option("--spatialdata", help="Also write scores.zarr (napari, squidpy).")
-    ] = False,
-    geojson: Annotated[
-        bool, typer.Option("--geojson", help="Also write scores.geojson (QuPath).")
-    ] = False,
+    slides: _Slides,
+    model: _Model,
+    output: _Output,
+    genes: _Genes = None,
+    mpp: _Mpp = None,
+    stride: _Stride = None,
+    encoder: _Encoder = None,
+    weights: _Weights = None,
+    spatialdata: _Spatialdata = False,
+    geojson: _Geojson = False,
     as_json: Json = False,
 ) -> None:
     """5. Find the tissue of slides, score tiles over it and draw maps.

@@ -16,45 +16,77 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_Cohort = Annotated[Path, typer.Argument(help="A cohort with features.")]
+_Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")]
+_Protocol = Annotated[
+    str,
+    typer.Option(help="`strank`, `section`, `paper`, `hest`, a .toml file or a HEST task."),
+]
+_Losses = Annotated[
+    str | None,
+    typer.Option(
+        help="list, pair, rank, rank-published, pcc, section-pcc, mse, poisson, nb or "
+        "hest-ridge, separated by commas; if not given, the protocol's, or all but "
+        "rank-published and hest-ridge."
+    ),
+]
+_Heads = Annotated[
+    str,
+    typer.Option(
+        help="linear, mlp, context, mlp+linear, context+linear, or timm:NAME to train an image "
+        "network end to end; separated by commas."
+    ),
+]
+_Recipes = Annotated[
+    str,
+    typer.Option(
+        help="How a network is trained: default, paper, or usual, which is the exact solver "
+        "where there is one; separated by commas."
+    ),
+]
+_Encoders = Annotated[str, typer.Option(help="Image features, separated by commas.")]
+_Genes = Annotated[str | None, typer.Option(help="Sizes of the panel, such as 50,1000,all.")]
+_Seeds = Annotated[int, typer.Option(min=1, help="Of what is trained step by step.")]
+_Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; all cores if not given.")]
+_OutputDemo = Annotated[
+    Path, typer.Option("-o", "--output", help="A new folder for all that the demo makes.")
+]
+_Seed = Annotated[int, typer.Option(min=0, help="Seed of the simulation.")]
+_OutputSynthetic = Annotated[
+    Path, typer.Option("-o", "--output", help="Folder of the study; a stopped one continues.")
+]
+_Quick = Annotated[bool, typer.Option("--quick", help="A short look, in about a minute.")]
+_SeedsSynthetic = Annotated[
+    int | None, typer.Option(min=2, help="Data sets of each function (3; 2 if quick).")
+]
+_SeedSynthetic = Annotated[int, typer.Option(min=0, help="Seed of data, weights and batches.")]
+_Task = Annotated[Path, typer.Argument(help="A task with splits/, adata/ and var_50genes.json.")]
+_Embeddings = Annotated[
+    Path, typer.Option(help="Folder with one <sample>.h5 each, as the benchmark writes them.")
+]
+_OutputHestProbe = Annotated[Path, typer.Option("-o", "--output", help="Folder for the tables.")]
+_Components = Annotated[
+    int, typer.Option(min=1, help="Principal components; 256 in the benchmark.")
+]
+_SeedHestProbe = Annotated[int, typer.Option(min=0, help="Seed of the PCA; 1 in the benchmark.")]
+_Folder = Annotated[Path, typer.Argument(help="Folder that `strank benchmark` wrote.")]
+_CohortReport = Annotated[
+    Path | None,
+    typer.Option(help="Folder with the sections, if it has moved since the benchmark."),
+]
+
+
 def benchmark(
-    cohort: Annotated[Path, typer.Argument(help="A cohort with features.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")],
-    protocol: Annotated[
-        str,
-        typer.Option(help="`strank`, `section`, `paper`, `hest`, a .toml file or a HEST task."),
-    ] = "strank",
-    losses: Annotated[
-        str | None,
-        typer.Option(
-            help="list, pair, rank, rank-published, pcc, section-pcc, mse, poisson, nb or "
-            "hest-ridge, separated by commas; if not given, the protocol's, or all but "
-            "rank-published and hest-ridge."
-        ),
-    ] = None,
-    heads: Annotated[
-        str,
-        typer.Option(
-            help="linear, mlp, context, mlp+linear, context+linear, or timm:NAME to train an image "
-            "network end to end; separated by commas."
-        ),
-    ] = "linear",
-    recipes: Annotated[
-        str,
-        typer.Option(
-            help="How a network is trained: default, paper, or usual, which is the exact solver "
-            "where there is one; separated by commas."
-        ),
-    ] = "usual",
-    encoders: Annotated[
-        str, typer.Option(help="Image features, separated by commas.")
-    ] = "morphology",
-    genes: Annotated[
-        str | None, typer.Option(help="Sizes of the panel, such as 50,1000,all.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Of what is trained step by step.")] = 1,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes; all cores if not given.")
-    ] = None,
+    cohort: _Cohort,
+    output: _Output,
+    protocol: _Protocol = "strank",
+    losses: _Losses = None,
+    heads: _Heads = "linear",
+    recipes: _Recipes = "usual",
+    encoders: _Encoders = "morphology",
+    genes: _Genes = None,
+    seeds: _Seeds = 1,
+    jobs: _Jobs = None,
     as_json: Json = False,
 ) -> None:
     """Compare objectives, heads, encoders and panels on the folds of a protocol.
@@ -118,10 +150,8 @@ def _show(summary: pd.DataFrame, headline: str) -> None:
 
 
 def demo(
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="A new folder for all that the demo makes.")
-    ] = Path("strank-demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulation.")] = 0,
+    output: _OutputDemo = Path("strank-demo"),
+    seed: _Seed = 0,
     as_json: Json = False,
 ) -> None:
     """See the whole way at work on simulated tissue with known truth (about a minute).
@@ -157,16 +187,10 @@ def demo(
 
 
 def synthetic(
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder of the study; a stopped one continues.")
-    ] = Path("strank-synthetic"),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A short look, in about a minute.")
-    ] = False,
-    seeds: Annotated[
-        int | None, typer.Option(min=2, help="Data sets of each function (3; 2 if quick).")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of data, weights and batches.")] = 0,
+    output: _OutputSynthetic = Path("strank-synthetic"),
+    quick: _Quick = False,
+    seeds: _SeedsSynthetic = None,
+    seed: _SeedSynthetic = 0,
     as_json: Json = False,
 ) -> None:
     """Repeat the paper's synthetic study: objectives on curves of known truth.
@@ -208,15 +232,11 @@ def synthetic(
 
 
 def hest_probe(
-    task: Annotated[Path, typer.Argument(help="A task with splits/, adata/ and var_50genes.json.")],
-    embeddings: Annotated[
-        Path, typer.Option(help="Folder with one <sample>.h5 each, as the benchmark writes them.")
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the tables.")],
-    components: Annotated[
-        int, typer.Option(min=1, help="Principal components; 256 in the benchmark.")
-    ] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the PCA; 1 in the benchmark.")] = 1,
+    task: _Task,
+    embeddings: _Embeddings,
+    output: _OutputHestProbe,
+    components: _Components = 256,
+    seed: _SeedHestProbe = 1,
     as_json: Json = False,
 ) -> None:
     """Run a HEST-Benchmark task: its ridge and the exact list objective, side by side.
@@ -260,11 +280,8 @@ def hest_probe(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder that `strank benchmark` wrote.")],
-    cohort: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the sections, if it has moved since the benchmark."),
-    ] = None,
+    folder: _Folder,
+    cohort: _CohortReport = None,
     as_json: Json = False,
 ) -> None:
     """Make one page of a benchmark: methods, depth, ceilings, genes, maps, calibration.

@@ -26,7 +26,7 @@ from strank.io.sections import (
     read_patients,
 )
 from strank.io.tables import read_table
-from strank.slides.slide import check_image, open_slide
+from strank.slides.slide import Slide, check_image, open_slide
 
 TASKS = ("IDC", "PRAD", "PAAD", "SKCM", "COAD", "READ", "CCRCC", "HCC", "LUNG", "LYMPH_IDC")
 _BENCHMARK, _SAMPLES = "MahmoodLab/hest-bench", "MahmoodLab/hest"
@@ -197,9 +197,9 @@ def read_hest(
         slide = open_slide(sample.slide, float(um))
         check_image(slide)
     else:
-        mosaic = image_file(sample.patches, section, image_folder)
-        slide = open_slide(mosaic, write_mosaic(patches, mosaic))
-        spots = spots.assign(x=spots["x"] / patches.shrink, y=spots["y"] / patches.shrink)
+        slide, spots = _patches_as_slide(
+            patches, image_file(sample.patches, section, image_folder), spots
+        )
     technology = str(facts.get("st_technology", "unknown"))
     return build_section(
         counts,
@@ -219,6 +219,14 @@ def read_hest(
             "dropped_controls": int((~genes).sum()),
         },
     )
+
+
+def _patches_as_slide(
+    patches: Patches, mosaic: Path, spots: pd.DataFrame
+) -> tuple[Slide, pd.DataFrame]:
+    """Write the patches where a slide is absent, and give spots in its pixels."""
+    slide = open_slide(mosaic, write_mosaic(patches, mosaic))
+    return slide, spots.assign(x=spots["x"] / patches.shrink, y=spots["y"] / patches.shrink)
 
 
 def find_hest(path: Path | str) -> list[str]:
