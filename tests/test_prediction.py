@@ -202,8 +202,9 @@ def test_scores_in_a_folder_are_read_again(model, files, tmp_path):
     scored(files, tmp_path / "model")
     assert not counts
     # A model in memory has no name by which its scores could be known again.
-    scored(files, model)
-    assert counts
+    for _ in range(2):
+        scored(files, model)
+        assert counts
     np.testing.assert_array_equal(anndata.read_h5ad(found["b"]).X, stored.X)
     files[0].write_bytes(b"no image")
     with pytest.raises(InputError, match="1 of 2 slides failed: a"):
