@@ -55,6 +55,16 @@ def write_volcano(path: Path | str, table: pd.DataFrame) -> None:
         The PNG file.
     table
         Of `strank.contrast`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> table = pd.DataFrame({"gene": ["ERBB2", "CD3E"], "predicted": [1.2, -0.3]})
+    >>> table = table.assign(p=[1e-4, 0.4], q=[2e-4, 0.4], a="tumour", b="stroma")
+    >>> file = Path(tempfile.mkdtemp()) / "volcano.png"
+    >>> write_volcano(file, table)
+    >>> file.exists()
+    True
     """
     path = Path(path)
     with atomic_path(path) as part:
@@ -178,6 +188,17 @@ def draw_learning_curves(folder: Path | str) -> Path:
     ------
     strank.errors.InputError
         If there is no history.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "without-A").mkdir()
+    >>> history = pd.DataFrame({"epoch": [0, 1], "train/loss": [2.0, 1.0]})
+    >>> history = history.assign(**{"held_out/spearman": [0.1, 0.3]})
+    >>> history.to_csv(folder / "without-A" / "history.csv")
+    >>> draw_learning_curves(folder).name
+    'learning.png'
     """
     folder = Path(folder)
     histories = {

@@ -74,6 +74,11 @@ def write_report(folder: Path | str, *, cohort: Path | str | None = None) -> Rep
     ------
     strank.errors.InputError
         If the folder is no benchmark, or a file of it is damaged.
+
+    Examples
+    --------
+    >>> import strank
+    >>> strank.report.write_report("out", cohort="cohort").path  # doctest: +SKIP
     """
     benchmark = open_benchmark(Path(folder))
     notes: list[str] = []
