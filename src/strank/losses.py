@@ -33,6 +33,11 @@ class SectionLoss(nn.Module):
     reduction
         ``"mean"``, ``"per_count"``, ``"per_gene"``, ``"sum"`` or ``"none"``: what each divides by
         is said in `strank.functional.list_loss`.
+
+    Examples
+    --------
+    >>> isinstance(ListSTRankLoss(), SectionLoss)
+    True
     """
 
     function: ClassVar[Callable[..., Tensor]]

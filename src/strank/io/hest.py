@@ -184,17 +184,13 @@ def read_hest(
             f"sample {section}: neither {sample.slide} nor {sample.patches} is there; download "
             "one of them"
         )
-    if um is None:
-        raise InputError(
-            f"sample {section}: the metadata do not say the µm per pixel of {sample.slide}; "
-            "give it with `um_per_pixel`"
-        )
+    um = _known_um(um, section, sample)
     adata, spots = adata[with_patch, genes], spots[with_patch]
     counts = object_counts(adata, sample.counts)
     named = object_genes(adata, sample.counts, gene_id=gene_id)
-    diameter, pitch = _spot_size(adata, spots, float(um), facts)
+    diameter, pitch = _spot_size(adata, spots, um, facts)
     if has_slide:
-        slide = open_slide(sample.slide, float(um))
+        slide = open_slide(sample.slide, um)
         check_image(slide)
     else:
         slide, spots = _patches_as_slide(
@@ -219,6 +215,16 @@ def read_hest(
             "dropped_controls": int((~genes).sum()),
         },
     )
+
+
+def _known_um(um: object, section: str, sample: _Sample) -> float:
+    """Refuse a slide whose µm per pixel nobody says."""
+    if um is None:
+        raise InputError(
+            f"sample {section}: the metadata do not say the µm per pixel of {sample.slide}; "
+            "give it with `um_per_pixel`"
+        )
+    return float(um)  # type: ignore[arg-type]
 
 
 def _patches_as_slide(
