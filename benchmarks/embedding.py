@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from strank.cohort.store import read_cohort
 from strank.encoders.backbone import Backbone, BackboneEncoder, place
 from strank.encoders.base import Encoder
-from strank.encoders.catalogue import get_encoder
 from strank.encoders.embedding import embed_spots
+from strank.encoders.registry import get_encoder
 from strank.encoders.tiles import Batch, read_batches
 from strank.slides.slide import Slide, open_slide, slide_of
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import grimp
 
 import strank
 
@@ -58,3 +61,11 @@ def test_a_name_means_one_thing():
             for name in top_level_names(path):
                 homes[name].append(str(path.relative_to(HOUSE)))
     assert not {name: found for name, found in homes.items() if len(found) > 1}
+
+
+def test_no_module_imports_itself_by_others():
+    """Imports inside functions count, too."""
+    graph = grimp.build_graph("strank", cache_dir=None)
+    imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    # Raises CycleError, with the circle.
+    TopologicalSorter(imports).prepare()

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from strank.cli import app
 from strank.encoders.base import encoder_facts
-from strank.encoders.catalogue import get_encoder
+from strank.encoders.registry import get_encoder
 from strank.io import exports as geojson
 from strank.model.novelty import fit_novelty
 from strank.model.rank_model import RankModel

@@ -12,8 +12,8 @@ from torch import nn
 
 from strank.encoders.backbone import Backbone, BackboneEncoder, place, weights_checksum
 from strank.encoders.base import Field, encoder_facts, preprocessing_hash
-from strank.encoders.catalogue import get_encoder
 from strank.encoders.load import backbone_from_config, load_backbone, load_encoder
+from strank.encoders.registry import get_encoder
 from strank.errors import InputError
 
 MEAN, STD = (0.7, 0.55, 0.6), (0.2, 0.25, 0.15)

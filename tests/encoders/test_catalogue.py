@@ -16,8 +16,9 @@ from torch.nn import functional
 from strank.encoders.architectures import TOWERS, fitted
 from strank.encoders.backbone import Backbone, weights_checksum
 from strank.encoders.base import encoder_facts
-from strank.encoders.catalogue import CATALOGUE, get_encoder
+from strank.encoders.catalogue import CATALOGUE
 from strank.encoders.load import backbone_from_config, load_backbone, load_encoder
+from strank.encoders.registry import get_encoder
 from strank.encoders.weights import read_weights
 from strank.errors import InputError
 from strank.neural.finetune import checkpoint_activations, prepare

@@ -9,7 +9,8 @@ import pytest
 
 import strank
 from strank.encoders.base import Field, encoder_facts
-from strank.encoders.catalogue import CATALOGUE, ENCODERS, encoder_table, get_encoder
+from strank.encoders.catalogue import CATALOGUE
+from strank.encoders.registry import ENCODERS, encoder_table, get_encoder
 from strank.errors import InputError
 
 MODULE = """

@@ -64,8 +64,8 @@ def embed(
     --encoder uni & done; wait
     """
     from strank.cohort.store import count_spots
-    from strank.encoders.catalogue import get_encoder
     from strank.encoders.embedding import embed as embed_cohort
+    from strank.encoders.registry import get_encoder
 
     n_spots = count_spots(cohort)
     chosen = get_encoder(encoder, weights=weights)
@@ -113,7 +113,7 @@ def encoders(as_json: Json = False) -> None:
     """
     import pandas as pd
 
-    from strank.encoders.catalogue import encoder_table
+    from strank.encoders.registry import encoder_table
 
     rows = encoder_table()
     if not as_json:

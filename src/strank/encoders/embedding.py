@@ -22,7 +22,7 @@ from strank.cohort.contract import section_info, spots_checksum
 from strank.cohort.store import features_path, read_h5ad, read_section, section_names
 from strank.encoders.backbone import on_gpu
 from strank.encoders.base import Encoder, encoder_facts
-from strank.encoders.catalogue import get_encoder
+from strank.encoders.registry import get_encoder
 from strank.encoders.tiles import TileBatch, check_scale, encode_batches
 from strank.errors import InputError, some
 from strank.files import atomic_path, sha256, writing
