@@ -225,3 +225,12 @@ def test_a_section_that_does_not_measure_a_gene_has_no_say_in_it(cohort):
         fit(lacking, **how)
     with pytest.raises(InputError, match="no section has gene G9"):
         fit(lacking, **{**how, "genes": ["G9"]}, union=True)
+
+
+@pytest.mark.parametrize("told", [{"objective": "list likelihood"}, {"method": "mlp, list"}])
+def test_a_model_of_an_earlier_strank_is_refused(cohort, tmp_path, told):
+    model = fit(cohort, encoder="mine", n_genes=3)
+    provenance = {name: value for name, value in model.provenance.items() if name != "method"}
+    replace(model, provenance=provenance | told).save(tmp_path / "model")
+    with pytest.raises(InputError, match="model: written by an earlier strank; fit the model"):
+        RankModel.load(tmp_path / "model")

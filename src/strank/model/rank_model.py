@@ -136,7 +136,7 @@ class RankModel:
         Raises
         ------
         InputError
-            If it is not a model, is damaged, or was written by a later strank.
+            If it is not a model, is damaged, or was written by an earlier or later strank.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -151,6 +151,10 @@ class RankModel:
                 head = _load_head(folder, stored["head"], stored["encoder"]["n_features"], panel)
                 backbone = _load_backbone(folder, stored.get("backbone"))
             novelty = _load_novelty(folder, stored.get("novelty"))
+            told = stored["provenance"]
+            if "objective" in told or isinstance(told.get("method"), str):
+                # It names its method in words, which the tables of today would not know.
+                raise InputError(f"{folder}: written by an earlier strank; fit the model again")
             return cls(head, panel, stored["encoder"], stored["provenance"], backbone, novelty)
         except InputError:
             raise
