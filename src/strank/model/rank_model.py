@@ -42,7 +42,7 @@ _FILES = (_MODEL, _CARD, "*.safetensors")
 _ROWS = 8192
 
 # What reading a file that is not as it was written can raise.
-_DAMAGE = (LookupError, TypeError, ValueError, OSError, RuntimeError)
+_DAMAGE = (AttributeError, LookupError, TypeError, ValueError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
