@@ -21,7 +21,6 @@ from torch import nn
 
 from strank.cohort.contract import positions_um
 from strank.encoders.backbone import Backbone
-from strank.encoders.load import backbone_from_config
 from strank.errors import InputError, some
 from strank.files import atomic_path, read_json, sha256
 from strank.functional.groups import centre_within
@@ -435,6 +434,9 @@ def _load_backbone(folder: Path, stored: Mapping[str, Any] | None) -> Backbone |
     if stored is None:
         return None
     # What builds networks is not needed by models without one.
+
+    # What builds networks is not needed by models without one.
+    from strank.encoders.load import backbone_from_config
 
     backbone = backbone_from_config(stored["config"])
     load_model(backbone, _checked(folder / _BACKBONE, stored))
