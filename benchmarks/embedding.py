@@ -31,7 +31,7 @@ from strank.encoders.backbone import Backbone, BackboneEncoder, place
 from strank.encoders.base import Encoder
 from strank.encoders.embedding import embed_spots
 from strank.encoders.registry import get_encoder
-from strank.encoders.tiles import Batch, read_batches
+from strank.encoders.tiles import TileBatch, read_batches
 from strank.slides.slide import Slide, open_slide, slide_of
 
 Seconds = dict[str, float]
@@ -79,8 +79,10 @@ def race_cohort(folder: Path, encoder: Encoder, batch_size: int, repeats: int) -
         )
 
 
-def batches_of(slide: Slide, centres: NDArray, size: int) -> list[Batch]:
-    return [Batch(slide, centres[start : start + size]) for start in range(0, len(centres), size)]
+def batches_of(slide: Slide, centres: NDArray, size: int) -> list[TileBatch]:
+    return [
+        TileBatch(slide, centres[start : start + size]) for start in range(0, len(centres), size)
+    ]
 
 
 def made_slide(folder: Path, side: int = 20_000) -> Slide:

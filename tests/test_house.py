@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -69,3 +70,16 @@ def test_no_module_imports_itself_by_others():
     imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
     # Raises CycleError, with the circle.
     TopologicalSorter(imports).prepare()
+
+
+def test_benchmarks_import_what_there_is():
+    """They are not run by the tests, so a name that moved would be missed."""
+    found = 0
+    for path in sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("strank"):
+                module = importlib.import_module(str(node.module))
+                absent = [name.name for name in node.names if not hasattr(module, name.name)]
+                assert not absent, (path.name, node.module, absent)
+                found += 1
+    assert found > 30
