@@ -70,6 +70,14 @@ def output_folder(path: Path) -> Path:
     return path
 
 
+def check_output(path: Path) -> None:
+    """Refuse a folder where results cannot be written, before the work; leave no trace of it."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    output_folder(path)
+    for folder in made:
+        folder.rmdir()
+
+
 def claim_folder(
     folder: Path,
     facts: Mapping[str, Any],

@@ -97,3 +97,17 @@ def test_messages_of_the_library_name_arguments_that_a_command_has():
         if options := set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", bare)) | named:
             wrong[place] = sorted(options)
     assert not wrong
+
+
+def test_evaluate_leaves_no_folder_behind_where_it_is_refused(tmp_path):
+    out = tmp_path / "a" / "out"
+    given = ["evaluate", str(tmp_path), "-o", str(out), "--model", str(tmp_path / "none")]
+    assert CliRunner().invoke(strank_app, given).exit_code == 2
+    assert not out.parent.exists()
+
+
+def test_fit_looks_at_its_output_first(tmp_path):
+    (tmp_path / "mine").write_text("")
+    result = CliRunner().invoke(strank_app, ["fit", str(tmp_path / "none"), "-o", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "exists and is not a model; choose another -o" in result.output

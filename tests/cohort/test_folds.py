@@ -30,7 +30,7 @@ def test_every_patient_or_section_is_held_out_once():
         make_folds({"C2": "C", "C3": "C"}, "patient")
     with pytest.raises(InputError, match=r"has 1 \(1 section\)"):
         make_folds({"C2": "C"}, "section")
-    with pytest.raises(InputError, match="'spot' is unknown; choose one of section, patient"):
+    with pytest.raises(InputError, match="no folds by 'spot'; choose one of section, patient"):
         make_folds(PATIENTS, "spot")
 
 

@@ -141,7 +141,8 @@ def test_refusals_of_a_file(tmp_path, content, message):
 
 def test_refusals_of_a_name(tmp_path):
     with pytest.raises(
-        InputError, match=r"no protocol 'best'; choose strank, section, paper, hest or a \.toml"
+        InputError,
+        match=r"no protocol 'best'; choose one of strank, section, paper, hest, a \.toml",
     ):
         get_protocol("best")
     with pytest.raises(InputError, match=r"none\.toml: no such file"):

@@ -203,7 +203,7 @@ def test_genes_borrow_if_asked(section_of):
             fit(**{"cohort": cohort, "encoder": "mine", "borrow": True, **wrong})
     with pytest.raises(InputError, match="needs at least 15 genes; got 3"):
         fit(cohort, encoder="mine", n_genes=3, borrow=True)
-    with pytest.raises(InputError, match="max_memory=1e-07 GiB is too little"):
+    with pytest.raises(InputError, match="`max_memory=1e-07` GiB is too little"):
         fit(cohort, encoder="mine", n_genes=3, max_memory=1e-7)
 
 

@@ -79,12 +79,12 @@ def evaluate_command(
     from strank.cohort.folds import make_folds
     from strank.cohort.store import read_cohort
     from strank.evaluation.held_out import cross_validate
-    from strank.files import output_folder
+    from strank.files import check_output
     from strank.fitting.method import fit
 
     if (model is None) == (folds is None):
         raise InputError("give either --model or --folds")
-    output_folder(output)
+    check_output(output)
     if model is not None:
         typed = given_options(context, NETWORKS)
         default = (head, loss, recipe) == ("linear", "list", None)

@@ -172,7 +172,7 @@ def fit(
     if genes != "all" and not genes.isdecimal():
         raise InputError(f"--genes is a number or `all`; got {genes!r}")
     method = Method(head, loss, recipe or ("finetune" if finetune else None))
-    _check_options(context, method.is_exact, finetune)
+    _check_options(context, output, method.is_exact, finetune)
     train = read_cohort(
         cohort, sections=split_names(sections), encoder=None if finetune else encoder
     )
@@ -199,8 +199,11 @@ def fit(
     _train(train, output, as_json, resume=resume, **options)
 
 
-def _check_options(context: typer.Context, exact: bool, finetune: str | None) -> None:
-    """Refuse options that would be ignored."""
+def _check_options(context: typer.Context, output: Path, exact: bool, finetune: str | None) -> None:
+    """Refuse an output that is something else, and options that would be ignored."""
+    from strank.model.rank_model import refuse_other
+
+    refuse_other(output)
     if exact and (given := given_options(context, NETWORKS)):
         raise InputError(f"{given[0]} is for networks: give --head mlp or context, or a --recipe")
     if not exact and (given := given_options(context, _EXACT)):

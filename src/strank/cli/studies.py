@@ -246,13 +246,13 @@ def hest_probe(
 
     [bold]Example:[/] strank hest-probe bench_data/IDC --embeddings ST_data_emb/IDC/uni_v1 -o idc
     """
-    from strank.files import output_folder
+    from strank.files import check_output
     from strank.io import read_hest_task
     from strank.studies.hest_probe import run_probe
 
     with working("Reading the samples"):
         data = read_hest_task(task, embeddings)
-    output_folder(output)
+    check_output(output)
     with progress("Folds", len(data.folds)) as advance:
         result = run_probe(data, n_components=components, seed=seed, advance=advance)
     result.write(output)

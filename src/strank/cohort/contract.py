@@ -184,6 +184,18 @@ def _check_numbers(adata: AnnData, name: str) -> None:
         )
 
 
+def check_sections(cohort: object) -> None:
+    """Refuse what is no mapping of sections, or has none."""
+    if not isinstance(cohort, Mapping):
+        raise InputError(
+            f"sections come as a mapping of names, as `strank.read_cohort` reads a folder; got "
+            f"{type(cohort).__name__}"
+        )
+    if not cohort:
+        raise InputError("no sections are given")
+
+
 def patients_of(cohort: Mapping[str, AnnData]) -> dict[str, str]:
     """Patient of each section of a cohort."""
+    check_sections(cohort)
     return {name: str(adata.obs["patient"].iloc[0]) for name, adata in cohort.items()}

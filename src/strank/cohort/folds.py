@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from strank.errors import InputError, some
+from strank.errors import InputError, no_such, some
 
 FoldUnit = Literal["section", "patient"]
 
@@ -28,7 +28,7 @@ class Fold:
 def make_folds(patients: Mapping[str, str], by: FoldUnit = "patient") -> list[Fold]:
     """Hold out every section, or every patient, once."""
     if by not in get_args(FoldUnit):
-        raise InputError(f"folds: {by!r} is unknown; choose one of {', '.join(get_args(FoldUnit))}")
+        raise no_such("folds by", by, get_args(FoldUnit))
     unit = dict(patients) if by == "patient" else {section: section for section in patients}
     names = sorted(set(unit.values()))
     if len(names) < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Literal, get_args
 
 import numpy as np
@@ -80,6 +81,8 @@ def choose_panel(
     """
     if by not in get_args(PanelRule):
         raise InputError(f"panel by {by!r}: choose one of {', '.join(get_args(PanelRule))}")
+    if not isinstance(n_genes, Integral | None):
+        raise InputError(f"`n_genes` is a whole number; got {n_genes!r}")
     genes = all_genes(cohort) if union else shared_genes(cohort)
     table = _moments(cohort, genes)
     which = "that vary"

@@ -77,6 +77,8 @@ def read_cohort(
     """
     folder = Path(folder)
     names = section_names(folder)
+    if isinstance(sections, str):
+        raise InputError(f"`sections` is a list of names; got {sections!r}")
     wanted = names if sections is None else sorted(set(sections))
     unknown = [name for name in wanted if name not in names]
     if unknown:
@@ -107,9 +109,11 @@ def features_path(folder: Path, encoder: str, section: str) -> Path:
 def join_features(adata: AnnData, path: Path, encoder: str) -> None:
     """Add features as ``obsm[encoder]``, and the facts of the encoder as ``uns[encoder]``."""
     if not path.is_file():
+        known = sorted(folder.name for folder in path.parents[1].glob("[!.]*") if folder.is_dir())
+        there = f" (there are those of {', '.join(known)})" if known else ""
         raise InputError(
             f"{path}: no {encoder} features; run `strank embed {path.parents[2]} "
-            f"--encoder {encoder}`"
+            f"--encoder {encoder}`{there}"
         )
     features = read_h5ad(path)
     if features.uns.get("spots_sha256") != spots_checksum(adata):

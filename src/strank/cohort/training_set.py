@@ -68,7 +68,11 @@ def panel_of(
         panel = choose_panel(cohort, n_genes, union=union)
         how = f"{n_genes} of highest log1p(CP10k) variance" if n_genes else "all that vary"
     else:
+        if isinstance(genes, str) or len(genes) == 0:
+            raise InputError(f"`genes` is a list of names; got {genes!r}")
         panel, how = pd.Index(genes), "given"
+        if panel.has_duplicates:
+            raise InputError(f"`genes` names {some(panel[panel.duplicated()].unique())} twice")
         if not union:
             check_genes(cohort, genes)
         elif len(absent := panel.difference(all_genes(cohort))):

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from anndata import AnnData
 
-from strank.cohort.contract import counts_checksum, patients_of
+from strank.cohort.contract import check_sections, counts_checksum, patients_of
 from strank.cohort.folds import FoldUnit, make_folds, shared_patients
 from strank.errors import InputError, some
 from strank.evaluation.methods import Predicted, predict_all
@@ -93,6 +93,8 @@ def evaluate(
     >>> model = strank.fit(train)  # doctest: +SKIP
     >>> evaluate(model, {"C1": cohort["C1"]}, train=train).summary  # doctest: +SKIP
     """
+    check_sections(cohort)
+    check_sections(train)
     measured = {name: _measured(name, adata, model) for name, adata in cohort.items()}
     expected: dict[str, dict[str, Any]] = model.provenance["sections"]
     trained = {name: _same(name, train, expected) for name in expected}

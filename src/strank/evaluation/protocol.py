@@ -16,7 +16,7 @@ from anndata import AnnData
 
 from strank.cohort.folds import Fold, FoldUnit, fixed_folds, k_folds, make_folds, shared_patients
 from strank.cohort.panel import PanelRule, check_genes, choose_panel
-from strank.errors import InputError, some
+from strank.errors import InputError, no_such, some
 from strank.evaluation.scores import Depth
 from strank.files import atomic_path
 from strank.io.hest_bench import read_folds, read_panel
@@ -331,7 +331,7 @@ def get_protocol(name: Path | str) -> Protocol:
     if path.is_dir():
         return from_hest(path)
     if path.suffix != ".toml":
-        raise InputError(f"no protocol {str(name)!r}; choose {', '.join(PRESETS)} or a .toml file")
+        raise no_such("protocol", str(name), (*PRESETS, "a .toml file"))
     try:
         return _protocol_of(tomllib.loads(path.read_text(encoding="utf-8")), path.stem)
     except InputError as error:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anndata import AnnData
+from torch.nn import Module
 
+from strank.cohort.contract import check_sections
 from strank.errors import InputError, no_such
 from strank.fitting.exact import ExactOptions, Solve, fit_exact, solve_hest_ridge, solve_ridge
 from strank.fitting.objectives import Objective, get_objective
@@ -75,12 +77,12 @@ class Method:
     recipe: str | None = None
 
     def __post_init__(self) -> None:
-        choices = (*RECIPES, OWN_RECIPE, *self._solvers)
+        choices = (*RECIPES, *self._solvers)
         if not (self.needs_images or self.head in (OWN_HEAD, *head_choices())):
             raise no_such("head", self.head, head_choices())
         if self.recipe is None:
             object.__setattr__(self, "recipe", self._usual)
-        if self.recipe not in choices:
+        if self.recipe not in (OWN_RECIPE, *choices):
             raise no_such("recipe", self.recipe, choices)
 
     @property
@@ -283,6 +285,7 @@ def fit(
     networks: dict[str, Any] = {"held_out": held_out, "seed": seed, "machine": machine}
     networks |= {"folder": folder, "resume": resume}
     _refuse_ignored(method, exact if method.solver is None else networks)
+    _check_given(cohort, networks)
     if union and not method.objective.unmeasured:
         raise InputError(
             f"{loss} cannot tell a gene that a section does not measure from one without counts: "
@@ -317,6 +320,14 @@ def _recipe_name(recipe: str | Recipe | None, finetune: object) -> str | None:
     return "finetune" if recipe is None and finetune is not None else recipe
 
 
+def _check_given(cohort: object, options: Mapping[str, Any]) -> None:
+    check_sections(cohort)
+    if isinstance(names := options["held_out"], str):
+        raise InputError(f"`held_out` is a list of sections; got {names!r}")
+    if options["resume"] and options["folder"] is None:
+        raise InputError("`resume` goes on from the checkpoints in a `folder`: give that too")
+
+
 def _refuse_ignored(method: Method, ignored: Mapping[str, Any]) -> None:
     for name, value in ignored.items():
         if value is None or value is False:
@@ -328,6 +339,11 @@ def _refuse_ignored(method: Method, ignored: Mapping[str, Any]) -> None:
 
 def _maker(head: str | MakeHead, **options: Any) -> tuple[MakeHead, bool]:
     """Find what makes the head, and whether the exact linear head is to stand beside it."""
+    if isinstance(head, Module) or not (isinstance(head, str) or callable(head)):
+        raise InputError(
+            "`head` is a name, or what makes a module from the number of features and of genes; "
+            f"got {type(head).__name__}"
+        )
     if not isinstance(head, str):
         return head, False
     if head not in head_choices():

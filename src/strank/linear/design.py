@@ -252,7 +252,7 @@ class Design:
         if width < 1:
             needed = (held + 8 * each) / 2**30
             raise ValueError(
-                f"max_memory={self.max_memory:g} GiB is too little for {p} features and "
+                f"`max_memory={self.max_memory:g}` GiB is too little for {p} features and "
                 f"{longest} spots at once: a single gene needs {needed:.2g} GiB"
             )
         return min(width, _MOST_GENES.get(rows.device.type, 8192))

@@ -112,7 +112,7 @@ class RankModel:
         """
         folder = Path(folder)
         _stored_head(self.head)
-        _refuse_other(folder)
+        refuse_other(folder)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(folder) as part:
@@ -370,7 +370,7 @@ def pull_model(source: str, folder: Path | str, *, revision: str | None = None) 
     """Copy a model, byte by byte and checked, from the hub or from a folder in its layout."""
     found, folder = _found(source, revision, None), Path(folder)
     RankModel.load(found)
-    _refuse_other(folder)
+    refuse_other(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder) as part:
         part.mkdir()
@@ -397,7 +397,7 @@ def _found(source: Path | str, revision: str | None, token: str | bool | None) -
     return folder
 
 
-def _refuse_other(folder: Path) -> None:
+def refuse_other(folder: Path) -> None:
     """Let a model take the place of a model only."""
     if folder.exists() and not (folder / _MODEL).is_file():
         raise InputError(f"{folder}: exists and is not a model; choose another `folder`")

@@ -39,6 +39,9 @@ class Finetune:
     micro_batch: int | None = None  # patches at a time, as in `strank.neural.heads.Network`
     recompute: bool = False  # blocks compute their activations again in the backward pass
 
+    def __post_init__(self) -> None:
+        _blocks_of(self.mode)
+
 
 def prepare(backbone: Module, mode: str, *, lora_rank: int = 8, seed: int = 0) -> Module:
     """Choose what of a network is trained, in place, by ``requires_grad``.
@@ -58,17 +61,23 @@ def prepare(backbone: Module, mode: str, *, lora_rank: int = 8, seed: int = 0) -
     >>> [name for name, p in prepare(net, "last-1").named_parameters() if p.requires_grad]
     ['2.0.weight', '2.0.bias', '2.1.weight', '2.1.bias']
     """
+    n_last = _blocks_of(mode)
+    backbone.requires_grad_(mode == "full")
+    if n_last:
+        _train_last(backbone, n_last)
+    elif mode == "lora":
+        _add_adapters(backbone, lora_rank, seed)
+    return backbone
+
+
+def _blocks_of(mode: str) -> int:
+    """How many of the last blocks are trained by their number; refuse an unknown mode."""
     last = re.fullmatch(r"last-([1-9]\d*)", mode)
     if last is None and mode not in ("frozen", "full", "lora"):
         raise InputError(
             f"no mode {mode!r}; choose one of frozen, last-K (K = 1, 2, ... blocks), lora, full"
         )
-    backbone.requires_grad_(mode == "full")
-    if last is not None:
-        _train_last(backbone, int(last[1]))
-    elif mode == "lora":
-        _add_adapters(backbone, lora_rank, seed)
-    return backbone
+    return int(last[1]) if last else 0
 
 
 def freeze_unused(backbone: Backbone) -> None:

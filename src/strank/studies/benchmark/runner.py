@@ -174,17 +174,20 @@ class Grid:
     """What is combined; what is named twice counts once."""
 
     # As in `strank.fitting.method.Method`; of losses also what has no head, such as "hest-ridge"
-    losses: tuple[str, ...] = LOSSES
-    heads: tuple[str, ...] = ("linear",)
-    recipes: tuple[str | None, ...] = (None,)  # None for the usual one
-    encoders: tuple[str, ...] = ("morphology",)  # Whose features
-    n_genes: tuple[int | None, ...] = (50,)  # Sizes of the panel; None for all genes
+    losses: Sequence[str] = LOSSES
+    heads: Sequence[str] = ("linear",)
+    recipes: Sequence[str | None] = (None,)  # None for the usual one
+    encoders: Sequence[str] = ("morphology",)  # Whose features
+    n_genes: Sequence[int | None] = (50,)  # Sizes of the panel; None for all genes
     seeds: int = 1  # Of every method that is trained step by step
     most_stepwise: int = 1000  # Larger panels are left to the methods that are solved exactly
 
     def __post_init__(self) -> None:
         for name in ("losses", "heads", "recipes", "encoders", "n_genes"):
-            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+            given: Any = getattr(self, name)
+            if isinstance(given, str | int):
+                raise InputError(f"`{name}` is a list; got {given!r}")
+            object.__setattr__(self, name, tuple(dict.fromkeys(given)))
 
     @property
     def methods(self) -> list[Method]:
@@ -308,11 +311,11 @@ def benchmark(
     if not isinstance(protocol, Protocol):
         protocol = get_protocol(protocol)
     grid = Grid(
-        tuple(losses or protocol.methods or LOSSES),
-        tuple(heads),
-        tuple(recipes),
-        tuple(encoders),
-        tuple(n_genes or protocol.n_genes),
+        losses or protocol.methods or LOSSES,
+        heads,
+        recipes,
+        encoders,
+        n_genes or protocol.n_genes,
         seeds,
     )
     bar = partial(progress, hidden=not verbose)

@@ -1,0 +1,51 @@
+"""What is no cohort, panel or head is refused in words."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+from torch import nn
+
+import strank
+from strank.errors import InputError
+
+fit = partial(strank.fit, encoder="mine", n_genes=3)
+
+
+@pytest.mark.parametrize("given", ["cohort", ["C2"], None])
+def test_sections_come_as_a_mapping(given):
+    for verb in (fit, strank.cross_validate):
+        with pytest.raises(InputError, match=r"mapping of names, as `strank\.read_cohort`"):
+            verb(given)
+    with pytest.raises(InputError, match="no sections are given"):
+        fit({})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_genes": "50"}, "`n_genes` is a whole number; got '50'"),
+        ({"n_genes": 5.5}, "`n_genes` is a whole number; got 5.5"),
+        ({"genes": "g1"}, "`genes` is a list of names; got 'g1'"),
+        ({"genes": []}, "`genes` is a list of names"),
+        ({"genes": ["GENE", "GENE"]}, "`genes` names GENE twice|no gene GENE"),
+        ({"head": None}, "`head` is a name, or what makes a module .*; got NoneType"),
+        ({"head": nn.Linear(2, 3)}, "`head` is a name, or what makes a module .*; got Linear"),
+        ({"head": "mlp", "held_out": "C2"}, "`held_out` is a list of sections; got 'C2'"),
+        ({"head": "mlp", "resume": True}, "`resume` goes on from the checkpoints in a `folder`"),
+        ({"finetune": "loar"}, "no mode 'loar'"),
+        ({"recipe": "papr"}, r"choose one of default, paper, finetune, exact \(did you mean paper"),
+    ],
+)
+def test_options_of_another_kind(cohort, options, message):
+    with pytest.raises(InputError, match=message):
+        fit(cohort, **options)
+
+
+@pytest.mark.parametrize("options", [{"losses": "list"}, {"heads": "mlp"}, {"n_genes": 50}])
+def test_what_is_combined_comes_as_lists(tmp_path, options):
+    (name,) = options
+    with pytest.raises(InputError, match=f"`{name}` is a list"):
+        strank.benchmark(tmp_path, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
