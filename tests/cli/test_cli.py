@@ -138,7 +138,7 @@ def test_other_refusals(cohort, st_folder, tmp_path):
     assert "are the model's own" in refuse("evaluate", cohort, "--model", model, *options)
     options = ["-o", out, "--train", cohort]
     assert "--train goes with --model" in refuse("evaluate", cohort, "--folds", "patient", *options)
-    assert "'spot' is unknown" in refuse("evaluate", cohort, "--folds", "spot", "-o", out)
+    assert "no folds by 'spot'" in refuse("evaluate", cohort, "--folds", "spot", "-o", out)
     one = refuse("evaluate", cohort, "--folds", "patient", "--sections", "A1", "-o", out)
     assert "folds by patient need at least two of them; this cohort has 1" in one
     assert "trained on all of its sections" in refuse(
