@@ -158,5 +158,5 @@ def test_other_refusals(cohort, st_folder, tmp_path):
     )
     (model / "head.safetensors").write_bytes(b"")
     assert "damaged" in refuse("predict", cohort / "A1.h5ad", "--model", model, "-o", out)
-    assert "no name in ','" in refuse("fit", cohort, "-o", out, "--sections", ",")
+    assert "no name in ','" in refuse("fit", cohort, "-o", tmp_path / "new", "--sections", ",")
     assert not list(out.glob("*")) if out.exists() else True

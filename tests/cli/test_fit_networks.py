@@ -137,7 +137,7 @@ def test_resume_goes_on_and_changes_nothing_in_what_is_done(cohort, tmp_path):
         (["--head", "mlp", "--held-out", "Q"], "cannot hold out Q"),
         (["--head", "mlp", "--resume"], "no training to resume"),
         (["--head", "mlp", "--precision", "8"], "cannot train on auto"),
-        (["--head", "mlp", "--finetune", "some"], "no image network 'mine'; write timm:NAME"),
+        (["--head", "mlp", "--finetune", "lora"], "no image network 'mine'; write timm:NAME"),
     ],
 )
 def test_refusals_leave_nothing(cohort, tmp_path, options, message):
