@@ -434,8 +434,6 @@ def _load_backbone(folder: Path, stored: Mapping[str, Any] | None) -> Backbone |
     if stored is None:
         return None
     # What builds networks is not needed by models without one.
-
-    # What builds networks is not needed by models without one.
     from strank.encoders.load import backbone_from_config
 
     backbone = backbone_from_config(stored["config"])
