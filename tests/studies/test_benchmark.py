@@ -79,6 +79,8 @@ def test_grid():
     assert [m.name for m in paper[3:]] == ["linear, list, paper", "hest-ridge"]
     with pytest.raises(InputError, match=r"no loss 'hest-rigde'; .* \(did you mean hest-ridge\?\)"):
         Grid(losses=("hest-rigde",)).methods  # noqa: B018
+    with pytest.raises(InputError, match="no recipe 'own recipe'"):
+        Grid(recipes=("own recipe",)).methods  # noqa: B018
     # The longest first, so that no core is left waiting at the end.
     sizes = [cell.task.n_genes or 10**6 for cell in cells]
     assert sizes == sorted(sizes, reverse=True)

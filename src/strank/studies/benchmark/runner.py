@@ -32,8 +32,9 @@ from strank.evaluation.methods import (
 from strank.evaluation.protocol import Protocol, get_protocol
 from strank.evaluation.scores import SCORES, ceilings, score_section
 from strank.files import atomic_path, claim_folder, read_json, safe_name, write_json
-from strank.fitting.method import HEST_RIDGE, REFERENCE, Method
+from strank.fitting.method import HEST_RIDGE, OWN_RECIPE, REFERENCE, Method
 from strank.fitting.objectives import OBJECTIVES
+from strank.neural.recipe import RECIPES
 from strank.progress import Advance, progress
 from strank.studies.benchmark.tables import summarise_benchmark, write_tables
 from strank.studies.workers import each
@@ -194,6 +195,8 @@ class Grid:
         """All methods, those that stand in every table first; no method twice."""
         if unknown := [loss for loss in self.losses if loss not in (*OBJECTIVES, *_OTHERS)]:
             raise no_such("loss", unknown[0], (*OBJECTIVES, *_OTHERS))
+        if OWN_RECIPE in self.recipes:
+            raise no_such("recipe", OWN_RECIPE, RECIPES)
         named = [
             _OTHERS.get(loss) or Method(head, loss, recipe)
             for head, loss, recipe in product(self.heads, self.losses, self.recipes)
