@@ -5,7 +5,14 @@ import json
 import pytest
 
 from strank.errors import InputError
-from strank.files import atomic_path, claim_folder, output_folder, read_json, safe_name
+from strank.files import (
+    atomic_path,
+    check_output,
+    claim_folder,
+    output_folder,
+    read_json,
+    safe_name,
+)
 
 
 def test_files_are_whole_or_absent(tmp_path):
@@ -115,3 +122,11 @@ def test_what_is_said_about_a_run_is_not_compared(tmp_path):
     claim(tmp_path, about={"seconds": 1})
     claim(tmp_path, about={"seconds": 2})
     assert json.loads((tmp_path / "study.json").read_text())["seconds"] == 2
+
+
+def test_an_output_is_looked_at_without_a_trace(tmp_path):
+    check_output(tmp_path / "new" / "er")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: cannot write there"):
+        check_output(tmp_path / "file" / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

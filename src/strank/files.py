@@ -72,10 +72,8 @@ def output_folder(path: Path) -> Path:
 
 def check_output(path: Path) -> None:
     """Refuse a folder where results cannot be written, before the work; leave no trace of it."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    output_folder(path)
-    for folder in made:
-        folder.rmdir()
+    # Where it would be made is looked at, not made and removed: another process may be using it.
+    output_folder(next(folder for folder in (path, *path.parents) if folder.exists()))
 
 
 def claim_folder(

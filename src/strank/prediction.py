@@ -18,9 +18,10 @@ from strank.encoders.embedding import embed_spots
 from strank.encoders.registry import get_encoder
 from strank.encoders.tiles import check_scale
 from strank.errors import InputError, some
-from strank.files import output_folder, sha256
+from strank.files import check_output, sha256
 from strank.model.novelty import novelty_of, warning_of
 from strank.model.rank_model import RankModel
+from strank.neural.heads import Traits
 from strank.progress import Advance, Say
 from strank.slides.slide import Slide, open_slide, slide_of
 from strank.slides.tissue import tile_centres
@@ -127,7 +128,10 @@ def predict(
 
     def score(subject: Subject, where: Path | None) -> AnnData:
         slide, _ = open_subject(subject, um_per_pixel)
-        path = None if where is None else output_folder(where) / "scores.h5ad"
+        path = None
+        if where is not None:
+            check_output(where)
+            path = where / "scores.h5ad"
         scores, _ = scorer.score(slide, path, bar=lambda *_: nullcontext(advance))
         if warning := novelty_warning(scores):
             tell(f"{slide.path}: {warning}")
@@ -170,7 +174,7 @@ class Scorer:
     def warning(self) -> str:
         """Say what to know of this distance of tiles; empty for nothing."""
         pitch = float(self.model.provenance["spot_pitch_um"])
-        if self.stride_um in (None, pitch) or not getattr(self.model.head, "n_neighbours", 0):
+        if self.stride_um in (None, pitch) or Traits.of(self.model.head).n_neighbours == 0:
             return ""
         return (
             f"the model looks at neighbours, {pitch:g} µm away in training and "
@@ -263,7 +267,7 @@ def grid_facts(slide: Slide, model: RankModel, *, stride_um: float | None = None
     """State what a grid of tiles hangs on; it becomes ``uns["strank"]``."""
     diameter = float(model.provenance["spot_diameter_um"])
     # A head that looks at neighbours expects them as far away as in training.
-    around = getattr(model.head, "n_neighbours", 0) > 0
+    around = Traits.of(model.head).n_neighbours > 0
     usual = float(model.provenance["spot_pitch_um"]) if around else diameter
     stride = usual if stride_um is None else stride_um
     if stride_um is not None and not slide.um_per_pixel <= stride < float("inf"):

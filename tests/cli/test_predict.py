@@ -158,7 +158,7 @@ def test_a_job_that_was_killed_goes_on(slides, model, tmp_path, monkeypatch, emb
     arguments = [*slides, "--mpp", 2, "--model", model, "-o", tmp_path / "out"]
     monkeypatch.setattr(predict, "embed_spots", killed)
     run(*arguments, code=130)
-    assert not list((tmp_path / "out/two").iterdir())
+    assert not (tmp_path / "out/two").exists()
     monkeypatch.setattr(predict, "embed_spots", spy)
     run(*arguments)
     assert embedded == ["one.png", "two.jpg", "three.tif"]
@@ -212,6 +212,7 @@ def test_a_geojson_that_is_too_large_is_refused_before_the_work(
     arguments = [slides[0], "--mpp", 2, "--model", model, "-o", tmp_path / "out"]
     assert "name fewer --genes, or raise --stride" in refuse(*arguments, "--geojson")
     assert embedded == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_slide_unlike_the_training_is_told_each_time(slides, tmp_path):

@@ -118,12 +118,12 @@ def _predict_one(
     genes: list[str],
     exports: dict[str, bool],
 ) -> dict[str, Any]:
-    from strank.files import output_folder
+    from strank.files import check_output
     from strank.prediction import novelty_warning, open_subject
     from strank.report.maps import write_gene_maps
 
     slide, section = open_subject(path, mpp)
-    output_folder(folder)
+    check_output(folder)
 
     def check(n_tiles: int) -> None:
         if exports["geojson"]:
