@@ -137,7 +137,7 @@ def test_a_cell_that_cannot_be_done_is_told_of(cohort, tmp_path):
     [
         (
             ["--protocol", "cv5"],
-            "no protocol 'cv5'; choose one of strank, section, paper, hest, a .toml",
+            "no protocol 'cv5'; choose one of strank, section, hest, paper-IDC, ",
         ),
         (["--losses", "list,l1"], "no loss 'l1'; choose one of list, pair"),
         (["--losses", ","], "no name in ','; separate names by commas"),

@@ -85,6 +85,19 @@ def test_fixed_folds_are_taken_as_they_are():
         ([Fold("x", ("C2", "Z1"), ("B4",))], "fold x: the cohort has no section Z1; .* B4, C2, C3"),
         ([Fold("x", ("C2",), ("Z2",))], "fold x: the cohort has no section Z2"),
         ([Fold("x", ("C2", "B4"), ("B4",))], "fold x: section B4 stands in training and in test"),
+        (
+            [Fold("x", ("C2",), ("B4",), validation=("C2",))],
+            "fold x: section C2 stands in training and in validation; take it out of one",
+        ),
+        (
+            [Fold("x", ("C2",), ("B4",), validation=("B4",))],
+            "fold x: section B4 stands in validation and in test",
+        ),
+        (
+            [Fold("x", ("C2",), ("B4",), validation=("Z1",))],
+            "fold x: the cohort has no section Z1; there are B4, C2, C3",
+        ),
+        ([Fold("x", (), ("B4",), validation=("C2",))], "fold x: no sections to train on"),
         ([Fold("x", (), ("B4",))], "fold x: no sections to train on"),
         ([Fold("x", ("B4",), ())], "fold x: no sections to test on"),
         ([Fold("x", ("B4",), ("C2",)), Fold("x", ("C2",), ("B4",))], "two folds are named x"),
@@ -94,3 +107,16 @@ def test_fixed_folds_are_taken_as_they_are():
 def test_refusals_of_fixed_folds(folds, message):
     with pytest.raises(InputError, match=message):
         fixed_folds(folds, PATIENTS)
+
+
+def test_validation_is_no_training_but_belongs_to_development():
+    patients = PATIENTS | {"D1": "D", "D2": "D"}
+    [fold] = fixed_folds([Fold("x", ("D1", "C3"), ("C2",), validation=("B4",))], patients)
+    assert fold == Fold("x", ("C3", "D1"), ("C2",), ("C",), ("B4",))
+    assert fold.development == ("B4", "C3", "D1")
+    # A patient of the test is known, whichever side the other section stands on.
+    [fold] = fixed_folds([Fold("x", ("B4",), ("C2",), validation=("C3", "D1"))], patients)
+    assert (fold.validation, fold.shared_patients) == (("C3", "D1"), ("C",))
+    for folds in (make_folds(patients), k_folds(patients, 2)):
+        assert all(fold.validation == () for fold in folds)
+        assert all(fold.development == fold.train for fold in folds)

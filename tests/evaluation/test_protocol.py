@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from strank.cohort.contract import patients_of
+from strank.cohort.filter import SpotFilter
 from strank.cohort.folds import Fold, k_folds
 from strank.cohort.panel import choose_panel
 from strank.errors import InputError
+from strank.evaluation.paper_tasks import PAPER_TASKS
 from strank.evaluation.protocol import HEADLINES, PRESETS, Protocol, from_hest, get_protocol
 
 PATIENTS = {"A1": "A", "A2": "A", "B1": "B", "C1": "C"}
@@ -23,8 +26,14 @@ GIVEN = (Fold("x", ("A1", "A2"), ("B1",)), Fold("y", ("A1", "B1"), ("C1", "A2"))
 HASHES = {
     "strank": "62d72db3359f749efeb95a08ba8ba359f671d581a54d95c95aff629fd03ceedb",
     "section": "2176b39871a72819c5bc7416f7a8fcd3af46210bdf49865349d06b436c57c9ef",
-    "paper": "d9247e46629b09df3af63d4d9721c93d5998bc09e757a4544fee441cd8f058ce",
     "hest": "419f28ab16408ac1bc7f5c795ba78ad8208534555c6e0f98daf8ea76d2872a80",
+    "paper-IDC": "82e505b84342c7d9377fa0f6c603a7222e69d3532aedcc73954fd24810b14536",
+    "paper-PRAD": "fd07f52911da72ea23f917a2b530e2494823e3434b5442131394508d2ede8e88",
+    "paper-PAAD": "e6b5ee51b7767ff51bc02323c659d6d7046260bb384c3f5719d59f69d30c8117",
+    "paper-COAD": "5f5c106438f64720ecc433199374f2068bd23e0995af88a80672443c11db2b21",
+    "paper-READ": "17e7e2d3e616e4366d60a63e6d916612c50ebb597638c763251f2c544a7e9521",
+    "paper-ccRCC": "99fa18a2d99a924acafc04c30cccde7e4276e73ac573583208ec6f933b64e973",
+    "paper-IDC-L": "da8d3bcf3087b60c0726f3b5220a48658d60a835eaf72cf098a643a73d05f160",
 }
 
 
@@ -37,11 +46,13 @@ def test_hashes_of_presets_stay(name):
 CHANGES = {
     "folds": "section",
     "first_fold_only": True,
+    "filter": SpotFilter(200, 0.2, 3),
     "panel": "moran",
     "panel_from": "all",
     "n_genes": (50, None),
     "target_depth": "panel",
     "methods": ("list",),
+    "recipes": ("published",),
     "headline": "scc",
     "seed": 1,
 }
@@ -57,6 +68,9 @@ def test_the_hash_is_of_all_that_decides_results():
     first = Fold("x", ("A2", "A1"), ("B1",), ("B",))
     assert replace(one, folds=(first, GIVEN[1])).sha256 == replace(one, folds=GIVEN).sha256
     assert replace(one, folds=GIVEN[:1]).sha256 != replace(one, folds=GIVEN).sha256
+    # Whether a section trains or stops decides.
+    stops = Fold("x", ("A1",), ("B1",), validation=("A2",))
+    assert replace(one, folds=(stops,)).sha256 != replace(one, folds=GIVEN[:1]).sha256
 
 
 TEXTS = st.text(max_size=5)
@@ -67,12 +81,22 @@ PROTOCOLS = st.builds(
     TEXTS,
     TEXTS,
     st.sampled_from(["section", "patient", 2, 99])
-    | st.lists(st.builds(Fold, TEXTS, NAMES, NAMES), min_size=1, max_size=3).map(tuple),
+    | st.lists(
+        st.builds(Fold, TEXTS, NAMES, NAMES, validation=NAMES | st.just(())), min_size=1, max_size=3
+    ).map(tuple),
     st.booleans(),
+    st.none()
+    | st.builds(
+        SpotFilter,
+        st.integers(0, 999),
+        st.floats(0, 1, exclude_min=True),
+        st.integers(0, 99),
+    ),
     st.sampled_from(["variance", "mean", "moran"]) | NAMES,
     st.sampled_from(["training", "all"]),
     SIZES,
     st.sampled_from(["all", "panel"]),
+    NAMES | st.just(()),
     NAMES | st.just(()),
     st.sampled_from(HEADLINES),
     st.integers(0, 2**70),
@@ -97,6 +121,10 @@ def test_a_file_by_hand(tmp_path):
     folds = (Fold("one", ("A1", "B1"), ("C1",)),)
     expected = Protocol("mine", folds=folds, panel=("ERBB2", "FASN"), n_genes=(None,))
     assert get_protocol(str(path)) == expected
+    with path.open("a") as file:
+        file.write('validation = ["D1"]\n[filter]\nmin_genes = 9\nmax_mito = 0.5\nmin_spots = 2\n')
+    stops = (replace(folds[0], validation=("D1",)),)
+    assert get_protocol(path) == replace(expected, folds=stops, filter=SpotFilter(9, 0.5, 2))
     path.write_text('n_genes = [20, "all"]\nfolds = 3\n')
     assert get_protocol(path) == Protocol("mine", folds=3, n_genes=[20, None])
 
@@ -115,6 +143,19 @@ def test_a_file_by_hand(tmp_path):
             "[[folds]]\nname = 'x'\ntrain = ['A', 'A']\ntest = ['B']",
             "folds is .*lists of sections, each once",
         ),
+        (
+            "[[folds]]\nname = 'x'\ntrain = ['A']\ntest = ['B']\nvalidation = 'C'",
+            "folds is .*, if any, validation",
+        ),
+        ("[[folds]]\nname = 'x'\ntrain = ['A']\ntest = ['B']\nval = ['C']", "folds is .*'val'"),
+        (
+            "[filter]\nmin_genes = 200",
+            r"filter is .*; it must be a table \[filter\] with min_genes and min_spots",
+        ),
+        ("[filter]\nmin_genes = 200\nmax_mito = 20\nmin_spots = 3", "filter is SpotFilter"),
+        ("[filter]\nmin_genes = -1\nmax_mito = 0.2\nmin_spots = 3", "filter is SpotFilter"),
+        ("filter = true", "filter is True; it must be a table"),
+        ("recipes = 'published'", "recipes is 'published'; it must be a list of recipes"),
         ("panel = 'size'", "panel is 'size'; it must be one of variance, mean, moran, or a list"),
         ("panel = ['A', 'A']", "panel is .* or a list of genes, each once"),
         ("panel = []", r"panel is \(\)"),
@@ -142,21 +183,23 @@ def test_refusals_of_a_file(tmp_path, content, message):
 def test_refusals_of_a_name(tmp_path):
     with pytest.raises(
         InputError,
-        match=r"no protocol 'best'; choose one of strank, section, paper, hest, a \.toml",
+        match=r"no protocol 'best'; choose one of strank, section, hest, paper-IDC, .* a \.toml",
     ):
         get_protocol("best")
+    with pytest.raises(InputError, match=r"no protocol 'paper'; .* \(did you mean paper-"):
+        get_protocol("paper")
     with pytest.raises(InputError, match=r"none\.toml: no such file"):
         get_protocol(tmp_path / "none.toml")
 
 
 def test_folds_of_each_kind():
-    names = {name: [fold.name for fold in p.make_folds(PATIENTS)] for name, p in PRESETS.items()}
-    assert names == {
+    free = {name: p for name, p in PRESETS.items() if p.sections is None}
+    assert {n: [f.name for f in p.make_folds(PATIENTS)] for n, p in free.items()} == {
         "strank": ["A", "B", "C"],
         "section": ["A1", "A2", "B1", "C1"],
-        "paper": ["A1"],
         "hest": ["A", "B", "C"],
     }
+    assert [f.name for f in Protocol("1", first_fold_only=True).make_folds(PATIENTS)] == ["A"]
     six = {f"{patient}1": patient for patient in "ABCDEF"}
     for seed in range(3):
         assert Protocol("k", folds=3, seed=seed).make_folds(six) == k_folds(six, 3, seed=seed)
@@ -219,11 +262,6 @@ def test_warnings_say_what_is_questionable():
     (both,) = warned(PRESETS["section"])
     assert both.startswith("fold A1, A2: patient A stands on both sides of the split")
     assert warned(PRESETS["section"], {"A1": "A", "B1": "B", "C1": "C"}) == ()
-    paper = warned(PRESETS["paper"])
-    told = ["patient A stands", r"single split (test on A1)", "only patient A is tested"]
-    told += ["chosen on all sections", "total over the panel", "sorted by scc"]
-    assert len(paper) == len(told)
-    assert all(part in warning for part, warning in zip(told, paper, strict=True))
     genes, score = warned(PRESETS["hest"])
     assert "test included" in genes
     assert "pearson_counts: log1p(counts) contains the depth" in score
@@ -231,6 +269,80 @@ def test_warnings_say_what_is_questionable():
     assert few.startswith("only patient A, B are tested")
     (given_genes,) = warned(Protocol("p", panel=("G1",)))
     assert given_genes.startswith("the genes are given")
+
+
+@pytest.mark.parametrize("task", PAPER_TASKS.values(), ids=PAPER_TASKS)
+def test_the_tasks_of_the_paper(task, reference):
+    table = json.loads((reference / "paper_tables.json").read_text())["hest_scc"]
+    assert list(PAPER_TASKS) == table["tasks"]
+    assert task.scc == {loss: table[loss][table["tasks"].index(task.name)] for loss in task.scc}
+    assert set(task.scc) == {"mse", "poisson", "nb", "rank", "pair", "pcc", "list"}
+    samples = table["samples"][task.name]
+    if isinstance(samples, str):
+        first, last = (
+            re.fullmatch(r"([A-Z]+)(\d+)", name).groups() for name in samples.split("..")
+        )
+        samples = [f"{first[0]}{number}" for number in range(int(first[1]), int(last[1]) + 1)]
+    assert list(task.samples) == samples
+    protocol = get_protocol(f"paper-{task.name}")
+    assert protocol.sections == sorted(samples)
+    [fold] = protocol.make_folds({name: name for name in [*samples, "OTHER"]})
+    assert fold.validation == (table["val_sample"][task.name],)
+    assert fold.test == (fold.name,) == (table["test_sample"][task.name],)
+    assert sorted([*fold.development, *fold.test]) == sorted(samples)
+    assert fold.shared_patients == ()
+
+
+def test_what_is_questionable_about_a_task_of_the_paper():
+    protocol = PRESETS["paper-PRAD"]
+    assert protocol.filter == SpotFilter(min_genes=200, max_mito=0.2, min_spots=3)
+    assert (protocol.methods, protocol.recipes) == (tuple(PAPER_TASKS["PRAD"].scc), ("published",))
+    two = {name: "1" if number < 12 else "2" for number, name in enumerate(protocol.sections)}
+    told = ["fold MEND140: patient 1 stands on both sides", "validation section MEND139 is of pat"]
+    told += ["single split (test on MEND140)", "only patient 1 is tested"]
+    told += ["chosen on all sections, those of the test included", "total over the panel"]
+    told += ["sorted by scc"]
+    warnings = warned(protocol, two)
+    assert len(warnings) == len(told)
+    assert all(part in warning for part, warning in zip(told, warnings, strict=True))
+    # Where every sample is a patient of its own, the first two do not apply.
+    assert warned(protocol, {name: name for name in two}) == tuple(
+        warning.replace("patient 1", "patient MEND140") for warning in warnings[2:]
+    )
+    with pytest.raises(InputError, match="fold MEND140: the cohort has no section MEND139; there"):
+        protocol.make_folds({name: "1" for name in two if name != "MEND139"})
+
+
+def test_validation_sections_choose_genes_as_training_does(cohort):
+    fold = Fold("x", ("A1",), ("B1",), validation=("C1",))
+    protocol = Protocol("p", folds=(fold,))
+    quiet = list(protocol.choose_panel(cohort, fold, None))
+    dense = cohort["C1"].X.toarray()
+    dense[:, cohort["C1"].var_names.get_loc(quiet[-1])] = np.repeat([1e5, 0], 15)
+    cohort["C1"].X = sparse.csr_matrix(dense)
+    cohort["C1"].obs["library_size"] = dense.sum(1)
+    assert list(protocol.choose_panel(cohort, fold, None)) != quiet
+    swapped = Fold("x", ("A1",), ("C1",), validation=("B1",))
+    without = choose_panel({name: cohort[name] for name in ("A1", "B1")}, None)
+    assert list(protocol.choose_panel(cohort, swapped, None)) == list(without)
+
+
+def test_a_filter_that_leaves_too_few_genes_names_the_section(cohort):
+    protocol = Protocol("p", filter=SpotFilter(1, 1, 29), n_genes=(6,))
+    for name, adata in cohort.items():
+        dense = adata.X.toarray() + 1
+        dense[:2, :2] *= name != "B1"
+        adata.X = sparse.csr_matrix(dense)
+    kept = protocol.filtered(cohort)
+    assert (kept["B1"].n_vars, kept["A1"].n_vars) == (4, 6)
+    fold = protocol.make_folds(patients_of(cohort))[0]
+    message = (
+        "6 genes asked for, and the filter leaves 4 in all of the sections B1, C1; section B1 has "
+        "the fewest, 4"
+    )
+    with pytest.raises(InputError, match=message):
+        protocol.choose_panel(kept, fold, 6)
+    assert len(protocol.choose_panel(kept, fold, 4)) == 4
 
 
 def test_a_task_of_hest_benchmark(tmp_path):

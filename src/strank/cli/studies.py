@@ -20,7 +20,10 @@ _Cohort = Annotated[Path, typer.Argument(help="A cohort with features.")]
 _Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")]
 _Protocol = Annotated[
     str,
-    typer.Option(help="`strank`, `section`, `paper`, `hest`, a .toml file or a HEST task."),
+    typer.Option(
+        help="`strank`, `section`, `hest`, a task of the paper such as `paper-IDC`, a .toml file "
+        "or a task of HEST-Benchmark."
+    ),
 ]
 _Losses = Annotated[
     str | None,

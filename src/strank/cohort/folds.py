@@ -1,10 +1,11 @@
-"""Folds: which sections train and which test, and whether a patient stands on both sides."""
+"""Folds: which sections train, validate and test, and whether a patient stands on both sides."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal, get_args
 
 import numpy as np
@@ -23,6 +24,13 @@ class Fold:
     test: tuple[str, ...]
     # With sections on both sides: then the score says nothing about a new patient.
     shared_patients: tuple[str, ...] = ()
+    # They stop a network that named sections stop; to all else they are training sections.
+    validation: tuple[str, ...] = ()
+
+    @property
+    def development(self) -> tuple[str, ...]:
+        """All that is not test, sorted."""
+        return tuple(sorted((*self.train, *self.validation)))
 
 
 def make_folds(patients: Mapping[str, str], by: FoldUnit = "patient") -> list[Fold]:
@@ -67,21 +75,24 @@ def fixed_folds(folds: Sequence[Fold], patients: Mapping[str, str]) -> list[Fold
 
 
 def _fixed(fold: Fold, patients: Mapping[str, str]) -> Fold:
-    train, test = set(fold.train), set(fold.test)
-    if not train or not test:
-        side = "test on" if train else "train on"
-        raise InputError(f"fold {fold.name}: no sections to {side}; name some")
-    if both := sorted(train & test):
-        raise InputError(
-            f"fold {fold.name}: section {some(both)} stands in training and in test; take it out "
-            "of one"
-        )
-    if absent := sorted((train | test) - set(patients)):
+    sides = {"training": fold.train, "validation": fold.validation, "test": fold.test}
+    for side, verb in {"training": "train on", "test": "test on"}.items():
+        if not sides[side]:
+            raise InputError(f"fold {fold.name}: no sections to {verb}; name some")
+    for one, other in combinations(sides, 2):
+        if both := sorted(set(sides[one]) & set(sides[other])):
+            raise InputError(
+                f"fold {fold.name}: section {some(both)} stands in {one} and in {other}; take it "
+                "out of one"
+            )
+    named = {section for sections in sides.values() for section in sections}
+    if absent := sorted(named - set(patients)):
         raise InputError(
             f"fold {fold.name}: the cohort has no section {some(absent)}; there are "
             f"{some(sorted(patients))}"
         )
-    return _fold(fold.name, test, {section: patients[section] for section in train | test})
+    patients = {section: patients[section] for section in named}
+    return _fold(fold.name, set(fold.test), patients, fold.validation)
 
 
 def _folds(
@@ -90,10 +101,16 @@ def _folds(
     return [_fold(name, {s for s in unit if unit[s] == name}, patients) for name in names]
 
 
-def _fold(name: str, test: Collection[str], patients: Mapping[str, str]) -> Fold:
-    train = set(patients).difference(test)
-    shared = {patients[s] for s in train} & {patients[s] for s in test}
-    return Fold(name, *(tuple(sorted(sections)) for sections in (train, test, shared)))
+def _fold(
+    name: str,
+    test: Collection[str],
+    patients: Mapping[str, str],
+    validation: Collection[str] = (),
+) -> Fold:
+    rest = set(patients).difference(test)
+    shared = {patients[s] for s in rest} & {patients[s] for s in test}
+    parts = (rest.difference(validation), test, shared, validation)
+    return Fold(name, *(tuple(sorted(part)) for part in parts))
 
 
 def shared_patients(patients: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""How methods are compared: folds, panel and score; and what is questionable about it."""
+"""How methods are compared: folds, spots, panel, score; and what is questionable about it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from typing import Any, Literal, get_args
 import pandas as pd
 from anndata import AnnData
 
+from strank.cohort.filter import SpotFilter, filter_spots
 from strank.cohort.folds import Fold, FoldUnit, fixed_folds, k_folds, make_folds, shared_patients
-from strank.cohort.panel import PanelRule, check_genes, choose_panel
+from strank.cohort.panel import PanelRule, check_genes, choose_panel, shared_genes
 from strank.errors import InputError, no_such, some
+from strank.evaluation.paper_tasks import PAPER_TASKS
 from strank.evaluation.scores import Depth
 from strank.files import atomic_path
 from strank.io.hest_bench import read_folds, read_panel
@@ -34,6 +36,10 @@ PanelFrom = Literal["training", "all"]
 _TEXT = (lambda value: isinstance(value, str), "text")
 _UNITS, _RULES = get_args(FoldUnit), get_args(PanelRule)
 _FOR_PEOPLE = ("name", "description")
+# What came later is left out of facts and hash where it is not used: older hashes stay.
+_LATER = {"filter": None, "recipes": ()}
+_SIDES = ("train", "validation", "test")
+_FILTER_KEYS = {field.name for field in fields(SpotFilter)}
 
 
 def check_fields(values: Mapping[str, Any]) -> None:
@@ -69,9 +75,18 @@ def _are_folds(value: Any) -> bool:
     return isinstance(value, tuple) and all(
         isinstance(fold, Fold)
         and isinstance(fold.name, str)
-        and _are_names(fold.train)
-        and _are_names(fold.test)
+        and all(_are_names(getattr(fold, side)) for side in _SIDES)
         for fold in value
+    )
+
+
+def _is_filter(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, SpotFilter)
+        and _is_number(value.min_genes, 0)
+        and _is_number(value.min_spots, 0)
+        and type(value.max_mito) in (int, float)
+        and 0 < value.max_mito <= 1
     )
 
 
@@ -81,7 +96,12 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "folds": (
         lambda value: value in _UNITS or _is_number(value, 2) or _are_folds(value),
         f"{' or '.join(_UNITS)}, a number of at least 2, or tables [[folds]] with name (text), "
-        "train and test (lists of sections, each once)",
+        "train, test and, if any, validation (lists of sections, each once)",
+    ),
+    "filter": (
+        _is_filter,
+        "a table [filter] with min_genes and min_spots (numbers of at least 0) and max_mito "
+        "(above 0, at most 1)",
     ),
     "first_fold_only": (lambda value: isinstance(value, bool), "true or false"),
     "panel": (
@@ -99,6 +119,7 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "target_depth": _one_of(*get_args(Depth)),
     "methods": (_are_names, "a list of methods, each once"),
+    "recipes": (_are_names, "a list of recipes, each once"),
     "headline": _one_of(*HEADLINES),
     "seed": (lambda value: _is_number(value, 0), "a number of at least 0"),
 }
@@ -116,6 +137,14 @@ def of_folds(folds: Sequence[Fold], patients: Mapping[str, str]) -> list[str]:
     if shared := [fold for fold in folds if fold.shared_patients]:
         both = sorted({patient for fold in shared for patient in fold.shared_patients})
         told.append(f"fold {some(fold.name for fold in shared)}: {shared_patients(both)}")
+    for fold in folds:
+        of_test = {patients[name] for name in fold.test}
+        if same := [name for name in fold.validation if patients[name] in of_test]:
+            told.append(
+                f"fold {fold.name}: validation section {some(same)} is of patient "
+                f"{some(sorted({patients[name] for name in same}))}, who is tested: what it stops, "
+                "it stops where that patient is predicted best"
+            )
     if len(folds) == 1:
         told.append(
             f"a single split (test on {some(folds[0].test)}): how much the score depends on which "
@@ -173,9 +202,13 @@ class Protocol:
         For people; they do not count in the hash.
     folds
         ``"patient"`` or ``"section"``: each is held out once; a number: so many folds, by patient;
-        or the folds themselves.
+        or the folds themselves. Their ``validation`` sections stop a network that is stopped by
+        named sections; all else trains on them, too.
     first_fold_only
         Whether the first of them is the only one.
+    filter
+        Which spots and genes of every section are kept, before anything else is done with it; all
+        if ``None``.
     panel
         How genes are chosen, as in `strank.cohort.panel.choose_panel`; or the genes themselves.
     panel_from
@@ -186,7 +219,9 @@ class Protocol:
         What the counts are divided by in the target of ``scc`` and ``pearson``: the total over
         ``"all"`` measured genes, or over the ``"panel"``.
     methods
-        What is compared if the user does not say; ``()`` leaves it to the program.
+        Losses that are compared if the user does not say; ``()`` leaves it to the program.
+    recipes
+        How they are trained, likewise: names as of `strank.fit`, or ``"usual"``.
     headline
         Score that methods are sorted by.
     seed
@@ -202,11 +237,13 @@ class Protocol:
     description: str = ""
     folds: FoldUnit | int | tuple[Fold, ...] = "patient"
     first_fold_only: bool = False
+    filter: SpotFilter | None = None
     panel: PanelRule | tuple[str, ...] = "variance"
     panel_from: PanelFrom = "training"
     n_genes: tuple[int | None, ...] = (50,)
     target_depth: Depth = "all"
     methods: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
     headline: str = "depth_matched"
     seed: int = 0
 
@@ -222,11 +259,9 @@ class Protocol:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         plain["n_genes"] = ["all" if size is None else size for size in self.n_genes]
         if isinstance(self.folds, tuple):
-            plain["folds"] = [
-                {"name": fold.name, "train": sorted(fold.train), "test": sorted(fold.test)}
-                for fold in self.folds
-            ]
-        return plain
+            plain["folds"] = [{"name": fold.name, **fold_facts(fold)} for fold in self.folds]
+        unused = [key for key, value in _LATER.items() if getattr(self, key) == value]
+        return {key: value for key, value in plain.items() if key not in unused}
 
     @property
     def sha256(self) -> str:
@@ -248,16 +283,31 @@ class Protocol:
         """
         facts = self.facts
         # In TOML, tables come after all plain values.
-        tables = facts.pop("folds") if isinstance(self.folds, tuple) else []
+        folds = facts.pop("folds") if isinstance(self.folds, tuple) else []
+        tables = [("[filter]", facts.pop("filter"))] if self.filter else []
+        tables += [("[[folds]]", fold) for fold in folds]
         lines = [f"# SHA-256 {self.sha256}", *_assignments(facts)]
-        for table in tables:
-            lines += ["", "[[folds]]", *_assignments(table)]
+        for title, table in tables:
+            lines += ["", title, *_assignments(table)]
         return "\n".join(lines) + "\n"
 
     def write(self, path: Path | str) -> None:
         """Write ``to_toml`` to a file, to share it."""
         with atomic_path(Path(path)) as part:
             part.write_text(self.to_toml(), encoding="utf-8")
+
+    @property
+    def sections(self) -> list[str] | None:
+        """Sections that its folds name, sorted; ``None`` if any will do."""
+        if not isinstance(self.folds, tuple):
+            return None
+        return sorted({name for fold in self.folds for name in fold.development + fold.test})
+
+    def filtered(self, cohort: Mapping[str, AnnData]) -> dict[str, AnnData]:
+        """Leave out the spots and genes that are not kept."""
+        if self.filter is None:
+            return dict(cohort)
+        return {name: filter_spots(adata, self.filter) for name, adata in cohort.items()}
 
     def make_folds(self, patients: Mapping[str, str]) -> list[Fold]:
         """Divide the sections of a cohort, whose patients are given, as `strank.cohort.folds`."""
@@ -277,8 +327,8 @@ class Protocol:
         Parameters
         ----------
         cohort
-            Sections of the fold; those of the test are looked at only if ``panel_from`` is
-            ``"all"``.
+            Sections of the fold, filtered; those of the test are looked at only if ``panel_from``
+            is ``"all"``.
         fold
             Of `make_folds`.
         n_genes
@@ -289,9 +339,11 @@ class Protocol:
         InputError
             If there are fewer such genes, or a section lacks one that is given.
         """
-        names = fold.train + (fold.test if self.panel_from == "all" else ())
+        names = fold.development + (fold.test if self.panel_from == "all" else ())
         sections = {name: cohort[name] for name in sorted(names)}
         if isinstance(self.panel, str):
+            if self.filter and n_genes is not None:
+                _check_number(sections, n_genes)
             return choose_panel(sections, n_genes, by=self.panel)
         if n_genes is not None and n_genes > len(self.panel):
             raise InputError(f"{n_genes} genes asked for; the protocol lists {len(self.panel)}")
@@ -304,6 +356,22 @@ class Protocol:
             *of_genes(self.panel, self.panel_from),
             *of_scores(self.headline, self.target_depth),
         )
+
+
+def _check_number(sections: Mapping[str, AnnData], n_genes: int) -> None:
+    """Refuse a filter that leaves too few genes, naming the section that has the fewest."""
+    if (left := len(shared_genes(sections))) < n_genes:
+        fewest = min(sections, key=lambda name: sections[name].n_vars)
+        raise InputError(
+            f"{n_genes} genes asked for, and the filter leaves {left} in all of the sections "
+            f"{some(sections)}; section {fewest} has the fewest, {sections[fewest].n_vars}"
+        )
+
+
+def fold_facts(fold: Fold) -> dict[str, list[str]]:
+    """Sections of each side of a fold, sorted; of validation, if there are any."""
+    sides = {side: sorted(getattr(fold, side)) for side in _SIDES}
+    return {side: names for side, names in sides.items() if names or side != "validation"}
 
 
 def get_protocol(name: Path | str) -> Protocol:
@@ -377,6 +445,8 @@ def _protocol_of(content: Mapping[str, Any], name: str) -> Protocol:
     given: dict[str, Any] = {"name": name, **content}
     if isinstance(given.get("folds"), list):
         given["folds"] = [_fold_of(table) for table in given["folds"]]
+    if isinstance(table := given.get("filter"), dict) and table.keys() == _FILTER_KEYS:
+        given["filter"] = SpotFilter(**table)
     if isinstance(given.get("panel"), list):
         given.setdefault("n_genes", ["all"])
     if isinstance(given.get("n_genes"), list):
@@ -386,10 +456,11 @@ def _protocol_of(content: Mapping[str, Any], name: str) -> Protocol:
 
 def _fold_of(table: Any) -> Any:
     """Make a fold of a table; what is none is left for `Protocol` to refuse."""
-    if not isinstance(table, dict) or set(table) != {"name", "train", "test"}:
+    if not isinstance(table, dict) or table.keys() | {"validation"} != {"name", *_SIDES}:
         return table
-    sides = (tuple(side) if isinstance(side := table[k], list) else side for k in ("train", "test"))
-    return Fold(table["name"], *sides)
+    sides: Any = {side: table.get(side, []) for side in _SIDES}
+    sides = {side: tuple(v) if isinstance(v, list) else v for side, v in sides.items()}
+    return Fold(table["name"], **sides)
 
 
 def _assignments(values: Mapping[str, Any]) -> list[str]:
@@ -414,23 +485,27 @@ PRESETS: Mapping[str, Protocol] = {
             folds="section",
         ),
         Protocol(
-            "paper",
-            "As the experiments on HEST of Nishimura et al., NeurIPS 2025: one test section, genes "
-            "chosen on all. They name the test section; here it is the first.",
-            folds="section",
-            first_fold_only=True,
-            panel_from="all",
-            target_depth="panel",
-            methods=("mse", "poisson", "nb", "rank", "pair", "pcc", "list"),
-            headline="scc",
-        ),
-        Protocol(
             "hest",
             "As HEST-Benchmark (Jaume et al., NeurIPS 2024): every patient held out once, genes "
             "chosen on all sections, ridge on 256 principal components.",
             panel_from="all",
             methods=("hest-ridge", "list"),
             headline="pearson_counts",
+        ),
+        *(
+            Protocol(
+                f"paper-{task.name}",
+                f"The task {task.name} on HEST of Nishimura et al., NeurIPS 2025: one validation "
+                "and one test sample, genes chosen on all, as published.",
+                folds=(task.fold,),
+                filter=SpotFilter(min_genes=200, max_mito=0.2, min_spots=3),
+                panel_from="all",
+                target_depth="panel",
+                methods=tuple(task.scc),
+                recipes=("published",),
+                headline="scc",
+            )
+            for task in PAPER_TASKS.values()
         ),
     )
 }

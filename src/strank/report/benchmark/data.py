@@ -237,7 +237,9 @@ def test_sections(
                 positions=positions,
                 scores={key: values[rows] for key, values in scores.items()},
                 log_rates=log_rates,
-                observed=None if cohort is None else _observed(benchmark, cohort, name, notes),
+                observed=None
+                if cohort is None
+                else _observed(benchmark, cohort, name, first.obs_names[rows], notes),
             )
 
 
@@ -265,7 +267,10 @@ def _patient(benchmark: Benchmark, section: str) -> str | None:
     return benchmark.facts["sections"].get(section, {}).get("patient")
 
 
-def _observed(benchmark: Benchmark, cohort: Path, name: str, notes: list[str]) -> AnnData | None:
+def _observed(
+    benchmark: Benchmark, cohort: Path, name: str, spots: pd.Index, notes: list[str]
+) -> AnnData | None:
+    """Read a section, at the spots that were predicted: a filter may have left some out."""
     try:
         section = read_section(cohort / f"{name}.h5ad")
     except InputError as error:
@@ -277,7 +282,7 @@ def _observed(benchmark: Benchmark, cohort: Path, name: str, notes: list[str]) -
             f"No observed counts: section {name} in {cohort} has other counts than the benchmark"
         )
         return None
-    return section
+    return section[(name + ":" + section.obs_names.astype(str)).isin(spots)].copy()
 
 
 def map_of(section: TestSection, notes: list[str]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from strank.evaluation.methods import (
     training_slope,
     without_image,
 )
-from strank.evaluation.protocol import Protocol, get_protocol
+from strank.evaluation.protocol import Protocol, fold_facts, get_protocol
 from strank.evaluation.scores import SCORES, ceilings, score_section
 from strank.files import atomic_path, claim_folder, read_json, safe_name, write_json
 from strank.fitting.method import HEST_RIDGE, OWN_RECIPE, REFERENCE, Method
@@ -78,8 +78,8 @@ class Cell:
 
 
 @cache
-def _cohort(folder: Path, encoder: str) -> dict[str, AnnData]:
-    return read_cohort(folder, encoder=encoder)
+def _cohort(folder: Path, encoder: str, protocol: Protocol) -> dict[str, AnnData]:
+    return protocol.filtered(read_cohort(folder, sections=protocol.sections, encoder=encoder))
 
 
 def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> None:
@@ -88,8 +88,8 @@ def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> None:
     The file has, besides the predictions, the slope of each gene where scores are no log rates.
     """
     started, task = time.perf_counter(), cell.task
-    sections = _cohort(cohort, task.encoder)
-    train = {name: sections[name] for name in task.fold.train}
+    sections = _cohort(cohort, task.encoder, protocol)
+    train = {name: sections[name] for name in task.fold.development}
     panel = protocol.choose_panel(sections, task.fold, task.n_genes)
     # A user's own random numbers must not be touched, nor decide anything.
     with torch.random.fork_rng():
@@ -123,12 +123,12 @@ def score_task(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score all methods of a task: a row a method, gene and score; and facts of every gene."""
     task, cells = of_task
-    sections = _cohort(cohort, task.encoder)
+    sections = _cohort(cohort, task.encoder, protocol)
     labels = {f"{cell.method.name} {cell.seed}": (cell.method.name, cell.seed) for cell in cells}
     kept = dict(zip(labels, (read_h5ad(cell.path(out)) for cell in cells), strict=True))
     panel = next(iter(kept.values())).var_names
     slopes = {k: found.var["slope"].to_numpy() for k, found in kept.items() if "slope" in found.var}
-    train = {name: sections[name] for name in task.fold.train}
+    train = {name: sections[name] for name in task.fold.development}
     slopes["library size"] = training_slope(partial(depth_scores, len(panel)), train, panel)
     tables, facts = [], []
     for name in task.fold.test:
@@ -275,8 +275,9 @@ def benchmark(
         ``benchmark.json``, ``protocol.toml`` and the predictions. A run that was stopped goes on;
         more may be asked of it later.
     protocol
-        ``"strank"``, ``"section"``, ``"paper"``, ``"hest"``, a ``.toml`` file, a folder of a task
-        of HEST-Benchmark, or a `strank.evaluation.protocol.Protocol`.
+        ``"strank"``, ``"section"``, ``"hest"``, a task of the paper on HEST such as
+        ``"paper-IDC"``, a ``.toml`` file, a folder of a task of HEST-Benchmark, or a
+        `strank.evaluation.protocol.Protocol`.
     losses, heads, recipes
         What is combined, as in `strank.fit`; of losses also ``"hest-ridge"``, and of heads also
         image networks such as ``"timm:resnet18"``, which are trained end to end. Losses are the
@@ -380,8 +381,10 @@ def _claim(
     cohort: Path, protocol: Protocol, grid: Grid, out: Path
 ) -> tuple[dict[str, Any], list[Task]]:
     """Check that the folder is of this protocol and cohort; write what is known before the run."""
-    sections = {encoder: read_cohort(cohort, encoder=encoder) for encoder in grid.encoders}
+    named = protocol.sections
+    sections = {name: read_cohort(cohort, sections=named, encoder=name) for name in grid.encoders}
     first = sections[grid.encoders[0]]
+    kept = protocol.filtered(first)
     patients = patients_of(first)
     folds = protocol.make_folds(patients)
     tasks = [Task(*keys) for keys in product(grid.encoders, grid.n_genes, folds)]
@@ -400,26 +403,36 @@ def _claim(
         "sections": {
             name: {
                 "patient": patients[name],
-                "n_spots": adata.n_obs,
+                "n_spots": kept[name].n_obs,
                 "counts_sha256": counts[name],
                 "image": section_info(adata).image,
             }
             for name, adata in first.items()
         },
-        "folds": {f.name: {"train": f.train, "test": f.test} for f in folds},
+        "folds": {fold.name: fold_facts(fold) for fold in folds},
         "methods": [method.name for method in grid.methods],
         "encoders": grid.encoders,
         "genes": ["all" if size is None else str(size) for size in grid.n_genes],
         "seeds": grid.seeds,
         "reference": REFERENCE.name,
         "warnings": protocol.warnings(folds, patients),
-        "notes": grid.notes,
+        "notes": [*grid.notes, *_left_out(first, kept)],
         "failed": before.get("failed", []),
         "seconds": before.get("seconds", 0.0),
     }
     claim_folder(out, decides, kind="benchmark", growing={"features": features}, about=about)
     protocol.write(out / "protocol.toml")
     return read_json(path), tasks
+
+
+def _left_out(sections: Mapping[str, AnnData], kept: Mapping[str, AnnData]) -> list[str]:
+    """Say what the filter of a protocol leaves of sections from which it takes anything."""
+    told = [
+        f"{name} {kept[name].n_obs} of {adata.n_obs} spots, {kept[name].n_vars} of {adata.n_vars}"
+        for name, adata in sections.items()
+        if kept[name].shape != adata.shape
+    ]
+    return [f"the filter leaves of {'; '.join(told)} genes"] if told else []
 
 
 def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
