@@ -28,9 +28,9 @@ transformers = pytest.importorskip("transformers")
 
 # What the registry calls them.
 REGISTERED = {name: name for name in CATALOGUE if name != "resnet50"}
-REGISTERED |= {"uni2-h": "uni2", "phikon-v2": "phikonv2"}
+REGISTERED |= {"uni2-h": "uni2", "phikon-v2": "phikonv2", "conch-224": "conch"}
 # Of these the registry counts parts besides the image network.
-NOT_ALONE = {"conch", "conch_v1.5"}
+NOT_ALONE = {"conch", "conch-224", "conch_v1.5"}
 
 SMALL = {
     "plain": ("uni", {"embed_dim": 48, "depth": 2, "num_heads": 4, "init_values": 0.5}),
@@ -358,6 +358,31 @@ def test_conch_takes_the_image_tower_alone(tmp_path):
     assert all(
         value.equal(weights[f"visual.{key}"]) for key, value in backbone.model.state_dict().items()
     )
+
+
+def test_conch_at_224_pixels_gets_positions_as_timm_makes_them_at_every_use(tmp_path):
+    tower = _made(TOWERS["conch"])
+    weights = {f"visual.{key}": value for key, value in tower.state_dict().items()}
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    backbone = load_backbone("conch-224", weights=tmp_path / "pytorch_model.bin")
+    assert CATALOGUE["conch-224"].field == CATALOGUE["uni"].field
+    trunk = timm.create_model(
+        "vit_base_patch16_224", img_size=448, num_classes=0, dynamic_img_size=True
+    )
+    trunk.load_state_dict(tower.trunk.state_dict())
+    tower.trunk = trunk.eval()
+    patches = torch.as_tensor(_patches(224))
+    mean, std = (torch.tensor(backbone.config[c]).view(3, 1, 1) for c in ("mean", "std"))
+    with torch.no_grad():
+        expected = tower((patches.movedim(-1, 1) / 255 - mean) / std)
+        found = backbone(patches)
+    torch.testing.assert_close(found, expected)
+    assert found.std(0).min() > 0
+    # Positions matter: without them the network gives something else.
+    backbone.model.trunk.pos_embed.data.zero_()
+    assert (backbone(patches) - expected).abs().max() > 1e-3
+    rebuilt = backbone_from_config(json.loads(json.dumps(backbone.config)))
+    rebuilt.load_state_dict(backbone.state_dict())
 
 
 def test_conch_pools_its_tokens_by_attention():

@@ -95,10 +95,10 @@ class _ConvStem(nn.Module):
         return tokens
 
 
-def _conch() -> nn.Module:
+def _conch(img_size: int = 448) -> nn.Module:
     from timm import create_model
 
-    trunk = create_model("vit_base_patch16_224", img_size=448, num_classes=0)
+    trunk = create_model("vit_base_patch16_224", img_size=img_size, num_classes=0)
     return _Conch(trunk, _Pool(512, 768), 512)
 
 
@@ -118,7 +118,7 @@ def _ctranspath() -> nn.Module:
 
 
 # What builds an architecture, by the name it has in a backbone's config.
-TOWERS: dict[str, Callable[[], nn.Module]] = {
+TOWERS: dict[str, Callable[..., nn.Module]] = {
     "conch": _conch,
     "conch_v1.5": _conch15,
     "ctranspath": _ctranspath,
@@ -128,7 +128,8 @@ TOWERS: dict[str, Callable[[], nn.Module]] = {
 def fitted(architecture: str, weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Bring published weights into the names and shapes that the architecture here has."""
     if architecture == "conch":
-        return {name.removeprefix("visual."): value for name, value in weights.items()}
+        named = {name.removeprefix("visual."): value for name, value in weights.items()}
+        return {**named, **_resampled(named, model)}
     if architecture == "conch_v1.5" and "trunk.pos_embed" in weights:
         return {**weights, "trunk.pos_embed": _enlarged(weights["trunk.pos_embed"], 28)}
     if architecture == "ctranspath":
@@ -137,6 +138,15 @@ def fitted(architecture: str, weights: Mapping[str, Tensor], model: nn.Module) -
         found: dict[str, Tensor] = checkpoint_filter_fn(dict(weights), model)
         return found
     return dict(weights)
+
+
+def _resampled(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Positions for images of another size than in training, as timm makes them at every use."""
+    from timm.layers import resample_abs_pos_embed
+
+    key = "trunk.pos_embed"
+    side = isqrt(model.state_dict()[key].shape[1] - 1)
+    return {key: resample_abs_pos_embed(weights[key], [side, side])} if key in weights else {}
 
 
 def _enlarged(embedding: Tensor, side: int) -> Tensor:

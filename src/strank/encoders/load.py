@@ -195,7 +195,7 @@ def _build_timm(architecture: Mapping[str, Any], weights: Path | None = None) ->
 
     name, model_args = architecture["architecture"], dict(architecture["model_args"])
     if name in TOWERS:
-        return TOWERS[name]()
+        return TOWERS[name](**{key: model_args[key] for key in model_args.keys() & {"img_size"}})
     if model_args.get("mlp_layer") == "swiglu":
         model_args["mlp_layer"] = SwiGLUPacked
     model: Any = create_model(
