@@ -76,6 +76,16 @@ def check_output(path: Path) -> None:
     output_folder(next(folder for folder in (path, *path.parents) if folder.exists()))
 
 
+def check_room(folder: Path, n_bytes: int) -> None:
+    """Refuse a folder on whose disk there is no room for so many bytes more."""
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    if n_bytes > free:
+        raise InputError(
+            f"{folder}: {n_bytes / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB are free; make "
+            "room there, or choose another `folder`"
+        )
+
+
 def claim_folder(
     folder: Path,
     facts: Mapping[str, Any],

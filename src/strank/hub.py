@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strank.errors import InputError, some
-from strank.files import atomic_path, sha256
+from strank.files import atomic_path, check_room, sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, RepoFile
@@ -31,13 +31,15 @@ def download(
     revision: str | None = None,
     allow_patterns: Sequence[str] | None = None,
     folder: Path | None = None,
+    room: float = 1.0,
     token: str | bool | None = None,
 ) -> Path:
     """Get files of a repository that fit the patterns, at one commit; those that are there stay.
 
     Into ``folder``, laid out as in the repository and checked against the hub's checksums, or into
     the hub's own cache. A broken connection goes on where it broke, a stopped run with the files
-    that are missing. Without a network it works from what was downloaded before.
+    that are missing. Without a network it works from what was downloaded before. The disk of the
+    folder must have room for what is still to come, ``room`` times.
 
     >>> download("not a name")
     Traceback (most recent call last):
@@ -67,7 +69,7 @@ def download(
             if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                 raise
             return _without_hub(api, what, patterns, folder)
-        return _with_hub(api, what, patterns, folder)
+        return _with_hub(api, what, patterns, folder, room)
 
 
 def upload(
@@ -185,7 +187,9 @@ def _redacted(text: str, given: str | bool | None) -> str:
     return re.sub(r"\bhf_[A-Za-z0-9]{20,}", "<token>", text)
 
 
-def _with_hub(api: HfApi, what: dict[str, Any], patterns: list[str], folder: Path | None) -> Path:
+def _with_hub(
+    api: HfApi, what: dict[str, Any], patterns: list[str], folder: Path | None, room: float
+) -> Path:
     from huggingface_hub import RepoFile
 
     what["revision"] = api.resolve_revision(**what).resolved
@@ -196,6 +200,10 @@ def _with_hub(api: HfApi, what: dict[str, Any], patterns: list[str], folder: Pat
     names = _fitting(files, patterns)
     if not names:
         raise InputError(f"{what['repo_id']}: has no {some(patterns)}")
+    sizes = {folder / name: files[name].size for name in names}
+    there = {path: path.stat().st_size for path in sizes if path.is_file()}
+    to_come = sum(size for path, size in sizes.items() if there.get(path) != size)
+    check_room(folder, int(room * to_come))
     api.snapshot_download(**what, allow_patterns=patterns, local_dir=folder)
     _check(folder, [files[name] for name in names])
     return folder

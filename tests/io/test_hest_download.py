@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
@@ -64,6 +65,35 @@ def test_samples_come_with_what_is_read_and_no_other(hub, tmp_path):
     assert download_hest(tmp_path / "hest", samples=["TENX9"]) == [tmp_path / "hest"]
     paths = {"st/TENX9.h5ad", "wsis/TENX9.tif", "patches/TENX9.h5", "metadata/TENX9.json"}
     assert names(tmp_path / "hest") == paths | {"HEST_v1_3_0.csv"}
+
+
+def test_the_slides_can_be_left_out(hub, tmp_path):
+    download_hest(tmp_path / "hest", samples=["TENX9"], parts=("st", "patches", "metadata"))
+    assert names(tmp_path / "hest") == {
+        *("st/TENX9.h5ad", "patches/TENX9.h5", "metadata/TENX9.json", "HEST_v1_3_0.csv")
+    }
+
+
+def test_the_disk_is_asked_first(hub, tmp_path, monkeypatch):
+    """For what is still to come, and as often as it is said."""
+    free = SimpleNamespace(free=9_999)
+    monkeypatch.setattr("strank.files.shutil.disk_usage", lambda _: free)
+    hub.repos["MahmoodLab/hest"]["st/TENX9.h5ad"] = bytes(4_000)
+    hub.repos["MahmoodLab/hest"]["patches/TENX9.h5"] = bytes(6_000)
+    what = {"samples": ["TENX9"], "parts": ("st", "patches")}
+    with pytest.raises(InputError, match=r"hest: 0.0 GB are needed, and 0.0 GB are free; make roo"):
+        download_hest(tmp_path / "hest", **what)
+    assert not names(tmp_path / "hest")
+    free.free = 10_003
+    download_hest(tmp_path / "hest", **what)
+    free.free = 0
+    download_hest(tmp_path / "hest", **what)
+    (tmp_path / "hest/st/TENX9.h5ad").unlink()
+    free.free = 7_999
+    with pytest.raises(InputError, match="GB are needed"):
+        download_hest(tmp_path / "hest", **what, room=2)
+    free.free = 8_000
+    download_hest(tmp_path / "hest", **what, room=2)
 
 
 @pytest.mark.parametrize("patched", ["wsis", "patches"])

@@ -43,7 +43,9 @@ def download_hest(
     *,
     tasks: Sequence[str] = (),
     samples: Sequence[str] = (),
+    parts: Sequence[str] = _PARTS,
     revision: str | None = None,
+    room: float = 1.0,
 ) -> list[Path]:
     """Get tasks of the HEST-Benchmark, or samples of HEST-1k, from the Hugging Face hub.
 
@@ -59,9 +61,15 @@ def download_hest(
         Some of IDC, PRAD, PAAD, SKCM, COAD, READ, CCRCC, HCC, LUNG and LYMPH_IDC.
     samples
         Such as ``TENX99``.
+    parts
+        What to get of samples: all that `read_hest` reads, or without ``"wsis"``, the slides, which
+        are most of it; then patches stand in.
     revision
         Branch, tag or commit of ``MahmoodLab/hest-bench`` or ``MahmoodLab/hest``; the newest if
         ``None``.
+    room
+        How many times what is still to come must fit on the disk, more than once if it is to be
+        worked on there.
 
     Returns
     -------
@@ -89,20 +97,21 @@ def download_hest(
     if wrong := [name for name in samples if not re.fullmatch(r"\w+", name)]:
         raise InputError(f"{some(wrong)}: not the id of a sample, such as TENX99")
     repo = _BENCHMARK if tasks else _SAMPLES
-    patterns = [f"{part}/{name}.*" for name in samples for part in _PARTS] + [_TABLES]
+    patterns = [f"{part}/{name}.*" for name in samples for part in parts] + [_TABLES]
     found = download(
         repo,
         repo_type="dataset",
         revision=revision,
         allow_patterns=[f"{task}/*" for task in tasks] or patterns,
         folder=output_folder(Path(folder).expanduser()),
+        room=room,
     )
     if absent := [name for name in samples if not (found / f"st/{name}.h5ad").is_file()]:
         raise InputError(f"{_SAMPLES}: has no sample {some(absent)}; {found}/{_TABLES} lists them")
     return [found / task for task in tasks] or [found]
 
 
-class _Sample(NamedTuple):
+class HestSample(NamedTuple):
     """The files of a sample, as they are or would be called, and what HEST's table says of it."""
 
     counts: Path
@@ -167,9 +176,9 @@ def read_hest(
     strank.errors.InputError: hest_data: no st/*.h5ad there and no splits/; it is neither ...
     """
     path = Path(path)
-    section, sample = choose_section(path, _samples(path), section)
-    facts = _facts(sample)
-    patient = patient_of(section, patient, _hest_patients(patients), _label(facts))
+    section, sample = choose_section(path, hest_samples(path), section)
+    facts = hest_facts(sample)
+    patient = patient_of(section, patient, _hest_patients(patients), hest_patient(facts))
     um = facts.get("pixel_size_um_estimated") if um_per_pixel is None else um_per_pixel
     adata = read_h5ad(sample.counts)
     spots = object_spots(adata, sample.counts)
@@ -217,7 +226,7 @@ def read_hest(
     )
 
 
-def _known_um(um: object, section: str, sample: _Sample) -> float:
+def _known_um(um: object, section: str, sample: HestSample) -> float:
     """Refuse a slide whose µm per pixel nobody says."""
     if um is None:
         raise InputError(
@@ -256,10 +265,10 @@ def find_hest(path: Path | str) -> list[str]:
     ...
     strank.errors.InputError: hest_data: no st/*.h5ad there and no splits/; it is neither ...
     """
-    return list(_samples(Path(path)))
+    return list(hest_samples(Path(path)))
 
 
-def _samples(folder: Path) -> dict[str, _Sample]:
+def hest_samples(folder: Path) -> dict[str, HestSample]:
     """Find the samples of a folder of HEST-1k, or of a task of the benchmark."""
     if (folder / "splits").is_dir():
         counts = read_folds(folder)[1]
@@ -273,7 +282,7 @@ def _samples(folder: Path) -> dict[str, _Sample]:
     tables = sorted(folder.glob(_TABLES), key=lambda p: list(map(int, _NUMBER.findall(p.stem))))
     rows = _read_rows(tables[-1]) if tables else {}
     return {
-        name: _Sample(
+        name: HestSample(
             folder / counts[name],
             folder / f"patches/{name}.h5",
             folder / f"wsis/{name}.tif",
@@ -284,7 +293,7 @@ def _samples(folder: Path) -> dict[str, _Sample]:
     }
 
 
-def _facts(sample: _Sample) -> dict[str, Any]:
+def hest_facts(sample: HestSample) -> dict[str, Any]:
     """Metadata, corrected by the newest table; a task of the benchmark has neither."""
     facts = read_json(sample.metadata) if sample.metadata.is_file() else {}
     if not isinstance(facts, dict):
@@ -292,7 +301,7 @@ def _facts(sample: _Sample) -> dict[str, Any]:
     return {k: v for k, v in facts.items() if v is not None and v == v} | dict(sample.row)
 
 
-def _matched(spots: pd.DataFrame, patches: Patches, section: str, sample: _Sample) -> np.ndarray:
+def _matched(spots: pd.DataFrame, patches: Patches, section: str, sample: HestSample) -> np.ndarray:
     """Which spots have a patch; refuse patches that are not cut around their spots."""
     rows = patches.barcodes.get_indexer(spots.index)
     found = rows >= 0
@@ -322,7 +331,8 @@ def _spot_size(
     return spot_size_um(adata, spots, um_per_pixel)
 
 
-def _label(facts: Mapping[str, Any]) -> str:
+def hest_patient(facts: Mapping[str, Any]) -> str:
+    """Name the patient, within a study; empty if that is not known."""
     patient, study = (str(facts.get(key, "")).strip() for key in ("patient", "dataset_title"))
     return f"{patient} ({study})" if patient and study else patient
 
@@ -333,7 +343,7 @@ def _hest_patients(patients: Patients) -> Mapping[str, str]:
     if patients is None or not re.match(r"HEST_v\d", Path(patients).name):
         return read_patients(patients)
     rows = _read_rows(Path(patients))
-    return {name: known for name, row in rows.items() if (known := _label(row))}
+    return {name: known for name, row in rows.items() if (known := hest_patient(row))}
 
 
 def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
