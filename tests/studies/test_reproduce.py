@@ -9,11 +9,9 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
-import pytest
 from scipy import sparse
 
 from strank.encoders.base import Field
-from strank.errors import InputError
 from strank.evaluation.paper_tasks import PAPER_TASKS
 
 UM, SIDE, PITCH = 0.25, 224, 100.0

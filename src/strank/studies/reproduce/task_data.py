@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from anndata import AnnData
 
 from strank.cohort.panel import shared_genes
-from strank.cohort.store import read_cohort
+from strank.cohort.store import read_cohort, write_h5ad
 from strank.encoders.base import Encoder
 from strank.encoders.embedding import embed
 from strank.encoders.registry import get_encoder
-from strank.errors import InputError, no_such, some
+from strank.errors import InputError, no_such
 from strank.evaluation.paper_tasks import PAPER_TASKS, PaperTask
 from strank.evaluation.protocol import PRESETS
 from strank.files import check_room
-from strank.io import download_hest, read_hest, write_sections
+from strank.io import download_hest, read_hest
 from strank.io.hest import HestSample, hest_facts, hest_patient, hest_samples
 from strank.io.patches import read_patches
 from strank.progress import Advance, Say
+from strank.studies.workers import each
 
 # Slides are most of a sample; the paper used its patches.
 _PARTS = ("st", "patches", "metadata")
@@ -109,18 +110,28 @@ def unknown_patients(samples: Mapping[str, HestSample]) -> list[str]:
 
 
 def import_task(
-    task: PaperTask, samples: Mapping[str, HestSample], cohort: Path, advance: Advance
+    task: PaperTask,
+    samples: Mapping[str, HestSample],
+    cohort: Path,
+    advance: Advance,
+    *,
+    jobs: int = 1,
 ) -> None:
     """Write each section that is not there yet; one whose patient is not known is of its own."""
     lacking = [name for name in task.samples if not (cohort / f"{name}.h5ad").is_file()]
     check_room(cohort, sum(sum(_to_write(samples[name])) for name in lacking))
     patients = {name: name for name in unknown_patients({n: samples[n] for n in lacking})}
     advance(len(task.samples) - len(lacking))
-    for name in lacking:
-        data = samples[name].counts.parents[1]
-        where: dict[str, Any] = {"patients": patients, "image_folder": cohort / "images"}
-        write_sections([read_hest(data, section=name, **where)], cohort)
+    read = partial(_import_sample, samples[task.test].counts.parents[1], cohort, patients)
+    for _ in each(read, lacking, jobs):
         advance(1)
+
+
+def _import_sample(data: Path, cohort: Path, patients: Mapping[str, str], name: str) -> None:
+    # One by one, so that a run which was killed has what was read; `read_cohort` looks at them all.
+    images = cohort / "images"
+    section = read_hest(data, section=name, patients=patients, image_folder=images)
+    write_h5ad(section, cohort / f"{name}.h5ad")
 
 
 def _to_write(sample: HestSample) -> list[int]:
