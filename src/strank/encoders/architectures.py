@@ -142,7 +142,7 @@ def fitted(architecture: str, weights: Mapping[str, Tensor], model: nn.Module) -
 
 def _resampled(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Positions for images of another size than in training, as timm makes them at every use."""
-    from timm.layers import resample_abs_pos_embed
+    from timm.layers.pos_embed import resample_abs_pos_embed
 
     key = "trunk.pos_embed"
     side = isqrt(model.state_dict()[key].shape[1] - 1)

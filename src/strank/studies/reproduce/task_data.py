@@ -150,7 +150,7 @@ def kept_sections(
     """Read what the paper's filter leaves of a task; refuse fewer genes than its panel has."""
     protocol = PRESETS[f"paper-{task.name}"]
     sections = read_cohort(cohort, sections=task.samples)
-    kept = {}
+    kept: dict[str, AnnData] = {}
     for name, section in sections.items():
         try:
             kept |= protocol.filtered({name: section})
