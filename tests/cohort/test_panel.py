@@ -53,6 +53,25 @@ def test_by_morans_i(cohort):
     assert list(choose_panel(cohort, None, by="moran")) == expected
 
 
+def test_by_morans_i_large_sections_weigh_as_much_as_small_ones(section_of):
+    """Genes 0 and 1 have a pattern each: one in the large section, one in the two small."""
+    sizes = {"A1": 100, "B1": 40, "C1": 40}
+    cohort = {name: section_of(name, patient=name, n_spots=n) for name, n in sizes.items()}
+    for name, adata in cohort.items():
+        adata.obsm["spatial"] = adata.obsm["spatial"] * 3
+        left = positions_um(adata)[:, 0] < 525
+        counts = np.random.default_rng(1).poisson(150, size=adata.shape)
+        counts[:, 0 if name == "A1" else 1] += 100 * left
+        cohort[name] = with_counts(adata, counts)
+    of_sections = [[moran(v, a) for v in log1p_cp10k(a).T] for a in cohort.values()]
+    first, second = np.mean(of_sections, axis=0)[:2]
+    assert second > first + 0.1
+    # By spots, the large one would decide.
+    pooled = np.average(of_sections, axis=0, weights=list(sizes.values()))
+    assert pooled[0] > pooled[1] + 0.1
+    assert list(choose_panel(cohort, 2, by="moran")) == ["G1", "G0"]
+
+
 def test_a_pattern_comes_first_by_morans_i_though_it_varies_least(section_of):
     adata = section_of(n_spots=200)
     left = positions_um(adata)[:, 0] < 175
@@ -136,3 +155,23 @@ def test_genes_that_some_sections_lack(cohort):
         panel_counts(lacking["A1"], pd.Index(["G5", "G1", "none"])).toarray(),
         np.column_stack([np.zeros(30), cohort["A1"][:, "G1"].X.toarray(), np.zeros(30)]),
     )
+
+
+@pytest.mark.parametrize("by", ["variance", "mean", "moran"])
+def test_in_a_union_absent_is_not_zero(section_of, by):
+    sections = [section_of(name, patient=name, n_spots=60) for name in ("A1", "B1")]
+    genes = np.array(sections[0].var_names)
+    lacking = np.isin(genes, ["G0", "G2", "G4"])
+
+    def order(of_lacking):
+        """From the definition, with that for the values of a section that lacks the genes."""
+        targets = [log1p_cp10k(adata) for adata in sections]
+        shares = [a.X.toarray() / a.obs["library_size"].to_numpy()[:, None] for a in sections]
+        patterns = [[[moran(v, a) for v in t.T]] for t, a in zip(targets, sections, strict=True)]
+        first, second = {"variance": targets, "mean": shares, "moran": patterns}[by]
+        values = np.concatenate([np.where(lacking, of_lacking, first), second])
+        found = np.nanvar(values, axis=0) if by == "variance" else np.nanmean(values, axis=0)
+        return genes[np.argsort(-found)].tolist()
+
+    cohort = {"A1": sections[0][:, ~lacking].copy(), "B1": sections[1]}
+    assert list(choose_panel(cohort, None, by, union=True)) == order(np.nan) != order(0.0)

@@ -14,6 +14,7 @@ from strank.cohort.training_set import training_data
 from strank.errors import InputError
 from strank.evaluation.scores import score_section, summarise
 from strank.fitting.exact import ExactOptions, solve_ridge
+from strank.metrics.deviance import deviance_explained, score_slope
 
 METHODS = {"linear, list", "ridge", "centred ridge", "library size", "shuffled"}
 
@@ -111,6 +112,34 @@ def test_centring_removes_a_batch_shift(cohort):
     data.features[data.section == "B1"] += 7
     again = solve_ridge(data, ExactOptions(), centred=True).predict
     np.testing.assert_allclose(again(cohort["A1"].obsm["mine"] + 3), expected, atol=1e-4)
+
+
+def test_slopes_of_scores_that_are_no_log_rates_come_from_training(cohort):
+    """Deviance by hand; and what other sections are tested, or their counts, does not matter."""
+    train = {name: cohort[name] for name in ("A1", "B1")}
+    model = fit(train, encoder="mine", n_genes=4)
+    panel = model.panel.index
+    scores = evaluate(model, {"C1": cohort["C1"]}, train=train).scores
+
+    data = training_data(train, panel, "mine")
+    ridge = solve_ridge(data, ExactOptions()).predict
+    depth = np.tile(np.log(data.library_size)[:, None], 4)
+    new, spots = cohort["C1"], {"section": data.section, "library_size": data.library_size}
+    of_new = {"section": np.zeros(30), "library_size": new.obs["library_size"].to_numpy()}
+    for method, known, predicted in (
+        ("ridge", ridge(data.features), ridge(new.obsm["mine"])),
+        ("library size", depth, np.tile(np.log(of_new["library_size"])[:, None], 4)),
+    ):
+        slope = score_slope(known, data.counts, **spots)
+        expected = deviance_explained(predicted, new[:, panel].X, slope=slope, **of_new)[0]
+        found = scores[scores["method"] == method].set_index("gene").loc[panel, "deviance"]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+    other = cohort["A2"].copy()
+    other.X = other.X[::-1].copy()
+    both = evaluate(model, {"A2": other, "C1": new}, train=train).scores
+    again = both[both["section"] == "C1"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(again, scores)
 
 
 def test_patients_on_both_sides_are_told(cohort):

@@ -13,6 +13,7 @@ from strank import RankModel, fit
 from strank.errors import InputError
 from strank.fitting.method import HEST_RIDGE, Method, head_choices
 from strank.fitting.objectives import OBJECTIVES
+from strank.linear.penalty import PENALTIES
 from strank.neural.heads import HEADS, MLPHead
 from strank.neural.recipe import RECIPES, Machine, Recipe
 
@@ -132,6 +133,15 @@ def test_a_head_of_ones_own_has_its_name(cohort, monkeypatch):
 def test_what_would_be_ignored_is_refused(cohort, options, message):
     with pytest.raises(InputError, match=message):
         fit(cohort, **{"encoder": "mine", "n_genes": 3, **options})
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": "pair"}, {"loss": "poisson"}])
+def test_a_gene_without_counts_has_the_largest_penalty(cohort, options):
+    for section in cohort.values():
+        section.X = section.X.multiply(section.var_names != "G5").tocsr()
+    panel = fit(cohort, encoder="mine", genes=list(cohort["A1"].var_names), **options).panel
+    assert panel.loc["G5", "counts"] == 0
+    assert panel.loc["G5", "penalty"] == max(PENALTIES)
 
 
 def test_a_penalty_is_taken_by_every_likelihood(cohort):

@@ -108,6 +108,20 @@ def test_cv_chooses_by_held_out_likelihood(spots):
     assert column == pytest.approx(held_out, rel=1e-6)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_where_no_penalty_is_better_it_is_the_largest(spots, shared):
+    """What is known of a gene without counts, or with counts in one section only, is nothing."""
+    counts = spots["counts"].copy()
+    counts[:, 0] = 0
+    counts[spots["section"] != "b", 1] = 0
+    model = STRankRegressorCV(penalties=[1.0, 1e4, 100.0], shared=shared)
+    fit(model, spots, counts=counts[:, :1])
+    assert model.penalty_.tolist() == [1e4]
+    alone = fit(STRankRegressorCV(penalties=[1.0, 1e4, 100.0]), spots, counts=counts)
+    np.testing.assert_array_equal(np.ptp(alone.choice_.held_out, axis=0), 0)
+    assert alone.penalty_.tolist() == [1e4, 1e4]
+
+
 def test_cv_leaves_whole_groups_out(spots):
     group = np.where(spots["section"] == "a", "one", "two")
     model = fit(STRankRegressorCV(), spots, group=group)

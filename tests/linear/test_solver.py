@@ -230,6 +230,24 @@ def test_the_bounds_hold(seed):
     assert (distance <= rough.distance + 1e-9).all()
 
 
+@pytest.mark.parametrize("objective", ["list", "pair"])
+@pytest.mark.parametrize("iterations", [0, 1])
+def test_the_bounds_are_as_tight_as_the_penalty_is_large(objective, iterations):
+    """The curvature is above the penalty by no more than the counts allow."""
+    data = features, counts, section, _ = simulate(rate=0.5)
+    penalty = 1e4
+    rough = solve(data, penalty, objective=objective, max_iterations=iterations)
+    exact = solve(data, penalty, objective=objective, tolerance=1e-12)
+    scale = standardised(features, section)[1][:, None]
+    distance = np.linalg.norm((rough.weights - exact.weights) * scale, axis=0)
+    # Counts times variance, which is near 1 for standardised features.
+    least = penalty / (penalty + 3 * counts.sum(0))
+    assert least.min() > 0.9
+    for share in (distance / rough.distance, (rough.objective - exact.objective) / rough.excess):
+        assert (share <= 1 + 1e-9).all()
+        assert (share >= least).all()
+
+
 def test_hard_genes_end_with_an_honest_status():
     data = _, counts, section, _ = simulate(n_genes=6)
     counts[:, 0] = 0

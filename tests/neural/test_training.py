@@ -85,6 +85,19 @@ def test_every_objective_orders_the_spots_of_a_new_section(fit, section_of, loss
     assert model.method == f"own head, {loss}, own recipe"
 
 
+def test_levels_do_not_decay(fit, cohort):
+    """Decay draws a gene's scores towards their mean, and that nowhere."""
+    # Steps so small that nothing is learned, of which each takes nearly all of what decays.
+    recipe = Recipe(learning_rate=1e-6, weight_decay=0.99e6, max_epochs=1)
+    model = fit(head="linear", loss="poisson", recipe=recipe, held_out=["D1"])
+    train = [cohort[name] for name in ("A1", "B1", "C1")]
+    counts = sum(np.asarray(a[:, model.panel.index].X.sum(0)).ravel() for a in train)
+    depth = sum(a.obs["library_size"].sum() for a in train)
+    weights = {name: value.numpy(force=True) for name, value in model.head.named_parameters()}
+    np.testing.assert_allclose(weights["level"], np.log(counts / depth), atol=1e-4)
+    assert np.abs(weights["readout.weight"]).max() < 0.01
+
+
 @pytest.mark.parametrize("head", ["mlp", "context", "linear"])
 def test_heads_by_name_are_saved_loaded_and_predict_the_same(fit, section_of, tmp_path, head):
     model = fit(head=head, recipe=replace(QUICK, max_epochs=2, networks=4))

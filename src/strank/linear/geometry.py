@@ -110,7 +110,9 @@ class Geometry:
         scale = (moments.squares.clamp(min=0) / moments.n_spots).sqrt()
         unscaled = (scale <= _NEGLIGIBLE_SCALE * moments.largest) | (not standardize)
         scale = torch.where(unscaled, 1.0, scale)
-        covariance = moments.covariance / moments.weight / torch.outer(scale, scale)
+        # Where no section has counts, no axis is left, and scores are constant.
+        weight = moments.weight or 1.0
+        covariance = moments.covariance / weight / torch.outer(scale, scale)
         covariance = covariance if root is None else root @ covariance @ root
         variances, vectors = torch.linalg.eigh(covariance)
         kept = variances > variances[-1].clamp(min=0) * _NEGLIGIBLE_VARIANCE
