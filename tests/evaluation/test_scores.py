@@ -11,7 +11,7 @@ from strank.evaluation import scores as module
 from strank.evaluation.scores import SCORES, ceilings, score_section
 from strank.metrics.correlation import pearson, spearman, unit_ranks
 from strank.metrics.depth import deep_enough, depth_matched_spearman, lift, thinned_ranks
-from strank.metrics.deviance import deviance_explained
+from strank.metrics.deviance import calibration_slope, deviance_explained
 from strank.metrics.significance import chance_of_more, moran_basis, null_correlations
 
 PANEL = pd.Index(["G4", "G0", "GONE", "G2", "G5"])
@@ -67,6 +67,7 @@ def test_every_column_is_the_function_of_its_name(section, predicted, depth, met
         "lift": lift(scores, counts, **spots),
         "lift_relative": lift(scores, counts, **spots, relative=True),
         "deviance": deviance_explained(scores, counts, **spots, slope=slope),
+        "slope": calibration_slope(scores, counts, **spots, slope=slope),
         "p_value": chance_of_more((ranks * thinned.ranks).sum(0), null)[None],
     }
     assert set(expected) == set(SCORES)
@@ -127,8 +128,8 @@ def test_what_cannot_be_ordered_is_noted(section, predicted):
     assert notes["two"].tolist() == ["", "constant counts", "not measured", "", ""]
     values = table[list(SCORES)]
     flat = values.loc[("one", "G4")]
-    assert flat.drop("p_value").tolist() == [0.0] * 7
-    assert np.isnan(flat["p_value"])
+    assert flat.drop(["slope", "p_value"]).tolist() == [0.0] * 7
+    assert flat[["slope", "p_value"]].isna().all()
     assert values.xs("G0", level="gene").isna().all(axis=None)
     assert values.xs("GONE", level="gene").isna().all(axis=None)
     assert values.drop(["G4", "G0", "GONE"], level="gene").notna().all(axis=None)

@@ -13,7 +13,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from strank.metrics.correlation import log1p_cp10k, pearson, spearman
 from strank.metrics.depth import depth_matched_spearman, lift
-from strank.metrics.deviance import deviance_explained, list_gain
+from strank.metrics.deviance import calibration_slope, deviance_explained, list_gain
 
 # Each score with the laws that hold for it. "no draws": it makes no use of random numbers, so that
 # it does not matter in which order spots, genes and sections come.
@@ -27,6 +27,7 @@ SCORES = {
     "relative_lift": (partial(lift, relative=True), "monotone, negation, no draws"),
     "deviance_explained": (deviance_explained, "no draws"),
     "list_gain": (list_gain, "no draws"),
+    "calibration_slope": (calibration_slope, "no draws"),
 }
 
 

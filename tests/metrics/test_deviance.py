@@ -13,7 +13,12 @@ from scipy.stats import multinomial
 from statsmodels.discrete.conditional_models import ConditionalPoisson
 
 from strank.functional.listwise import list_loss
-from strank.metrics.deviance import deviance_explained, list_gain, score_slope
+from strank.metrics.deviance import (
+    calibration_slope,
+    deviance_explained,
+    list_gain,
+    score_slope,
+)
 
 seeds = given(seed=st.integers(0, 2**31))
 quick = settings(deadline=None, max_examples=30)
@@ -120,7 +125,7 @@ def test_scores_of_any_size_keep_their_digits(dtype):
 def test_slope_is_a_factor_of_each_genes_scores(seed):
     scores, counts, spots = some_spots(seed)
     slope = np.array([-1.0, 0.0, 0.5, 3.0])
-    for score in (deviance_explained, list_gain):
+    for score in (deviance_explained, list_gain, calibration_slope):
         got = score(scores, counts, slope=slope, **spots)
         np.testing.assert_allclose(got, score(scores * slope, counts, **spots), atol=1e-9)
 
@@ -161,6 +166,32 @@ def test_slope_has_the_highest_likelihood(kind):
 
         best = minimize_scalar(loss, bounds=(-15, 15), options={"xatol": 1e-10}).fun
         assert loss(b) <= min(best, loss(-15), loss(15)) + 1e-7 * c.sum()
+
+
+def test_calibration_is_the_slope_of_each_section_alone():
+    scores, counts, spots = some_spots(5, n_spots=60)
+    found = calibration_slope(scores, counts, **spots)
+    for values, name in zip(found, np.unique(spots["section"]), strict=True):
+        rows = spots["section"] == name
+        alone = score_slope(scores[rows], counts[rows], **{k: v[rows] for k, v in spots.items()})
+        known = np.isfinite(values)
+        np.testing.assert_allclose(values[known], alone[known])
+        assert known.sum() >= 3
+    # What is twice as strong has half the slope; the best slope has slope 1.
+    np.testing.assert_allclose(calibration_slope(2 * scores, counts, **spots), found / 2)
+    section = {**spots, "section": np.zeros(len(counts))}
+    best = score_slope(scores, counts, **section)
+    np.testing.assert_allclose(
+        calibration_slope(scores, counts, slope=best, **section)[0, 1:], 1, atol=1e-6
+    )
+
+
+def test_calibration_is_undefined_where_nothing_tells_a_slope():
+    scores = np.array([[0.0, 1.0, 1.0, 1.0], [1.0, 1.0, 2.0, 2.0], [2.0, 1.0, 3.0, 3.0]])
+    counts = np.array([[1, 1, 0, 0], [2, 2, 0, 0], [5, 3, 0, 4]])
+    _, spots = one_section(counts, [10, 10, 10])
+    # Of no spread; without counts; with all counts in the highest spot.
+    assert np.isnan(calibration_slope(scores, counts, **spots)[0]).tolist() == [0, 1, 1, 1]
 
 
 @pytest.mark.filterwarnings("ignore:.*divide by zero", "ignore:.*groups were dropped")

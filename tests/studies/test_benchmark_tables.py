@@ -155,7 +155,7 @@ def test_markdown_has_as_many_cells_in_every_line(shown, tmp_path):
     lines = (tmp_path / "summary.md").read_text().splitlines()
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
     assert len(lines) == 2 + 3 * N_METHODS
-    assert {len(row) for row in rows} == {13}
+    assert {len(row) for row in rows} == {14}
     cells = [[cell.strip().replace(r"\|", "|") for cell in row] for row in rows]
     assert cells[0][:5] == ["encoder", "genes", "patient", "method", "scc"]
     assert cells[0][10:] == ["scc, against linear, list", "of ceiling", "genes predicted"]
@@ -184,7 +184,7 @@ def test_latex_has_as_many_cells_in_every_line(shown, tmp_path):
     text = (tmp_path / "summary.tex").read_text()
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 1 + 3 * N_METHODS
-    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {12}
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {13}
     evil = r"50\% a\&b\_c\textbar{}d\textless{}i\textgreater{}\#\{e\}\$\textbackslash f & 1000 &"
     assert sum(row.startswith(evil) for row in rows) == N_METHODS
     assert r"depth\_matched, against linear, list" in rows[0]
@@ -196,7 +196,7 @@ def test_a_table_keeps_its_last_zeros(shown, tmp_path):
     ends = ["low", "high", "difference_low", "difference_high"]
     write_tables(tmp_path, shown.assign(mean=0.3, **dict.fromkeys(ends, np.nan)), "lift")
     row = (tmp_path / "summary.md").read_text().splitlines()[-1]
-    assert row.count(" 0.300 ") == 6
+    assert row.count(" 0.300 ") == 7
     pd.testing.assert_frame_equal(
         pd.read_csv(tmp_path / "summary.csv")[["mean", "low"]],
         shown.assign(mean=0.3, low=np.nan)[["mean", "low"]].reset_index(drop=True),

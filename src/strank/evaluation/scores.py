@@ -16,7 +16,7 @@ from strank.cohort.contract import positions_um
 from strank.metrics.ceiling import noise_ceiling
 from strank.metrics.correlation import log1p_cp10k, target_of, unit_columns, unit_ranks
 from strank.metrics.depth import ThinnedRanks, deep_enough, lift, thinned_ranks
-from strank.metrics.deviance import deviance_explained
+from strank.metrics.deviance import calibration_slope, deviance_explained
 from strank.metrics.significance import chance_of_more, moran_basis, null_correlations
 
 # What counts are divided by: all genes or, as in the STRank paper, the panel, which makes the
@@ -25,7 +25,7 @@ Depth = Literal["all", "panel"]
 
 SCORES = (
     *("scc", "pearson", "pearson_counts"),
-    *("depth_matched", "lift", "lift_relative", "deviance", "p_value"),
+    *("depth_matched", "lift", "lift_relative", "deviance", "slope", "p_value"),
 )
 
 # Genes at a time: a dozen arrays of spots x genes are dense for so many.
@@ -84,8 +84,8 @@ def score_section(
 
 
 _NOTES = ["not measured", "constant counts", "constant scores"]
-# A p-value of scores without order is not 0 but undefined.
-_ORDERED = np.array([name != "p_value" for name in SCORES])
+# A p-value or slope of scores without order is not 0 but undefined.
+_ORDERED = np.array([name not in ("slope", "p_value") for name in SCORES])
 
 
 def _gene_facts(section: AnnData, panel: pd.Index) -> pd.DataFrame:
@@ -166,6 +166,7 @@ class _Targets:
         unit, ranks = unit_columns(scores), unit_ranks(scores[self.thinned.kept])
         matched = (ranks * self.thinned.ranks).sum(0)
         gini = lift(scores, self.counts, **self.spots)[0]
+        sized = {"slope": slope, **self.spots}
         found = {
             "scc": (unit_ranks(scores) * self.ranks).sum(0),
             "pearson": (unit * self.cp10k).sum(0),
@@ -173,7 +174,8 @@ class _Targets:
             "depth_matched": matched,
             "lift": gini,
             "lift_relative": gini / np.where(self.best_lift > 0, self.best_lift, np.nan),
-            "deviance": deviance_explained(scores, self.counts, slope=slope, **self.spots)[0],
+            "deviance": deviance_explained(scores, self.counts, **sized)[0],
+            "slope": calibration_slope(scores, self.counts, **sized)[0],
             "p_value": np.full(scores.shape[1], np.nan),
         }
         if basis is not None:

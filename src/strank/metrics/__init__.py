@@ -7,7 +7,7 @@ n_genes]`` and ``[n_spots]``; sections come in sorted order, and what is undefin
 from strank.metrics.ceiling import noise_ceiling
 from strank.metrics.correlation import pearson, spearman
 from strank.metrics.depth import depth_matched_spearman, lift
-from strank.metrics.deviance import deviance_explained, list_gain
+from strank.metrics.deviance import calibration_slope, deviance_explained, list_gain
 from strank.metrics.significance import (
     combine_sections,
     false_discovery_rate,
@@ -16,6 +16,7 @@ from strank.metrics.significance import (
 )
 
 __all__ = [
+    "calibration_slope",
     "combine_sections",
     "depth_matched_spearman",
     "deviance_explained",

@@ -102,6 +102,54 @@ def list_gain(
     return np.stack(found)
 
 
+def calibration_slope(
+    scores: NDArray,
+    counts: NDArray | sparse.csr_matrix,
+    *,
+    section: NDArray,
+    library_size: NDArray,
+    slope: NDArray | None = None,
+) -> NDArray[np.float64]:
+    r"""Slope of the counts on score differences, per section and gene: 1 is right.
+
+    .. math:: \arg\min_b L(b r)
+
+    Below 1 the predicted log fold changes are too large, above 1 too small, below 0 of the wrong
+    sign; where the scores have nothing to do with the counts it is about 0.
+
+    What can fool it: noise. The slope of a sparse gene, or of scores that hardly vary, may be far
+    from 1 by chance; and it says nothing of what the scores miss.
+
+    Parameters
+    ----------
+    scores, counts, section, library_size, slope
+        As in `deviance_explained`.
+
+    Returns
+    -------
+    NDArray
+        ``[n_sections, n_genes]``, sections in sorted order; NaN for scores that do not vary, for a
+        gene without counts, and where the counts ask for a slope without end.
+
+    Examples
+    --------
+    >>> counts, spots = np.array([[1], [3]]), {"section": np.zeros(2), "library_size": np.ones(2)}
+    >>> calibration_slope(2 * np.log(counts), counts, **spots).round(6)
+    array([[0.5]])
+    """
+    counts, found = sparse.csr_matrix(counts), []
+    for rows in rows_of(section):
+        own = np.asarray(scores[rows], dtype=np.float64) * (1.0 if slope is None else slope)
+        spots = {"section": np.zeros(len(own)), "library_size": library_size[rows]}
+        best = score_slope(own, counts[rows], **spots)
+        values, _, observed = _centred(own, counts[rows], library_size[rows])
+        spread = values.std(0)
+        known = (spread > 0) & (observed.sum(0).A1 > 0)
+        known &= np.abs(best) * spread < _LONGEST * (1 - 1e-9)
+        found.append(np.where(known, best, np.nan))
+    return np.stack(found)
+
+
 def score_slope(
     scores: NDArray,
     counts: NDArray | sparse.csr_matrix,

@@ -20,7 +20,7 @@ _WITH_CEILING = ("scc", "pearson", "depth_matched")
 # Below it, what a perfect model could reach is mostly noise itself.
 _LEAST_CEILING = 0.05
 _GROUP = ["encoder", "genes", "patient_seen"]
-_SHOWN = ("depth_matched", "lift", "deviance", "scc", "pearson", "pearson_counts")
+_SHOWN = ("depth_matched", "lift", "deviance", "slope", "scc", "pearson", "pearson_counts")
 _FALSE_DISCOVERIES = 0.05
 # What pandas leaves as it is, and LaTeX's usual fonts do not have.
 _IN_LATEX = str.maketrans({"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"})

@@ -16,11 +16,14 @@ const page = (() => {
     lift_relative: ["relative lift", "Lift, divided by that of the best order there is, which for sparse genes is mostly noise."],
     deviance: ["deviance explained", "Share of the list deviance that the scores explain: it asks for the right size of log fold changes. 1 is perfect, 0 no better than library size alone."],
     deviance_sloped: ["deviance explained, sloped", "Share of the list deviance explained after a slope for each gene, from training sections: for scores that are no log rates."],
+    slope: ["calibration slope", "Slope of the counts on the predicted log rates: 1 is right, below 1 the predicted fold changes are too large. Scores that are no log rates got a slope from training sections first."],
     predicted: ["genes predicted", "Share of the panel’s genes that are predicted at all, with 5 % false discoveries: depth-matched, against tissue patterns of the same smoothness."],
     p_value: ["p", "How often shuffled tissue would do as well; small is good."],
     q_value: ["q", "Share of false discoveries among genes up to this one; small is good."],
   };
   const BETTER_LOW = ["p_value", "q_value"];
+  // Of which there is neither a lowest nor a highest that is best.
+  const RIGHT_AT_ONE = ["slope"];
   const label = (score) => (SCORES[score] ?? [score])[0];
 
   // Plotly reads some HTML in every text, so names go there escaped.
@@ -96,7 +99,8 @@ const page = (() => {
       .map((i) => Object.fromEntries(Object.keys(all).map((key) => [key, all[key][i]])));
     const direction = BETTER_LOW.includes(score) ? 1 : -1;
     const last = direction * Infinity * -1;
-    rows.sort((a, b) => direction * ((a.mean ?? last) - (b.mean ?? last)) || 0);
+    const rank = (r) => (r.mean === null ? last : RIGHT_AT_ONE.includes(score) ? -Math.abs(r.mean - 1) : r.mean);
+    rows.sort((a, b) => direction * (rank(a) - rank(b)) || 0);
     find("score-text").textContent = `${label(score)}: ${(SCORES[score] ?? ["", ""])[1]}`;
     find("reference").textContent = data.reference;
     find("board-table").tBodies[0].replaceChildren(...rows.map((r) => boardRow(r, method)));
@@ -155,7 +159,7 @@ const page = (() => {
     const depth = rows.find((r) => r.method === "library size");
     let text = rows.length ? "" : "There are no scores for this choice.";
     if (learnt.length) text = `Best: ${learnt[0].method}, ${number(learnt[0].mean)} ${interval(learnt[0].low, learnt[0].high, number)}.`;
-    if (learnt.length && depth && depth.mean !== null && !score.startsWith("deviance")) {
+    if (learnt.length && depth && depth.mean !== null && !score.startsWith("deviance") && !RIGHT_AT_ONE.includes(score)) {
       const above = BETTER_LOW.includes(score) ? learnt[0].mean < depth.mean : learnt[0].mean > depth.mean;
       text += ` Library size alone: ${number(depth.mean)}${above ? "." : ", which no method beats: this score says nothing about the image."}`;
     }
