@@ -158,7 +158,7 @@ def test_markdown_has_as_many_cells_in_every_line(shown, tmp_path):
     assert {len(row) for row in rows} == {14}
     cells = [[cell.strip().replace(r"\|", "|") for cell in row] for row in rows]
     assert cells[0][:5] == ["encoder", "genes", "patient", "method", "scc"]
-    assert cells[0][10:] == ["scc, against linear, list", "of ceiling", "genes predicted"]
+    assert cells[0][11:] == ["scc, against linear, list", "of ceiling", "genes predicted"]
     body = cells[2:]
     assert "<" not in (tmp_path / "summary.md").read_text()
     # By encoder, then by the size of the panel, then by the headline.
@@ -172,7 +172,7 @@ def test_markdown_has_as_many_cells_in_every_line(shown, tmp_path):
         means = [float(row[4].split()[0]) for row in body[start : start + 6]]
         assert means == sorted(means, reverse=True)
     for row in body:
-        assert all(re.fullmatch(r"-?\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]", c) for c in row[4:10])
+        assert all(re.fullmatch(r"-?\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]", c) for c in row[4:11])
         is_reference = row[3] == "linear, list"
         assert (row[10] == "") == is_reference
         assert is_reference or re.fullmatch(r"[+-]\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]", row[10])
