@@ -174,9 +174,9 @@ def test_markdown_has_as_many_cells_in_every_line(shown, tmp_path):
     for row in body:
         assert all(re.fullmatch(r"-?\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]", c) for c in row[4:11])
         is_reference = row[3] == "linear, list"
-        assert (row[10] == "") == is_reference
-        assert is_reference or re.fullmatch(r"[+-]\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]", row[10])
-        assert re.fullmatch(r"-?\d+%", row[11])
+        assert (row[11] == "") == is_reference
+        assert is_reference or re.fullmatch(r"[+-]\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]", row[11])
+        assert re.fullmatch(r"-?\d+%", row[12])
 
 
 def test_latex_has_as_many_cells_in_every_line(shown, tmp_path):
