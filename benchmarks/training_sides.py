@@ -44,14 +44,14 @@ SMALL, HER2ST = (1015, 182, 50, 5), (13_620, 182, 50, 36)
 LARGE, LARGER = (10_000, 1024, 50, 5), (50_000, 1024, 50, 10)
 PLAIN = "plain", "no checkpoints", "none of the four"
 SEED, NEVER = 0, 10**9
-LOSS, SCORE = "train/loss", "held_out/list_gain"
+LOSS, SCORE = "train/loss", "validation/list_gain"
 
 
 def plan_of(data: Path | None, size: tuple[int, int, int, int] = SMALL) -> TrainingPlan:
     if data is None:
         return simulated(*size)
     cohort = read_cohort(data, encoder="morphology")
-    what = {"encoder": "morphology", "n_genes": 50, "genes": None, "held_out": [max(cohort)]}
+    what = {"encoder": "morphology", "n_genes": 50, "genes": None, "validation": [max(cohort)]}
     return TrainingPlan.of(cohort, RECIPES["paper"], **what, seed=SEED, about={})
 
 
@@ -105,7 +105,7 @@ def start(plan: TrainingPlan, spots: Spots, name: str) -> tuple[Network, Section
 def fit(
     plan: TrainingPlan, spots: Spots, made: tuple[Network, SectionLoss], recipe: Recipe, **how: Any
 ) -> pd.DataFrame:
-    how = {"machine": Machine("cpu"), "held_out": plan.turns[0], "title": "benchmark", **how}
+    how = {"machine": Machine("cpu"), "validation": plan.turns[0], "title": "benchmark", **how}
     return train(*made, spots, plan.names, Run(recipe, seed=SEED, **how)).history
 
 

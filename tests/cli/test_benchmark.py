@@ -142,7 +142,7 @@ def test_a_cell_that_cannot_be_done_is_told_of(cohort, tmp_path):
         (["--losses", "list,l1"], "no loss 'l1'; choose one of list, pair"),
         (["--losses", ","], "no name in ','; separate names by commas"),
         (["--heads", "tree"], "no head 'tree'; choose one of linear, mlp, context"),
-        (["--recipes", "usual,papr"], "no recipe 'papr'; choose one of default, paper"),
+        (["--recipes", "usual,publishd"], "no recipe 'publishd'; choose one of default, published"),
         (["--genes", "x"], "--genes: 'x' is neither a number of genes nor `all`"),
         (["--genes", "3,0"], "--genes: '0' is neither a number of genes nor `all`"),
         (["--encoders", "uni"], "no uni features; run `strank embed"),

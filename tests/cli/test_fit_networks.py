@@ -104,16 +104,16 @@ def test_folds_take_any_head_and_loss(cohort, tmp_path):
     told = run("evaluate", cohort, "--folds", "section", *options, "-o", tmp_path / "ev").stdout
     assert "linear, nb" in told
     facts = json.loads((tmp_path / "ev/evaluation.json").read_text())
-    assert facts["folds"][0]["networks"][0]["held_out"] != facts["folds"][0]["test"]
+    assert facts["folds"][0]["networks"][0]["validation"] != facts["folds"][0]["test"]
 
 
 def test_resume_goes_on_and_changes_nothing_in_what_is_done(cohort, tmp_path):
-    options = ("--head", "mlp", "--held-out", "C1", "--epochs", 5)
+    options = ("--head", "mlp", "--validation", "C1", "--epochs", 5)
     fit(cohort, tmp_path / "m", *options)
     before = (tmp_path / "m" / "head.safetensors").read_bytes()
     fit(cohort, tmp_path / "m", *options, "--resume")
     assert (tmp_path / "m" / "head.safetensors").read_bytes() == before
-    other = ("--head", "mlp", "--held-out", "B1", "--epochs", 5, "--resume")
+    other = ("--head", "mlp", "--validation", "B1", "--epochs", 5, "--resume")
     error = refuse("fit", cohort, "-o", tmp_path / "m", "--encoder", "mine", "--genes", 4, *other)
     assert "training of another turns" in error
 
@@ -123,7 +123,7 @@ def test_resume_goes_on_and_changes_nothing_in_what_is_done(cohort, tmp_path):
     [
         (["--head", "mpl"], "no head 'mpl'; choose one of linear, mlp, context"),
         (["--head", "mlp", "--loss", "lst"], "no loss 'lst'; choose one of list, pair"),
-        (["--recipe", "good"], "no recipe 'good'; choose one of default, paper"),
+        (["--recipe", "good"], "no recipe 'good'; choose one of default, published"),
         (["--patience", "3"], "--patience is for networks: give --head mlp or context"),
         (["--resume"], "--resume is for networks"),
         (["--seed", "0"], "--seed is for networks"),
@@ -134,7 +134,7 @@ def test_resume_goes_on_and_changes_nothing_in_what_is_done(cohort, tmp_path):
         (["--head", "mlp", "--workers", "1"], "--workers is for training the encoder: give --fine"),
         (["--head", "mlp", "--micro-batch", "8"], "--micro-batch is for training the encoder"),
         (["--head", "mlp", "--sections", "A1"], "only section A1, and a network needs another"),
-        (["--head", "mlp", "--held-out", "Q"], "cannot hold out Q"),
+        (["--head", "mlp", "--validation", "Q"], "cannot hold out Q"),
         (["--head", "mlp", "--resume"], "no training to resume"),
         (["--head", "mlp", "--precision", "8"], "cannot train on auto"),
         (["--head", "mlp", "--finetune", "lora"], "no image network 'mine'; write timm:NAME"),
@@ -150,7 +150,7 @@ def test_evaluation_refuses_what_it_would_ignore(cohort, tmp_path):
     folds = ("evaluate", cohort, "--folds", "section", "--encoder", "mine", "-o", tmp_path / "ev")
     assert "--seed is for networks" in refuse(*folds, "--seed", 1)
     model = ("evaluate", cohort, "--model", tmp_path / "m", "-o", tmp_path / "ev")
-    assert "are the model's own" in refuse(*model, "--recipe", "paper")
+    assert "are the model's own" in refuse(*model, "--recipe", "published")
 
 
 def launch(arguments, *, processes=None):
@@ -168,7 +168,7 @@ def launch(arguments, *, processes=None):
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_two_processes_train_what_one_does(cohort, tmp_path, launcher):
     # Batches of odd size, which two processes share unevenly; one section stops the network.
-    options = ("--head", "linear", "--recipe", "paper", "--held-out", "C1", "--epochs", 40)
+    options = ("--head", "linear", "--recipe", "default", "--validation", "C1", "--epochs", 40)
     arguments = ("fit", cohort, "--encoder", "mine", "--genes", 4, *options)
     fit(cohort, tmp_path / "one", *options)
     processes = 2 if launcher == "torchrun" else None
@@ -212,7 +212,7 @@ def test_an_encoder_is_trained_saved_and_used(cohort, image_network, tmp_path, m
     model = tmp_path / "m"
     options = ("--encoder", f"timm:{image_network}", "--finetune", mode, "--genes", 4)
     told = run(
-        "fit", cohort, "-o", model, *options, "--held-out", "B1", "--epochs", 3,
+        "fit", cohort, "-o", model, *options, "--validation", "B1", "--epochs", 3,
         "--sections", "A1,B1", "--micro-batch", 20,
     )  # fmt: skip
     assert "stopped by B1" in told.stdout
@@ -236,7 +236,7 @@ def test_an_encoder_is_trained_saved_and_used(cohort, image_network, tmp_path, m
 def test_a_trained_encoder_that_is_damaged_is_refused(cohort, image_network, tmp_path):
     model = tmp_path / "m"
     options = ("--encoder", f"timm:{image_network}", "--finetune", "last-1", "--genes", 4)
-    run("fit", cohort, "-o", model, *options, "--held-out", "B1", "--epochs", 1)
+    run("fit", cohort, "-o", model, *options, "--validation", "B1", "--epochs", 1)
     weights = model / "encoder.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     error = refuse("predict", cohort / "C1.h5ad", "--model", model, "-o", tmp_path / "p")
@@ -263,7 +263,7 @@ def test_finetuning_learns_what_the_image_shows(cohort, image_network, tmp_path)
         finetune=Finetune("full", augment=False),
         recipe=recipe,
         n_genes=4,
-        held_out=["B1"],
+        validation=["B1"],
     )
     model.save(tmp_path / "m")
     loaded, new = RankModel.load(tmp_path / "m"), sections["C1"]
@@ -291,7 +291,7 @@ def test_a_frozen_image_network_is_an_encoder_as_any_other(cohort, image_network
 
 def test_two_processes_fine_tune_what_one_does(cohort, image_network, tmp_path):
     options = ("--encoder", f"timm:{image_network}", "--finetune", "last-1", "--genes", 4)
-    arguments = ("fit", cohort, *options, "--held-out", "C1", "--epochs", 2)
+    arguments = ("fit", cohort, *options, "--validation", "C1", "--epochs", 2)
     run(*arguments, "-o", tmp_path / "one")
     launch([*arguments, "-o", tmp_path / "two", "--devices", 2])
     one, two = (

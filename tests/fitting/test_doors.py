@@ -32,10 +32,10 @@ def test_sections_come_as_a_mapping(given):
         ({"genes": ["GENE", "GENE"]}, "`genes` names GENE twice|no gene GENE"),
         ({"head": None}, "`head` is a name, or what makes a module .*; got NoneType"),
         ({"head": nn.Linear(2, 3)}, "`head` is a name, or what makes a module .*; got Linear"),
-        ({"head": "mlp", "held_out": "C2"}, "`held_out` is a list of sections; got 'C2'"),
+        ({"head": "mlp", "validation": "C2"}, "`validation` is a list of sections; got 'C2'"),
         ({"head": "mlp", "resume": True}, "`resume` goes on from the checkpoints in a `folder`"),
         ({"finetune": "loar"}, "no mode 'loar'"),
-        ({"recipe": "papr"}, r"choose one of default, paper, finetune, exact \(did you mean paper"),
+        ({"recipe": "publishd"}, r"choose one of default, published, .*did you mean published"),
     ],
 )
 def test_options_of_another_kind(cohort, options, message):

@@ -29,7 +29,8 @@ def test_names():
     exact = [loss for loss in OBJECTIVES if Method("linear", loss).is_exact]
     assert exact == ["list", "pair", "mse", "poisson"]
     assert Method("linear", "mse", "centred").name == "centred ridge"
-    assert Method("linear", "mse", "paper").name == "linear, mse, paper"
+    assert Method("linear", "mse", "published").name == "linear, mse, published"
+    assert Method("linear", "list", library_size=False).name == "linear, list, no library size"
     assert Method("linear", "list", "default").name == "linear, list, default"
     assert Method("mlp", "list", "default") == Method("mlp", "list")
     assert Method("timm:resnet18", "list").name == "timm:resnet18, list"
@@ -44,11 +45,14 @@ def test_no_two_methods_have_the_same_name():
     for head in (*head_choices(), "timm:resnet18"):
         for loss in OBJECTIVES:
             for recipe in (*RECIPES, "exact", "centred", "hest", "own recipe"):
-                try:
-                    methods.append(Method(head, loss, recipe))
-                except InputError:
-                    # Solvers are for the linear head.
-                    assert recipe in ("exact", "centred", "hest")
+                for depth in (True, False):
+                    try:
+                        methods.append(Method(head, loss, recipe, library_size=depth))
+                    except InputError:
+                        # Solvers and the published recipe are for the linear head only, and not
+                        # for all losses; library size is for likelihoods.
+                        known = recipe in ("default", "finetune", "own recipe")
+                        assert not known or not (depth or OBJECTIVES[loss].log_rates)
     assert len({method.name for method in methods}) == len(set(methods)) > 200
 
 
@@ -60,8 +64,8 @@ def test_no_two_methods_have_the_same_name():
         (("mean", "list"), "no head 'mean'; "),
         (("linear+linear", "list"), "no head 'linear.linear'"),
         (("", "list"), "no head ''"),
-        (("linear", "nb", "exact"), "no recipe 'exact'; choose one of default, paper"),
-        (("mlp", "list", "papr"), r"no recipe 'papr'; .* \(did you mean paper\?\)"),
+        (("linear", "nb", "exact"), "no recipe 'exact'; choose one of default, published"),
+        (("mlp", "list", "publishd"), r"no recipe 'publishd'; .* \(did you mean published\?\)"),
         (("linear", "list", "centred"), "no recipe 'centred'"),
     ],
 )
@@ -108,7 +112,7 @@ def test_a_head_of_ones_own_has_its_name(cohort, monkeypatch):
         ({"seed": 0}, "^`seed` is for networks: give `head` mlp or context, or a `recipe`$"),
         ({"machine": Machine()}, "`machine` is for networks"),
         ({"resume": True}, "`resume` is for networks"),
-        ({"held_out": ["A1"]}, "`held_out` is for networks"),
+        ({"validation": ["A1"]}, "`validation` is for networks"),
         (
             {"head": "mlp", "penalty": 3.0},
             "`penalty` is for the exact solver: leave `head`, `loss`, `recipe` out",

@@ -23,7 +23,7 @@ from strank.neural import training as logs
 from strank.neural import training as run_module
 from strank.neural.data import BatchPlan
 from strank.neural.heads import ContextHead, MLPHead
-from strank.neural.recipe import RECIPES, Machine, Recipe
+from strank.neural.recipe import Machine, Recipe
 from strank.neural.training import Step
 
 QUICK = Recipe(learning_rate=0.02, weight_decay=0.01, max_epochs=15, patience=15, networks=1)
@@ -50,7 +50,7 @@ def test_a_linear_head_comes_to_the_exact_optimum(fit, cohort, section_of, tmp_p
     # exactly, on the three sections that the network sees.
     recipe = Recipe(learning_rate=0.1, weight_decay=0.0, max_epochs=250, patience=250, clip=None)
     recipe = replace(recipe, batches=BatchPlan(sections=3, spots=90))
-    network = fit(head="linear", recipe=recipe, held_out=["D1"], folder=tmp_path / "t")
+    network = fit(head="linear", recipe=recipe, validation=["D1"], folder=tmp_path / "t")
     last = torch.load(tmp_path / "t" / "without-D1" / "last.ckpt", weights_only=True)["step"]
     # The best epoch by the held-out section is not the last, which is nearest to the optimum.
     weights = {name.removeprefix("network.head."): value for name, value in last.items()}
@@ -111,7 +111,7 @@ def test_heads_by_name_are_saved_loaded_and_predict_the_same(fit, section_of, tm
 
 def test_networks_take_turns_and_none_sees_the_sections_that_stop_it(fit, monkeypatch):
     seen, scored = [], []
-    forward, score = Step.forward, run_module.score_held_out
+    forward, score = Step.forward, run_module.score_validation
 
     def watched(self, batch):
         seen.append((id(self), set(batch.section.tolist())))
@@ -122,15 +122,15 @@ def test_networks_take_turns_and_none_sees_the_sections_that_stop_it(fit, monkey
         return score(scores, batch, monitor)
 
     monkeypatch.setattr(Step, "forward", watched)
-    monkeypatch.setattr(run_module, "score_held_out", watched_score)
+    monkeypatch.setattr(run_module, "score_validation", watched_score)
     model = fit(recipe=replace(QUICK, max_epochs=2, networks=4))
-    turns = [network["held_out"] for network in model.provenance["networks"]]
+    turns = [network["validation"] for network in model.provenance["networks"]]
     assert sorted(turns) == [["A1"], ["B1"], ["C1"], ["D1"]]
     for module in {key for key, _ in seen}:
         train = set.union(*(sections for key, sections in seen if key == module))
-        held_out = set.union(*(sections for key, sections in scored if key == module))
-        assert not train & held_out
-        assert train | held_out == {0, 1, 2, 3}
+        validation = set.union(*(sections for key, sections in scored if key == module))
+        assert not train & validation
+        assert train | validation == {0, 1, 2, 3}
 
 
 def test_patients_are_held_out_whole(section_of):
@@ -142,16 +142,16 @@ def test_patients_are_held_out_whole(section_of):
         n_genes=4,
         recipe=replace(QUICK, max_epochs=1, networks=5),
     )
-    turns = [network["held_out"] for network in model.provenance["networks"]]
+    turns = [network["validation"] for network in model.provenance["networks"]]
     assert sorted(turns) == [["A1", "A2"], ["B1"], ["C1", "C2"]]
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_run(fit, cohort, tmp_path):
     # A learning rate so high that the held-out score falls after a few epochs.
     recipe = replace(QUICK, learning_rate=0.3, max_epochs=60, patience=4)
-    model = fit(recipe=recipe, held_out=["D1"], folder=tmp_path / "t")
+    model = fit(recipe=recipe, validation=["D1"], folder=tmp_path / "t")
     history = pd.read_csv(tmp_path / "t" / "without-D1" / "history.csv")
-    score = history["held_out/list_gain"]
+    score = history["validation/list_gain"]
     best = int(score.idxmax())
     assert len(history) == best + 5 < 60
     assert model.provenance["networks"][0]["best_epoch"] == best
@@ -208,7 +208,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(fit, section_of, tmp_path, monke
 
 
 def test_checkpoints_are_read_without_unpickling(fit, tmp_path):
-    fit(folder=tmp_path / "t", held_out=["D1"])
+    fit(folder=tmp_path / "t", validation=["D1"])
     stored = torch.load(tmp_path / "t" / "without-D1" / "last.ckpt", weights_only=True)
     assert len(stored["history"]) == QUICK.max_epochs
 
@@ -253,7 +253,7 @@ def test_a_loss_that_is_not_finite_names_batch_section_and_gene(fit, cohort):
         cohort[name].obsm["mine"][:, 0] = -np.abs(cohort[name].obsm["mine"][:, 0])
     recipe = replace(QUICK, batches=BatchPlan(sections=3, spots=45))
     with pytest.raises(InputError) as error:
-        fit(head=Broken, held_out=["D1"], recipe=recipe)
+        fit(head=Broken, validation=["D1"], recipe=recipe)
     gene = fit(head=SMALL, recipe=replace(QUICK, max_epochs=1)).panel.index[2]
     assert f"epoch 1, batch 1: section B1, gene {gene} (its scores are not finite)" in str(error)
 
@@ -279,9 +279,9 @@ def test_any_module_is_trained_but_saved_only_under_a_name(fit, section_of, tmp_
     [
         ({"head": "transformer"}, "no head 'transformer'; choose one of linear, mlp, context"),
         ({"loss": "hinge"}, "no loss 'hinge'; choose one of list, pair"),
-        ({"recipe": "secret"}, "no recipe 'secret'; choose one of default, paper"),
-        ({"held_out": ["Z9"]}, "cannot hold out Z9: name some, but not all, of A1, B1, C1, D1"),
-        ({"held_out": ["A1", "B1", "C1", "D1"]}, "cannot hold out A1, B1, C1"),
+        ({"recipe": "secret"}, "no recipe 'secret'; choose one of default, published"),
+        ({"validation": ["Z9"]}, "cannot hold out Z9: name some, but not all, of A1, B1, C1, D1"),
+        ({"validation": ["A1", "B1", "C1", "D1"]}, "cannot hold out A1, B1, C1"),
         ({"encoder": "theirs"}, r"has no features obsm\['theirs'\]"),
         ({"machine": Machine(accelerator="abacus")}, "cannot train on abacus"),
         ({"union": True, "loss": "mse"}, "mse cannot tell a gene that a section does not measure"),
@@ -312,20 +312,13 @@ def test_one_section_cannot_stop_a_network(section_of):
         strank.fit({"A1": section_of("A1")}, encoder="mine", n_genes=4, head="mlp")
 
 
-def test_the_paper_is_a_recipe():
-    # Nishimura et al., NeurIPS 2025: AdamW 5e-5, batches of 256 spots, patience 30.
-    paper = RECIPES["paper"]
-    assert (paper.learning_rate, paper.patience, paper.networks) == (5e-5, 30, 1)
-    assert paper.batches == BatchPlan(sections=None, spots=256)
-
-
 def test_logs_are_written(fit, tmp_path):
-    fit(folder=tmp_path / "t", held_out=["D1"], recipe=replace(QUICK, max_epochs=3))
+    fit(folder=tmp_path / "t", validation=["D1"], recipe=replace(QUICK, max_epochs=3))
     folder = tmp_path / "t" / "without-D1"
     assert list(pd.read_csv(folder / "history.csv").columns) == [
         "epoch",
         "train/loss",
-        "held_out/list_gain",
+        "validation/list_gain",
     ]
     assert len(list((folder / "tensorboard").glob("events.out.tfevents*"))) == 1
     assert json.loads((tmp_path / "t" / "training.json").read_text())["seed"] == 0
@@ -337,7 +330,7 @@ def test_logs_are_written(fit, tmp_path):
 )
 def test_the_score_is_named_for_what_it_is(fit, loss, monitor, column):
     model = fit(loss=loss, recipe=replace(QUICK, monitor=monitor))
-    score = model.provenance["networks"][0][f"held_out/{column}"]
+    score = model.provenance["networks"][0][f"validation/{column}"]
     assert score > 1 if column == "list_gain" else 0 < score <= 1
 
 
@@ -372,7 +365,7 @@ def test_folders_of_many_sections_have_names_that_a_file_system_takes(section_of
         head=SMALL,
         encoder="mine",
         n_genes=2,
-        held_out=names[:40],
+        validation=names[:40],
         recipe=replace(QUICK, max_epochs=1),
         folder=tmp_path / "t",
     )

@@ -21,7 +21,7 @@ def write(folder, scores, *, monitor="list_gain"):
         own = folder / f"without-{safe_name(name)}"
         own.mkdir(parents=True)
         loss = 10.0 / np.arange(1, len(values) + 1)
-        history = {"epoch": range(len(values)), "train/loss": loss, f"held_out/{monitor}": values}
+        history = {"epoch": range(len(values)), "train/loss": loss, f"validation/{monitor}": values}
         pd.DataFrame(history).to_csv(own / "history.csv", index=False)
     return folder
 
@@ -103,7 +103,7 @@ def test_any_name_of_a_section_is_written_as_it_is(tmp_path, figures, name):
 @pytest.mark.parametrize("place", ["nothing", "too high"])
 def test_without_a_history_there_is_one_clear_error(tmp_path, place):
     if place == "too high":
-        (tmp_path / "history.csv").write_text("epoch,train/loss,held_out/list_gain\n0,1,1\n")
+        (tmp_path / "history.csv").write_text("epoch,train/loss,validation/list_gain\n0,1,1\n")
     with pytest.raises(InputError, match=r"no history\.csv of a network there"):
         draw_learning_curves(tmp_path)
     assert not (tmp_path / "learning.png").exists()

@@ -40,7 +40,15 @@ RecipeName = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=NETWORKS,
-        help="How a network is trained: `default` or `paper`; makes linear a network.",
+        help="How a network is trained: `default`, or `published` as the paper's code does it "
+        "(`published-no-entropy`: less the entropy term of its pair loss); makes linear a network.",
+    ),
+]
+LibrarySize = Annotated[
+    bool,
+    typer.Option(
+        "--library-size/--no-library-size",
+        help="Whether the likelihood knows the depth of a spot; without, as an ablation.",
     ),
 ]
 Seed = Annotated[
@@ -91,7 +99,7 @@ _Borrow = Annotated[
     ),
 ]
 _MaxMemory = Annotated[float, typer.Option(rich_help_panel=_EXACT, help="Working memory, GiB.")]
-_HeldOut = Annotated[
+_Validation = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=NETWORKS,
@@ -139,11 +147,12 @@ def fit(
     finetune: _Finetune = None,
     micro_batch: _MicroBatch = None,
     penalty: _Penalty = None,
+    library_size: LibrarySize = True,
     borrow: _Borrow = False,
     max_memory: _MaxMemory = 4.0,
     recipe: RecipeName = None,
     seed: Seed = None,
-    held_out: _HeldOut = None,
+    validation: _Validation = None,
     patience: _Patience = None,
     epochs: _Epochs = None,
     devices: _Devices = 1,
@@ -171,14 +180,14 @@ def fit(
 
     if genes != "all" and not genes.isdecimal():
         raise InputError(f"--genes is a number or `all`; got {genes!r}")
-    method = Method(head, loss, recipe or ("finetune" if finetune else None))
+    method = Method(head, loss, recipe or ("finetune" if finetune else None), library_size)
     _check_options(context, output, method.is_exact, finetune)
     train = read_cohort(
         cohort, sections=split_names(sections), encoder=None if finetune else encoder
     )
     options: dict[str, Any] = {"head": head, "loss": loss, "recipe": method.recipe}
     options |= {"n_genes": None if genes == "all" else int(genes), "encoder": encoder}
-    options |= {"union": union, "verbose": True}
+    options |= {"union": union, "library_size": library_size, "verbose": True}
     if method.is_exact:
         options |= {"penalty": penalty, "borrow": borrow, "max_memory": max_memory}
         model = fit(train, **options)
@@ -195,7 +204,7 @@ def fit(
         options["finetune"] = Finetune(finetune, micro_batch=micro_batch)
     workers = workers if finetune else 0
     machine = Machine("auto", devices, nodes, precision, workers, wandb=wandb)  # type: ignore[arg-type]
-    options |= {"held_out": split_names(held_out), "seed": seed, "machine": machine}
+    options |= {"validation": split_names(validation), "seed": seed, "machine": machine}
     _train(train, output, as_json, resume=resume, **options)
 
 
@@ -236,9 +245,9 @@ def _train(train: Mapping[str, AnnData], output: Path, as_json: bool, **options:
     _draw(folder)
     lines = []
     for network in model.provenance["networks"]:
-        (name, score), *_ = ((k[9:], v) for k, v in network.items() if k.startswith("held_out/"))
+        (name, score), *_ = ((k[11:], v) for k, v in network.items() if k.startswith("validation/"))
         lines.append(
-            f"stopped by {', '.join(network['held_out'])}: best of {network['epochs']} epochs "
+            f"stopped by {', '.join(network['validation'])}: best of {network['epochs']} epochs "
             f"{network['best_epoch']}, {name} there {score:.4g}"
         )
     lines.append(f"checkpoints, logs and learning curves: {folder}")

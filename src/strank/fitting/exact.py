@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -294,7 +294,7 @@ def fit_exact(
     solve: Solve,
     options: ExactOptions,
     *,
-    method: Mapping[str, str],
+    method: Mapping[str, Any],
     encoder: str,
     **panel_options: Any,
 ) -> RankModel:
@@ -309,6 +309,8 @@ def fit_exact(
     facts = encoder_facts_of(cohort, encoder)
     panel, panel_choice = panel_of(cohort, **panel_options)
     data = training_data(cohort, panel, encoder)
+    if not method["library_size"]:
+        data = replace(data, library_size=np.ones(len(data.section)))
     try:
         solved = solve(data, options)
     except ValueError as error:

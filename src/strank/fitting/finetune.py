@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from strank.encoders.backbone import Backbone, BackboneEncoder, weights_checksum
 from strank.encoders.base import encoder_facts
 from strank.encoders.load import load_encoder
 from strank.errors import InputError
-from strank.fitting.networks import MakeHead, TrainingPlan, start_head
+from strank.fitting.networks import MakeHead, TrainingPlan, depth_of, start_head
 from strank.fitting.objectives import Objective
 from strank.losses import SectionLoss
 from strank.model.rank_model import RankModel
@@ -51,11 +51,11 @@ def fit_finetuned(
     objective: Objective,
     recipe: Recipe,
     *,
-    method: Mapping[str, str],
+    method: Mapping[str, Any],
     encoder: str,
     n_genes: int | None,
     genes: Sequence[str] | None,
-    held_out: Sequence[str] | None,
+    validation: Sequence[str] | None,
     seed: int,
     machine: Machine | None,
     folder: Path | str | None,
@@ -73,9 +73,10 @@ def fit_finetuned(
         encoder=None,
         n_genes=n_genes,
         genes=genes,
-        held_out=held_out,
+        validation=validation,
         seed=seed,
         about={"method": dict(method), "finetune": {"encoder": encoder, **asdict(how)}},
+        depth=depth_of(objective, recipe, method),
     )
     source = load_encoder(encoder)
     like = make(source.backbone.n_features, len(plan.panel))

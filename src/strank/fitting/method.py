@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +14,7 @@ from torch.nn import Module
 from strank.cohort.contract import check_sections
 from strank.errors import InputError, no_such
 from strank.fitting.exact import ExactOptions, Solve, fit_exact, solve_hest_ridge, solve_ridge
-from strank.fitting.objectives import Objective, get_objective
+from strank.fitting.objectives import OBJECTIVES, Objective, get_objective
 from strank.model.rank_model import RankModel
 from strank.neural.heads import HEADS
 from strank.neural.recipe import RECIPES, Machine, Recipe, get_recipe
@@ -66,8 +66,8 @@ class Method:
     --------
     >>> Method("linear", "list").name, Method("mlp", "list").name, Method("linear", "mse").name
     ('linear, list', 'mlp, list', 'ridge')
-    >>> Method("linear", "list", "paper").name
-    'linear, list, paper'
+    >>> Method("linear", "list", "published", library_size=False).name
+    'linear, list, published, no library size'
     """
 
     #: Of `head_choices`, ``"own head"``, or an image network that is trained end to end.
@@ -75,6 +75,8 @@ class Method:
     #: Name of an objective.
     loss: str
     recipe: str | None = None
+    #: Whether its likelihood knows the depth of a spot.
+    library_size: bool = True
 
     def __post_init__(self) -> None:
         choices = (*RECIPES, *self._solvers)
@@ -84,6 +86,25 @@ class Method:
             object.__setattr__(self, "recipe", self._usual)
         if self.recipe not in (OWN_RECIPE, *choices):
             raise no_such("recipe", self.recipe, choices)
+        if self.recipe in RECIPES and get_recipe(self.recipe).published:
+            self._check_published()
+            if self.loss != "pair":
+                # There is no other entropy term that could be left out.
+                object.__setattr__(self, "recipe", "published")
+        if not (self.library_size or self.log_rates):
+            those = [name for name, objective in OBJECTIVES.items() if objective.log_rates]
+            raise InputError(
+                f"{self.loss} has no exposure, as {', '.join(those)} have, that `library_size` could "
+                "be left out of"
+            )
+
+    def _check_published(self) -> None:
+        if self.head != "linear" or self.objective.published is None:
+            those = [name for name, objective in OBJECTIVES.items() if objective.published]
+            raise InputError(
+                f"the published recipe is not for {self.head}, {self.loss}, but for `head` linear "
+                f"and `loss` {', '.join(those)}"
+            )
 
     @property
     def objective(self) -> Objective:
@@ -109,13 +130,13 @@ class Method:
         """What tables show."""
         if self.is_exact and self.loss == "mse":
             return _RIDGES[str(self.recipe)].title
-        return f"{self.head}, {self.loss}" + f", {self.recipe}" * (self.recipe != self._usual)
+        recipe = f", {self.recipe}" * (self.recipe != self._usual)
+        return f"{self.head}, {self.loss}" + recipe + ", no library size" * (not self.library_size)
 
     @property
-    def facts(self) -> dict[str, str]:
+    def facts(self) -> dict[str, str | bool]:
         """Its parts and its name, as a model's provenance has them."""
-        parts = {"head": self.head, "loss": self.loss, "recipe": str(self.recipe)}
-        return {"name": self.name, **parts}
+        return {"name": self.name, **asdict(self)}
 
     @property
     def log_rates(self) -> bool:
@@ -141,7 +162,7 @@ class Method:
     def of_model(cls, model: RankModel) -> Method | None:
         """How a model was made, if it says so."""
         facts = model.provenance.get("method")
-        return facts and cls(facts["head"], facts["loss"], facts["recipe"])
+        return facts and cls(**{key: facts[key] for key in facts if key != "name"})
 
 
 REFERENCE = Method("linear", "list")
@@ -159,10 +180,11 @@ def fit(
     genes: Sequence[str] | None = None,
     union: bool = False,
     penalty: float | None = None,
+    library_size: bool = True,
     borrow: bool = False,
     max_memory: float | None = None,
     finetune: str | Finetune | None = None,
-    held_out: Sequence[str] | None = None,
+    validation: Sequence[str] | None = None,
     seed: int | None = None,
     machine: Machine | None = None,
     folder: Path | str | None = None,
@@ -193,7 +215,9 @@ def fit(
         (Pearson over all spots of a batch, as published), ``"section-pcc"`` (within sections),
         ``"mse"``, ``"poisson"`` or ``"nb"``.
     recipe
-        How it is solved: ``"exact"``; or a network is trained: ``"default"``, ``"paper"`` or a
+        How it is solved: ``"exact"``; or a network is trained: ``"default"``, ``"published"`` (the
+        paper's procedure to the letter, stopped by ``validation``; ``"published-no-entropy"``
+        leaves out the entropy term that its code adds to the pair loss) or a
         `strank.neural.recipe.Recipe`. For the linear head and ``"mse"`` also ``"centred"`` and
         ``"hest"``, the ridge of HEST-Benchmark. The usual one if ``None``.
     encoder
@@ -209,6 +233,9 @@ def fit(
         Exact only: in counts; chosen for each gene if ``None``, by leaving out patients, or
         sections where there are fewer than three patients. From one section nothing can be left
         out: then it is a default, and the provenance says so.
+    library_size
+        Whether the likelihood knows the depth of a spot; ``False``, for an ablation, takes counts
+        as if all spots had the same. For the list, pair, Poisson and negative binomial.
     borrow
         Exact list or pair only: let sparse genes borrow from the others, as `STRankRegressorCV`
         says.
@@ -218,8 +245,9 @@ def fit(
     finetune
         Train the encoder too: ``"lora"``, ``"last-2"`` (or another number of blocks), ``"full"``,
         ``"frozen"``, or a `strank.neural.finetune.Finetune`. A single network is trained.
-    held_out
-        Networks only: sections for a single network not to see, rather than turns.
+    validation
+        Networks only: sections of the cohort that stop a single network, which does not see them,
+        rather than turns. The published recipe must have them.
     seed
         Networks only: of first weights, batches, dropout and pairs; 0 if ``None``. On one machine,
         the same model.
@@ -274,7 +302,10 @@ def fit(
     'ridge'
     """
     method = Method(
-        head if isinstance(head, str) else OWN_HEAD, loss, _recipe_name(recipe, finetune)
+        head if isinstance(head, str) else OWN_HEAD,
+        loss,
+        _recipe_name(recipe, finetune),
+        library_size,
     )
     if method.needs_images:
         raise InputError(f"{method.head} is no head: give it as `encoder`, with `finetune`")
@@ -282,7 +313,7 @@ def fit(
         what = "`union`" if union else f"`recipe` {method.recipe}"
         raise InputError(f"{what} is not for `finetune`; leave it out")
     exact = {"penalty": penalty, "borrow": borrow, "max_memory": max_memory}
-    networks: dict[str, Any] = {"held_out": held_out, "seed": seed, "machine": machine}
+    networks: dict[str, Any] = {"validation": validation, "seed": seed, "machine": machine}
     networks |= {"folder": folder, "resume": resume}
     _refuse_ignored(method, exact if method.solver is None else networks)
     _check_given(cohort, networks)
@@ -295,9 +326,12 @@ def fit(
     if method.solver is not None:
         options = ExactOptions(penalty, borrow, 4.0 if max_memory is None else max_memory, verbose)
         return fit_exact(cohort, method.solver, options, method=method.facts, union=union, **panel)
-    networks |= {"seed": seed or 0, "verbose": verbose, "method": method.facts, **panel}
     if not isinstance(recipe, Recipe):
         recipe = get_recipe(str(method.recipe))
+    if recipe.published:
+        method._check_published()
+        _check_as_published(finetune, validation, machine)
+    networks |= {"seed": seed or 0, "verbose": verbose, "method": method.facts, **panel}
     if finetune is None:
         from strank.fitting.networks import fit_networks
 
@@ -320,10 +354,23 @@ def _recipe_name(recipe: str | Recipe | None, finetune: object) -> str | None:
     return "finetune" if recipe is None and finetune is not None else recipe
 
 
+def _check_as_published(
+    finetune: object, validation: Sequence[str] | None, machine: Machine | None
+) -> None:
+    if finetune is not None:
+        raise InputError("the published recipe is for features: leave `finetune` or `recipe` out")
+    if validation is None:
+        raise InputError(
+            "the published recipe is stopped by sections that are named: give `validation`"
+        )
+    if machine is not None and machine.devices * machine.nodes > 1:
+        raise InputError("the published recipe is of one process: take one of `devices`, `nodes`")
+
+
 def _check_given(cohort: object, options: Mapping[str, Any]) -> None:
     check_sections(cohort)
-    if isinstance(names := options["held_out"], str):
-        raise InputError(f"`held_out` is a list of sections; got {names!r}")
+    if isinstance(names := options["validation"], str):
+        raise InputError(f"`validation` is a list of sections; got {names!r}")
     if options["resume"] and options["folder"] is None:
         raise InputError("`resume` goes on from the checkpoints in a `folder`: give that too")
 

@@ -27,7 +27,8 @@ from strank.encoders.backbone import Backbone
 from strank.errors import InputError, some
 from strank.files import claim_folder
 from strank.fitting.exact import ExactOptions, fit_exact, solve_list
-from strank.fitting.objectives import Objective
+from strank.fitting.objectives import Depth, Objective
+from strank.fitting.published import torch_start
 from strank.functional.groups import centre_within, deal
 from strank.losses import SectionLoss
 from strank.model.novelty import fit_novelty
@@ -64,13 +65,16 @@ class TrainingPlan:
         n_genes: int | None,
         genes: Sequence[str] | None,
         union: bool = False,
-        held_out: Sequence[str] | None,
+        validation: Sequence[str] | None,
         seed: int,
         about: Mapping[str, Any],
+        depth: Depth | None = None,
     ) -> TrainingPlan:
-        """Choose panel and turns; without an encoder there are no features."""
+        """Choose panel and turns; without an encoder no features, with a depth no library size."""
         panel, panel_choice = panel_of(cohort, n_genes, genes, union=union)
         data = training_data(cohort, panel, encoder)
+        if depth is not None:
+            data = replace(data, library_size=depth(data.counts))
         names, codes = np.unique(data.section, return_inverse=True)
         sections = tuple(names.tolist())
         provenance = {
@@ -81,7 +85,7 @@ class TrainingPlan:
             "recipe": asdict(recipe),
             **training_sections(cohort),
         }
-        turns = _turns(data.group, codes, sections, held_out, recipe.networks, seed)
+        turns = _turns(data.group, codes, sections, validation, recipe.networks, seed)
         return cls(data, panel, sections, codes, turns, provenance)
 
     @property
@@ -132,7 +136,7 @@ class TrainingPlan:
     ) -> RankModel:
         """Describe a head that was made of trained networks."""
         networks = [
-            {"held_out": [self.sections[code] for code in turn], **result.summary}
+            {"validation": [self.sections[code] for code in turn], **result.summary}
             for turn, (_, result) in zip(self.turns, trained, strict=True)
         ]
         counts = np.asarray(self.data.counts.sum(0)).ravel()
@@ -149,7 +153,7 @@ def _turns(
     group: NDArray,
     section: NDArray[np.int64],
     names: Sequence[str],
-    held_out: Sequence[str] | None,
+    validation: Sequence[str] | None,
     n_networks: int,
     seed: int,
 ) -> list[tuple[int, ...]]:
@@ -159,8 +163,8 @@ def _turns(
             f"there is only section {names[0]}, and a network needs another to know when to stop: "
             "give two or more, or fit the linear head exactly"
         )
-    if held_out is not None:
-        wanted = sorted(set(held_out))
+    if validation is not None:
+        wanted = sorted(set(validation))
         unknown = sorted(set(wanted) - set(names))
         if unknown or not 0 < len(wanted) < len(names):
             raise InputError(
@@ -175,6 +179,13 @@ def _turns(
     return [turns[int(np.random.default_rng(seed).integers(len(turns)))]]
 
 
+def depth_of(objective: Objective, recipe: Recipe, method: Mapping[str, Any]) -> Depth | None:
+    """Choose what takes the place of library size, if anything does."""
+    if not method["library_size"]:
+        return lambda counts: np.ones(counts.shape[0])
+    return objective.published.depth if recipe.published and objective.published else None
+
+
 # First weights are drawn from torch's generator, which is the user's.
 @torch.random.fork_rng()
 def fit_networks(
@@ -183,13 +194,13 @@ def fit_networks(
     objective: Objective,
     recipe: Recipe,
     *,
-    method: Mapping[str, str],
+    method: Mapping[str, Any],
     with_linear: bool = False,
     encoder: str,
     n_genes: int | None,
     genes: Sequence[str] | None,
     union: bool,
-    held_out: Sequence[str] | None,
+    validation: Sequence[str] | None,
     seed: int,
     machine: Machine | None,
     folder: Path | str | None,
@@ -209,9 +220,10 @@ def fit_networks(
         n_genes=n_genes,
         genes=genes,
         union=union,
-        held_out=held_out,
+        validation=validation,
         seed=seed,
         about={"method": dict(method)},
+        depth=depth_of(objective, recipe, method),
     )
     features, like = plan.data.features, make(facts["n_features"], len(plan.panel))
     if Traits.of(like).centred:
@@ -255,6 +267,8 @@ def start_head(
     offset: NDArray[np.float32],
 ) -> tuple[nn.Module, SectionLoss]:
     """Make a head in the units of some features, and at the level of some counts, with its loss."""
+    if recipe.published:
+        return _start_as_published(objective, recipe, features.shape[1], counts.shape[1])
     loss = objective.module(counts.shape[1], recipe.reduction)
     head = make(features.shape[1], counts.shape[1])
     if isinstance(head, Head):
@@ -266,3 +280,11 @@ def start_head(
         if objective.start_level is not None:
             head.level.data.copy_(objective.start_level(counts, offset))
     return head, loss
+
+
+def _start_as_published(
+    objective: Objective, recipe: Recipe, n_features: int, n_genes: int
+) -> tuple[nn.Module, SectionLoss]:
+    assert objective.published is not None  # what `Method` refuses
+    options = {} if recipe.pair_entropy or objective.name != "pair" else {"entropy": False}
+    return torch_start(n_features, n_genes), objective.published.module(n_genes, **options)

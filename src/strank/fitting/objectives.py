@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +14,13 @@ from torch import Tensor
 
 from strank.errors import no_such
 from strank.fitting.exact import Solve, solve_list, solve_pair, solve_poisson, solve_ridge
+from strank.fitting.published import (
+    PermutedPairLoss,
+    PermutedRankLoss,
+    panel_mean,
+    panel_mean_above_zero,
+    panel_total,
+)
 from strank.losses import (
     ListSTRankLoss,
     MarginRankingLoss,
@@ -28,6 +35,8 @@ from strank.metrics.correlation import log1p_cp10k
 from strank.neural.recipe import Monitor
 
 Counts: TypeAlias = sparse.csr_matrix | NDArray[np.float32]
+#: Counts of the panel, ``[n_spots, n_genes]``, to the depth of every spot.
+Depth: TypeAlias = Callable[[Any], NDArray[np.float64]]
 
 
 def log1p_level(counts: Counts, offset: NDArray) -> Tensor:
@@ -39,6 +48,15 @@ def log_rate_level(counts: Counts, offset: NDArray) -> Tensor:
     """Log of every gene's counts a unit of depth, ``[n_genes]``."""
     total = torch.as_tensor(np.asarray(counts.sum(0)).ravel())
     return (total.clamp(min=0.5) / float(np.exp(offset, dtype=np.float64).sum())).log().float()
+
+
+class Published(NamedTuple):
+    """An objective by the published recipe."""
+
+    #: As that of an `Objective`.
+    module: Callable[..., SectionLoss]
+    #: What takes the place of library size.
+    depth: Depth
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,7 @@ class Objective:
     start_level: Callable[[Counts, NDArray], Tensor] | None = None
     #: Whether a section without counts of a gene has no say in it: then it need not measure it.
     unmeasured: bool = False
+    published: Published | None = None
 
     @property
     def monitor(self) -> Monitor:
@@ -98,6 +117,7 @@ OBJECTIVES: dict[str, Objective] = {
             log_rates=True,
             exact=solve_list,
             unmeasured=True,
+            published=Published(_plain(ListSTRankLoss), panel_mean_above_zero),
         ),
         Objective(
             "pair",
@@ -106,17 +126,35 @@ OBJECTIVES: dict[str, Objective] = {
             log_rates=True,
             exact=solve_pair,
             unmeasured=True,
+            published=Published(_plain(PermutedPairLoss), panel_mean_above_zero),
         ),
-        Objective("rank", "Rank (margin 1)", _drawn(MarginRankingLoss)),
+        Objective(
+            "rank",
+            "Rank (margin 1)",
+            _drawn(MarginRankingLoss),
+            published=Published(_plain(PermutedRankLoss), panel_total),
+        ),
         # With margin 0, constant scores are an optimum.
         Objective(
             "rank-published",
             "Rank (published)",
             _drawn(MarginRankingLoss, margin=0.0, ties="second", n_partners=32),
         ),
-        Objective("pcc", "PCC (published)", _plain(PearsonLoss, pooled=True)),
+        Objective(
+            "pcc",
+            "PCC (published)",
+            _plain(PearsonLoss, pooled=True),
+            published=Published(_plain(PearsonLoss, pooled=True), panel_total),
+        ),
         Objective("section-pcc", "PCC per section", _plain(PearsonLoss)),
-        Objective("mse", "MSE", _plain(MSELoss), exact=solve_ridge, start_level=log1p_level),
+        Objective(
+            "mse",
+            "MSE",
+            _plain(MSELoss),
+            exact=solve_ridge,
+            start_level=log1p_level,
+            published=Published(_plain(MSELoss), panel_total),
+        ),
         Objective(
             "poisson",
             "Poisson",
@@ -124,8 +162,16 @@ OBJECTIVES: dict[str, Objective] = {
             log_rates=True,
             exact=solve_poisson,
             start_level=log_rate_level,
+            published=Published(_plain(PoissonLoss), panel_mean),
         ),
-        Objective("nb", "NB", _negative_binomial, log_rates=True, start_level=log_rate_level),
+        Objective(
+            "nb",
+            "NB",
+            _negative_binomial,
+            log_rates=True,
+            start_level=log_rate_level,
+            published=Published(_negative_binomial, panel_mean),
+        ),
     )
 }
 

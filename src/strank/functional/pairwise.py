@@ -57,6 +57,18 @@ def all_pairs(section: Tensor) -> Tensor:
     return torch.stack([first, second], 1)
 
 
+def permuted_pairs(section: Tensor, n_permutations: int = 1) -> Tensor:
+    """Pair the spots of a section by random permutations, as published: rows ``[n_pairs, 2]``.
+
+    In each, every spot stands once on either side, and may meet itself.
+    """
+    codes, _ = section_codes(section)
+    first = codes.argsort(stable=True).expand(n_permutations, -1)
+    draw = torch.rand(first.shape, device=codes.device, dtype=torch.float64)
+    second = (codes + draw).argsort(1)
+    return torch.stack([first, second], -1).flatten(0, 1)
+
+
 def choose_pairs(
     section: Tensor,
     pairs: Tensor | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,16 @@ from strank.files import atomic_path
 BEST, LAST, HISTORY = "best.safetensors", "last.ckpt", "history.csv"
 
 _SECONDS = 30.0
+
+
+def best_epoch(scores: Sequence[float], monitor: str) -> int:
+    """Find the first epoch of the best score, the lowest of a loss; -1 of none.
+
+    >>> best_epoch([2.0, 3.0, 3.0], "validation/list_gain"), best_epoch([2.0, 3.0], "x/loss")
+    (1, 0)
+    """
+    best = min if monitor.endswith("/loss") else max
+    return list(scores).index(best(scores)) if len(scores) else -1
 
 
 class Keep:
@@ -34,9 +45,8 @@ class Keep:
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch of the highest score; -1 before any."""
-        scores = [row[self.monitor] for row in self.history]
-        return scores.index(max(scores)) if scores else -1
+        """The first epoch of the best score; -1 before any."""
+        return best_epoch([row[self.monitor] for row in self.history], self.monitor)
 
     def remember(self, row: dict[str, float], network: nn.Module) -> None:
         """Add an epoch, and its weights if it is the best."""

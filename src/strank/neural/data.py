@@ -69,7 +69,7 @@ class BatchPlan:
 
     # Sections a batch; None for any spots, whatever their section, as published.
     sections: int | None = None
-    # Of each section (N_k) at most; of the batch where sections is None.
+    # Of each section (N_k) at most; of the batch where sections is None, but for the last.
     spots: int = 256
     # "spots": lists are of the same size, so a large section has more of them. "sections": every
     # section has as many lists, of a size in proportion to its own.
@@ -93,7 +93,7 @@ def cut_epoch(
     """
     shuffled = rng.permutation(len(section))
     if plan.sections is None:
-        return np.array_split(shuffled, -(-len(section) // plan.spots))
+        return np.split(shuffled, range(plan.spots, len(section), plan.spots))
     by_section = shuffled[np.argsort(section[shuffled], kind="stable")]
     sizes = np.bincount(section)
     sizes = sizes[sizes > 0]
@@ -208,11 +208,11 @@ def training_loader(
     return _loader(spots, batches, workers)
 
 
-def section_loader(
-    spots: Spots, sections: Sequence[int], *, workers: int = 0
+def validation_loader(
+    spots: Spots, batches: Sequence[Sequence[int]], *, workers: int = 0
 ) -> Iterable[SpotBatch]:
-    """Load whole sections as they are, one a batch."""
-    keys = [(0, np.flatnonzero(spots.section == section)) for section in sections]
+    """Load whole sections as they are, those of a batch together."""
+    keys = [(0, np.flatnonzero(np.isin(spots.section, sections))) for sections in batches]
     return _loader(replace(spots, augment=None), keys, workers)
 
 

@@ -27,8 +27,8 @@ from strank.functional.distributed import all_summed, n_processes
 from strank.functional.listwise import section_list_gain
 from strank.losses import ListSTRankLoss, SectionLoss
 from strank.metrics.correlation import spearman
-from strank.neural.checkpoints import Keep
-from strank.neural.data import SectionBatches, SpotBatch, Spots, section_loader, training_loader
+from strank.neural.checkpoints import Keep, best_epoch
+from strank.neural.data import SectionBatches, SpotBatch, Spots, training_loader, validation_loader
 from strank.neural.heads import Network
 from strank.neural.recipe import Machine, Monitor, Recipe
 from strank.progress import progress
@@ -77,16 +77,16 @@ def not_finite(batch: SpotBatch, scores: Tensor, names: SpotNames, where: str) -
     )
 
 
-def score_held_out(scores: Tensor, batch: SpotBatch, monitor: Monitor) -> float:
+def score_validation(scores: Tensor, batch: SpotBatch, monitor: Monitor) -> float:
     """Score one whole section, mean over genes: `section_list_gain`, or the rank correlation.
 
     Examples
     --------
     >>> counts, section = torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0])
     >>> batch = SpotBatch((), counts, section, torch.zeros(2))
-    >>> score_held_out(torch.zeros(2, 1), batch, "list_gain")
+    >>> score_validation(torch.zeros(2, 1), batch, "list_gain")
     0.0
-    >>> round(score_held_out(counts.log(), batch, "list_gain"), 4)
+    >>> round(score_validation(counts.log(), batch, "list_gain"), 4)
     0.5232
     """
     counts, offset = batch.counts, batch.offset
@@ -141,33 +141,33 @@ class Run:
     recipe: Recipe
     machine: Machine = field(default_factory=Machine)
     seed: int = 0  # of batches, dropout, pairs and augmentation
-    held_out: tuple[int, ...] = ()  # sections that choose the best epoch
+    validation: tuple[int, ...] = ()  # sections that choose the best epoch
     folder: Path | None = None  # for checkpoints and logs
     resume: bool = False  # go on from the folder's last checkpoint, or take what was done
     title: str | None = None  # of a progress bar
 
     @property
     def score(self) -> Monitor:
-        """Score of the held-out sections."""
+        """Score of the validation sections."""
         return self.recipe.monitor or "list_gain"
 
     @property
     def monitor(self) -> str:
         """Its column in the history."""
-        return f"held_out/{self.score}"
+        return f"validation/{self.score}"
 
 
 @dataclass(frozen=True)
 class Trained:
     """What came of a run; its network has the best weights."""
 
-    history: pd.DataFrame  # one row an epoch: loss, and score of the held-out sections
+    history: pd.DataFrame  # one row an epoch: loss, and score of the validation sections
     monitor: str  # the score's column
 
     @property
     def summary(self) -> dict[str, float | int]:
         """Epochs, the best of them (from 0), and its score."""
-        best = int(self.history[self.monitor].idxmax())
+        best = best_epoch(self.history[self.monitor].tolist(), self.monitor)
         score = float(self.history[self.monitor][best])
         return {"epochs": len(self.history), "best_epoch": best, self.monitor: score}
 
@@ -225,13 +225,16 @@ class _Loop:
     ) -> None:
         self.fabric, self.run, self.keep, self.network = fabric, run, keep, network
         place = fabric.global_rank, fabric.world_size
-        rows = np.flatnonzero(~np.isin(spots.section, run.held_out))
+        rows = np.flatnonzero(~np.isin(spots.section, run.validation))
         self.batches = SectionBatches(
             spots.section, rows, run.recipe.batches, seed=run.seed, rank=place[0], world=place[1]
         )
         workers = run.machine.workers
         self.training = training_loader(spots, self.batches, workers=workers)
-        self.held_out = section_loader(spots, run.held_out[place[0] :: place[1]], workers=workers)
+        own = run.validation[place[0] :: place[1]]
+        # A loss is of all their spots at once, a score of a section.
+        at_once = [own] if run.score == "loss" else [(section,) for section in own]
+        self.validation = validation_loader(spots, at_once, workers=workers)
         self.bare = Step(network, loss).to(fabric.device)
         optimiser = _optimiser(self.bare, run)
         self.schedule = _schedule(optimiser, run.recipe, len(self.batches))
@@ -298,25 +301,29 @@ class _Loop:
 
     @torch.no_grad()
     def _score(self) -> float:
-        """Mean score of the held-out sections, which may lie on several processes."""
+        """Mean score of the validation sections, which may lie on several processes."""
         self.bare.eval()
+        if self.run.score == "loss":
+            (batch,) = self.validation
+            return float(self.bare(self._here(batch))[0])
         total = torch.zeros(2, dtype=torch.float64)
-        for loaded in self.held_out:
+        for loaded in self.validation:
             batch = self._here(loaded)
             scores = self.network(*batch.inputs).float()
-            total += torch.tensor([score_held_out(scores, batch, self.run.score), 1.0])
+            total += torch.tensor([score_validation(scores, batch, self.run.score), 1.0])
         if n_processes() > 1:
             total = all_summed(total.to(self.fabric.device)).cpu()
         return float(total[0] / total[1])
 
 
 def _optimiser(step: nn.Module, run: Run) -> torch.optim.AdamW:
-    trained = [p for p in step.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.dim() > 1]},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    recipe = run.recipe
+    trained, recipe = [p for p in step.parameters() if p.requires_grad], run.recipe
+    groups: list[dict[str, Any]] = [{"params": trained}]
+    if not recipe.published:
+        groups = [
+            {"params": [p for p in trained if p.dim() > 1]},
+            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        ]
     # Gradients that were scaled for half precision are not clipped in a fused optimiser.
     fused = run.machine.precision != "16-mixed"
     return torch.optim.AdamW(
@@ -347,16 +354,16 @@ def train_ensemble(
 ) -> list[tuple[Network, Trained]]:
     """Train one network for every turn, from what makes it for the rows that it is trained on."""
     trained, fabric = [], make_fabric(run.machine)
-    for number, held_out in enumerate(turns):
-        without = [names.sections[code] for code in held_out]
+    for number, validation in enumerate(turns):
+        without = [names.sections[code] for code in validation]
         seed = int(np.random.SeedSequence([run.seed, number]).generate_state(1)[0])
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            network, loss = make(np.flatnonzero(~np.isin(spots.section, held_out)))
+            network, loss = make(np.flatnonzero(~np.isin(spots.section, validation)))
         own = replace(
             run,
             seed=seed,
-            held_out=held_out,
+            validation=validation,
             folder=run.folder and run.folder / _folder_name(without),
             title=run.title
             and f"{run.title} {number + 1} of {len(turns)}, without {some(without)}",

@@ -21,8 +21,9 @@ _LABELS = 8
 _UP, _DOWN, _UNSURE = "#d55e00", "#0072b2", "#9a9a9a"
 
 _FOLDS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
-_HELD_OUT = "held_out/"
+_VALIDATION = "validation/"
 _NAMES = {
+    "loss": "validation loss",
     "list_gain": "held-out log-likelihood above library\nsize alone, nats a gene and section",
     "spearman": "held-out Spearman correlation\nwith log1p(CP10k), mean of genes",
 }
@@ -195,7 +196,7 @@ def draw_learning_curves(folder: Path | str) -> Path:
     >>> folder = Path(tempfile.mkdtemp())
     >>> (folder / "without-A").mkdir()
     >>> history = pd.DataFrame({"epoch": [0, 1], "train/loss": [2.0, 1.0]})
-    >>> history = history.assign(**{"held_out/spearman": [0.1, 0.3]})
+    >>> history = history.assign(**{"validation/spearman": [0.1, 0.3]})
     >>> history.to_csv(folder / "without-A" / "history.csv")
     >>> draw_learning_curves(folder).name
     'learning.png'
@@ -211,10 +212,14 @@ def draw_learning_curves(folder: Path | str) -> Path:
     loss, score = figure.subplots(1, 2)
     for number, history in enumerate(histories.values()):
         _draw(loss, score, history, f"C{number % 10}")
-    monitor = _monitor(next(iter(histories.values()))).removeprefix(_HELD_OUT)
+    monitor = _monitor(next(iter(histories.values()))).removeprefix(_VALIDATION)
     # The first epochs are far below, and would press the rest together.
-    lowest = min(history[_monitor(history)].quantile(0.1) for history in histories.values())
-    score.set_ylim(bottom=float(lowest))
+    if monitor == "loss":
+        highest = max(history[_monitor(history)].quantile(0.9) for history in histories.values())
+        score.set_ylim(top=float(highest))
+    else:
+        lowest = min(history[_monitor(history)].quantile(0.1) for history in histories.values())
+        score.set_ylim(bottom=float(lowest))
     loss.set(xlabel="epoch", ylabel="training loss (mean of the epoch)")
     score.set(xlabel="epoch", ylabel=_NAMES.get(monitor, monitor))
     names = range(len(histories))
@@ -229,12 +234,13 @@ def draw_learning_curves(folder: Path | str) -> Path:
 
 
 def _draw(loss: Axes, score: Axes, history: pd.DataFrame, colour: str) -> None:
-    epoch, held_out = history["epoch"], history[_monitor(history)]
-    best = int(np.argmax(held_out))
+    epoch, validation = history["epoch"], history[_monitor(history)]
+    lower = _monitor(history).endswith("/loss")
+    best = int(np.argmin(validation) if lower else np.argmax(validation))
     loss.plot(epoch, history["train/loss"], color=colour)
-    score.plot(epoch, held_out, color=colour)
-    score.plot(epoch[best], held_out[best], "o", color=colour)
+    score.plot(epoch, validation, color=colour)
+    score.plot(epoch[best], validation[best], "o", color=colour)
 
 
 def _monitor(history: pd.DataFrame) -> str:
-    return next(column for column in history.columns if column.startswith(_HELD_OUT))
+    return next(column for column in history.columns if column.startswith(_VALIDATION))
