@@ -44,7 +44,7 @@ SMALL, HER2ST = (1015, 182, 50, 5), (13_620, 182, 50, 36)
 LARGE, LARGER = (10_000, 1024, 50, 5), (50_000, 1024, 50, 10)
 PLAIN = "plain", "no checkpoints", "none of the four"
 SEED, NEVER = 0, 10**9
-LOSS, SCORE = "train/loss", "validation/list_gain"
+LOSS, SCORE = "train/loss", "validation/loss"
 
 
 def plan_of(data: Path | None, size: tuple[int, int, int, int] = SMALL) -> TrainingPlan:
@@ -52,7 +52,7 @@ def plan_of(data: Path | None, size: tuple[int, int, int, int] = SMALL) -> Train
         return simulated(*size)
     cohort = read_cohort(data, encoder="morphology")
     what = {"encoder": "morphology", "n_genes": 50, "genes": None, "validation": [max(cohort)]}
-    return TrainingPlan.of(cohort, RECIPES["paper"], **what, seed=SEED, about={})
+    return TrainingPlan.of(cohort, RECIPES["published"], **what, seed=SEED, about={})
 
 
 def simulated(n_spots: int, n_features: int, n_genes: int, n_sections: int) -> TrainingPlan:
@@ -81,12 +81,15 @@ def spots_of(plan: TrainingPlan, name: str) -> Spots:
     like = HEADS[name](features.shape[1], len(plan.panel))
     if like.centred:
         features = centre_within(features, plan.section)
+    if name == "linear":
+        depth = OBJECTIVES["list"].published.depth(plan.data.counts)
+        plan = replace(plan, data=replace(plan.data, library_size=depth))
     return plan.spots(features.astype(np.float32), like)
 
 
 def recipe_of(name: str, epochs: int) -> Recipe:
-    """The paper's for the linear head, strank's own for the others."""
-    own = RECIPES["paper" if name == "linear" else "default"]
+    """The published one for the linear head, strank's own for the others."""
+    own = RECIPES["published" if name == "linear" else "default"]
     return replace(own, max_epochs=epochs, patience=NEVER)
 
 
@@ -163,7 +166,7 @@ class PlainModule(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.head.parameters(), self.learning_rate)
 
-    def training_step(self, batch: Any, _: int) -> Tensor:
+    def loss_of(self, batch: Any) -> Tensor:
         features, counts, section, depth = batch
         scores = self.head(features)
         losses = []
@@ -171,19 +174,17 @@ class PlainModule(pl.LightningModule):
             mask = section == label
             log_share = torch.log_softmax(scores[mask] + depth[mask, None], 0)
             losses.append(-counts[mask] * log_share)
-        loss = torch.cat(losses).mean()
+        return torch.cat(losses).mean()
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        loss = self.loss_of(batch)
         # Every batch weighs the same, so that the curves can be compared.
         how = {"on_step": self.log_steps, "prog_bar": self.log_steps, "on_epoch": True}
         self.log(LOSS, loss, batch_size=1, **how)
         return loss
 
     def validation_step(self, batch: Any, _: int) -> None:
-        features, counts, _section, depth = batch
-        scores = self.head(features)
-        with_model = torch.log_softmax(scores + depth[:, None], 0)
-        without = torch.log_softmax(depth, 0)[:, None]
-        gain = (counts * (with_model - without)).sum() / counts.shape[1]
-        self.log(SCORE, gain, prog_bar=True, batch_size=1)
+        self.log(SCORE, self.loss_of(batch), prog_bar=True, batch_size=1)
 
 
 def plain(
@@ -195,7 +196,7 @@ def plain(
     head = nn.Linear(ours.readout.in_features, ours.readout.out_features)
     head.weight.data.copy_(ours.readout.weight)
     head.bias.data.copy_(ours.level)
-    features = torch.from_numpy(spots.inputs).sub(ours.centre).div(ours.scale)
+    features = torch.from_numpy(spots.inputs)
     others = map(torch.from_numpy, (spots.counts, spots.section, spots.offset))
     everything, rows = TensorDataset(features, *others), training_rows(plan)
     trained = TensorDataset(*everything[rows])
@@ -203,9 +204,9 @@ def plain(
     batches = Replay(spots.section[rows], np.arange(len(rows)), recipe.batches, seed=SEED)
     one_by_one, at_once = {"batch_sampler": batches}, {"sampler": batches, "batch_size": None}
     logger = CSVLogger(folder)
-    callbacks = [EarlyStopping(SCORE, mode="max", patience=recipe.patience)]
+    callbacks = [EarlyStopping(SCORE, mode="min", patience=recipe.patience)]
     if checkpoints:
-        callbacks.append(ModelCheckpoint(folder, monitor=SCORE, mode="max", save_last=True))
+        callbacks.append(ModelCheckpoint(folder, monitor=SCORE, mode="min", save_last=True))
     shown = {"enable_checkpointing": checkpoints, "enable_progress_bar": rest}
     shown |= {"logger": logger, "callbacks": callbacks}
     trainer = pl.Trainer(accelerator="cpu", max_epochs=recipe.max_epochs, **shown)

@@ -182,9 +182,8 @@ def fit(
         raise InputError(f"--genes is a number or `all`; got {genes!r}")
     method = Method(head, loss, recipe or ("finetune" if finetune else None), library_size)
     _check_options(context, output, method.is_exact, finetune)
-    train = read_cohort(
-        cohort, sections=split_names(sections), encoder=None if finetune else encoder
-    )
+    features = None if finetune else encoder
+    train = read_cohort(cohort, sections=split_names(sections), encoder=features)
     options: dict[str, Any] = {"head": head, "loss": loss, "recipe": method.recipe}
     options |= {"n_genes": None if genes == "all" else int(genes), "encoder": encoder}
     options |= {"union": union, "library_size": library_size, "verbose": True}
@@ -194,8 +193,8 @@ def fit(
         model.save(output)
         _finish(model, output, as_json, *_told_of_solver(model, penalty))
         return
-    given: dict[str, Any] = {"patience": patience, "max_epochs": epochs}
-    given = {name: value for name, value in given.items() if value is not None}
+    both = {"patience": patience, "max_epochs": epochs}
+    given: dict[str, Any] = {name: value for name, value in both.items() if value is not None}
     if given:
         options["recipe"] = replace(get_recipe(str(method.recipe)), **given)
     if finetune:

@@ -87,18 +87,19 @@ class Method:
         if self.recipe not in (OWN_RECIPE, *choices):
             raise no_such("recipe", self.recipe, choices)
         if self.recipe in RECIPES and get_recipe(self.recipe).published:
-            self._check_published()
+            self.check_published()
             if self.loss != "pair":
                 # There is no other entropy term that could be left out.
                 object.__setattr__(self, "recipe", "published")
         if not (self.library_size or self.log_rates):
             those = [name for name, objective in OBJECTIVES.items() if objective.log_rates]
             raise InputError(
-                f"{self.loss} has no exposure, as {', '.join(those)} have, that `library_size` could "
-                "be left out of"
+                f"{self.loss} has no exposure that `library_size` could be left out of, as "
+                f"{', '.join(those)} have"
             )
 
-    def _check_published(self) -> None:
+    def check_published(self) -> None:
+        """Refuse what the published recipe does not train."""
         if self.head != "linear" or self.objective.published is None:
             those = [name for name, objective in OBJECTIVES.items() if objective.published]
             raise InputError(
@@ -301,17 +302,9 @@ def fit(
     >>> fit(cohort, encoder="mine", n_genes=2, loss="mse").method
     'ridge'
     """
-    method = Method(
-        head if isinstance(head, str) else OWN_HEAD,
-        loss,
-        _recipe_name(recipe, finetune),
-        library_size,
-    )
-    if method.needs_images:
-        raise InputError(f"{method.head} is no head: give it as `encoder`, with `finetune`")
-    if finetune is not None and (method.is_exact or union):
-        what = "`union`" if union else f"`recipe` {method.recipe}"
-        raise InputError(f"{what} is not for `finetune`; leave it out")
+    named = head if isinstance(head, str) else OWN_HEAD
+    method = Method(named, loss, _recipe_name(recipe, finetune), library_size)
+    _check_finetune(method, finetune, union)
     exact = {"penalty": penalty, "borrow": borrow, "max_memory": max_memory}
     networks: dict[str, Any] = {"validation": validation, "seed": seed, "machine": machine}
     networks |= {"folder": folder, "resume": resume}
@@ -329,8 +322,7 @@ def fit(
     if not isinstance(recipe, Recipe):
         recipe = get_recipe(str(method.recipe))
     if recipe.published:
-        method._check_published()
-        _check_as_published(finetune, validation, machine)
+        _check_as_published(method, finetune, validation, machine)
     networks |= {"seed": seed or 0, "verbose": verbose, "method": method.facts, **panel}
     if finetune is None:
         from strank.fitting.networks import fit_networks
@@ -354,9 +346,18 @@ def _recipe_name(recipe: str | Recipe | None, finetune: object) -> str | None:
     return "finetune" if recipe is None and finetune is not None else recipe
 
 
+def _check_finetune(method: Method, finetune: object, union: bool) -> None:
+    if method.needs_images:
+        raise InputError(f"{method.head} is no head: give it as `encoder`, with `finetune`")
+    if finetune is not None and (method.is_exact or union):
+        what = "`union`" if union else f"`recipe` {method.recipe}"
+        raise InputError(f"{what} is not for `finetune`; leave it out")
+
+
 def _check_as_published(
-    finetune: object, validation: Sequence[str] | None, machine: Machine | None
+    method: Method, finetune: object, validation: Sequence[str] | None, machine: Machine | None
 ) -> None:
+    method.check_published()
     if finetune is not None:
         raise InputError("the published recipe is for features: leave `finetune` or `recipe` out")
     if validation is None:

@@ -27,7 +27,7 @@ from strank.encoders.backbone import Backbone
 from strank.errors import InputError, some
 from strank.files import claim_folder
 from strank.fitting.exact import ExactOptions, fit_exact, solve_list
-from strank.fitting.objectives import Depth, Objective
+from strank.fitting.objectives import DepthOf, Objective
 from strank.fitting.published import torch_start
 from strank.functional.groups import centre_within, deal
 from strank.losses import SectionLoss
@@ -68,7 +68,7 @@ class TrainingPlan:
         validation: Sequence[str] | None,
         seed: int,
         about: Mapping[str, Any],
-        depth: Depth | None = None,
+        depth: DepthOf | None = None,
     ) -> TrainingPlan:
         """Choose panel and turns; without an encoder no features, with a depth no library size."""
         panel, panel_choice = panel_of(cohort, n_genes, genes, union=union)
@@ -179,7 +179,7 @@ def _turns(
     return [turns[int(np.random.default_rng(seed).integers(len(turns)))]]
 
 
-def depth_of(objective: Objective, recipe: Recipe, method: Mapping[str, Any]) -> Depth | None:
+def depth_of(objective: Objective, recipe: Recipe, method: Mapping[str, Any]) -> DepthOf | None:
     """Choose what takes the place of library size, if anything does."""
     if not method["library_size"]:
         return lambda counts: np.ones(counts.shape[0])

@@ -36,7 +36,7 @@ from strank.neural.recipe import Monitor
 
 Counts: TypeAlias = sparse.csr_matrix | NDArray[np.float32]
 #: Counts of the panel, ``[n_spots, n_genes]``, to the depth of every spot.
-Depth: TypeAlias = Callable[[Any], NDArray[np.float64]]
+DepthOf: TypeAlias = Callable[[Any], NDArray[np.float64]]
 
 
 def log1p_level(counts: Counts, offset: NDArray) -> Tensor:
@@ -56,7 +56,7 @@ class Published(NamedTuple):
     #: As that of an `Objective`.
     module: Callable[..., SectionLoss]
     #: What takes the place of library size.
-    depth: Depth
+    depth: DepthOf
 
 
 @dataclass(frozen=True)
