@@ -9,13 +9,14 @@ heads and objective are made as `strank.fitting.networks.fit_networks` makes the
 
 recipe: the published one (linear layer on raw features, AdamW 5e-5, 256 of any spots, list loss
 over a section's spots in the batch, loss of the validation section every epoch), by
-`neural.training.train` and by Lightning as one writes it without us, and as the paper's code does:
-a TensorDataset, a loop over the sections of the batch, ``self.log``, EarlyStopping, ModelCheckpoint (best and last), CSVLogger. Both start at the same weights and see
-the same batches, so their curves must be the same: "difference" is the largest in any epoch, beside
-the largest value. Plain code writes a checkpoint every epoch, strank every half minute; "no
-checkpoints" leaves that out, "none of the four" also the log of every step, the bar, and gathering
-spot by spot, while strank keeps its bar and checkpoints. Sides take turns; seconds are the median,
-all of a run, and "x" is what a side takes of strank's; "CPU x", of processor time, is disturbed
+`neural.training.train`, and by Lightning as one writes it without us and the paper's code does: a
+TensorDataset, a loop over the sections of the batch, ``self.log``, EarlyStopping, ModelCheckpoint
+(best and last), CSVLogger. Both start at the same weights and see the same batches, so their curves
+must be the same: "difference" is the largest in any epoch, beside the largest value. Plain code
+writes a checkpoint every epoch, strank every half minute; "no checkpoints" leaves that out, "none
+of the four" also the log of every step, the bar, and gathering spot by spot, while strank keeps its
+bar and checkpoints. Sides take turns; seconds are the median, all of a run, and "x" is what a side
+takes of strank's; "CPU x", of processor time, is disturbed
 less by other programs. Short runs are mostly starting, so there x is smaller.
 
 pipeline: "wait" is what a training step waits for its batch, shuffling of the epoch included, after
