@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from strank.cli import app
 from strank.cohort.contract import SectionInfo, make_section, spots_checksum
 from strank.cohort.store import features_path, write_h5ad
+from strank.neural.recipe import RECIPES
 
 FILES = {
     *("benchmark.json", "protocol.toml", "results.parquet", "results.csv.gz", "genes.parquet"),
@@ -187,6 +189,30 @@ def test_a_protocol_of_ones_own(cohort, tmp_path):
     copy.write_text(copy.read_text().replace('"lift"', '"lifts"'))
     error = refuse(cohort, "-o", tmp_path / "out", "--protocol", copy)
     assert error.startswith(f"{copy}: headline is 'lifts'; it must be one of depth_matched, lift")
+
+
+def test_the_published_recipe_and_no_library_size(cohort, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "published", replace(RECIPES["published"], max_epochs=2))
+    task = tmp_path / "task.toml"
+    task.write_text(
+        'methods = ["list", "mse"]\nrecipes = ["published"]\nn_genes = [2]\n[[folds]]\n'
+        'name = "one"\ntrain = ["B1"]\nvalidation = ["A2"]\ntest = ["A1"]\n'
+    )
+    command = [cohort, "-o", tmp_path / "out", "--protocol", task, "--jobs", 1]
+    told = run(*command, "--no-library-size")
+    assert "Note: fold one: validation section A2 is of patient A, who is tested" in told.stderr
+    assert "; linear, mse, published; " in told.stderr
+    assert ": stopped by validation sections, on which all other methods train" in told.stderr
+    methods = {"linear, list, published", "linear, mse, published", "linear, list, no library size"}
+    methods.add("linear, list, published, no library size")
+    always = {"linear, list", "ridge", "centred ridge", "library size", "shuffled"}
+    results = pd.read_parquet(tmp_path / "out/results.parquet")
+    assert set(results["method"]) == methods | always
+    # What is typed comes before what the protocol says.
+    told = json.loads(run(*command, "--recipes", "usual", "--losses", "list", "--json").stdout)
+    assert told["methods"] == ["linear, list", "ridge", "centred ridge"]
+    error = refuse(*command, "--losses", "section-pcc")
+    assert error.startswith("the published recipe is not for linear, section-pcc, but for ")
 
 
 def test_help_has_examples():

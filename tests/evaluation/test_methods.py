@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from strank import fit
 from strank.cohort.folds import Fold
 from strank.cohort.training_set import training_data
 from strank.errors import InputError
-from strank.evaluation.methods import fit_method
+from strank.evaluation.methods import draw_validation, fit_method
 from strank.evaluation.protocol import Protocol
 from strank.files import sha256
 from strank.fitting.exact import ExactOptions, hest_components, hest_ridge, solve_ridge
@@ -30,6 +31,7 @@ from strank.fitting.method import CENTRED_RIDGE, HEST_RIDGE, REFERENCE, RIDGE, M
 from strank.linear.penalty import DEFAULT_PENALTY
 from strank.linear.penalty import PENALTIES as ALL_PENALTIES
 from strank.linear.regressor import STRankRegressor
+from strank.neural.recipe import RECIPES
 from strank.studies.benchmark import runner as cells
 from strank.studies.benchmark.runner import LOSSES, Cell, Task, run_cell
 
@@ -52,7 +54,7 @@ def train(cohort) -> dict[str, AnnData]:
 
 def run(cohort: dict[str, AnnData], method: Method, out: Path, monkeypatch) -> AnnData:
     """Run a cell on sections that are in memory."""
-    monkeypatch.setattr(cells, "_cohort", lambda folder, encoder: cohort)
+    monkeypatch.setattr(cells, "_cohort", lambda folder, encoder, protocol: cohort)
     cell = Cell(Task("mine", 4, FOLD), method)
     run_cell(cell, Protocol("one", n_genes=(4,)), Path(), out)
     return cells.read_h5ad(cell.path(out))
@@ -201,6 +203,69 @@ def test_a_network_is_that_of_fit(cohort):
     expected = np.asarray(model.predict(new).X)
     found = fit_method(Method("mlp", "poisson"), train, PANEL, encoder="mine", seed=1)(new)
     np.testing.assert_array_equal(found, expected)
+
+
+def recounted(section: AnnData) -> AnnData:
+    """Other counts of the same rates, about."""
+    other = section.copy()
+    counts = np.random.default_rng(5).poisson(section.X.toarray() + 0.5)
+    other.X = sparse.csr_matrix(counts.astype(np.float32))
+    other.obs["library_size"] = counts.sum(1) + 5.0
+    return other
+
+
+def test_validation_sections_stop_the_published_recipe_and_are_not_trained_on(cohort, monkeypatch):
+    # So few and large steps that the last is the best, whatever the validation section's counts.
+    few = replace(RECIPES["published"], learning_rate=0.01, max_epochs=5)
+    monkeypatch.setitem(RECIPES, "published", few)
+    published = Method("linear", "list", "published")
+    how = {"encoder": "mine", "validation": ("A2",)}
+    train, new = {name: cohort[name] for name in ("A1", "A2", "B1")}, cohort["C1"]
+
+    def predicted(train: dict[str, AnnData], method: Method = published) -> np.ndarray:
+        return fit_method(method, train, PANEL, **how)(new)
+
+    one = predicted(train)
+    model = fit(train, genes=list(PANEL), recipe="published", seed=0, **how)
+    np.testing.assert_array_equal(one, model.predict(new).X)
+    [network] = model.provenance["networks"]
+    assert (network["validation"], network["epochs"], network["best_epoch"]) == (["A2"], 5, 4)
+    other = {**train, "A2": recounted(cohort["A2"])}
+    model = fit(other, genes=list(PANEL), recipe="published", seed=0, **how)
+    [again] = model.provenance["networks"]
+    assert again["best_epoch"] == 4
+    assert again != network
+    np.testing.assert_array_equal(predicted(other), one)
+    assert not np.allclose(predicted({**train, "A1": recounted(cohort["A1"])}), one)
+    # All else trains on them.
+    for method in (REFERENCE, RIDGE, POISSON):
+        assert not np.allclose(predicted(other, method), predicted(train, method))
+    # None named: one is drawn, by the seed.
+    how.pop("validation")
+    drawn = draw_validation(train, 3)
+    expected = fit(train, genes=list(PANEL), recipe="published", validation=drawn, seed=3, **how)
+    found = fit_method(published, train, PANEL, seed=3, **how)(new)
+    np.testing.assert_array_equal(found, expected.predict(new).X)
+
+
+def test_validation_is_drawn_by_patient_where_there_are_three(cohort):
+    drawn = {draw_validation(cohort, seed) for seed in range(20)}
+    assert drawn == {("A1", "A2"), ("B1",), ("C1",)}
+    two = {name: cohort[name] for name in ("A1", "A2", "B1")}
+    assert {draw_validation(two, seed) for seed in range(20)} == {("A1",), ("A2",), ("B1",)}
+
+
+@pytest.mark.parametrize("loss", ["list", "pair", "poisson"])
+def test_without_library_size_all_spots_are_as_deep(train, cohort, loss):
+    def predicted(**how) -> np.ndarray:
+        scores = fit_method(Method("linear", loss, **how), train, PANEL, encoder="mine")
+        return (found := scores(cohort["C1"])) - found.mean(0)
+
+    found = predicted(library_size=False)
+    assert not np.allclose(found, predicted(), atol=1e-2)
+    for section in train.values():
+        section.obs["library_size"] = 1.0
+    np.testing.assert_allclose(found, predicted(), atol=1e-5)
 
 
 @pytest.mark.parametrize("method", QUICK, **named)

@@ -18,6 +18,7 @@ from strank.cohort.panel import choose_panel
 from strank.errors import InputError
 from strank.evaluation.paper_tasks import PAPER_TASKS
 from strank.evaluation.protocol import HEADLINES, PRESETS, Protocol, from_hest, get_protocol
+from strank.io.st import read_st
 
 PATIENTS = {"A1": "A", "A2": "A", "B1": "B", "C1": "C"}
 GIVEN = (Fold("x", ("A1", "A2"), ("B1",)), Fold("y", ("A1", "B1"), ("C1", "A2")))
@@ -327,6 +328,30 @@ def test_validation_sections_choose_genes_as_training_does(cohort):
     swapped = Fold("x", ("A1",), ("C1",), validation=("B1",))
     without = choose_panel({name: cohort[name] for name in ("A1", "B1")}, None)
     assert list(protocol.choose_panel(cohort, swapped, None)) == list(without)
+
+
+def test_real_tissue_laid_out_as_a_task(her2st):
+    """Its genes are those that numpy finds, of all sections, after the filter."""
+    names = ["B4", "C3", "C5"]
+    fold = Fold("C5", ("B4",), ("C5",), validation=("C3",))
+    protocol = replace(PRESETS["paper-IDC"], name="her2st", folds=(fold,))
+    cohort = protocol.filtered({name: read_st(her2st, section=name) for name in names})
+    [fold] = protocol.make_folds(patients_of(cohort))
+    panel = protocol.choose_panel(cohort, fold, 50)
+    shared = sorted(set.intersection(*(set(adata.var_names) for adata in cohort.values())))
+    rows = []
+    for adata in cohort.values():
+        depth = adata.obs["library_size"].to_numpy()[:, None]
+        rows.append(np.log1p(1e4 * adata[:, shared].X.toarray().astype(float) / depth))
+    order = np.argsort(-np.concatenate(rows).var(0), kind="stable")[:50]
+    assert list(panel) == [shared[i] for i in order]
+    # Not those of the sections that are not tested.
+    assert set(panel) != set(
+        replace(protocol, panel_from="training").choose_panel(cohort, fold, 50)
+    )
+    told = " ".join(protocol.warnings([fold], patients_of(cohort)))
+    assert "fold C5: patient C stands on both sides" in told
+    assert "validation section C3 is of patient C, who is tested" in told
 
 
 def test_a_filter_that_leaves_too_few_genes_names_the_section(cohort):

@@ -23,6 +23,7 @@ from strank.cohort.folds import Fold
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError
 from strank.evaluation.protocol import Protocol, get_protocol
+from strank.fitting.method import Method
 from strank.studies.benchmark import runner
 from strank.studies.benchmark.runner import LOSSES, Cell, Grid, Task
 
@@ -75,8 +76,8 @@ def test_grid():
         *("linear, list", "linear, pair", "linear, poisson"),
         *("ridge", "centred ridge", "hest-ridge"),
     }
-    paper = Grid(losses=("list", "hest-ridge"), recipes=("paper",)).methods
-    assert [m.name for m in paper[3:]] == ["linear, list, paper", "hest-ridge"]
+    paper = Grid(losses=("list", "hest-ridge"), recipes=("published", "usual", None)).methods
+    assert [m.name for m in paper[3:]] == ["linear, list, published", "hest-ridge"]
     with pytest.raises(InputError, match=r"no loss 'hest-rigde'; .* \(did you mean hest-ridge\?\)"):
         Grid(losses=("hest-rigde",)).methods  # noqa: B018
     with pytest.raises(InputError, match="no recipe 'own recipe'"):
@@ -85,6 +86,35 @@ def test_grid():
     sizes = [cell.task.n_genes or 10**6 for cell in cells]
     assert sizes == sorted(sizes, reverse=True)
     assert len({cell.path(Path()) for cell in cells}) == len(cells)
+
+
+def test_grid_without_what_the_published_recipe_does_not_train():
+    losses = ("list", "section-pcc", "hest-ridge")
+    grid = Grid(losses, ("linear", "mlp"), recipes=("published", "default"))
+    names = ["linear, list, published", "linear, list, default", "linear, section-pcc"]
+    names += ["hest-ridge", "mlp, list", "mlp, section-pcc"]
+    assert [method.name for method in grid.methods[3:]] == names
+    assert grid.notes[1] == (
+        "linear, section-pcc, published; mlp, list, published; mlp, section-pcc, published: "
+        "nothing that the published recipe trains, so left out"
+    )
+    assert not any("left out" in note for note in Grid(recipes=("default",)).notes)
+    with pytest.raises(InputError, match="the published recipe is not for mlp, list, but for `hea"):
+        Grid(("list",), ("mlp",), ("published",)).methods  # noqa: B018
+
+
+def test_grid_without_library_size_has_rows_more():
+    also = (Method("linear", "pcc", "default"), Method("mlp", "list", library_size=False))
+    grid = Grid(("list", "mse", "nb"), recipes=("published", None), library_size=False, also=also)
+    without = {method.name for method in grid.methods if not method.library_size}
+    assert without == {
+        *(f"linear, {x}, no library size" for x in ("list", "nb", "list, published")),
+        *("linear, nb, published, no library size", "mlp, list, no library size"),
+    }
+    every = replace(grid, library_size=True).methods
+    assert {m for m in grid.methods if m.library_size} | {also[1]} == set(every)
+    assert set(also) <= set(every)
+    assert len(grid.methods) == len({method.name for method in grid.methods})
 
 
 def test_what_the_folder_says(bench, done):

@@ -10,12 +10,19 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from strank.cohort.filter import SpotFilter
 from strank.cohort.folds import Fold
-from strank.cohort.store import read_cohort, read_h5ad
+from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
+from strank.errors import InputError
+from strank.evaluation.methods import fit_method
 from strank.evaluation.protocol import Protocol
 from strank.evaluation.scores import SCORES, ceilings
 from strank.metrics.correlation import spearman
 from strank.metrics.deviance import deviance_explained, score_slope
+from strank.neural.recipe import RECIPES
+from strank.report.benchmark import write_report
+from strank.studies.benchmark import runner
+from strank.studies.benchmark.runner import benchmark
 
 ALWAYS = {"linear, list", "ridge", "centred ridge", "library size", "shuffled"}
 ALL = {*ALWAYS, "linear, poisson"}
@@ -148,6 +155,73 @@ def test_leaks_and_what_is_left_out_are_told(bench, tmp_path):
     assert of_ceiling[["scc", "pearson"]].isna().all()
     assert of_ceiling["depth_matched"].notna().all()
     assert (tmp_path / "summary.md").read_text().count("| seen ") == 5
+
+
+def test_a_protocol_of_named_sections(bench, tmp_path, monkeypatch):
+    """As the paper's tasks: a filter, validation, the published recipe; the rest is not read."""
+    monkeypatch.setitem(RECIPES, "published", replace(RECIPES["published"], max_epochs=3))
+    cohort = bench.write(tmp_path / "cohort")
+    write_h5ad(bench.section("D1"), cohort / "D1.h5ad")
+    sparse_spots = bench.section("A2")
+    sparse_spots.X = sparse.csr_matrix(sparse_spots.X.toarray() * (np.arange(30) > 1)[:, None])
+    bench.write_section(cohort, sparse_spots)
+    fold = Fold("task", ("B1", "C1"), ("A2",), validation=("A1",))
+    losses = ("mse", "poisson", "nb", "rank", "pair", "pcc", "list")
+    protocol = Protocol("task", "", (fold,), filter=SpotFilter(2, 1, 3), panel_from="all")
+    protocol = replace(protocol, n_genes=(3,), methods=losses, recipes=("published",))
+    fitted = {}
+
+    def watched(method, train, panel, **how):
+        fitted[method.name] = (set(train), how["validation"], [a.n_obs for a in train.values()])
+        return fit_method(method, train, panel, **how)
+
+    monkeypatch.setattr(runner, "fit_method", watched)
+    result = benchmark(cohort, tmp_path / "out", protocol=protocol, encoders=["mine"])
+    facts = result.facts
+    names = {f"linear, {loss}, published" for loss in losses}
+    assert set(fitted) == names | ALWAYS - {"library size", "shuffled"}
+    assert all(of == ({"A1", "B1", "C1"}, ("A1",), [30] * 3) for of in fitted.values())
+    assert set(bench.results(tmp_path / "out")["method"]) == names | ALWAYS
+    assert facts["failed"] == []
+    assert facts["folds"] == {"task": {"train": ["B1", "C1"], "validation": ["A1"], "test": ["A2"]}}
+    assert {name: of["n_spots"] for name, of in facts["sections"].items()} == {
+        **dict.fromkeys(("A1", "B1", "C1"), 30),
+        "A2": 28,
+    }
+    told = " ".join(facts["warnings"])
+    assert "fold task: validation section A1 is of patient A, who is tested" in told
+    assert "fold task: patient A stands on both sides of the split" in told
+    assert facts["notes"][1:] == [
+        "; ".join(f"linear, {loss}, published" for loss in losses)
+        + ": stopped by validation sections, on which all other methods train",
+        "the filter leaves of A2 28 of 30 spots, 6 of 6 genes",
+    ]
+    assert result.summary["patient_seen"].all()
+    # What is kept of the observed is what was predicted.
+    report = write_report(tmp_path / "out")
+    assert [note for note in report.notes if not note.startswith("No H&E")] == []
+    # Recipes that are asked for, and folds that name no validation.
+    free = Protocol("free", first_fold_only=True, n_genes=(3,), recipes=("default",))
+    how = {"encoders": ["mine"], "losses": ["list"], "recipes": ["published"]}
+    facts = benchmark(bench.cohort, tmp_path / "free", protocol=free, **how).facts
+    assert facts["methods"][3:] == ["linear, list, published"]
+    assert facts["notes"][2] == (
+        "fold A: no validation sections are named, so those of one training patient, or one "
+        "section of fewer than three patients, are drawn by the seed"
+    )
+    assert facts["failed"] == []
+
+
+def test_a_section_that_the_cohort_lacks_or_the_filter_empties_is_named(bench, tmp_path):
+    fold = Fold("task", ("B1", "C1"), ("A2",), validation=("Z1",))
+    protocol = Protocol("task", folds=(fold,), n_genes=(3,))
+    with pytest.raises(InputError, match=r"cohort: no section Z1; there are A1, A2, B1, C1"):
+        bench.run(tmp_path / "out", protocol, bench.small)
+    fold = replace(fold, validation=("A1",))
+    protocol = replace(protocol, folds=(fold,), filter=SpotFilter(7, 1, 1))
+    with pytest.raises(InputError, match=r"section A1: nothing is left: 0 of 30 spots have at lea"):
+        bench.run(tmp_path / "out", protocol, bench.small)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_gene_that_a_test_section_lacks_is_not_scored_there(bench, tmp_path):

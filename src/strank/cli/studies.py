@@ -41,10 +41,19 @@ _Heads = Annotated[
     ),
 ]
 _Recipes = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="How a network is trained: default, paper, or usual, which is the exact solver "
-        "where there is one; separated by commas."
+        help="How a network is trained: default, published, published-no-entropy, or usual, "
+        "which is the exact solver where there is one; separated by commas; if not given, the "
+        "protocol's, or usual."
+    ),
+]
+_LibrarySize = Annotated[
+    bool,
+    typer.Option(
+        "--library-size/--no-library-size",
+        help="Without: what knows the depth of a spot is fitted a second time without it, as an "
+        "ablation.",
     ),
 ]
 _Encoders = Annotated[str, typer.Option(help="Image features, separated by commas.")]
@@ -85,9 +94,10 @@ def benchmark(
     protocol: _Protocol = "strank",
     losses: _Losses = None,
     heads: _Heads = "linear",
-    recipes: _Recipes = "usual",
+    recipes: _Recipes = None,
     encoders: _Encoders = "morphology",
     genes: _Genes = None,
+    library_size: _LibrarySize = True,
     seeds: _Seeds = 1,
     jobs: _Jobs = None,
     as_json: Json = False,
@@ -110,9 +120,10 @@ def benchmark(
         protocol=protocol,
         losses=split_names(losses),
         heads=split_names(heads) or (),
-        recipes=[None if name == "usual" else name for name in split_names(recipes) or ()],
+        recipes=split_names(recipes),
         encoders=split_names(encoders) or (),
         n_genes=[_size(text) for text in split_names(genes) or ()] or None,
+        library_size=library_size,
         seeds=seeds,
         jobs=jobs or cpu_count(),
         verbose=True,

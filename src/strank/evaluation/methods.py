@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from strank.cohort.panel import panel_counts
-from strank.cohort.training_set import training_data
+from strank.cohort.training_set import left_out_together, training_data
 from strank.errors import InputError
 from strank.fitting.exact import ExactOptions
 from strank.fitting.method import CENTRED_RIDGE, REFERENCE, RIDGE, Method, fit
 from strank.metrics.deviance import score_slope
 from strank.model.rank_model import RankModel
+from strank.neural.recipe import RECIPES
 
 BASELINES = (RIDGE, CENTRED_RIDGE)
 PredictSection = Callable[[AnnData], NDArray]
@@ -122,33 +123,52 @@ def _fit_where_measured(
     return predict
 
 
+def is_stopped_by_name(method: Method) -> bool:
+    """Tell whether named sections stop it, which it then is not trained on."""
+    recipe = str(method.recipe)
+    return recipe in RECIPES and RECIPES[recipe].published
+
+
+def draw_validation(train: Mapping[str, AnnData], seed: int) -> tuple[str, ...]:
+    """Draw the sections of a patient, or one section where there are fewer than three patients."""
+    groups = left_out_together(train)[1]
+    drawn = np.random.default_rng(seed).choice(sorted(set(groups)))
+    return tuple(name for name, group in zip(train, groups, strict=True) if group == drawn)
+
+
 def fit_method(
-    method: Method, train: Mapping[str, AnnData], panel: pd.Index, *, encoder: str, seed: int = 0
+    method: Method,
+    train: Mapping[str, AnnData],
+    panel: pd.Index,
+    *,
+    encoder: str,
+    seed: int = 0,
+    validation: Sequence[str] = (),
 ) -> PredictSection:
-    """Fit a method on training sections: what it returns gives scores ``[n_spots, n_genes]``."""
+    """Fit a method on training sections: what it returns gives scores ``[n_spots, n_genes]``.
+
+    What named sections stop is stopped by ``validation``, some of them, or by some that are drawn.
+    """
     genes = list(panel)
     if method == REFERENCE:
         return _by_model(fit(train, encoder=encoder, genes=genes))
     if method.solver is not None:
         # Not through a model, which leaves out the level of a section: for these objectives it has
         # a meaning, and tables of ridge have all their digits.
+        data = training_data(train, panel, encoder)
+        if not method.library_size:
+            data = replace(data, library_size=np.ones(len(data.library_size)))
         try:
-            solved = method.solver(training_data(train, panel, encoder), ExactOptions())
+            solved = method.solver(data, ExactOptions())
         except ValueError as error:
             raise InputError(str(error)) from error
         return lambda section: solved.predict(section.obsm[encoder])
     if method.needs_images:
         return _by_images(method, train, genes, seed)
-    model = fit(
-        train,
-        head=method.head,
-        loss=method.loss,
-        recipe=method.recipe,
-        encoder=encoder,
-        genes=genes,
-        seed=seed,
-    )
-    return _by_model(model)
+    how: dict[str, Any] = {"encoder": encoder, "genes": genes, "seed": seed}
+    if is_stopped_by_name(method):
+        how["validation"] = validation or draw_validation(train, seed)
+    return _by_model(fit(train, **asdict(method), **how))
 
 
 def _by_model(model: RankModel) -> PredictSection:
@@ -163,7 +183,7 @@ def _by_images(
     from strank.prediction import predict_slide
     from strank.slides.slide import slide_of
 
-    how: dict[str, Any] = {"loss": method.loss, "recipe": method.recipe, "finetune": "full"}
+    how: dict[str, Any] = {**asdict(method), "head": "linear", "finetune": "full"}
     # Images are read in this process: a benchmark shares the cores among processes already.
     model = fit(train, encoder=method.head, genes=genes, seed=seed, machine=Machine(), **how)
     return lambda section: np.asarray(predict_slide(slide_of(section), model, section).X)

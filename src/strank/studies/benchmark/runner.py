@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -21,11 +21,12 @@ from strank.cohort.contract import counts_checksum, patients_of, section_info
 from strank.cohort.folds import Fold
 from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
 from strank.cohort.training_set import encoder_facts_of
-from strank.errors import InputError, no_such
+from strank.errors import InputError, no_such, some
 from strank.evaluation.methods import (
     BASELINES,
     depth_scores,
     fit_method,
+    is_stopped_by_name,
     training_slope,
     without_image,
 )
@@ -91,9 +92,11 @@ def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> None:
     sections = _cohort(cohort, task.encoder, protocol)
     train = {name: sections[name] for name in task.fold.development}
     panel = protocol.choose_panel(sections, task.fold, task.n_genes)
+    how: dict[str, Any] = {"encoder": task.encoder, "seed": cell.seed}
+    how["validation"] = task.fold.validation
     # A user's own random numbers must not be touched, nor decide anything.
     with torch.random.fork_rng():
-        predict = fit_method(cell.method, train, panel, encoder=task.encoder, seed=cell.seed)
+        predict = fit_method(cell.method, train, panel, **how)
         slope = None if cell.method.log_rates else training_slope(predict, train, panel)
         scores = [predict(sections[name]) for name in task.fold.test]
     tests = [sections[name] for name in task.fold.test]
@@ -177,18 +180,21 @@ class Grid:
     # As in `strank.fitting.method.Method`; of losses also what has no head, such as "hest-ridge"
     losses: Sequence[str] = LOSSES
     heads: Sequence[str] = ("linear",)
-    recipes: Sequence[str | None] = (None,)  # None for the usual one
+    recipes: Sequence[str | None] = (None,)  # None or "usual" for the usual one
     encoders: Sequence[str] = ("morphology",)  # Whose features
     n_genes: Sequence[int | None] = (50,)  # Sizes of the panel; None for all genes
     seeds: int = 1  # Of every method that is trained step by step
     most_stepwise: int = 1000  # Larger panels are left to the methods that are solved exactly
+    library_size: bool = True  # If not, what knows it is also fitted without
+    also: Sequence[Method] = ()  # Beside what is combined
 
     def __post_init__(self) -> None:
-        for name in ("losses", "heads", "recipes", "encoders", "n_genes"):
+        for name in ("losses", "heads", "recipes", "encoders", "n_genes", "also"):
             given: Any = getattr(self, name)
             if isinstance(given, str | int):
                 raise InputError(f"`{name}` is a list; got {given!r}")
-            object.__setattr__(self, name, tuple(dict.fromkeys(given)))
+            found = (None if x == "usual" and name == "recipes" else x for x in given)
+            object.__setattr__(self, name, tuple(dict.fromkeys(found)))
 
     @property
     def methods(self) -> list[Method]:
@@ -197,11 +203,30 @@ class Grid:
             raise no_such("loss", unknown[0], (*OBJECTIVES, *_OTHERS))
         if OWN_RECIPE in self.recipes:
             raise no_such("recipe", OWN_RECIPE, RECIPES)
+        combined = [keys for keys in self._combinations if keys not in self._left_out]
+        # Where nothing is left, the first says why.
         named = [
             _OTHERS.get(loss) or Method(head, loss, recipe)
-            for head, loss, recipe in product(self.heads, self.losses, self.recipes)
+            for head, loss, recipe in combined or self._left_out
         ]
-        return list(dict.fromkeys((*_ALWAYS, *named)))
+        found = [*_ALWAYS, *named, *self.also]
+        if not self.library_size:
+            found += [replace(m, library_size=False) for m in found if m.log_rates]
+        return list(dict.fromkeys(found))
+
+    @property
+    def _combinations(self) -> list[tuple[str, str, str | None]]:
+        return list(product(self.heads, self.losses, self.recipes))
+
+    @property
+    def _left_out(self) -> list[tuple[str, str, str | None]]:
+        """What the published recipe does not train."""
+        return [
+            (head, loss, recipe)
+            for head, loss, recipe in self._combinations
+            if loss not in _OTHERS and recipe and recipe in RECIPES and RECIPES[recipe].published
+            if not (head == "linear" and OBJECTIVES[loss].published)
+        ]
 
     def cells(self, tasks: Iterable[Task]) -> list[Cell]:
         """All cells of some tasks, the longest first."""
@@ -218,6 +243,8 @@ class Grid:
         """What of it is left out, and how methods are solved, in words."""
         stepwise = [method.name for method in self.methods if not method.is_exact]
         told = ["linear, mse is ridge: squared error to log1p(CP10k), solved exactly"]
+        if out := "; ".join(", ".join(map(str, keys)) for keys in self._left_out):
+            told.append(f"{out}: nothing that the published recipe trains, so left out")
         if stepwise and any(self._too_large(size) for size in self.n_genes):
             told.append(
                 f"{'; '.join(stepwise)}: trained step by step, so not at more than "
@@ -252,9 +279,10 @@ def benchmark(
     protocol: Protocol | Path | str = "strank",
     losses: Sequence[str] | None = None,
     heads: Sequence[str] = ("linear",),
-    recipes: Sequence[str | None] = (None,),
+    recipes: Sequence[str | None] | None = None,
     encoders: Sequence[str] = ("morphology",),
     n_genes: Sequence[int | None] | None = None,
+    library_size: bool = True,
     seeds: int = 1,
     jobs: int = 1,
     verbose: bool = False,
@@ -280,13 +308,17 @@ def benchmark(
         `strank.evaluation.protocol.Protocol`.
     losses, heads, recipes
         What is combined, as in `strank.fit`; of losses also ``"hest-ridge"``, and of heads also
-        image networks such as ``"timm:resnet18"``, which are trained end to end. Losses are the
-        protocol's if ``None``, or all but ``"rank-published"``; a recipe is the usual one if
-        ``None``.
+        image networks such as ``"timm:resnet18"``, which are trained end to end. Losses and
+        recipes are the protocol's if ``None``; or all losses but ``"rank-published"``, by the usual
+        recipe (``None`` or ``"usual"`` among others). What the published recipe does not train is
+        left out, and ``facts["notes"]`` says so.
     encoders
         Whose features.
     n_genes
         Sizes of the panel; ``None`` in it for all genes. The protocol's if ``None``.
+    library_size
+        If false, every method whose likelihood knows the depth of a spot is also fitted without
+        it, in rows of its own.
     seeds
         How many, of what is trained step by step.
     jobs
@@ -317,10 +349,11 @@ def benchmark(
     grid = Grid(
         losses or protocol.methods or LOSSES,
         heads,
-        recipes,
+        recipes or protocol.recipes or (None,),
         encoders,
         n_genes or protocol.n_genes,
         seeds,
+        library_size=library_size,
     )
     bar = partial(progress, hidden=not verbose)
     facts = run_benchmark(Path(cohort), protocol, grid, Path(output), jobs=jobs, bar=bar)
@@ -416,7 +449,7 @@ def _claim(
         "seeds": grid.seeds,
         "reference": REFERENCE.name,
         "warnings": protocol.warnings(folds, patients),
-        "notes": [*grid.notes, *_left_out(first, kept)],
+        "notes": [*grid.notes, *_stopped(grid.methods, folds), *_filtered(first, kept)],
         "failed": before.get("failed", []),
         "seconds": before.get("seconds", 0.0),
     }
@@ -425,7 +458,22 @@ def _claim(
     return read_json(path), tasks
 
 
-def _left_out(sections: Mapping[str, AnnData], kept: Mapping[str, AnnData]) -> list[str]:
+def _stopped(methods: Iterable[Method], folds: Iterable[Fold]) -> list[str]:
+    """Say which sections stop what named sections stop."""
+    named = "; ".join(method.name for method in methods if is_stopped_by_name(method))
+    if not named:
+        return []
+    drawn = some(fold.name for fold in folds if not fold.validation)
+    told = [f"{named}: stopped by validation sections, on which all other methods train"]
+    if drawn:
+        told.append(
+            f"fold {drawn}: no validation sections are named, so those of one training patient, "
+            "or one section of fewer than three patients, are drawn by the seed"
+        )
+    return told
+
+
+def _filtered(sections: Mapping[str, AnnData], kept: Mapping[str, AnnData]) -> list[str]:
     """Say what the filter of a protocol leaves of sections from which it takes anything."""
     told = [
         f"{name} {kept[name].n_obs} of {adata.n_obs} spots, {kept[name].n_vars} of {adata.n_vars}"
