@@ -41,17 +41,15 @@ class Keep:
         self.monitor, self.folder = monitor, folder
         self.history: list[dict[str, float]] = []
         self.best_weights: dict[str, Tensor] = {}
+        self.best_epoch = -1
         self._written = time.monotonic()
-
-    @property
-    def best_epoch(self) -> int:
-        """The first epoch of the best score; -1 before any."""
-        return best_epoch([row[self.monitor] for row in self.history], self.monitor)
 
     def remember(self, row: dict[str, float], network: nn.Module) -> None:
         """Add an epoch, and its weights if it is the best."""
+        before = self.history[self.best_epoch : self.best_epoch + 1]
         self.history.append(row)
-        if self.best_epoch == len(self.history) - 1:
+        if best_epoch([kept[self.monitor] for kept in (*before, row)], self.monitor) == len(before):
+            self.best_epoch = len(self.history) - 1
             state = network.state_dict()
             self.best_weights = {k: value.detach().cpu().clone() for k, value in state.items()}
 
@@ -81,6 +79,7 @@ class Keep:
         for name, part in parts.items():
             part.load_state_dict(content[name])
         self.history, self.best_weights = content["history"], content["best_weights"]
+        self.best_epoch = best_epoch([row[self.monitor] for row in self.history], self.monitor)
 
     def finish(self) -> None:
         """Write the history, which says that the run has ended."""
