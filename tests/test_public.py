@@ -21,6 +21,7 @@ VERBS = (
     "embed",
     "evaluate",
     "fit",
+    "hest_benchmark",
     "predict",
     "read_cohort",
 )

@@ -16,4 +16,5 @@ from .linear.regressor import STRankRegressorCV as STRankRegressorCV
 from .model.rank_model import RankModel as RankModel
 from .prediction import predict as predict
 from .studies.benchmark.runner import benchmark as benchmark
+from .studies.hest_benchmark import hest_benchmark as hest_benchmark
 from .version import __version__ as __version__

@@ -47,7 +47,7 @@ app.command("benchmark")(studies.benchmark)
 app.command("report")(studies.report)
 app.command("demo")(studies.demo)
 app.command("synthetic")(studies.synthetic)
-app.command("hest-probe")(studies.hest_probe)
+app.command("hest-benchmark")(studies.hest_benchmark)
 
 
 def _print_version(wanted: bool) -> None:

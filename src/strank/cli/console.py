@@ -28,6 +28,7 @@ _OPTIONS = {
     "n_components": "components",
     "n_genes": "genes",
     "n_seeds": "seeds",
+    "protocols": "protocol",
     "samples": "ids",
     "stride_um": "stride",
     "tasks": "task",
@@ -109,7 +110,7 @@ _WORKFLOW = [
     "report",
     "demo",
     "synthetic",
-    "hest-probe",
+    "hest-benchmark",
 ]
 _MODULES = {
     "encoders": "timm transformers",

@@ -1,4 +1,4 @@
-"""``strank benchmark``, ``report``, ``demo``, ``synthetic`` and ``hest-probe``."""
+"""``strank benchmark``, ``report``, ``demo``, ``synthetic`` and ``hest-benchmark``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from strank.cli.console import Json, finish, note, records, show_table, split_names, working
-from strank.errors import InputError
+from strank.errors import InputError, some
 from strank.progress import progress
 
 if TYPE_CHECKING:
@@ -72,15 +72,29 @@ _SeedsSynthetic = Annotated[
     int | None, typer.Option(min=2, help="Data sets of each function (3; 2 if quick).")
 ]
 _SeedSynthetic = Annotated[int, typer.Option(min=0, help="Seed of data, weights and batches.")]
-_Task = Annotated[Path, typer.Argument(help="A task with splits/, adata/ and var_50genes.json.")]
+_Data = Annotated[Path, typer.Argument(help="bench_data, or one of its tasks.")]
 _Embeddings = Annotated[
-    Path, typer.Option(help="Folder with one <sample>.h5 each, as the benchmark writes them.")
+    Path,
+    typer.Option(
+        help="ST_data_emb: TASK/ENCODER/SAMPLE.h5; of one task, also an encoder's folder."
+    ),
 ]
-_OutputHestProbe = Annotated[Path, typer.Option("-o", "--output", help="Folder for the tables.")]
+_OutputHest = Annotated[
+    Path, typer.Option("-o", "--output", help="Folder of the tables; a stopped run continues.")
+]
+_ProtocolHest = Annotated[
+    str,
+    typer.Option(
+        help="hest, hest-a13 (no PCA), each also with -cv (alpha chosen), -per-sample (Pearson "
+        "within samples) or -cv-per-sample; separated by commas, or all."
+    ),
+]
+_Tasks = Annotated[str | None, typer.Option("--task", help="Only these, separated by commas.")]
+_EncodersHest = Annotated[str | None, typer.Option(help="Only these, separated by commas.")]
 _Components = Annotated[
     int, typer.Option(min=1, help="Principal components; 256 in the benchmark.")
 ]
-_SeedHestProbe = Annotated[int, typer.Option(min=0, help="Seed of the PCA; 1 in the benchmark.")]
+_SeedHest = Annotated[int, typer.Option(min=0, help="Seed of the PCA; 1 in the benchmark.")]
 _Folder = Annotated[Path, typer.Argument(help="Folder that `strank benchmark` wrote.")]
 _CohortReport = Annotated[
     Path | None,
@@ -245,52 +259,59 @@ def synthetic(
     )
 
 
-def hest_probe(
-    task: _Task,
+def hest_benchmark(
+    data: _Data,
     embeddings: _Embeddings,
-    output: _OutputHestProbe,
+    output: _OutputHest,
+    protocol: _ProtocolHest = "hest,hest-a13",
+    task: _Tasks = None,
+    encoders: _EncodersHest = None,
     components: _Components = 256,
-    seed: _SeedHestProbe = 1,
+    seed: _SeedHest = 1,
+    jobs: _Jobs = None,
     as_json: Json = False,
 ) -> None:
-    """Run a HEST-Benchmark task: its ridge and the exact list objective, side by side.
+    """Run HEST-Benchmark: its ridge by its own protocols, and the exact list objective beside it.
 
-    Its own protocol to the digit (PCA, ridge, Pearson over the pooled test spots
-    with log1p(counts), mean over genes and folds), and scores within sections.
+    Its code's numbers to the digit from its embeddings (PCA or none, ridge, Pearson
+    with log1p(counts)), and scores within sections; one leaderboard of all tasks.
 
-    [bold]Example:[/] strank hest-probe bench_data/IDC --embeddings ST_data_emb/IDC/uni_v1 -o idc
+    [bold]Example:[/] strank hest-benchmark bench_data --embeddings ST_data_emb -o hest
     """
-    from strank.files import check_output
-    from strank.io import read_hest_task
-    from strank.studies.hest_probe import run_probe
+    from joblib import cpu_count
 
-    with working("Reading the samples"):
-        data = read_hest_task(task, embeddings)
-    check_output(output)
-    with progress("Folds", len(data.folds)) as advance:
-        result = run_probe(data, n_components=components, seed=seed, advance=advance)
-    result.write(output)
-    for warning in result.warnings:
-        note(warning)
-    summary = result.summary
+    from strank.studies.hest_benchmark import hest_benchmark as run
+
+    result = run(
+        data,
+        embeddings,
+        output,
+        protocols=split_names(protocol) or (),
+        tasks=split_names(task),
+        encoders=split_names(encoders),
+        n_components=components,
+        seed=seed,
+        jobs=jobs or cpu_count(),
+        verbose=True,
+    )
+    facts, board = result.facts, result.leaderboard
+    for text in (*facts["notes"], *(f"not done: {text}" for text in facts["failed"])):
+        note(text)
     if not as_json:
-        shown = summary[summary["fold"] == "mean"].drop(columns="fold")
-        show_table(shown, f"Mean over {len(data.panel)} genes and {len(data.folds)} folds")
-    caveats = result.facts["caveats"]
+        for name, about in facts["protocols"].items():
+            rows = board[board["protocol"] == name].drop(columns="protocol")
+            show_table(rows, f"{name}: {about}")
     finish(
-        {
-            "output": str(output),
-            "task": str(task),
-            "warnings": result.warnings,
-            "caveats": caveats,
-            "summary": records(summary),
-        },
+        {"output": str(output), **facts, "leaderboard": records(board)}
+        | {"summary": records(result.summary)},
         as_json=as_json,
         lines=[
-            *(f"• {caveat}" for caveat in caveats),
-            f"Wrote results.csv, summary.csv and probe.json to {output}.",
+            *(f"• {caveat}" for caveat in facts["caveats"]),
+            f"Wrote leaderboard.csv and .md, summary.csv and results.csv to {output}.",
         ],
     )
+    if failed := facts["failed"]:
+        raise InputError(f"{len(failed)} tasks not done: {some(failed, 20)}")
 
 
 def report(

@@ -8,7 +8,7 @@ counts, ``adata/<sample>.h5ad``. Embeddings are a folder with ``<sample>.h5`` (d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,20 +91,9 @@ def read_hest_task(
     ...
     strank.errors.InputError: bench_data/IDC: no such folder; a task has splits/, adata/ and ...
     """
-    folder, embeddings = Path(folder), Path(embeddings)
-    for needed in (folder, folder / "splits", embeddings):
-        if not needed.is_dir():
-            raise InputError(f"{needed}: no such folder; a task has splits/, adata/ and {PANEL}")
-    panel = read_panel(folder / PANEL)
-    folds, expression = read_folds(folder)
-    files = {
-        name: {"counts": folder / path, "embeddings": embeddings / f"{name}.h5"}
-        for name, path in expression.items()
-    }
-    for name, of_sample in files.items():
-        for what, path in of_sample.items():
-            if not path.is_file():
-                raise InputError(f"{path}: no such file; sample {name} has no {what}")
+    folder = Path(folder)
+    files = sample_files(folder, Path(embeddings))
+    panel, (folds, _) = read_panel(folder / PANEL), read_folds(folder)
     samples: dict[str, HestSample] = {}
     for name, of_sample in files.items():
         samples[name] = _read_sample(name, of_sample, panel)
@@ -119,6 +108,53 @@ def read_hest_task(
         if advance is not None:
             advance(1)
     return HestTask(folder, panel, folds, samples)
+
+
+def sample_files(folder: Path, embeddings: Path) -> dict[str, dict[str, Path]]:
+    """Find the two files of every sample of a task, ``counts`` and ``embeddings``."""
+    for needed in (folder, folder / "splits", embeddings):
+        if not needed.is_dir():
+            raise InputError(f"{needed}: no such folder; a task has splits/, adata/ and {PANEL}")
+    _, expression = read_folds(folder)
+    files = {
+        name: {"counts": folder / path, "embeddings": embeddings / f"{name}.h5"}
+        for name, path in expression.items()
+    }
+    for name, of_sample in files.items():
+        for what, path in of_sample.items():
+            if not path.is_file():
+                raise InputError(f"{path}: no such file; sample {name} has no {what}")
+    return files
+
+
+def find_hest_tasks(folder: Path) -> dict[str, Path]:
+    """Find the tasks of a folder, which may be one itself."""
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [path for path in (folder, *inside) if (path / "splits").is_dir()]
+    if not found:
+        raise InputError(
+            f"{folder}: neither a task (splits/, adata/, {PANEL}) nor a folder of them"
+        )
+    # What lies within a task is none.
+    return {path.resolve().name: path for path in (found[:1] if found[0] == folder else found)}
+
+
+def find_embeddings(folder: Path, tasks: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Find the embeddings of tasks: encoder to its folder of ``<sample>.h5``, for each task.
+
+    HEST's code writes ``<task>/<encoder>/<sample>.h5``; in 2024, ``fp32/`` stood below the encoder.
+    A folder without any of a task may be that of the only task, or of one encoder.
+    """
+    found = {}
+    for task in tasks:
+        root = folder / task if (folder / task).is_dir() else folder
+        all_of_it = root != folder or len(tasks) == 1
+        inside = sorted({path.parent for path in root.glob("**/*.h5" if all_of_it else "*.h5")})
+        names = [root.resolve().name if at == root else str(at.relative_to(root)) for at in inside]
+        found[task] = dict(zip(names, inside, strict=True))
+    if not any(found.values()):
+        raise InputError(f"{folder}: no embeddings there; needs <task>/<encoder>/<sample>.h5")
+    return found
 
 
 def read_panel(path: Path) -> tuple[str, ...]:

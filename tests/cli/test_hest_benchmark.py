@@ -1,4 +1,4 @@
-"""``strank hest-probe`` as a user types it."""
+"""``strank hest-benchmark`` as a user types it."""
 
 from __future__ import annotations
 
@@ -42,26 +42,52 @@ def command(tmp_path: Path) -> list[object]:
         with h5py.File(tmp_path / f"emb/{name}.h5", "w") as file:
             file["embeddings"], file["barcodes"] = features, np.array(spots, dtype="S")[:, None]
     options = ["--embeddings", tmp_path / "emb", "-o", tmp_path / "out", "--components", 4]
-    return ["hest-probe", tmp_path / "task", *options]
+    return ["hest-benchmark", tmp_path / "task", *options, "--jobs", 1]
 
 
 def test_the_table_and_the_files(command, tmp_path):
     told = run(*command)
     assert "library size" in told.stdout
+    assert "hest: README and code: 256 components" in told.stdout
+    assert "hest-a13: Table A13" in told.stdout
     assert "chose its genes on all samples" in told.stdout
-    assert "Note: fold 0: trained on one sample" in told.stderr
+    assert "Note: task, emb: fold 0: trained on one sample" in told.stderr
     results = pd.read_csv(tmp_path / "out/results.csv")
-    assert results.columns.tolist() == ["method", "fold", "gene", "score", "value"]
-    assert len(results) == 5 * 2 * 2 * 3
+    keys = ["task", "encoder", "features", "method", "fold", "gene", "score", "value"]
+    assert results.columns.tolist() == keys
+    assert len(results) == 2 * 6 * 2 * 2 * 3
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *("probe.json", "results.csv", "summary.csv")
+        *("hest-benchmark.json", "leaderboard.csv", "leaderboard.md"),
+        *("results.csv", "summary.csv", "tasks"),
     ]
+
+
+def test_protocols_are_chosen(command):
+    told = json.loads(run(*command, "--protocol", "hest-cv,hest-a13-per-sample", "--json").stdout)
+    assert list(told["protocols"]) == ["hest-cv", "hest-a13-per-sample"]
+    assert {row["protocol"] for row in told["leaderboard"]} == {*told["protocols"]}
+    assert "no protocol 'conch'" in run(*command, "--protocol", "conch", code=2).stderr
+
+
+def test_what_failed_is_in_the_exit_code_and_the_rest_is_there(command, tmp_path):
+    """Of two encoders one lacks a sample."""
+    (tmp_path / "both").mkdir()
+    (tmp_path / "emb").rename(tmp_path / "both/emb")
+    (tmp_path / "both/half").mkdir()
+    (tmp_path / "both/half/X.h5").write_bytes((tmp_path / "both/emb/X.h5").read_bytes())
+    command[3] = tmp_path / "both"
+    told = run(*command, "--json", code=2)
+    assert {row["encoder"] for row in json.loads(told.stdout)["leaderboard"]} == {"emb"}
+    [error] = [line for line in told.stderr.splitlines() if line.startswith("Error: ")]
+    assert error.startswith("Error: 1 tasks not done: task, half: ")
+    assert error.endswith("half/Y.h5: no such file; sample Y has no embeddings")
 
 
 def test_json_on_stdout_is_all_there_is(command, tmp_path):
     told = json.loads(run(*command, "--json").stdout)
     means = {row["method"]: row for row in told["summary"] if row["fold"] == "mean"}
     assert means["linear, list"]["scc"] > 0.3
+    assert {row["protocol"] for row in told["leaderboard"]} == {"hest", "hest-a13"}
     assert len(told["caveats"]) == 3
     assert told["output"] == str(tmp_path / "out")
 
@@ -76,10 +102,11 @@ def test_bad_input_is_one_line_and_nothing_is_written(command, tmp_path):
 
 
 def test_more_components_than_there_can_be(command, tmp_path):
-    told = run(*command[:-1], 6, code=2)
+    told = run(*command, "--components", 6, "--protocol", "hest", code=2)
     assert "fold 0: 6 principal components need as many training spots" in told.stderr
+    assert "choose fewer (--components)" in told.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_help_has_an_example():
-    assert "Example: strank hest-probe" in run("hest-probe", "--help").output
+    assert "Example: strank hest-benchmark" in run("hest-benchmark", "--help").output

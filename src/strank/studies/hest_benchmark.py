@@ -1,0 +1,381 @@
+"""HEST-Benchmark: every variant of its protocol, over all tasks, to one leaderboard."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy
+import sklearn
+
+from strank.errors import InputError, no_such, some
+from strank.files import (
+    atomic_path,
+    check_output,
+    claim_folder,
+    read_json,
+    safe_name,
+    sha256,
+    write_json,
+)
+from strank.io.hest_bench import (
+    PANEL,
+    find_embeddings,
+    find_hest_tasks,
+    read_hest_task,
+    sample_files,
+)
+from strank.progress import progress
+from strank.studies.hest_task import OURS, RIDGE, RIDGE_CV, HestFeatures, run_task
+from strank.studies.workers import each
+from strank.version import __version__
+
+CAVEATS = (
+    "The benchmark chose its genes on all samples, those of the test included.",
+    "Its target, log1p(counts), contains the depth of a spot: ridge learns it, `linear, list` "
+    "leaves it out, and scc, on log1p(CP10k), takes most of it out. Rows with `library size` know "
+    "the depth of the test spots; `library size` alone knows nothing else.",
+    "Its Pearson pools the spots of all test samples, so levels of sections count, which "
+    "`linear, list` leaves open; `pearson_within` and `scc` compare within sections only.",
+)
+_KEYS = ["task", "encoder", "features", "method", "fold", "gene", "score", "value"]
+
+
+@dataclass(frozen=True)
+class HestVariant:
+    """A protocol of HEST-Benchmark; it decides which features, ridge and score are shown."""
+
+    name: str
+    features: HestFeatures  # 256 principal components, or all
+    cross_validated: bool  # alpha: chosen by leaving training samples out, or by formula
+    pooled: bool  # Pearson over all spots of the test samples, or within each and then the mean
+    about: str  # What differs, and what HEST's own code does
+
+    @property
+    def ridge(self) -> str:
+        """The ridge that belongs to it."""
+        return RIDGE_CV if self.cross_validated else RIDGE
+
+    @property
+    def score(self) -> str:
+        """Its column of the results."""
+        return "pearson" if self.pooled else "pearson_within"
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        HestVariant(
+            *("hest", "pca", False, True),
+            "README and code: 256 components, alpha = 100 / (components x genes), pooled Pearson",
+        ),
+        HestVariant(
+            *("hest-cv", "pca", True, True),
+            "alpha by leaving samples out; HEST's code takes an alpha and ignores it (issue 140)",
+        ),
+        HestVariant(
+            *("hest-per-sample", "pca", False, False),
+            "Pearson within each test sample, then the mean; HEST's code pools them (issue 127)",
+        ),
+        HestVariant(
+            *("hest-cv-per-sample", "pca", True, False), "as hest-cv, Pearson as hest-per-sample"
+        ),
+        HestVariant(
+            *("hest-a13", "all", False, True),
+            "Table A13: no components, features as stored, alpha = 100 / (features x genes); "
+            "HEST's code with dimreduce: null",
+        ),
+        HestVariant(
+            *("hest-a13-cv", "all", True, True), "as hest-a13, alpha by leaving samples out"
+        ),
+        HestVariant(
+            *("hest-a13-per-sample", "all", False, False),
+            "as hest-a13, Pearson within each test sample, then the mean",
+        ),
+        HestVariant(
+            *("hest-a13-cv-per-sample", "all", True, False),
+            "as hest-a13-cv, Pearson as hest-a13-per-sample",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class HestBenchmarkResult:
+    """What `hest_benchmark` found."""
+
+    #: task, encoder, features (``"pca"`` or ``"all"``), method, fold, gene, score and value.
+    results: pd.DataFrame
+    #: Versions, parameters, protocols, caveats, notes, and what failed, in words.
+    facts: dict[str, Any]
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """Mean over genes, a row a task, encoder, features, method and fold; then over folds."""
+        keys = _KEYS[:4]
+        folds = self.results.pivot_table(
+            "value", [*keys, "fold"], "score", sort=False, dropna=False, observed=True
+        ).dropna(how="all")
+        over = folds.groupby(keys, sort=False)
+        # Like the benchmark's, the deviation is that of the folds as they are (ddof 0).
+        tables = {"mean": over.mean(), "std": over.std(ddof=0)}
+        rows = [table.reset_index().assign(fold=name) for name, table in tables.items()]
+        return pd.concat([folds.reset_index(), *rows], ignore_index=True).rename_axis(columns=None)
+
+    @property
+    def leaderboard(self) -> pd.DataFrame:
+        """A row a protocol, encoder and method, a column a task; and their mean, if none lacks."""
+        summary, tables = self.summary, []
+        for variant in (VARIANTS[name] for name in self.facts["protocols"]):
+            rows = summary[
+                (summary["fold"] == "mean")
+                & (summary["features"] == variant.features)
+                & summary["method"].isin((variant.ridge, *OURS))
+            ]
+            wide = rows.pivot_table(
+                variant.score, ["encoder", "method"], "task", sort=False, dropna=False
+            )
+            wide = wide.reindex(columns=summary["task"].unique()).dropna(how="all")
+            wide["mean"] = wide.mean(axis=1, skipna=False)
+            wide = wide.sort_values("mean", ascending=False, kind="stable").reset_index()
+            tables.append(wide.assign(protocol=variant.name))
+        board = pd.concat(tables, ignore_index=True).rename_axis(columns=None)
+        return board[["protocol", *board.columns.drop("protocol")]]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A task with the embeddings of one encoder."""
+
+    task: str
+    encoder: str
+    folder: Path
+    embeddings: Path
+    kept: Path | None  # Where its results are, by features
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}, {self.encoder}"
+
+    def checksums(self) -> dict[str, str]:
+        """Of all that is read; paths are not compared, so folders may move."""
+        files = sample_files(self.folder, self.embeddings)
+        paths = [self.folder / PANEL, *sorted((self.folder / "splits").glob("*.csv"))]
+        sums = {path.name: sha256(path) for path in paths}
+        for sample, of_sample in files.items():
+            sums |= {f"{sample} {what}": sha256(path) for what, path in of_sample.items()}
+        return sums
+
+    def read(self, features: HestFeatures, sums: Mapping[str, str]) -> _Done | None:
+        """Read what was found before, of these very files."""
+        if self.kept is None or not (self.kept / f"{features}.json").is_file():
+            return None
+        facts = read_json(self.kept / f"{features}.json")
+        if facts["sha256"] != sums:
+            return None
+        table = pd.read_csv(
+            self.kept / f"{features}.csv",
+            dtype=dict.fromkeys(_KEYS[:-1], str),
+            keep_default_na=False,
+            na_values={"value": [""]},
+            float_precision="round_trip",
+        )
+        return table, facts
+
+    def write(self, features: HestFeatures, done: _Done) -> None:
+        """Keep results; the facts come last, and so mark them as whole."""
+        if self.kept is not None:
+            self.kept.mkdir(parents=True, exist_ok=True)
+            _write_table(self.kept / f"{features}.csv", done[0])
+            write_json(self.kept / f"{features}.json", done[1])
+
+
+_Done = tuple[pd.DataFrame, dict[str, Any]]
+
+
+def _run(
+    kinds: Collection[HestFeatures], options: Mapping[str, int], cell: _Cell
+) -> tuple[_Cell, dict[HestFeatures, _Done], str]:
+    """Do what is not done yet; if the input is at fault, say so, and let the others go on."""
+    done: dict[HestFeatures, _Done] = {}
+    failures: list[str] = []
+    sums, task = cache(cell.checksums), cache(partial(read_hest_task, cell.folder, cell.embeddings))
+    for features in kinds:
+        try:
+            if before := cell.read(features, sums()):
+                done[features] = before
+                continue
+            results, facts = run_task(task(), features, **options)
+        except InputError as error:
+            failures.append(f"{cell.name}: {error}")
+            continue
+        paths = {"task": str(cell.folder), "embeddings": str(cell.embeddings)}
+        table = results.assign(features=features, task=cell.task, encoder=cell.encoder)[_KEYS]
+        done[features] = table, {**paths, **facts, "sha256": sums()}
+    return cell, done, "; ".join(dict.fromkeys(failures))
+
+
+def hest_benchmark(
+    data: Path | str,
+    embeddings: Path | str,
+    output: Path | str | None = None,
+    *,
+    protocols: Sequence[str] = ("hest", "hest-a13"),
+    tasks: Sequence[str] | None = None,
+    encoders: Sequence[str] | None = None,
+    n_components: int = 256,
+    seed: int = 1,
+    jobs: int = 1,
+    verbose: bool = False,
+) -> HestBenchmarkResult:
+    """Run HEST-Benchmark's tasks: its ridge by every variant of its protocol, and ours beside it.
+
+    Parameters
+    ----------
+    data
+        ``bench_data``, or one of its tasks: ``splits/``, ``adata/`` and ``var_50genes.json``.
+    embeddings
+        ``ST_data_emb``, as HEST's code writes it: ``<task>/<encoder>/<sample>.h5`` (datasets
+        ``embeddings`` and ``barcodes``). Of one task also its folder, or that of one encoder.
+    output
+        Folder of ``leaderboard.csv`` and ``.md``, ``summary.csv``, ``results.csv`` and what was
+        found of every task; nothing is written if ``None``. A run that was stopped goes on, and
+        what is done is not repeated while its files are the same.
+    protocols
+        What the leaderboard shows: ``"hest"``, ``"hest-a13"`` (no principal components), each also
+        with ``-cv`` (alpha by leaving training samples out), ``-per-sample`` (Pearson within test
+        samples), or ``-cv-per-sample``; or ``["all"]``.
+    tasks, encoders
+        Which; all that there are if ``None``.
+    n_components, seed
+        Of the PCA; the benchmark's if not given.
+    jobs
+        Processes, one thread each.
+    verbose
+        Whether to show progress, on stderr.
+
+    Returns
+    -------
+    HestBenchmarkResult
+        ``leaderboard``, ``summary``, ``results`` and ``facts``; ``facts["failed"]`` lists tasks
+        that could not be done, with sample and file.
+
+    Raises
+    ------
+    InputError
+        If nothing could be done, and for an unknown protocol, task or encoder.
+
+    Examples
+    --------
+    >>> hest_benchmark("bench_data", "ST_data_emb", "out", tasks=["IDC"])
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: bench_data: neither a task (splits/, adata/, var_50genes.json) ...
+    """
+    chosen = _chosen("protocol", VARIANTS, None if list(protocols) == ["all"] else protocols)
+    out = None if output is None else Path(output)
+    cells = _cells(Path(data), Path(embeddings), out, tasks, encoders)
+    kinds = sorted({VARIANTS[name].features for name in chosen}, reverse=True)
+    options = {"n_components": n_components, "seed": seed}
+    claim = partial(_claim, out, {"strank_version": __version__, **options})
+    if out is not None:
+        check_output(out)
+        if out.exists():
+            claim()
+    done: dict[tuple[_Cell, str], _Done] = {}
+    failed: dict[_Cell, str] = {}
+    with progress("Tasks", len(cells), hidden=not verbose) as advance:
+        for cell, found, failure in each(partial(_run, kinds, options), cells, jobs):
+            if found:
+                claim()
+            for features, of_cell in found.items():
+                cell.write(features, of_cell)
+                done[cell, features] = of_cell
+            if failure:
+                failed[cell] = failure
+            advance(1)
+    told = [failed[cell] for cell in cells if cell in failed]
+    if not done:
+        raise InputError(told[0] if len(told) == 1 else f"nothing could be done: {some(told, 20)}")
+    in_order = [done[cell, kind] for cell in cells for kind in kinds if (cell, kind) in done]
+    modules = {"numpy": np, "scipy": scipy, "scikit-learn": sklearn}
+    about = {
+        "versions": {name: module.__version__ for name, module in modules.items()},
+        "protocols": {name: VARIANTS[name].about for name in chosen},
+        "caveats": list(CAVEATS),
+        "notes": _notes(in_order),
+        "failed": told,
+    }
+    results = pd.concat([table for table, _ in in_order], ignore_index=True)
+    result = HestBenchmarkResult(results, {**options, **about})
+    if out is not None:
+        claim(about)
+        _write(out, result)
+    return result
+
+
+def _chosen(what: str, known: Collection[str], asked: Sequence[str] | None) -> list[str]:
+    for name in asked or ():
+        if name not in known:
+            raise no_such(what, name, known)
+    return list(dict.fromkeys(asked or known))
+
+
+def _cells(
+    data: Path,
+    embeddings: Path,
+    out: Path | None,
+    tasks: Sequence[str] | None,
+    encoders: Sequence[str] | None,
+) -> list[_Cell]:
+    folders = find_hest_tasks(data)
+    chosen = _chosen("task", folders, tasks)
+    found = find_embeddings(embeddings, chosen)
+    known = list(dict.fromkeys(name for of_task in found.values() for name in of_task))
+    return [
+        _Cell(
+            *(task, encoder, folders[task]),
+            # What is not there is said of this task, when it is its turn.
+            found[task].get(encoder, embeddings / task / encoder),
+            None if out is None else out / "tasks" / safe_name(task) / safe_name(encoder),
+        )
+        for task in chosen
+        for encoder in _chosen("encoder", known, encoders)
+    ]
+
+
+def _claim(out: Path | None, facts: Mapping[str, Any], about: dict[str, Any] | None = None) -> None:
+    told = dict.fromkeys(("versions", "protocols", "caveats", "notes", "failed")) | (about or {})
+    if out is not None:
+        claim_folder(out, facts, kind="hest-benchmark", about=told)
+
+
+def _notes(done: Sequence[_Done]) -> list[str]:
+    """Say what limits the results, once, and of which tasks."""
+    where: dict[str, list[str]] = {}
+    for table, facts in done:
+        name = ", ".join(table[["task", "encoder"]].iloc[0])
+        for text in facts["warnings"]:
+            where.setdefault(text, []).append(name)
+    return [f"{some(dict.fromkeys(names), 3)}: {text}" for text, names in where.items()]
+
+
+def _write(out: Path, result: HestBenchmarkResult) -> None:
+    board = result.leaderboard
+    tables = {"results": result.results, "summary": result.summary, "leaderboard": board}
+    for name, table in tables.items():
+        _write_table(out / f"{name}.csv", table)
+    shown = board.map(lambda value: f"{value:.4f}" if isinstance(value, float) else str(value))
+    rows = [board.columns, ["---"] * len(board.columns), *shown.to_numpy()]
+    with atomic_path(out / "leaderboard.md") as part:
+        part.write_text("".join(f"| {' | '.join(row)} |\n" for row in rows), encoding="utf-8")
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    with atomic_path(path) as part:
+        table.to_csv(part, index=False)
