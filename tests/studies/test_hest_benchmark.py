@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from joblib import parallel_config
 from scipy import sparse, stats
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge, RidgeCV
@@ -260,6 +261,21 @@ def test_methods_within_sections_leave_no_level(folder, features):
     )
 
 
+def test_units_of_features_are_theirs_not_ours(folder):
+    """Without components, the benchmark's ridge takes features as they are stored."""
+    task = read_hest_task(folder / "task", folder / "emb")
+    before, after = [], []
+    for scores, factor in ((before, 1), (after, 1000)):
+        train, test = (stack(task, names) for names in FOLDS[0])
+        for spots in (train, test):
+            object.__setattr__(spots, "features", spots.features.astype(np.float64))
+            spots.features[:, 3] *= factor
+        scores.append(predict_methods(train, test, features="all")[0])
+    for method in ("linear, list", "ridge, within sections"):
+        np.testing.assert_allclose(before[0][method], after[0][method], rtol=1e-4, atol=1e-4)
+    assert np.abs(before[0]["hest-ridge"] - after[0]["hest-ridge"]).max() > 0.1
+
+
 def test_what_is_said_and_written(folder, result, tmp_path):
     out = tmp_path / "out"
     again = hest_benchmark(
@@ -358,9 +374,10 @@ def run_bench(bench: Path, **options):
     return hest_benchmark(bench / "bench_data", bench / "ST_data_emb", bench / "out", **given)
 
 
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_all_tasks_and_encoders_in_one_leaderboard(bench, result, jobs):
-    board = run_bench(bench, jobs=jobs).leaderboard
+@pytest.mark.parametrize("kind", ["threading", pytest.param("loky", marks=pytest.mark.slow)])
+def test_all_tasks_and_encoders_in_one_leaderboard(bench, result, kind):
+    with parallel_config(kind):
+        board = run_bench(bench, jobs=2).leaderboard
     assert board.columns.tolist() == ["protocol", "encoder", "method", "IDC", "READ", "mean"]
     assert set(board["encoder"]) == {"uni_v1", "resnet50/fp32"}
     assert len(board) == 2 * 2 * 5

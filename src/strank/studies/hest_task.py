@@ -100,7 +100,7 @@ def predict_methods(
     target = train.log_counts
     chosen = choose_alpha(given, target, train.section, HEST_ALPHAS)
     within, within_alpha = _fit_within(inner, train)
-    regressor = _fit_list(inner, train, standardize=features == "all")
+    regressor = _fit_list(inner, train)
     scores = centre_within(regressor.predict(outer), test.section)
     # A spot without counts has no logarithm; nothing is below one count.
     depth = np.log(np.maximum(test.library_size, 1))[:, None]
@@ -135,12 +135,12 @@ def _fit_within(features: NDArray, train: TaskSpots) -> tuple[Ridge, float]:
     return Ridge(alpha=alpha, fit_intercept=False).fit(x, y), alpha
 
 
-def _fit_list(features: NDArray, train: TaskSpots, *, standardize: bool) -> STRankRegressor:
+def _fit_list(features: NDArray, train: TaskSpots) -> STRankRegressor:
     kept = train.library_size > 0
     section = train.section[kept]
     # From one section nothing can be left out: the default penalty.
     kind = STRankRegressorCV if len(np.unique(section)) > 1 else STRankRegressor
-    regressor = kind(standardize=standardize)
+    regressor = kind(standardize=False)
     offset = np.log(train.library_size[kept])
     return regressor.fit(features[kept], train.counts[kept], section=section, offset=offset)
 
