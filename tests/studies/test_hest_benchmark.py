@@ -301,7 +301,7 @@ def test_what_is_said_and_written(folder, result, tmp_path):
         table = table.astype({"fold": written["fold"].dtype} if name == "results" else {})
         pd.testing.assert_frame_equal(written, table, check_exact=True, check_dtype=False)
     lines = (out / "leaderboard.md").read_text().splitlines()
-    assert lines[0] == "| protocol | encoder | method | task | mean |"
+    assert lines[0] == "| protocol | encoder | method | task | mean | scc |"
     assert len(lines) == 2 + len(result.leaderboard)
     assert result.results["method"].unique().tolist() == [
         *("hest-ridge", "hest-ridge, cv", "ridge, within sections"),
@@ -378,7 +378,7 @@ def run_bench(bench: Path, **options):
 def test_all_tasks_and_encoders_in_one_leaderboard(bench, result, kind):
     with parallel_config(kind):
         board = run_bench(bench, jobs=2).leaderboard
-    assert board.columns.tolist() == ["protocol", "encoder", "method", "IDC", "READ", "mean"]
+    assert board.columns.tolist() == ["protocol", "encoder", "method", "IDC", "READ", "mean", "scc"]
     assert set(board["encoder"]) == {"uni_v1", "resnet50/fp32"}
     assert len(board) == 2 * 2 * 5
     for _, rows in board.groupby("protocol", sort=False):
@@ -386,8 +386,10 @@ def test_all_tasks_and_encoders_in_one_leaderboard(bench, result, kind):
     np.testing.assert_allclose(board["mean"], board[["IDC", "READ"]].mean(axis=1), rtol=1e-12)
     # Each task has one of the folds above.
     one = board.query("protocol == 'hest' and encoder == 'uni_v1'").set_index("method")
-    folds = result.summary.query("features == 'pca'").set_index(["method", "fold"])["pearson"]
+    folds = result.summary.query("features == 'pca'").set_index(["method", "fold"])
+    folds, scc = folds["pearson"], folds["scc"]
     for method in one.index:
+        assert one.loc[method, "scc"] == pytest.approx(scc[method, "mean"], rel=1e-9)
         assert one.loc[method, "IDC"] == pytest.approx(folds[method, "0"], rel=1e-9)
         assert one.loc[method, "READ"] == pytest.approx(folds[method, "1"], rel=1e-9)
 
@@ -443,11 +445,11 @@ def test_tasks_that_lack_something_are_named_and_the_others_go_on(bench):
     assert told[2].startswith("READ, uni_v1: /ST_data_emb/READ/uni_v1/S2.h5: not a readable")
     board = result.leaderboard
     assert set(board["encoder"]) == {"resnet50/fp32"}
-    assert board.columns.tolist() == ["protocol", "encoder", "method", "IDC", "mean"]
+    assert board.columns.tolist() == ["protocol", "encoder", "method", "IDC", "mean", "scc"]
     shutil.copy(bench / "ST_data_emb/IDC/uni_v1/S0.h5", bench / "ST_data_emb/READ/uni_v1/S2.h5")
     board = run_bench(bench).leaderboard.set_index("encoder")
     # The mean of some tasks is not that of all.
-    assert board["mean"].isna().all()
+    assert board[["mean", "scc"]].isna().all(axis=None)
     assert board.loc["uni_v1", "READ"].notna().all()
 
 

@@ -129,23 +129,31 @@ class HestBenchmarkResult:
 
     @property
     def leaderboard(self) -> pd.DataFrame:
-        """A row a protocol, encoder and method, a column a task; and their mean, if none lacks."""
+        """A row a protocol, encoder and method: its score in every task, and their mean.
+
+        The last column is the mean of scc, which knows little of depth. A mean is of all tasks.
+        """
         summary, tables = self.summary, []
+        tasks = summary["task"].unique()
         for variant in (VARIANTS[name] for name in self.facts["protocols"]):
             rows = summary[
                 (summary["fold"] == "mean")
                 & (summary["features"] == variant.features)
                 & summary["method"].isin((variant.ridge, *OURS))
             ]
-            wide = rows.pivot_table(
-                variant.score, ["encoder", "method"], "task", sort=False, dropna=False
-            )
-            wide = wide.reindex(columns=summary["task"].unique()).dropna(how="all")
-            wide["mean"] = wide.mean(axis=1, skipna=False)
-            wide = wide.sort_values("mean", ascending=False, kind="stable").reset_index()
-            tables.append(wide.assign(protocol=variant.name))
-        board = pd.concat(tables, ignore_index=True).rename_axis(columns=None)
-        return board[["protocol", *board.columns.drop("protocol")]]
+            if rows.empty:
+                continue
+            scores = [variant.score, "scc"]
+            # Columns that are undefined stay, pairs of encoder and method that are not there go.
+            wide = rows.pivot_table(scores, ["encoder", "method"], "task", sort=False, dropna=False)
+            wide = wide.dropna(how="all")
+            table = wide[variant.score].reindex(columns=tasks)
+            table["mean"] = table.mean(axis=1, skipna=False)
+            table["scc"] = wide["scc"].reindex(columns=tasks).mean(axis=1, skipna=False)
+            table = table.sort_values("mean", ascending=False, kind="stable").reset_index()
+            table.insert(0, "protocol", variant.name)
+            tables.append(table)
+        return pd.concat(tables, ignore_index=True).rename_axis(columns=None)
 
 
 @dataclass(frozen=True)
