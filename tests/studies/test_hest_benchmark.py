@@ -461,7 +461,13 @@ def test_components_that_cannot_be_leave_the_protocol_without(bench):
 
 
 def test_one_folder_of_embeddings_does_for_all_tasks(bench):
-    """Samples of different tasks may be the same, or embedded into one folder."""
+    """Samples of different tasks may be the same, or embedded into one folder; or be a link."""
+    for path in ("bench_data/IDC", "ST_data_emb/READ/uni_v1"):
+        (bench / path).rename(bench / "elsewhere")
+        (bench / path).symlink_to((bench / "elsewhere").rename(bench / path.replace("/", " ")))
+    assert {*run_bench(bench, tasks=["READ"], protocols=["hest"]).leaderboard["encoder"]} == {
+        *("resnet50/fp32", "uni_v1")
+    }
     result = hest_benchmark(
         bench / "bench_data",
         bench / "ST_data_emb/IDC/uni_v1",
@@ -469,6 +475,7 @@ def test_one_folder_of_embeddings_does_for_all_tasks(bench):
         n_components=N_COMPONENTS,
     )
     assert set(result.leaderboard["encoder"]) == {"uni_v1"}
+    assert set(result.results["task"]) == {"IDC", "READ"}
     assert strank.hest_benchmark is hest_benchmark
 
 

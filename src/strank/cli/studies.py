@@ -299,8 +299,8 @@ def hest_benchmark(
         note(text)
     if not as_json:
         for name, about in facts["protocols"].items():
-            rows = board[board["protocol"] == name].drop(columns="protocol")
-            show_table(rows, f"{name}: {about}")
+            if len(rows := board[board["protocol"] == name]):
+                show_table(rows.drop(columns="protocol"), f"{name}: {about}")
     finish(
         {"output": str(output), **facts, "leaderboard": records(board)}
         | {"summary": records(result.summary)},

@@ -136,7 +136,7 @@ def find_hest_tasks(folder: Path) -> dict[str, Path]:
             f"{folder}: neither a task (splits/, adata/, {PANEL}) nor a folder of them"
         )
     # What lies within a task is none.
-    return {path.resolve().name: path for path in (found[:1] if found[0] == folder else found)}
+    return {path.absolute().name: path for path in (found[:1] if found[0] == folder else found)}
 
 
 def find_embeddings(folder: Path, tasks: Sequence[str]) -> dict[str, dict[str, Path]]:
@@ -148,9 +148,10 @@ def find_embeddings(folder: Path, tasks: Sequence[str]) -> dict[str, dict[str, P
     found = {}
     for task in tasks:
         root = folder / task if (folder / task).is_dir() else folder
-        all_of_it = root != folder or len(tasks) == 1
-        inside = sorted({path.parent for path in root.glob("**/*.h5" if all_of_it else "*.h5")})
-        names = [root.resolve().name if at == root else str(at.relative_to(root)) for at in inside]
+        # Not "**", which passes by folders that are links.
+        depths = ("*.h5", "*/*.h5", "*/*/*.h5") if root != folder or len(tasks) == 1 else ("*.h5",)
+        inside = sorted({path.parent for depth in depths for path in root.glob(depth)})
+        names = [root.absolute().name if at == root else str(at.relative_to(root)) for at in inside]
         found[task] = dict(zip(names, inside, strict=True))
     if not any(found.values()):
         raise InputError(f"{folder}: no embeddings there; needs <task>/<encoder>/<sample>.h5")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,19 +156,19 @@ class HestBenchmarkResult:
         return pd.concat(tables, ignore_index=True).rename_axis(columns=None)
 
 
+_Done = tuple[pd.DataFrame, dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class _Cell:
-    """A task with the embeddings of one encoder."""
+    """A task with the embeddings of one encoder, and which features are made of them."""
 
     task: str
     encoder: str
+    features: HestFeatures
     folder: Path
     embeddings: Path
-    kept: Path | None  # Where its results are, by features
-
-    @property
-    def name(self) -> str:
-        return f"{self.task}, {self.encoder}"
+    kept: Path | None  # Folder of what was found
 
     def checksums(self) -> dict[str, str]:
         """Of all that is read; paths are not compared, so folders may move."""
@@ -179,15 +179,15 @@ class _Cell:
             sums |= {f"{sample} {what}": sha256(path) for what, path in of_sample.items()}
         return sums
 
-    def read(self, features: HestFeatures, sums: Mapping[str, str]) -> _Done | None:
+    def read(self, sums: Mapping[str, str]) -> _Done | None:
         """Read what was found before, of these very files."""
-        if self.kept is None or not (self.kept / f"{features}.json").is_file():
+        if self.kept is None or not (self.kept / f"{self.features}.json").is_file():
             return None
-        facts = read_json(self.kept / f"{features}.json")
+        facts = read_json(self.kept / f"{self.features}.json")
         if facts["sha256"] != sums:
             return None
         table = pd.read_csv(
-            self.kept / f"{features}.csv",
+            self.kept / f"{self.features}.csv",
             dtype=dict.fromkeys(_KEYS[:-1], str),
             keep_default_na=False,
             na_values={"value": [""]},
@@ -195,37 +195,27 @@ class _Cell:
         )
         return table, facts
 
-    def write(self, features: HestFeatures, done: _Done) -> None:
+    def write(self, done: _Done) -> None:
         """Keep results; the facts come last, and so mark them as whole."""
         if self.kept is not None:
             self.kept.mkdir(parents=True, exist_ok=True)
-            _write_table(self.kept / f"{features}.csv", done[0])
-            write_json(self.kept / f"{features}.json", done[1])
+            _write_table(self.kept / f"{self.features}.csv", done[0])
+            write_json(self.kept / f"{self.features}.json", done[1])
 
 
-_Done = tuple[pd.DataFrame, dict[str, Any]]
-
-
-def _run(
-    kinds: Collection[HestFeatures], options: Mapping[str, int], cell: _Cell
-) -> tuple[_Cell, dict[HestFeatures, _Done], str]:
-    """Do what is not done yet; if the input is at fault, say so, and let the others go on."""
-    done: dict[HestFeatures, _Done] = {}
-    failures: list[str] = []
-    sums, task = cache(cell.checksums), cache(partial(read_hest_task, cell.folder, cell.embeddings))
-    for features in kinds:
-        try:
-            if before := cell.read(features, sums()):
-                done[features] = before
-                continue
-            results, facts = run_task(task(), features, **options)
-        except InputError as error:
-            failures.append(f"{cell.name}: {error}")
-            continue
-        paths = {"task": str(cell.folder), "embeddings": str(cell.embeddings)}
-        table = results.assign(features=features, task=cell.task, encoder=cell.encoder)[_KEYS]
-        done[features] = table, {**paths, **facts, "sha256": sums()}
-    return cell, done, "; ".join(dict.fromkeys(failures))
+def _run(options: Mapping[str, int], cell: _Cell) -> tuple[_Cell, _Done | str]:
+    """Do it, unless it is done; if the input is at fault, say so, and let the others go on."""
+    try:
+        sums = cell.checksums()
+        if before := cell.read(sums):
+            return cell, before
+        task = read_hest_task(cell.folder, cell.embeddings)
+        results, facts = run_task(task, cell.features, **options)
+    except InputError as error:
+        return cell, f"{cell.task}, {cell.encoder}: {error}"
+    about = {"task": cell.task, "encoder": cell.encoder, "features": cell.features}
+    paths = {"folder": str(cell.folder), "embeddings": str(cell.embeddings)}
+    return cell, (results.assign(**about)[_KEYS], {**about, **paths, **facts, "sha256": sums})
 
 
 def hest_benchmark(
@@ -286,45 +276,43 @@ def hest_benchmark(
     strank.errors.InputError: bench_data: neither a task (splits/, adata/, var_50genes.json) ...
     """
     chosen = _chosen("protocol", VARIANTS, None if list(protocols) == ["all"] else protocols)
+    kinds = dict.fromkeys(VARIANTS[name].features for name in chosen)
     out = None if output is None else Path(output)
-    cells = _cells(Path(data), Path(embeddings), out, tasks, encoders)
-    kinds = sorted({VARIANTS[name].features for name in chosen}, reverse=True)
+    cells = _cells(Path(data), Path(embeddings), out, tasks, encoders, kinds)
     options = {"n_components": n_components, "seed": seed}
     claim = partial(_claim, out, {"strank_version": __version__, **options})
     if out is not None:
         check_output(out)
         if out.exists():
             claim()
-    done: dict[tuple[_Cell, str], _Done] = {}
-    failed: dict[_Cell, str] = {}
+    found: dict[_Cell, _Done | str] = {}
     with progress("Tasks", len(cells), hidden=not verbose) as advance:
-        for cell, found, failure in each(partial(_run, kinds, options), cells, jobs):
-            if found:
+        for cell, result in each(partial(_run, options), cells, jobs):
+            if not isinstance(result, str):
                 claim()
-            for features, of_cell in found.items():
-                cell.write(features, of_cell)
-                done[cell, features] = of_cell
-            if failure:
-                failed[cell] = failure
+                cell.write(result)
+            found[cell] = result
             advance(1)
-    told = [failed[cell] for cell in cells if cell in failed]
+    in_order = [found[cell] for cell in cells]
+    done = [result for result in in_order if not isinstance(result, str)]
+    failed = list(dict.fromkeys(result for result in in_order if isinstance(result, str)))
     if not done:
-        raise InputError(told[0] if len(told) == 1 else f"nothing could be done: {some(told, 20)}")
-    in_order = [done[cell, kind] for cell in cells for kind in kinds if (cell, kind) in done]
+        what = "nothing could be done: " if len(failed) > 1 else ""
+        raise InputError(what + some(failed, 20))
     modules = {"numpy": np, "scipy": scipy, "scikit-learn": sklearn}
     about = {
         "versions": {name: module.__version__ for name, module in modules.items()},
         "protocols": {name: VARIANTS[name].about for name in chosen},
         "caveats": list(CAVEATS),
-        "notes": _notes(in_order),
-        "failed": told,
+        "notes": _notes([facts for _, facts in done]),
+        "failed": failed,
     }
-    results = pd.concat([table for table, _ in in_order], ignore_index=True)
-    result = HestBenchmarkResult(results, {**options, **about})
+    results = pd.concat([table for table, _ in done], ignore_index=True)
+    benchmark = HestBenchmarkResult(results, {**options, **about})
     if out is not None:
         claim(about)
-        _write(out, result)
-    return result
+        _write(out, benchmark)
+    return benchmark
 
 
 def _chosen(what: str, known: Collection[str], asked: Sequence[str] | None) -> list[str]:
@@ -340,6 +328,7 @@ def _cells(
     out: Path | None,
     tasks: Sequence[str] | None,
     encoders: Sequence[str] | None,
+    kinds: Collection[HestFeatures],
 ) -> list[_Cell]:
     folders = find_hest_tasks(data)
     chosen = _chosen("task", folders, tasks)
@@ -347,13 +336,14 @@ def _cells(
     known = list(dict.fromkeys(name for of_task in found.values() for name in of_task))
     return [
         _Cell(
-            *(task, encoder, folders[task]),
+            *(task, encoder, features, folders[task]),
             # What is not there is said of this task, when it is its turn.
             found[task].get(encoder, embeddings / task / encoder),
             None if out is None else out / "tasks" / safe_name(task) / safe_name(encoder),
         )
         for task in chosen
         for encoder in _chosen("encoder", known, encoders)
+        for features in kinds
     ]
 
 
@@ -363,13 +353,12 @@ def _claim(out: Path | None, facts: Mapping[str, Any], about: dict[str, Any] | N
         claim_folder(out, facts, kind="hest-benchmark", about=told)
 
 
-def _notes(done: Sequence[_Done]) -> list[str]:
+def _notes(done: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say what limits the results, once, and of which tasks."""
     where: dict[str, list[str]] = {}
-    for table, facts in done:
-        name = ", ".join(table[["task", "encoder"]].iloc[0])
+    for facts in done:
         for text in facts["warnings"]:
-            where.setdefault(text, []).append(name)
+            where.setdefault(text, []).append(f"{facts['task']}, {facts['encoder']}")
     return [f"{some(dict.fromkeys(names), 3)}: {text}" for text, names in where.items()]
 
 
