@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 pytest.importorskip("lightning")
 
 from strank.cli import app
+from strank.neural.recipe import RECIPES
 
 
 def run(*arguments: object, code: int = 0):
@@ -105,6 +107,18 @@ def test_folds_take_any_head_and_loss(cohort, tmp_path):
     assert "linear, nb" in told
     facts = json.loads((tmp_path / "ev/evaluation.json").read_text())
     assert facts["folds"][0]["networks"][0]["validation"] != facts["folds"][0]["test"]
+
+
+def test_folds_draw_the_sections_that_stop_the_published_recipe(cohort, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "published", replace(RECIPES["published"], max_epochs=2))
+    options = ("--encoder", "mine", "--genes", 3, "--recipe", "published", "--seed", 1)
+    run("evaluate", cohort, "--folds", "section", *options, "-o", tmp_path / "ev")
+    assert "linear, list, published" in set(pd.read_csv(tmp_path / "ev/summary.csv")["method"])
+    for fold in json.loads((tmp_path / "ev/evaluation.json").read_text())["folds"]:
+        [network] = fold["networks"]
+        assert len(network["validation"]) == 1
+        assert not set(network["validation"]) & set(fold["test"])
+        assert set(network["validation"]) < set(fold["sections"])
 
 
 def test_resume_goes_on_and_changes_nothing_in_what_is_done(cohort, tmp_path):

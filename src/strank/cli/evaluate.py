@@ -79,8 +79,9 @@ def evaluate_command(
     from strank.cohort.folds import make_folds
     from strank.cohort.store import read_cohort
     from strank.evaluation.held_out import cross_validate
+    from strank.evaluation.methods import fit_model_of
     from strank.files import check_output
-    from strank.fitting.method import fit
+    from strank.fitting.method import Method
 
     if (model is None) == (folds is None):
         raise InputError("give either --model or --folds")
@@ -94,7 +95,7 @@ def evaluate_command(
     else:
         if train is not None:
             raise InputError("--train goes with --model; folds train on the cohort itself")
-        method = partial(fit, head=head, loss=loss, recipe=recipe, seed=seed)
+        method = partial(fit_model_of, Method(head, loss, recipe), seed=seed)
         how: Any = {"by": folds, "encoder": encoder or "morphology", "n_genes": genes or 50}
         data = read_cohort(cohort, sections=split_names(sections), encoder=how["encoder"])
         with progress("Folds", len(make_folds(patients_of(data), how["by"]))) as advance:

@@ -136,6 +136,20 @@ def draw_validation(train: Mapping[str, AnnData], seed: int) -> tuple[str, ...]:
     return tuple(name for name, group in zip(train, groups, strict=True) if group == drawn)
 
 
+def fit_model_of(
+    method: Method,
+    train: Mapping[str, AnnData],
+    *,
+    seed: int | None = None,
+    validation: Sequence[str] = (),
+    **how: Any,
+) -> RankModel:
+    """Fit a model; what named sections stop is stopped by ``validation``, or by some drawn."""
+    if is_stopped_by_name(method):
+        how["validation"] = validation or draw_validation(train, seed or 0)
+    return fit(train, **asdict(method), seed=seed, **how)
+
+
 def fit_method(
     method: Method,
     train: Mapping[str, AnnData],
@@ -145,10 +159,7 @@ def fit_method(
     seed: int = 0,
     validation: Sequence[str] = (),
 ) -> PredictSection:
-    """Fit a method on training sections: what it returns gives scores ``[n_spots, n_genes]``.
-
-    What named sections stop is stopped by ``validation``, some of them, or by some that are drawn.
-    """
+    """Fit a method on training sections: what it returns gives scores ``[n_spots, n_genes]``."""
     genes = list(panel)
     if method == REFERENCE:
         return _by_model(fit(train, encoder=encoder, genes=genes))
@@ -166,9 +177,7 @@ def fit_method(
     if method.needs_images:
         return _by_images(method, train, genes, seed)
     how: dict[str, Any] = {"encoder": encoder, "genes": genes, "seed": seed}
-    if is_stopped_by_name(method):
-        how["validation"] = validation or draw_validation(train, seed)
-    return _by_model(fit(train, **asdict(method), **how))
+    return _by_model(fit_model_of(method, train, validation=validation, **how))
 
 
 def _by_model(model: RankModel) -> PredictSection:
