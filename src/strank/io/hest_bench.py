@@ -29,7 +29,7 @@ PANEL = "var_50genes.json"
 
 
 @dataclass(frozen=True)
-class HestSample:
+class TaskSample:
     """Spots of one sample that have both an embedding and counts, in the embeddings' order."""
 
     #: As stored, ``[n_spots, n_features]``.
@@ -51,7 +51,7 @@ class HestTask:
     folder: Path
     panel: tuple[str, ...]
     folds: tuple[Fold, ...]
-    samples: Mapping[str, HestSample]
+    samples: Mapping[str, TaskSample]
 
 
 def read_hest_task(
@@ -94,7 +94,7 @@ def read_hest_task(
     folder = Path(folder)
     files = sample_files(folder, Path(embeddings))
     panel, (folds, _) = read_panel(folder / PANEL), read_folds(folder)
-    samples: dict[str, HestSample] = {}
+    samples: dict[str, TaskSample] = {}
     for name, of_sample in files.items():
         samples[name] = _read_sample(name, of_sample, panel)
         width, expected = (
@@ -218,7 +218,7 @@ def _read_split(path: Path) -> dict[str, str]:
     return dict(zip(names, table["expr_path"], strict=True))
 
 
-def _read_sample(name: str, files: Mapping[str, Path], panel: tuple[str, ...]) -> HestSample:
+def _read_sample(name: str, files: Mapping[str, Path], panel: tuple[str, ...]) -> TaskSample:
     features, barcodes = _read_embeddings(files["embeddings"])
     path = files["counts"]
     adata = read_h5ad(path)
@@ -236,7 +236,7 @@ def _read_sample(name: str, files: Mapping[str, Path], panel: tuple[str, ...]) -
     check_counts(counts, spots=barcodes[found], genes=adata.var_names, name=str(path))
     library_size = np.asarray(counts.sum(1)).ravel()
     n_unmatched = int((~found).sum())
-    return HestSample(features[found], counts[:, columns], library_size, n_unmatched, files)
+    return TaskSample(features[found], counts[:, columns], library_size, n_unmatched, files)
 
 
 def _columns(adata: AnnData, panel: tuple[str, ...], path: Path) -> NDArray[np.intp]:
