@@ -5,6 +5,7 @@ from . import io as io
 from . import losses as losses
 from . import metrics as metrics
 from . import report as report
+from . import reproduce as reproduce
 from .cohort.store import read_cohort as read_cohort
 from .encoders.embedding import embed as embed
 from .evaluation.fold_change import contrast as contrast

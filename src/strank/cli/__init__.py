@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from strank.cli import contrast, embed, evaluate, fit, imports, model, predict, studies
+from strank.cli import contrast, embed, evaluate, fit, imports, model, predict, reproduce, studies
 from strank.cli.console import ErrorGroup
 from strank.version import __version__
 
@@ -47,6 +47,7 @@ app.command("benchmark")(studies.benchmark)
 app.command("report")(studies.report)
 app.command("demo")(studies.demo)
 app.command("synthetic")(studies.synthetic)
+app.add_typer(reproduce.reproduce, name="reproduce", cls=ErrorGroup)
 app.command("hest-benchmark")(studies.hest_benchmark)
 
 

@@ -110,6 +110,7 @@ _WORKFLOW = [
     "report",
     "demo",
     "synthetic",
+    "reproduce",
     "hest-benchmark",
 ]
 _MODULES = {

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from anndata import AnnData
 
-from strank.cohort.panel import shared_genes
+from strank.cohort.contract import counts_checksum, patients_of, section_info
 from strank.cohort.store import read_cohort, write_h5ad
 from strank.encoders.base import Encoder
-from strank.encoders.embedding import embed
 from strank.encoders.registry import get_encoder
 from strank.errors import InputError, no_such
 from strank.evaluation.paper_tasks import PAPER_TASKS, PaperTask
@@ -20,7 +20,7 @@ from strank.files import check_room
 from strank.io import download_hest, read_hest
 from strank.io.hest import HestSample, hest_facts, hest_patient, hest_samples
 from strank.io.patches import read_patches
-from strank.progress import Advance, Say
+from strank.progress import Advance
 from strank.studies.workers import each
 
 # Slides are most of a sample; the paper used its patches.
@@ -139,15 +139,10 @@ def _to_write(sample: HestSample) -> list[int]:
     return [counts.stat().st_size, 0 if image == sample.slide else image.stat().st_size]
 
 
-def embed_task(cohort: Path, encoder: Encoder, advance: Advance, say: Say) -> None:
-    """Features of what lacks them."""
-    embed(cohort, encoder, advance=advance, say=say)
-
-
-def kept_sections(
+def task_facts(
     task: PaperTask, samples: Mapping[str, HestSample], cohort: Path
-) -> dict[str, AnnData]:
-    """Read what the paper's filter leaves of a task; refuse fewer genes than its panel has."""
+) -> dict[str, Any]:
+    """Patients and checksums of a task; refuse fewer genes than the panel after the filter."""
     protocol = PRESETS[f"paper-{task.name}"]
     sections = read_cohort(cohort, sections=task.samples)
     kept: dict[str, AnnData] = {}
@@ -156,11 +151,18 @@ def kept_sections(
             kept |= protocol.filtered({name: section})
         except InputError as error:
             raise InputError(f"task {task.name}, {samples[name].counts}: {error}") from error
-    if (left := len(shared_genes(kept))) < _PANEL:
+    if (left := len(set.intersection(*(set(s.var_names) for s in kept.values())))) < _PANEL:
         fewest = min(kept, key=lambda name: kept[name].n_vars)
         raise InputError(
             f"task {task.name}: the filter leaves {left} genes in all of its samples, and "
             f"{_PANEL} are needed; sample {fewest} ({samples[fewest].counts}) has the fewest, "
             f"{kept[fewest].n_vars}"
         )
-    return kept
+    return {
+        "validation": task.validation,
+        "test": task.test,
+        "patients": patients_of(sections),
+        "n_spots": {name: section.n_obs for name, section in kept.items()},
+        "counts_sha256": {name: counts_checksum(s) for name, s in sections.items()},
+        "image_sha256": {name: section_info(s).image_sha256 for name, s in sections.items()},
+    }

@@ -1,0 +1,108 @@
+"""What the two benchmarks of a task found, beside what the paper says: a row a task and method."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from strank.evaluation.paper_tasks import PaperTask
+from strank.files import atomic_path
+from strank.fitting.method import Method
+
+# Of the leak-free benchmark, each with its interval.
+LEAK_FREE = ("depth_matched", "lift", "deviance", "slope")
+IMPOSSIBLE = "not possible: one patient"
+
+
+def as_published(task: PaperTask) -> dict[str, float]:
+    """SCC that the paper prints, by the method that is to come to it."""
+    return {Method("linear", loss, "published").name: scc for loss, scc in task.scc.items()}
+
+
+def read_published(folder: Path) -> pd.DataFrame:
+    """SCC of every method on the paper's split: mean over seeds, and their standard deviation."""
+    results = pd.read_parquet(folder / "results.parquet")
+    scc = results[results["score"] == "scc"].astype({"method": "str"})
+    by_seed = scc.groupby(["method", "seed"])["value"].mean()
+    return by_seed.groupby("method").agg(scc="mean", scc_sd="std", seeds="size").reset_index()
+
+
+def read_leak_free(folder: Path) -> pd.DataFrame:
+    """Scores of every method on patients that it has not seen, with intervals."""
+    summary = pd.read_csv(folder / "summary.csv")
+    columns = {}
+    for score in LEAK_FREE:
+        rows = summary[summary["score"] == score].set_index("method")
+        columns |= {score: rows["mean"], f"{score}_low": rows["low"], f"{score}_high": rows["high"]}
+    return pd.DataFrame(columns).rename_axis("method").reset_index()
+
+
+def task_table(
+    task: PaperTask,
+    published: pd.DataFrame,
+    leak_free: pd.DataFrame | None,
+    methods: Sequence[str],
+) -> pd.DataFrame:
+    """Put both beside the paper's number, the paper's methods first."""
+    paper = pd.Series(as_published(task), name="paper")
+    table = published.set_index("method")
+    if leak_free is None:
+        table["leak_free"] = IMPOSSIBLE
+    else:
+        table = table.join(leak_free.set_index("method"), how="outer")
+    order = list(dict.fromkeys((*paper.index, *methods, *table.index)))
+    table = table.join(paper, how="outer").loc[[name for name in order if name in table.index]]
+    table = table.rename_axis("method").reset_index().assign(task=task.name)
+    scores = [f"{score}{end}" for score in LEAK_FREE for end in ("", "_low", "_high")]
+    columns = ["task", "method", "paper", "scc", "scc_sd", "seeds", *scores, "leak_free"]
+    return table.reindex(columns=columns)
+
+
+def write_tables(folder: Path, table: pd.DataFrame, remark: str) -> None:
+    """Write ``table.csv`` and, for people, ``table.md``."""
+    shown = shown_table(table)
+    texts = {
+        "table.csv": table.to_csv(index=False, float_format="%.6g"),
+        "table.md": f"{remark}\n\n" * bool(remark)
+        + shown.map(lambda text: html.escape(text, quote=False).replace("|", r"\|")).to_markdown(
+            index=False, disable_numparse=True
+        )
+        + "\n",
+    }
+    for name, text in texts.items():
+        with atomic_path(folder / name) as part:
+            part.write_text(text, encoding="utf-8")
+
+
+def shown_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Make text of all numbers, as they stand in a paper."""
+    rows = []
+    for row in table.to_dict("records"):
+        shown = {"task": row["task"], "method": row["method"], "paper": number(row["paper"])}
+        shown["SCC, as published"] = spread(row)
+        for score in LEAK_FREE:
+            shown[f"leak-free {score.replace('_', '-')}"] = interval(row, score)
+        rows.append(shown)
+    return pd.DataFrame(rows)
+
+
+def number(value: float) -> str:
+    """Three digits, or nothing."""
+    return f"{value:.3f}" if value == value else ""
+
+
+def spread(row: Mapping) -> str:
+    """Mean over seeds, and their standard deviation where there are several."""
+    sd = row["scc_sd"]
+    return number(row["scc"]) + (f" ± {sd:.3f}" if sd == sd else "")
+
+
+def interval(row: Mapping, score: str) -> str:
+    """A leak-free score with its interval, or why there is none."""
+    if isinstance(row["leak_free"], str):
+        return row["leak_free"]
+    low, high = row[f"{score}_low"], row[f"{score}_high"]
+    return number(row[score]) + (f" [{low:.3f}, {high:.3f}]" if low == low else "")
