@@ -192,13 +192,16 @@ def hest(
     samples = task_samples(wanted, None if data is None else Path(data), output)
     claim(growing={"samples": sample_bytes(samples)})
     about["unknown_patients"] = unknown_patients(samples)
-    cohorts = {task: output / task.name / "cohort" for task in wanted}
+    cohorts = [output / task.name / "cohort" for task in wanted]
     with bar("Reading samples", sum(len(task.samples) for task in wanted)) as advance:
-        for task, cohort in cohorts.items():
+        for task, cohort in zip(wanted, cohorts, strict=True):
             import_task(task, samples, cohort, advance, jobs=jobs)
-    about["tasks"] = {t.name: task_facts(t, samples, cohort) for t, cohort in cohorts.items()}
-    with bar("Embedding", sum(map(count_spots, cohorts.values())), unit="spots") as advance:
-        for cohort in cohorts.values():
+    about["tasks"] = {
+        task.name: task_facts(task, samples, cohort)
+        for task, cohort in zip(wanted, cohorts, strict=True)
+    }
+    with bar("Embedding", sum(map(count_spots, cohorts)), unit="spots") as advance:
+        for cohort in cohorts:
             embed(cohort, made, advance=advance, say=say)
     benches = [
         bench
