@@ -35,7 +35,7 @@ _NoLibrarySize = Annotated[
     bool, typer.Option("--no-library-size", help="Fit losses without library size, too.")
 ]
 _Quick = Annotated[
-    bool, typer.Option("--quick", help="A first look: one seed, one network, two folds.")
+    bool, typer.Option("--quick", help="A first look: one seed, few epochs, one network.")
 ]
 _Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; all cores if not given.")]
 
@@ -117,5 +117,8 @@ def _tell(facts: dict) -> None:
             if part not in task:
                 note(f"{name}, {part}: not possible: one patient")
                 continue
-            for text in (*task[part]["warnings"], *(f"not done: {t}" for t in task[part]["failed"])):
+            for text in (
+                *task[part]["warnings"],
+                *(f"not done: {t}" for t in task[part]["failed"]),
+            ):
                 note(with_options(f"{name}, {part}: {text}"))

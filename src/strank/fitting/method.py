@@ -88,7 +88,7 @@ class Method:
             raise no_such("recipe", self.recipe, choices)
         if self.recipe in RECIPES and get_recipe(self.recipe).published:
             self.check_published()
-            if self.loss != "pair":
+            if self.loss != "pair" and not get_recipe(self.recipe).pair_entropy:
                 # There is no other entropy term that could be left out.
                 object.__setattr__(self, "recipe", "published")
         if not (self.library_size or self.log_rates):

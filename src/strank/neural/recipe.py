@@ -58,6 +58,8 @@ RECIPES: Mapping[str, Recipe] = {
     "default": Recipe(),
     "published": _PUBLISHED,
     "published-no-entropy": replace(_PUBLISHED, pair_entropy=False),
+    # About as far as that, in a twentieth of the epochs; for a first look.
+    "published-quick": replace(_PUBLISHED, learning_rate=1e-3, max_epochs=50, patience=10),
     # Below what would forget the pretraining; an epoch costs much more here.
     "finetune": Recipe(
         learning_rate=1e-4,

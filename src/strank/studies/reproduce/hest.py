@@ -42,10 +42,13 @@ from strank.version import __version__
 
 # What a benchmark says of itself that is told here.
 _SAID = ("folds", "methods", "seeds", "warnings", "notes", "failed", "seconds")
-# Of a task with more patients; two for a first look.
-_FOLDS, _FOLDS_QUICK = 5, 2
+# Of a task with more patients.
+_FOLDS = 5
 _NETWORKS = ("mlp", "mlp+linear")
-_QUICK = "A first look: one seed, one network, two folds by patient."
+_QUICK = (
+    "A first look, not the study: one seed, few epochs, one network, and without leaks one split "
+    "by patient."
+)
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def hest(
     no_library_size
         Whether losses that know the depth of a spot are fitted without it, too.
     quick
-        A first look: one seed, one network, two folds by patient.
+        A first look: one seed, few epochs, one network, and without leaks one split by patient.
     jobs
         Processes, one thread each.
     say
@@ -220,17 +223,18 @@ def _benches(
 ) -> list[_Bench]:
     """List what is to be run for a task; without leaks only where there are two patients."""
     published = PRESETS[f"paper-{task.name}"]
+    [recipe] = ("published-quick",) if facts["quick"] else published.recipes
     networks = _NETWORKS[: 1 if facts["quick"] else None]
     also = [Method(head, "list") for head in networks]
     if not facts["quick"]:
         also += [Method("linear", "pair", "published-no-entropy")]
     if facts["no_library_size"]:
-        recipes = {loss: "published" for loss in task.scc if OBJECTIVES[loss].log_rates}
-        also += [Method("linear", loss, how, library_size=False) for loss, how in recipes.items()]
+        depth = [loss for loss in task.scc if OBJECTIVES[loss].log_rates]
+        also += [Method("linear", loss, recipe, library_size=False) for loss in depth]
         also += [replace(REFERENCE, library_size=False)]
     grid = Grid(
         losses=published.methods,
-        recipes=published.recipes,
+        recipes=(recipe,),
         also=tuple(also),
         encoders=(encoder,),
         seeds=facts["seeds"],
@@ -239,10 +243,11 @@ def _benches(
     found = [_Bench(task, "published", published, grid, folder)]
     n_patients = len(set(about["patients"].values()))
     if n_patients > 1:
-        most = _FOLDS_QUICK if facts["quick"] else _FOLDS
+        most = 2 if facts["quick"] else _FOLDS
         leak_free = replace(
             PRESETS["strank"],
             folds=most if n_patients > most else "patient",
+            first_fold_only=facts["quick"],
             filter=published.filter,
         )
         found.append(_Bench(task, "leak-free", leak_free, replace(grid, seeds=1), folder))
@@ -270,7 +275,7 @@ def _compare(
                 bench.task,
                 found[bench.task.name, "published"],
                 found.get((bench.task.name, "leak-free")),
-                [method.name for method in bench.grid.methods],
+                bench.grid,
             )
             for bench in benches
             if bench.part == "published"

@@ -67,8 +67,12 @@ def _cells(
     """Method, then task, to a cell's text and whether it is the best of the task."""
     best = table.groupby("task")[value].transform("max") == table[value]
     if value == "slope":
-        best = (table["slope"] - 1).abs().groupby(table["task"]).transform("min").eq(
-            (table["slope"] - 1).abs()
+        best = (
+            (table["slope"] - 1)
+            .abs()
+            .groupby(table["task"])
+            .transform("min")
+            .eq((table["slope"] - 1).abs())
         )
     cells: dict[str, dict[str, tuple[str, bool]]] = {}
     for row, top in zip(table.to_dict("records"), best, strict=True):

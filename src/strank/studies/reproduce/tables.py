@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -11,15 +11,16 @@ import pandas as pd
 from strank.evaluation.paper_tasks import PaperTask
 from strank.files import atomic_path
 from strank.fitting.method import Method
+from strank.studies.benchmark.runner import Grid
 
 # Of the leak-free benchmark, each with its interval.
 LEAK_FREE = ("depth_matched", "lift", "deviance", "slope")
 IMPOSSIBLE = "not possible: one patient"
 
 
-def as_published(task: PaperTask) -> dict[str, float]:
+def as_published(task: PaperTask, recipe: str) -> dict[str, float]:
     """SCC that the paper prints, by the method that is to come to it."""
-    return {Method("linear", loss, "published").name: scc for loss, scc in task.scc.items()}
+    return {Method("linear", loss, recipe).name: scc for loss, scc in task.scc.items()}
 
 
 def read_published(folder: Path) -> pd.DataFrame:
@@ -44,16 +45,16 @@ def task_table(
     task: PaperTask,
     published: pd.DataFrame,
     leak_free: pd.DataFrame | None,
-    methods: Sequence[str],
+    grid: Grid,
 ) -> pd.DataFrame:
     """Put both beside the paper's number, the paper's methods first."""
-    paper = pd.Series(as_published(task), name="paper")
+    paper = pd.Series(as_published(task, str(grid.recipes[0])), name="paper")
     table = published.set_index("method")
     if leak_free is None:
         table["leak_free"] = IMPOSSIBLE
     else:
         table = table.join(leak_free.set_index("method"), how="outer")
-    order = list(dict.fromkeys((*paper.index, *methods, *table.index)))
+    order = list(dict.fromkeys((*paper.index, *(m.name for m in grid.methods), *table.index)))
     table = table.join(paper, how="outer").loc[[name for name in order if name in table.index]]
     table = table.rename_axis("method").reset_index().assign(task=task.name)
     scores = [f"{score}{end}" for score in LEAK_FREE for end in ("", "_low", "_high")]

@@ -139,9 +139,7 @@ def _to_write(sample: HestSample) -> list[int]:
     return [counts.stat().st_size, 0 if image == sample.slide else image.stat().st_size]
 
 
-def task_facts(
-    task: PaperTask, samples: Mapping[str, HestSample], cohort: Path
-) -> dict[str, Any]:
+def task_facts(task: PaperTask, samples: Mapping[str, HestSample], cohort: Path) -> dict[str, Any]:
     """Patients and checksums of a task; refuse fewer genes than the panel after the filter."""
     protocol = PRESETS[f"paper-{task.name}"]
     sections = read_cohort(cohort, sections=task.samples)
