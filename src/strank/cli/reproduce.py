@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from strank.cli.console import Json, finish, note, records, show_table, split_names, with_options
+from strank.cli.console import Json, finish, note, records, show_table, split_names
 
 reproduce = typer.Typer(
     help="The paper's experiments, beside its numbers and what is better.", no_args_is_help=True
@@ -117,8 +117,7 @@ def _tell(facts: dict) -> None:
             if part not in task:
                 note(f"{name}, {part}: not possible: one patient")
                 continue
-            for text in (
-                *task[part]["warnings"],
-                *(f"not done: {t}" for t in task[part]["failed"]),
-            ):
-                note(with_options(f"{name}, {part}: {text}"))
+            for text in task[part]["warnings"]:
+                note(f"{name}, {part}: {text}")
+            for text in task[part]["failed"]:
+                note(f"{name}, {part}, not done: {text}")

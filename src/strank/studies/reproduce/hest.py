@@ -42,8 +42,8 @@ from strank.version import __version__
 
 # What a benchmark says of itself that is told here.
 _SAID = ("folds", "methods", "seeds", "warnings", "notes", "failed", "seconds")
-# Of a task with more patients.
-_FOLDS = 5
+# Of a task with more patients; for a first look the first of so many.
+_FOLDS, _FOLDS_QUICK = 5, 3
 _NETWORKS = ("mlp", "mlp+linear")
 _QUICK = (
     "A first look, not the study: one seed, few epochs, one network, and without leaks one split "
@@ -243,7 +243,7 @@ def _benches(
     found = [_Bench(task, "published", published, grid, folder)]
     n_patients = len(set(about["patients"].values()))
     if n_patients > 1:
-        most = 2 if facts["quick"] else _FOLDS
+        most = _FOLDS_QUICK if facts["quick"] else _FOLDS
         leak_free = replace(
             PRESETS["strank"],
             folds=most if n_patients > most else "patient",

@@ -64,7 +64,7 @@ def write_page(folder: Path, table: pd.DataFrame, facts: Mapping[str, Any]) -> P
 def _cells(
     table: pd.DataFrame, shown: Callable[[Mapping], str], value: str
 ) -> dict[str, dict[str, tuple[str, bool]]]:
-    """Method, then task, to a cell's text and whether it is the best of the task."""
+    """Make text of a value, by method, then task; and tell whether it is the best of the task."""
     best = table.groupby("task")[value].transform("max") == table[value]
     if value == "slope":
         best = (
@@ -94,7 +94,7 @@ def _agreement(table: pd.DataFrame) -> str:
 
 
 def _draw(table: pd.DataFrame) -> Figure:
-    """A panel a task: the paper's SCC, ours with its spread, and our own methods."""
+    """Draw a panel a task: the paper's SCC, ours with its spread, and our own methods."""
     shown = table[table["scc"].notna() & ~table["method"].isin(["shuffled", "library size"])]
     tasks, methods = list(dict.fromkeys(shown["task"])), list(dict.fromkeys(shown["method"]))
     # Without pyplot no global state is touched.

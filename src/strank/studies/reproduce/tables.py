@@ -102,7 +102,7 @@ def spread(row: Mapping) -> str:
 
 
 def interval(row: Mapping, score: str) -> str:
-    """A leak-free score with its interval, or why there is none."""
+    """Write a leak-free score with its interval, or why there is none."""
     if isinstance(row["leak_free"], str):
         return row["leak_free"]
     low, high = row[f"{score}_low"], row[f"{score}_high"]
