@@ -31,8 +31,12 @@ _Weights = Annotated[
     Path | None, typer.Option(help="File with the encoder's weights, in place of the hub's.")
 ]
 _Seeds = Annotated[int, typer.Option(min=1, help="Of what is trained, on the paper's split.")]
-_NoLibrarySize = Annotated[
-    bool, typer.Option("--no-library-size", help="Fit losses without library size, too.")
+_LibrarySize = Annotated[
+    bool,
+    typer.Option(
+        "--library-size/--no-library-size",
+        help="Without: what knows the depth of a spot is fitted without it, too.",
+    ),
 ]
 _Quick = Annotated[
     bool, typer.Option("--quick", help="A first look: one seed, few epochs, one network.")
@@ -48,7 +52,7 @@ def hest_command(
     encoder: _Encoder = "conch-224",
     weights: _Weights = None,
     seeds: _Seeds = 3,
-    no_library_size: _NoLibrarySize = False,
+    library_size: _LibrarySize = True,
     quick: _Quick = False,
     jobs: _Jobs = None,
     as_json: Json = False,
@@ -73,7 +77,7 @@ def hest_command(
         encoder=encoder,
         weights=weights,
         seeds=seeds,
-        no_library_size=no_library_size,
+        library_size=library_size,
         quick=quick,
         jobs=jobs or cpu_count(),
         say=note,

@@ -18,8 +18,7 @@ from strank.errors import InputError
 from strank.evaluation.paper_tasks import PAPER_TASKS, PaperTask
 from strank.evaluation.protocol import PRESETS, Protocol
 from strank.files import atomic_path, claim_folder, read_json, write_json
-from strank.fitting.method import REFERENCE, Method
-from strank.fitting.objectives import OBJECTIVES
+from strank.fitting.method import Method
 from strank.progress import Advance, progress
 from strank.studies.benchmark.runner import Grid, Task, run_benchmark
 from strank.studies.reproduce.page import write_page
@@ -46,8 +45,8 @@ _SAID = ("folds", "methods", "seeds", "warnings", "notes", "failed", "seconds")
 _FOLDS, _FOLDS_QUICK = 5, 3
 _NETWORKS = ("mlp", "mlp+linear")
 _QUICK = (
-    "A first look, not the study: one seed, few epochs, one network, and without leaks one split "
-    "by patient."
+    "A first look, not the study: one seed, few epochs, one network, and without leaks no network "
+    "and one split by patient."
 )
 
 
@@ -121,7 +120,7 @@ def hest(
     encoder: str | Encoder = "conch-224",
     weights: Path | str | None = None,
     seeds: int = 3,
-    no_library_size: bool = False,
+    library_size: bool = True,
     quick: bool = False,
     jobs: int = 1,
     say: Callable[[str], object] = lambda _: None,
@@ -151,10 +150,11 @@ def hest(
         File with the weights of a network of the catalogue, in place of those on the hub.
     seeds
         How many, on the published split, of what is trained step by step; one without leaks.
-    no_library_size
-        Whether losses that know the depth of a spot are fitted without it, too.
+    library_size
+        If false, every method whose likelihood knows the depth of a spot is fitted without it, too.
     quick
-        A first look: one seed, few epochs, one network, and without leaks one split by patient.
+        A first look: one seed, few epochs, one network, and without leaks no network and one split
+        by patient.
     jobs
         Processes, one thread each.
     say
@@ -186,7 +186,7 @@ def hest(
         raise InputError(f"`seeds` must be at least 1; got {seeds}")
     made = needed_encoder(encoder, weights)
     facts = {"strank_version": __version__, "encoder": encoder_facts(made)}
-    facts |= {"seeds": 1 if quick else seeds, "no_library_size": no_library_size, "quick": quick}
+    facts |= {"seeds": 1 if quick else seeds, "library_size": library_size, "quick": quick}
     bar = partial(progress, hidden=not verbose)
     about: dict[str, Any] = {"unknown_patients": [], "tasks": {}}
     claim = partial(claim_folder, output, facts, kind="reproduction", about=about)
@@ -228,14 +228,11 @@ def _benches(
     also = [Method(head, "list") for head in networks]
     if not facts["quick"]:
         also += [Method("linear", "pair", "published-no-entropy")]
-    if facts["no_library_size"]:
-        depth = [loss for loss in task.scc if OBJECTIVES[loss].log_rates]
-        also += [Method("linear", loss, recipe, library_size=False) for loss in depth]
-        also += [replace(REFERENCE, library_size=False)]
     grid = Grid(
         losses=published.methods,
         recipes=(recipe,),
         also=tuple(also),
+        library_size=facts["library_size"],
         encoders=(encoder,),
         seeds=facts["seeds"],
     )
@@ -250,7 +247,8 @@ def _benches(
             first_fold_only=facts["quick"],
             filter=published.filter,
         )
-        found.append(_Bench(task, "leak-free", leak_free, replace(grid, seeds=1), folder))
+        once = replace(grid, seeds=1, also=() if facts["quick"] else grid.also)
+        found.append(_Bench(task, "leak-free", leak_free, once, folder))
     return found
 
 

@@ -149,12 +149,13 @@ def task_facts(task: PaperTask, samples: Mapping[str, HestSample], cohort: Path)
             kept |= protocol.filtered({name: section})
         except InputError as error:
             raise InputError(f"task {task.name}, {samples[name].counts}: {error}") from error
-    if (left := len(set.intersection(*(set(s.var_names) for s in kept.values())))) < _PANEL:
-        fewest = min(kept, key=lambda name: kept[name].n_vars)
+    if (left := _n_shared(kept)) < _PANEL:
+        # Without which the others share the most.
+        odd = max(kept, key=lambda name: _n_shared({n: kept[n] for n in kept if n != name}))
         raise InputError(
             f"task {task.name}: the filter leaves {left} genes in all of its samples, and "
-            f"{_PANEL} are needed; sample {fewest} ({samples[fewest].counts}) has the fewest, "
-            f"{kept[fewest].n_vars}"
+            f"{_PANEL} are needed; sample {odd} ({samples[odd].counts}) lacks most of those that "
+            "the others share"
         )
     return {
         "validation": task.validation,
@@ -164,3 +165,7 @@ def task_facts(task: PaperTask, samples: Mapping[str, HestSample], cohort: Path)
         "counts_sha256": {name: counts_checksum(s) for name, s in sections.items()},
         "image_sha256": {name: section_info(s).image_sha256 for name, s in sections.items()},
     }
+
+
+def _n_shared(sections: Mapping[str, AnnData]) -> int:
+    return len(set.intersection(*(set(section.var_names) for section in sections.values())))
