@@ -13,7 +13,7 @@ import pytest
 
 import strank
 
-NAMESPACES = ("encoders", "functional", "io", "losses", "metrics", "report")
+NAMESPACES = ("encoders", "functional", "io", "losses", "metrics", "report", "reproduce")
 VERBS = (
     "benchmark",
     "contrast",

@@ -185,7 +185,7 @@ def hest(
     if seeds < 1:
         raise InputError(f"`seeds` must be at least 1; got {seeds}")
     made = needed_encoder(encoder, weights)
-    facts = {"strank_version": __version__, "encoder": encoder_facts(made)}
+    facts: dict[str, Any] = {"strank_version": __version__, "encoder": encoder_facts(made)}
     facts |= {"seeds": 1 if quick else seeds, "library_size": library_size, "quick": quick}
     bar = partial(progress, hidden=not verbose)
     about: dict[str, Any] = {"unknown_patients": [], "tasks": {}}

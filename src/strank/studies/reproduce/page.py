@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,7 @@ def write_page(folder: Path, table: pd.DataFrame, facts: Mapping[str, Any]) -> P
         published=_cells(table, spread, "scc"),
         paper=_cells(table, lambda row: number(row["paper"]), "paper"),
         leak_free={
-            score: _cells(table, lambda row, score=score: interval(row, score), score)
-            for score in LEAK_FREE
+            score: _cells(table, partial(interval, score=score), score) for score in LEAK_FREE
         },
         titles=_TITLES,
         meanings=_MEANINGS,

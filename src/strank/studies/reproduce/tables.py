@@ -34,7 +34,7 @@ def read_published(folder: Path) -> pd.DataFrame:
 def read_leak_free(folder: Path) -> pd.DataFrame:
     """Scores of every method on patients that it has not seen, with intervals."""
     summary = pd.read_csv(folder / "summary.csv")
-    columns = {}
+    columns: dict[str, pd.Series] = {}
     for score in LEAK_FREE:
         rows = summary[summary["score"] == score].set_index("method")
         columns |= {score: rows["mean"], f"{score}_low": rows["low"], f"{score}_high": rows["high"]}
