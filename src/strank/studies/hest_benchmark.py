@@ -41,7 +41,7 @@ CAVEATS = (
     "leaves it out, and scc, on log1p(CP10k), takes most of it out. Rows with `library size` know "
     "the depth of the test spots; `library size` alone knows nothing else.",
     "Its Pearson pools the spots of all test samples, so levels of sections count, which "
-    "`linear, list` leaves open; `pearson_within` and `scc` compare within sections only.",
+    "`linear, list` leaves open; `-per-sample` and scc compare within sections only.",
 )
 _KEYS = ["task", "encoder", "features", "method", "fold", "gene", "score", "value"]
 
@@ -203,19 +203,20 @@ class _Cell:
             write_json(self.kept / f"{self.features}.json", done[1])
 
 
-def _run(options: Mapping[str, int], cell: _Cell) -> tuple[_Cell, _Done | str]:
-    """Do it, unless it is done; if the input is at fault, say so, and let the others go on."""
+def _run(options: Mapping[str, int], cell: _Cell) -> tuple[_Cell, _Done | str, bool]:
+    """Do it, unless it is done before; if the input is at fault, say so, and let others go on."""
     try:
         sums = cell.checksums()
         if before := cell.read(sums):
-            return cell, before
+            return cell, before, True
         task = read_hest_task(cell.folder, cell.embeddings)
         results, facts = run_task(task, cell.features, **options)
     except InputError as error:
-        return cell, f"{cell.task}, {cell.encoder}: {error}"
+        return cell, f"{cell.task}, {cell.encoder}: {error}", False
     about = {"task": cell.task, "encoder": cell.encoder, "features": cell.features}
     paths = {"folder": str(cell.folder), "embeddings": str(cell.embeddings)}
-    return cell, (results.assign(**about)[_KEYS], {**about, **paths, **facts, "sha256": sums})
+    facts = {**about, **paths, **facts, "sha256": sums}
+    return cell, (results.assign(**about)[_KEYS], facts), False
 
 
 def hest_benchmark(
@@ -287,8 +288,8 @@ def hest_benchmark(
             claim()
     found: dict[_Cell, _Done | str] = {}
     with progress("Tasks", len(cells), hidden=not verbose) as advance:
-        for cell, result in each(partial(_run, options), cells, jobs):
-            if not isinstance(result, str):
+        for cell, result, before in each(partial(_run, options), cells, jobs):
+            if not (before or isinstance(result, str)):
                 claim()
                 cell.write(result)
             found[cell] = result
