@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,18 @@ class Cell:
         return folder.joinpath("predictions", *(safe_name(name) for name in names))
 
 
-@cache
+@lru_cache(maxsize=1)
+def _cohorts(folder: Path, protocol: Protocol) -> dict[str, dict[str, AnnData]]:
+    """Hold what a benchmark has read, by encoder; a process that turns to another lets it go."""
+    return {}
+
+
 def _cohort(folder: Path, encoder: str, protocol: Protocol) -> dict[str, AnnData]:
-    return protocol.filtered(read_cohort(folder, sections=protocol.sections, encoder=encoder))
+    held = _cohorts(folder, protocol)
+    if encoder not in held:
+        sections = read_cohort(folder, sections=protocol.sections, encoder=encoder)
+        held[encoder] = protocol.filtered(sections)
+    return held[encoder]
 
 
 def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> None:

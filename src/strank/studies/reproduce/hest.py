@@ -21,12 +21,12 @@ from strank.files import atomic_path, claim_folder, read_json, write_json
 from strank.fitting.method import Method
 from strank.progress import Advance, progress
 from strank.studies.benchmark.runner import Grid, Task, run_benchmark
-from strank.studies.reproduce.page import write_page
+from strank.studies.reproduce.page import write_hest_page
 from strank.studies.reproduce.tables import (
     read_leak_free,
     read_published,
     task_table,
-    write_tables,
+    write_hest_tables,
 )
 from strank.studies.reproduce.task_data import (
     import_task,
@@ -214,8 +214,8 @@ def hest(
     table = _compare(benches, about["tasks"], jobs, bar)
     told = read_json(output / "reproduction.json") | about
     write_json(output / "reproduction.json", told)
-    write_tables(output, table, _QUICK if quick else "")
-    return HestReproduction(table, told, write_page(output, table, told))
+    write_hest_tables(output, table, _QUICK if quick else "")
+    return HestReproduction(table, told, write_hest_page(output, table, told))
 
 
 def _benches(

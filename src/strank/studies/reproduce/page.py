@@ -37,7 +37,7 @@ _MEANINGS = {
 }
 
 
-def write_page(folder: Path, table: pd.DataFrame, facts: Mapping[str, Any]) -> Path:
+def write_hest_page(folder: Path, table: pd.DataFrame, facts: Mapping[str, Any]) -> Path:
     """Write ``index.html``."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("strank.studies.reproduce"), autoescape=True

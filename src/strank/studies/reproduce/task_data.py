@@ -7,16 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anndata import AnnData
-
-from strank.cohort.contract import counts_checksum, patients_of, section_info
-from strank.cohort.store import read_cohort, write_h5ad
+from strank.cohort.contract import counts_checksum, section_info
+from strank.cohort.store import read_section, write_h5ad
 from strank.encoders.base import Encoder
 from strank.encoders.registry import get_encoder
 from strank.errors import InputError, no_such
 from strank.evaluation.paper_tasks import PAPER_TASKS, PaperTask
 from strank.evaluation.protocol import PRESETS
-from strank.files import check_room
+from strank.files import check_room, read_json, write_json
 from strank.io import download_hest, read_hest
 from strank.io.hest import HestSample, hest_facts, hest_patient, hest_samples
 from strank.io.patches import read_patches
@@ -128,7 +126,7 @@ def import_task(
 
 
 def _import_sample(data: Path, cohort: Path, patients: Mapping[str, str], name: str) -> None:
-    # One by one, so that a run which was killed has what was read; `read_cohort` looks at them all.
+    # One by one, so that a run which was killed has what was read.
     images = cohort / "images"
     section = read_hest(data, section=name, patients=patients, image_folder=images)
     write_h5ad(section, cohort / f"{name}.h5ad")
@@ -141,31 +139,36 @@ def _to_write(sample: HestSample) -> list[int]:
 
 def task_facts(task: PaperTask, samples: Mapping[str, HestSample], cohort: Path) -> dict[str, Any]:
     """Patients and checksums of a task; refuse fewer genes than the panel after the filter."""
-    protocol = PRESETS[f"paper-{task.name}"]
-    sections = read_cohort(cohort, sections=task.samples)
-    kept: dict[str, AnnData] = {}
-    for name, section in sections.items():
+    path = cohort / "task.json"
+    if path.is_file():
+        return dict(read_json(path))
+    by_sample: dict[str, dict[str, Any]] = {"patients": {}, "n_spots": {}}
+    by_sample |= {"counts_sha256": {}, "image_sha256": {}}
+    genes: dict[str, set[str]] = {}
+    for name in task.samples:
+        # One at a time, since they may be large.
+        section = read_section(cohort / f"{name}.h5ad")
         try:
-            kept |= protocol.filtered({name: section})
+            [kept] = PRESETS[f"paper-{task.name}"].filtered({name: section}).values()
         except InputError as error:
             raise InputError(f"task {task.name}, {samples[name].counts}: {error}") from error
-    if (left := _n_shared(kept)) < _PANEL:
+        genes[name] = set(kept.var_names)
+        by_sample["patients"][name] = str(section.obs["patient"].iloc[0])
+        by_sample["n_spots"][name] = kept.n_obs
+        by_sample["counts_sha256"][name] = counts_checksum(section)
+        by_sample["image_sha256"][name] = section_info(section).image_sha256
+    if (left := len(set.intersection(*genes.values()))) < _PANEL:
         # Without which the others share the most.
-        odd = max(kept, key=lambda name: _n_shared({n: kept[n] for n in kept if n != name}))
+        odd = max(genes, key=lambda name: len(set.intersection(*_others(genes, name))))
         raise InputError(
             f"task {task.name}: the filter leaves {left} genes in all of its samples, and "
             f"{_PANEL} are needed; sample {odd} ({samples[odd].counts}) lacks most of those that "
             "the others share"
         )
-    return {
-        "validation": task.validation,
-        "test": task.test,
-        "patients": patients_of(sections),
-        "n_spots": {name: section.n_obs for name, section in kept.items()},
-        "counts_sha256": {name: counts_checksum(s) for name, s in sections.items()},
-        "image_sha256": {name: section_info(s).image_sha256 for name, s in sections.items()},
-    }
+    facts = {"validation": task.validation, "test": task.test, **by_sample}
+    write_json(path, facts)
+    return facts
 
 
-def _n_shared(sections: Mapping[str, AnnData]) -> int:
-    return len(set.intersection(*(set(section.var_names) for section in sections.values())))
+def _others(genes: Mapping[str, set[str]], name: str) -> list[set[str]]:
+    return [found for other, found in genes.items() if other != name]
