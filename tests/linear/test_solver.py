@@ -355,14 +355,14 @@ def test_errors_name_the_argument(penalty, plan, message):
 @pytest.mark.parametrize("objective", ["list", "pair"])
 def test_blocks_of_genes_change_nothing(objective):
     """Little memory cuts genes into blocks, and features into rows that are read again."""
-    data = simulate(n_spots=300, n_features=20, n_genes=40, n_sections=4)
+    data = simulate(n_spots=160, n_features=20, n_genes=40, n_sections=4)
     whole = solve(data, 3.0, objective=objective)
-    little = {"objective": objective, "max_memory": 0.00012}
+    little = {"objective": objective, "max_memory": 0.00024}
     design = design_of(*data, **little)
     done: list[int] = []
     assert len(list(design.each_block(lambda block: block.genes, done.append))) > 2
     assert sum(done) == 40
-    assert design.rows.block < 75
+    assert design.rows.block < 40
     parts = solve(data, 3.0, **little)
     np.testing.assert_allclose(parts.weights, whole.weights, atol=1e-7)
     np.testing.assert_array_equal(parts.status, whole.status)

@@ -42,7 +42,7 @@ def stored(form: str, X: np.ndarray, folder):
     return pytest.importorskip("dask.array").from_array(X, chunks=(64, 12))
 
 
-@pytest.mark.parametrize("max_memory", [1.0, 6e-5], ids=["roomy", "tight"])
+@pytest.mark.parametrize("max_memory", [1.0, 8e-5], ids=["roomy", "tight"])
 @pytest.mark.parametrize("form", ["memmap", "h5py", "zarr", "dask"])
 def test_features_on_disk_have_the_same_optimum(spots, form, max_memory, tmp_path):
     X, counts, options = spots

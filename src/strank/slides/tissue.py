@@ -30,6 +30,10 @@ def tissue_mask(slide: Slide) -> tuple[NDArray[np.bool_], float]:
     below 0.02 mm² dropped.
     """
     small, scale = thumbnail(slide, _MASK_UM)
+    return _mask_of(small, scale, slide), scale
+
+
+def _mask_of(small: NDArray[np.uint8], scale: float, slide: Slide) -> NDArray[np.bool_]:
     density = -np.log10((small[..., 1].astype(np.float32) + 1) / 256)
     density = cv2.GaussianBlur(density, (0, 0), 15 / scale)
     # Glass is rarely pure white: density is counted from the brightest tenth of the image, unless
@@ -47,7 +51,7 @@ def tissue_mask(slide: Slide) -> tuple[NDArray[np.bool_], float]:
         raise InputError(
             f"{slide.path}: no tissue found; is µm per pixel right ({slide.um_per_pixel:g})?"
         )
-    return large[labels], scale
+    return np.asarray(large[labels])
 
 
 def tile_centres(
@@ -76,8 +80,8 @@ def _disc(radius: float) -> NDArray[np.uint8]:
 
 def check_on_tissue(slide: Slide, centres: NDArray[np.float64], *, name: str) -> None:
     """Refuse spots most of which stand on glass, or that stand better with x and y swapped."""
-    mask, scale = tissue_mask(slide)
-    green = thumbnail(slide, _MASK_UM)[0][..., 1]
+    small, scale = thumbnail(slide, _MASK_UM)
+    mask, green = _mask_of(small, scale, slide), small[..., 1]
     # An image without glass, cut out of tissue, cannot tell, and passes: what lies outside its mask
     # is pale tissue, and uneven.
     glass = np.log10(green[~mask] + 1.0)
