@@ -196,13 +196,18 @@ def test_the_model_of_a_method_scores_as_the_method_does(train, cohort, method):
     assert model.method == method.name
 
 
-def test_a_network_is_that_of_fit(cohort):
-    train = {name: cohort[name] for name in FOLD.train}
+@pytest.mark.parametrize(
+    ("method", "validation"),
+    [(Method("mlp", "poisson"), ()), (Method("linear", "list", "published-quick"), ("A2",))],
+)
+def test_a_network_is_that_of_fit(train, cohort, method, validation):
     new, options = cohort["C1"], {"encoder": "mine", "genes": list(PANEL), "seed": 1}
-    model = fit(train, head="mlp", loss="poisson", **options)
+    how = {"head": method.head, "loss": method.loss, "recipe": method.recipe}
+    model = fit(train, validation=validation or None, **how, **options)
+    assert (model.method, model.provenance["method"]["recipe"]) == (method.name, method.recipe)
     expected = np.asarray(model.predict(new).X)
-    found = fit_method(Method("mlp", "poisson"), train, PANEL, encoder="mine", seed=1)(new)
-    np.testing.assert_array_equal(found, expected)
+    options = {"encoder": "mine", "seed": 1, "validation": validation}
+    np.testing.assert_array_equal(fit_method(method, train, PANEL, **options)(new), expected)
 
 
 def recounted(section: AnnData) -> AnnData:

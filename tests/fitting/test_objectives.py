@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,7 +28,9 @@ from strank.functional import (
     pearson_loss,
     poisson_loss,
 )
-from strank.neural.recipe import Recipe
+from strank.losses import SectionLoss
+from strank.neural.heads import Network
+from strank.neural.recipe import RECIPES, Recipe
 from strank.studies.benchmark.runner import LOSSES, Grid
 from strank.studies.synthetic.objectives import COMPARED, LISTS, make_loss
 
@@ -88,17 +92,41 @@ class Stop(Exception):
     """Enough was seen."""
 
 
+class Seen(NamedTuple):
+    """A training as it would begin."""
+
+    network: Network
+    loss: SectionLoss
+    depth: np.ndarray
+    turns: list[tuple[int, ...]]
+    recipe: Recipe
+
+
 @pytest.fixture
-def trained(monkeypatch):
-    """Losses that networks would be trained by; the training is left out."""
+def begun(monkeypatch) -> list[Seen]:
+    """What would be trained; the training is left out."""
     seen = []
 
-    def train_ensemble(start, spots, *_):
-        seen.append(start(np.arange(len(spots.section)))[1])
+    def train_ensemble(start, spots, names, turns, run):
+        network, loss = start(np.arange(len(spots.section)))
+        seen.append(Seen(network, loss, np.exp(spots.offset), turns, run.recipe))
         raise Stop
 
     monkeypatch.setattr(networks, "train_ensemble", train_ensemble)
     return seen
+
+
+def begin(command, cohort, method, validation) -> None:
+    """Fit a method by the verb, or as a benchmark does."""
+    genes = ["G0", "G1", "G2"]
+    if command == "benchmark":
+        options = {"encoder": "mine", "validation": validation}
+        with pytest.raises(Stop):
+            fit_method(method, cohort, pd.Index(genes), **options)
+        return
+    how = {"loss": method.loss, "recipe": method.recipe}
+    with pytest.raises(Stop):
+        fit(cohort, encoder="mine", genes=genes, validation=validation or None, **how)
 
 
 def assert_its_loss(loss, name, batch, **options):
@@ -110,19 +138,55 @@ def assert_its_loss(loss, name, batch, **options):
 
 @pytest.mark.parametrize("reduction", ["per_gene", "mean"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_network_is_trained_by_its_name(cohort, trained, batch, name, reduction):
+def test_a_network_is_trained_by_its_name(cohort, begun, batch, name, reduction):
     with pytest.raises(Stop):
         fit(cohort, encoder="mine", n_genes=3, loss=name, recipe=Recipe(reduction=reduction))
-    assert_its_loss(*trained, name, batch, reduction=reduction)
+    assert_its_loss(begun[0].loss, name, batch, reduction=reduction)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_benchmark_trains_by_the_same_name(cohort, trained, batch, name):
+def test_a_benchmark_trains_by_the_same_name(cohort, begun, batch, name):
     method = Grid(losses=(name,), recipes=("default",)).methods[-1]
     assert method.objective is OBJECTIVES[name]
-    with pytest.raises(Stop):
-        fit_method(method, cohort, pd.Index(["G0", "G1", "G2"]), encoder="mine")
-    assert_its_loss(*trained, name, batch, reduction="per_gene")
+    begin("benchmark", cohort, method, ())
+    assert_its_loss(begun[0].loss, name, batch, reduction="per_gene")
+
+
+PUBLISHED = [recipe for recipe, of in RECIPES.items() if of.published]
+
+
+@pytest.mark.parametrize("command", ["fit", "benchmark"])
+@pytest.mark.parametrize("recipe", ["default", *PUBLISHED])
+@pytest.mark.parametrize("name", [name for name, each in OBJECTIVES.items() if each.published])
+def test_a_network_is_trained_by_the_recipe_that_it_is_named_for(
+    cohort, begun, batch, name, recipe, command
+):
+    """Loss, depth, features and first weights are the recipe's, and so is how it is trained."""
+    of = RECIPES[recipe]
+    method = Grid(losses=(name,), recipes=(recipe,)).methods[-1]
+    begin(command, cohort, method, ["C1"] if of.published else ())
+    [seen] = begun
+    if recipe == "published-no-entropy" and name != "pair":
+        of = RECIPES["published"]
+    monitor = "loss" if of.published else OBJECTIVES[name].monitor
+    assert seen.recipe == replace(of, monitor=monitor)
+    assert len(seen.turns) == (1 if of.published else 3)
+    totals = np.concatenate([adata[:, :3].X.toarray().sum(1) for adata in cohort.values()])
+    library = np.concatenate([adata.obs["library_size"] for adata in cohort.values()])
+    usual = {"poisson": totals / 3, "nb": totals / 3, "list": totals / 3 + 1e-6}
+    usual["pair"] = usual["list"]
+    expected = usual.get(name, totals) if of.published else library
+    np.testing.assert_allclose(seen.depth, expected, rtol=1e-5)
+    raw = bool((seen.network.head.scale == 1).all())
+    assert raw == of.published
+    options = {"entropy": of.pair_entropy} if name == "pair" and of.published else {}
+    made = OBJECTIVES[name].published if of.published else OBJECTIVES[name]
+    losses = [seen.loss, made.module(3, of.reduction, **options)]
+    values = []
+    for loss in losses:
+        torch.manual_seed(5)
+        values.append(called(loss, batch))
+    torch.testing.assert_close(*values)
 
 
 @pytest.mark.parametrize("name", COMPARED)
