@@ -239,20 +239,20 @@ def margin_ranking_loss(
     batch = check_batch(scores, counts, section=section, offset=offset, where=where)
     pairs = choose_pairs(batch.section, pairs, n_partners, generator)
     first, second = pairs.unbind(1)
-    rates = _rates(batch)
-    above, below = rates.index_select(0, first), rates.index_select(0, second)
-    preference = torch.where((above - below).abs() > _SAME_RATE * above, above - below, 0.0).sign()
-    preference = preference.to(batch.scores.dtype)
-    if ties == "second":
-        preference = torch.where(preference == 0, -1.0, preference)
-    part = preference != 0
-    if (both := _both(batch, pairs)) is not None:
-        part = part & both
+    order = _order(_rates(batch)).to(batch.scores.dtype)
+    above, below = order.index_select(0, first), order.index_select(0, second)
     difference = batch.scores.index_select(0, first) - batch.scores.index_select(0, second)
-    loss = torch.where(part, (margin - preference * difference).clamp(min=0), 0.0)
+    part = _both(batch, pairs)
+    if ties == "second":
+        preference = (above > below).to(difference.dtype).mul_(2).sub_(1)
+    else:
+        preference = (above - below).sign_()
+        part = preference != 0 if part is None else part & (preference != 0)
+    loss = masked((margin - preference * difference).clamp(min=0), part)
     if weight is not None:
         loss = loss * _gene_weight(weight, batch.scores)
-    return reduce_loss(loss, reduction, elements=part.sum(0).to(loss.dtype))
+    elements = loss.new_full(loss.shape[1:], len(pairs)) if part is None else part.sum(0)
+    return reduce_loss(loss, reduction, elements=elements.to(loss.dtype))
 
 
 def _gene_weight(weight: Tensor, scores: Tensor) -> Tensor:
@@ -344,6 +344,13 @@ def _both(batch: LossBatch, pairs: Tensor) -> Tensor | None:
     first, second = pairs.unbind(1)
     where = batch.where.expand_as(batch.scores)
     return where.index_select(0, first) & where.index_select(0, second)
+
+
+def _order(rates: Tensor) -> Tensor:
+    """Give every rate of a gene its place from the lowest; equal ones the same."""
+    ordered, spots = rates.sort(0)
+    higher = ordered.diff(dim=0, prepend=ordered[:1]) > _SAME_RATE * ordered
+    return torch.empty_like(spots).scatter_(0, spots, higher.cumsum(0))
 
 
 def _rates(batch: LossBatch) -> Tensor:
