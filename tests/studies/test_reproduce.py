@@ -302,7 +302,6 @@ def test_killed_at_any_moment_it_goes_on_without_repeating(paad, tmp_path):
     held: dict[str, int] = {}
     for part, number in [
         ("PAAD/cohort/T*.h5ad", 2),
-        ("PAAD/cohort/features/*/*.h5ad", 2),
         ("PAAD/published/predictions/**/*.h5ad", 4),
         ("PAAD/published.csv", 1),
     ]:

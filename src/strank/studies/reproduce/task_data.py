@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
+
+from joblib import Parallel, delayed
 
 from strank.cohort.contract import counts_checksum, section_info
 from strank.cohort.store import read_section, write_h5ad
@@ -19,7 +20,6 @@ from strank.io import download_hest, read_hest
 from strank.io.hest import HestSample, hest_facts, hest_patient, hest_samples
 from strank.io.patches import read_patches
 from strank.progress import Advance
-from strank.studies.workers import each
 
 # Slides are most of a sample; the paper used its patches.
 _PARTS = ("st", "patches", "metadata")
@@ -120,8 +120,10 @@ def import_task(
     check_room(cohort, sum(sum(_to_write(samples[name])) for name in lacking))
     patients = {name: name for name in unknown_patients({n: samples[n] for n in lacking})}
     advance(len(task.samples) - len(lacking))
-    read = partial(_import_sample, samples[task.test].counts.parents[1], cohort, patients)
-    for _ in each(read, lacking, jobs):
+    data = samples[task.test].counts.parents[1]
+    # Threads, since most is compression; processes would have to be started for it.
+    read = Parallel(jobs, backend="threading", return_as="generator_unordered")
+    for _ in read(delayed(_import_sample)(data, cohort, patients, name) for name in lacking):
         advance(1)
 
 
