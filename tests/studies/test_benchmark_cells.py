@@ -32,6 +32,12 @@ COLUMNS = [
 ]
 
 
+def assert_known(results: pd.DataFrame) -> None:
+    """All but the calibration of depth, which says next to nothing here."""
+    unknown = results[results["value"].isna()]
+    assert set(zip(unknown["method"], unknown["score"], strict=True)) <= {("library size", "slope")}
+
+
 def test_there_is_a_row_for_every_method_section_gene_and_score(bench, done):
     results = bench.results(done)
     assert list(results) == COLUMNS
@@ -54,7 +60,7 @@ def test_there_is_a_row_for_every_method_section_gene_and_score(bench, done):
     assert len(found - expected) == len(ALL) * 6 * len(SCORES)
     assert results["seed"].eq(0).all()
     assert not results["patient_seen"].any()
-    assert results["value"].notna().all()
+    assert_known(results)
     text = pd.read_csv(done / "results.csv.gz", dtype={"genes": str})
     pd.testing.assert_frame_equal(text, results.astype(text.dtypes), check_exact=False, rtol=1e-5)
 
@@ -237,7 +243,7 @@ def test_a_gene_that_a_test_section_lacks_is_not_scored_there(bench, tmp_path):
     lost = results.query("section == 'C1' and gene == 'G3'")
     assert len(lost) == len(SCORES) * 5
     assert lost["value"].isna().all()
-    assert results.drop(lost.index)["value"].notna().all()
+    assert_known(results.drop(lost.index))
     # Where it is not measured in training, it is in no panel.
     assert set(results.query("fold == 'A'")["gene"]) == set(fewer.var_names)
     summary = pd.read_csv(tmp_path / "out/summary.csv").set_index(["method", "score"])

@@ -18,6 +18,9 @@ _STEPS = 100
 # In standard deviations of a gene's scores, either way, for counts that ask for an infinite slope.
 _LONGEST = 15.0
 
+# The largest of a slope that is told: a slope of 1 is two of it from 0.
+_STANDARD_ERROR = 0.5
+
 
 def deviance_explained(
     scores: NDArray,
@@ -117,8 +120,8 @@ def calibration_slope(
     Below 1 the predicted log fold changes are too large, above 1 too small, below 0 of the wrong
     sign; where the scores have nothing to do with the counts it is about 0.
 
-    What can fool it: noise. The slope of a sparse gene, or of scores that hardly vary, may be far
-    from 1 by chance; and it says nothing of what the scores miss.
+    What can fool it: noise beyond Poisson, which makes the slope of a sparse gene, or of scores
+    that hardly vary, less sure than it seems; and it says nothing of what the scores miss.
 
     Parameters
     ----------
@@ -128,8 +131,9 @@ def calibration_slope(
     Returns
     -------
     NDArray
-        ``[n_sections, n_genes]``, sections in sorted order; NaN for scores that do not vary, for a
-        gene without counts, and where the counts ask for a slope without end.
+        ``[n_sections, n_genes]``, sections in sorted order; NaN where so few counts cannot tell a
+        slope of 1 from 0 by two standard errors (none at all, or scores that hardly vary), and
+        where they ask for a slope without end.
 
     Examples
     --------
@@ -142,10 +146,11 @@ def calibration_slope(
         own = np.asarray(scores[rows], dtype=np.float64) * (1.0 if slope is None else slope)
         spots = {"section": np.zeros(len(own)), "library_size": library_size[rows]}
         best = score_slope(own, counts[rows], **spots)
-        values, _, observed = _centred(own, counts[rows], library_size[rows])
-        spread = values.std(0)
-        known = (spread > 0) & (observed.sum(0).A1 > 0)
-        known &= np.abs(best) * spread < _LONGEST * (1 - 1e-9)
+        values, offset, observed = _centred(own, counts[rows], library_size[rows])
+        # Fisher's information about the slope; it knows nothing of where the counts lie.
+        information = _newton(np.zeros(values.shape[1]), values, offset, observed)[1]
+        known = information >= 1 / _STANDARD_ERROR**2
+        known &= np.abs(best) * values.std(0) < _LONGEST * (1 - 1e-9)
         found.append(np.where(known, best, np.nan))
     return np.stack(found)
 
