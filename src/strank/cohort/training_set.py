@@ -32,7 +32,7 @@ def training_data(
     cohort: Mapping[str, AnnData], panel: pd.Index, encoder: str | None
 ) -> TrainingData:
     """Stack the sections; spots without any count have no exposure and are left out."""
-    kept = {name: adata[adata.obs["library_size"] > 0] for name, adata in cohort.items()}
+    kept = {name: _with_counts(adata) for name, adata in cohort.items()}
     empty = [name for name, adata in kept.items() if adata.n_obs == 0]
     if empty:
         raise InputError(f"section {empty[0]}: no spot has any count")
@@ -47,6 +47,11 @@ def training_data(
         positions=np.concatenate([positions_um(a) for a in kept.values()]),
         group=np.repeat(left_out_together(cohort)[1], n_spots),
     )
+
+
+def _with_counts(section: AnnData) -> AnnData:
+    counted = (section.obs["library_size"] > 0).to_numpy()
+    return section if counted.all() else section[counted]
 
 
 def left_out_together(cohort: Mapping[str, AnnData]) -> tuple[str, list[str]]:

@@ -92,6 +92,13 @@ def _cohort(folder: Path, encoder: str, protocol: Protocol) -> dict[str, AnnData
     return held[encoder]
 
 
+@lru_cache(maxsize=64)
+def _panel(cohort: Path, protocol: Protocol, task: Task) -> pd.Index:
+    """Choose the genes of a task, once for all of its cells that a process runs."""
+    sections = _cohort(cohort, task.encoder, protocol)
+    return protocol.choose_panel(sections, task.fold, task.n_genes)
+
+
 def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> None:
     """Fit a method and keep its predictions of the test sections.
 
@@ -100,7 +107,7 @@ def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> None:
     started, task = time.perf_counter(), cell.task
     sections = _cohort(cohort, task.encoder, protocol)
     train = {name: sections[name] for name in task.fold.development}
-    panel = protocol.choose_panel(sections, task.fold, task.n_genes)
+    panel = _panel(cohort, protocol, task)
     how: dict[str, Any] = {"encoder": task.encoder, "seed": cell.seed}
     how["validation"] = task.fold.validation
     # A user's own random numbers must not be touched, nor decide anything.

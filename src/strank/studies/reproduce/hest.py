@@ -45,8 +45,8 @@ _SAID = ("folds", "methods", "seeds", "warnings", "notes", "failed", "seconds")
 _FOLDS, _FOLDS_QUICK = 5, 3
 _NETWORKS = ("mlp", "mlp+linear")
 _QUICK = (
-    "A first look, not the study: one seed, few epochs, one network, and without leaks no network "
-    "and one split by patient."
+    "A first look, not the study: one seed, few epochs, one network, and without leaks one split "
+    "by patient."
 )
 
 
@@ -153,8 +153,7 @@ def hest(
     library_size
         If false, every method whose likelihood knows the depth of a spot is fitted without it, too.
     quick
-        A first look: one seed, few epochs, one network, and without leaks no network and one split
-        by patient.
+        A first look: one seed, few epochs, one network, and without leaks one split by patient.
     jobs
         Processes, one thread each.
     say
@@ -223,11 +222,12 @@ def _benches(
 ) -> list[_Bench]:
     """List what is to be run for a task; without leaks only where there are two patients."""
     published = PRESETS[f"paper-{task.name}"]
-    [recipe] = ("published-quick",) if facts["quick"] else published.recipes
-    networks = _NETWORKS[: 1 if facts["quick"] else None]
-    also = [Method(head, "list") for head in networks]
-    if not facts["quick"]:
-        also += [Method("linear", "pair", "published-no-entropy")]
+    quick = facts["quick"]
+    if quick:
+        recipe, also = "published-quick", [Method("mlp", "list", "quick")]
+    else:
+        [recipe], also = published.recipes, [Method(head, "list") for head in _NETWORKS]
+        also.append(Method("linear", "pair", "published-no-entropy"))
     grid = Grid(
         losses=published.methods,
         recipes=(recipe,),
@@ -240,15 +240,14 @@ def _benches(
     found = [_Bench(task, "published", published, grid, folder)]
     n_patients = len(set(about["patients"].values()))
     if n_patients > 1:
-        most = _FOLDS_QUICK if facts["quick"] else _FOLDS
+        most = _FOLDS_QUICK if quick else _FOLDS
         leak_free = replace(
             PRESETS["strank"],
             folds=most if n_patients > most else "patient",
-            first_fold_only=facts["quick"],
+            first_fold_only=quick,
             filter=published.filter,
         )
-        once = replace(grid, seeds=1, also=() if facts["quick"] else grid.also)
-        found.append(_Bench(task, "leak-free", leak_free, once, folder))
+        found.append(_Bench(task, "leak-free", leak_free, replace(grid, seeds=1), folder))
     return found
 
 
