@@ -173,6 +173,8 @@ def fit(
     (checkpoints, logs and learning curves in model.training)
 
     [bold]Example:[/] strank fit cohort -o model --encoder timm:resnet18 --finetune last-2
+
+    [bold]Example:[/] strank fit cohort -o model --recipe published --validation C4
     """
     from strank.cohort.store import read_cohort
     from strank.fitting.method import Method, fit
