@@ -1,5 +1,6 @@
 # Two commands: `make demo` shows the whole way on simulated tissue, `make test` proves it.
-# Test processes share the cores, so each has one thread.
+# Test processes share the cores, so each has one thread. A file of tests is run by one process, which
+# makes once what they share; files go in order, so that the many small ones of src fill the end.
 # Each makes .venv and installs what it needs there; a changed pyproject.toml installs again.
 
 PYTHON ?= python3.11
@@ -21,7 +22,7 @@ demo: $(VENV)/.demo
 	$(BIN)/strank demo -o strank-demo
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup $(if $(FAST),-m "not slow") $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(if $(FAST),-m "not slow") $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -179,14 +179,12 @@ def launch(arguments, *, processes=None):
     return told
 
 
-@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
-def test_two_processes_train_what_one_does(cohort, tmp_path, launcher):
+def test_two_processes_train_what_one_does(cohort, tmp_path):
     # Batches of odd size, which two processes share unevenly; one section stops the network.
     options = ("--head", "linear", "--recipe", "default", "--validation", "C1", "--epochs", 40)
     arguments = ("fit", cohort, "--encoder", "mine", "--genes", 4, *options)
     fit(cohort, tmp_path / "one", *options)
-    processes = 2 if launcher == "torchrun" else None
-    told = launch([*arguments, "-o", tmp_path / "two", "--devices", 2], processes=processes)
+    told = launch([*arguments, "-o", tmp_path / "two", "--devices", 2])
     assert told.stdout.count("Wrote a model") == 1
     one, two = (load_file(tmp_path / m / "head.safetensors") for m in ("one", "two"))
     assert one.keys() == two.keys()
@@ -303,11 +301,12 @@ def test_a_frozen_image_network_is_an_encoder_as_any_other(cohort, image_network
     assert "another timm_tiny than the model's (version differ)" in error
 
 
-def test_two_processes_fine_tune_what_one_does(cohort, image_network, tmp_path):
+def test_two_processes_of_torchrun_fine_tune_what_one_does(cohort, image_network, tmp_path):
     options = ("--encoder", f"timm:{image_network}", "--finetune", "last-1", "--genes", 4)
     arguments = ("fit", cohort, *options, "--validation", "C1", "--epochs", 2)
     run(*arguments, "-o", tmp_path / "one")
-    launch([*arguments, "-o", tmp_path / "two", "--devices", 2])
+    told = launch([*arguments, "-o", tmp_path / "two", "--devices", 2], processes=2)
+    assert told.stdout.count("Wrote a model") == 1
     one, two = (
         pd.read_csv(tmp_path / f"{model}.training/without-C1/history.csv")
         for model in ("one", "two")

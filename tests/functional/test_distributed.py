@@ -18,8 +18,6 @@ import torch
 from strank.functional.listwise import list_loss
 from strank.losses import ListSTRankLoss
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 SCRIPT = Path(__file__).with_name("one_process.py")
 # One start does for both: the first two processes, then all three.
 WORLDS = [2, 3]

@@ -24,9 +24,9 @@ def test_real_sections_score_the_same_from_a_tiled_tiff(her2st: Path, tmp_path: 
     """HEST's form of a slide, losslessly; that counts and positions agree, others have tested."""
     jpeg, tiff = {}, {}
     for name in names:
-        section = read_st(her2st, section=name)[::2].copy()
+        section = read_st(her2st, section=name)[::4].copy()
         pyvips.Image.new_from_file(str(her2st / f"images/{name}.jpg")).tiffsave(
-            str(tmp_path / "slide.tif"), tile=True, compression="deflate", bigtiff=True
+            str(tmp_path / "slide.tif"), tile=True, bigtiff=True
         )
         bare = AnnData(section.X, obs=section.obs, var=section.var, obsm=dict(section.obsm))
         bare.write_h5ad(tmp_path / f"{name}.h5ad")

@@ -123,7 +123,9 @@ WRONG = {
 def simulated(tmp_path_factory):
     """Patches of five simulated patients, ``[patient][field]``."""
     folder = tmp_path_factory.mktemp("sim") / "st"
-    names = simulate_cohort(folder, n_patients=5, n_sections=1, seed=1)
+    names = simulate_cohort(
+        folder, n_patients=5, n_sections=1, n_genes=21, seed=1, tissue=TissueDesign(side_um=2200)
+    )
     patches = []
     for name in names:
         image = cv2.imread(str(folder / "images" / f"{name}.jpg"))[..., ::-1]
@@ -148,5 +150,5 @@ def test_wrong_images_warn_and_a_new_patient_does_not(simulated):
     usual = fit_novelty(np.concatenate(features[:4]), group)
     assert warning_of(novelty_of(features[4], usual)) is None
     for name, change in WRONG.items():
-        wrong = [np.stack([change(patch) for patch in field[:40]]) for field in patches[4]]
+        wrong = [np.stack([change(patch) for patch in field[:20]]) for field in patches[4]]
         assert warning_of(novelty_of(encoder.encode(wrong), usual)) is not None, name

@@ -22,9 +22,6 @@ from strank.studies.synthetic import study
 from strank.studies.synthetic.cells import CurveCell, CurveRecipe, fit_spline, run_curve_cell
 
 POINTWISE = ("mse", "poisson", "nb")
-# The quick study is run once, by one process.
-pytestmark = pytest.mark.xdist_group("synthetic")
-
 TINY = CurveRecipe(steps=4, batch=16, checks=2)
 
 

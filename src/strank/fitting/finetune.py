@@ -36,7 +36,7 @@ from strank.neural.finetune import (
 )
 from strank.neural.heads import Network, Traits
 from strank.neural.recipe import Machine, Recipe
-from strank.neural.training import Run, train_ensemble
+from strank.neural.training import Run, is_first_process, train_ensemble
 
 # Patches that tell the scale of an image network's features.
 _MEASURED = 1024
@@ -86,9 +86,10 @@ def fit_finetuned(
     with ExitStack() as stack:
         kept = plan.claim(folder, like, encoder_facts(source), resume=resume)
         place = kept or Path(stack.enter_context(TemporaryDirectory()))
-        patches = cut_patches(
-            cohort, plan.data.section, plan.data.positions, source.fields[0], place, verbose=verbose
-        )
+        # By torchrun all processes start at once, in the folder that the first of them claims.
+        wait = kept is not None and not is_first_process()
+        where = plan.data.section, plan.data.positions
+        patches = cut_patches(cohort, *where, source.fields[0], place, wait=wait, verbose=verbose)
         augment = Augmentation(len(patches), seed) if how.augment else None
         spots = plan.spots(patches, like, augment)
         title = "Network" if verbose else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,15 +181,18 @@ def cut_patches(
     field: Field,
     folder: Path,
     *,
+    wait: bool = False,
     verbose: bool = False,
 ) -> NDArray[np.uint8]:
-    """Cut the patches of spots into a file, unless it is there, and map it."""
+    """Cut the patches of spots into a file, unless it is there, and map it; or wait for it."""
     # Named by what was cut: 147 KiB a patch of 224 pixels.
     known = hashlib.sha256(repr((field, [*cohort])).encode())
     for adata in cohort.values():
         known.update(spots_checksum(adata).encode())
     known.update(positions.tobytes())
     path = folder / f"patches-{known.hexdigest()[:12]}.npy"
+    while wait and not path.is_file():
+        time.sleep(0.2)
     if not path.is_file():
         shape = len(section), field.pixels, field.pixels, 3
         with (
