@@ -111,17 +111,19 @@ def _all_tasks() -> tuple[str, ...]:
 
 
 def _tell(facts: dict) -> None:
-    """Say what the numbers rest on, and what could not be done."""
+    """Say what the numbers rest on, and what could not be done; the same of several tasks once."""
     if facts["quick"]:
         note("--quick: a first look, not the study")
     if unknown := facts["unknown_patients"]:
         note(f"the patient of {', '.join(unknown)} is not known: each counts as one of its own")
+    said: dict[str, list[str]] = {}
     for name, task in facts["tasks"].items():
-        for part in ("published", "leak-free"):
-            if part not in task:
-                note(f"{name}, {part}: not possible: one patient")
-                continue
-            for text in task[part]["warnings"]:
-                note(f"{name}, {part}: {text}")
-            for text in task[part]["failed"]:
-                note(f"{name}, {part}, not done: {text}")
+        without = task.get("leak-free", {"failed": ["one patient"]})
+        for text in (
+            *task["published"]["warnings"],
+            *(f"published, not done: {why}" for why in task["published"]["failed"]),
+            *(f"leak-free, not possible: {why}" for why in without["failed"]),
+        ):
+            said.setdefault(text, []).append(name)
+    for text, names in said.items():
+        note(f"{', '.join(names)}: {text}")
