@@ -15,6 +15,7 @@ from scipy import stats
 from scipy.special import logsumexp
 from typer.testing import CliRunner
 
+from strank import reproduce
 from strank.cli import app
 from strank.errors import InputError
 from strank.simulate.curves import CurveDesign, curve, draw_curves
@@ -26,6 +27,7 @@ TINY = CurveRecipe(steps=4, batch=16, checks=2)
 
 
 @pytest.fixture(scope="module")
+<<<<<<< HEAD
 def quick(tmp_path_factory) -> Iterator[Path]:
     """Run the quick study, but for cells of which no test asks what the networks have learned."""
     folder, plan = tmp_path_factory.mktemp("synthetic") / "study", study.plan
@@ -41,6 +43,15 @@ def quick(tmp_path_factory) -> Iterator[Path]:
         assert "Mean SCC against the truth" in result.output
         assert "section-pcc" in result.output
         yield folder
+=======
+def quick(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("synthetic") / "study"
+    result = CliRunner().invoke(app, ["reproduce", "synthetic", "-o", str(folder), "--quick"])
+    assert result.exit_code == 0, result.output
+    assert "Mean SCC against the truth" in result.output
+    assert "section-pcc" in result.output
+    return folder
+>>>>>>> e1b7711 (strank reproduce genes, list-size and synthetic: wip)
 
 
 def by_objective(folder: Path) -> pd.DataFrame:
@@ -96,13 +107,15 @@ def test_a_finished_study_is_not_run_again(quick, monkeypatch):
     monkeypatch.setattr(study, "run_curve_cell", refuse)
     before = pd.read_csv(quick / "table1.csv")
     (quick / "table1.csv").unlink()
-    study.run_study(quick, quick=True, n_seeds=2)
+    reproduce.synthetic(quick, quick=True)
     pd.testing.assert_frame_equal(pd.read_csv(quick / "table1.csv"), before)
 
 
 @pytest.mark.slow
 def test_a_study_of_other_settings_is_refused(quick):
-    result = CliRunner().invoke(app, ["synthetic", "-o", str(quick), "--quick", "--seed", "1"])
+    result = CliRunner().invoke(
+        app, ["reproduce", "synthetic", "-o", str(quick), "--quick", "--seed", "1"]
+    )
     assert result.exit_code == 2
     assert ": study of another seed; choose another" in result.output
 
@@ -110,13 +123,13 @@ def test_a_study_of_other_settings_is_refused(quick):
 def test_a_folder_with_anything_else_is_refused(tmp_path):
     (tmp_path / "thesis.doc").touch()
     with pytest.raises(InputError, match="exists and is not a study; choose another"):
-        study.run_study(tmp_path, quick=True)
+        reproduce.synthetic(tmp_path, quick=True)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
 
 
 def test_one_seed_is_refused(tmp_path):
-    with pytest.raises(InputError, match="`n_seeds` must be at least 2"):
-        study.run_study(tmp_path / "study", n_seeds=1)
+    with pytest.raises(InputError, match="`seeds` must be at least 2"):
+        reproduce.synthetic(tmp_path / "study", seeds=1)
     assert not (tmp_path / "study").exists()
 
 

@@ -321,6 +321,8 @@ def fit(
         return fit_exact(cohort, method.solver, options, method=method.facts, union=union, **panel)
     if not isinstance(recipe, Recipe):
         recipe = get_recipe(str(method.recipe))
+    if recipe.list_size is not None and loss != "list":
+        raise InputError(f"{loss} has no lists: leave list_size out of the `recipe`")
     if recipe.published:
         _check_as_published(method, finetune, validation, machine)
     networks |= {"seed": seed or 0, "verbose": verbose, "method": method.facts, **panel}

@@ -269,7 +269,7 @@ def start_head(
     """Make a head in the units of some features, and at the level of some counts, with its loss."""
     if recipe.published:
         return _start_as_published(objective, recipe, features.shape[1], counts.shape[1])
-    loss = objective.module(counts.shape[1], recipe.reduction)
+    loss = objective.module(counts.shape[1], recipe.reduction, **_lists(recipe))
     head = make(features.shape[1], counts.shape[1])
     if isinstance(head, Head):
         spread = features.std(0)
@@ -282,9 +282,16 @@ def start_head(
     return head, loss
 
 
+def _lists(recipe: Recipe) -> dict[str, int]:
+    # Other losses than the list have none, which `fit` refuses.
+    return {} if recipe.list_size is None else {"list_size": recipe.list_size}
+
+
 def _start_as_published(
     objective: Objective, recipe: Recipe, n_features: int, n_genes: int
 ) -> tuple[nn.Module, SectionLoss]:
     assert objective.published is not None  # what `Method` refuses
-    options = {} if recipe.pair_entropy or objective.name != "pair" else {"entropy": False}
+    options: dict[str, Any] = _lists(recipe)
+    if objective.name == "pair" and not recipe.pair_entropy:
+        options["entropy"] = False
     return torch_start(n_features, n_genes), objective.published.module(n_genes, **options)

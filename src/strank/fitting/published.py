@@ -6,6 +6,7 @@ differ.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+from torch.utils.checkpoint import checkpoint
 
 from strank.functional.batch import Reduction
 from strank.functional.pairwise import margin_ranking_loss, pair_loss, permuted_pairs
@@ -20,6 +22,8 @@ from strank.losses import SectionLoss
 from strank.neural.heads import LinearNetwork
 
 N_PERMUTATIONS = 32
+# Pairs of spots times genes that are held at once.
+_COMPARISONS = 2**20
 # Of a spot without counts in the panel, where the published code divides by 0: so little depth that
 # it has no say.
 _NO_DEPTH = 1e-30
@@ -66,9 +70,20 @@ def share_entropy(logits: Tensor, pairs: Tensor) -> Tensor:
 def permuted_rank_loss(scores: Tensor, counts: Tensor, *, section: Tensor, **how: Any) -> Tensor:
     """Margin 0, ties as if the second were higher; a spot may meet itself, which costs nothing."""
     pairs = permuted_pairs(section, N_PERMUTATIONS)
-    return margin_ranking_loss(
-        scores, counts, section=section, pairs=pairs, margin=0.0, ties="second", **how
+    loss = partial(
+        margin_ranking_loss, section=section, pairs=pairs, margin=0.0, ties="second", **how
     )
+    width, n_genes = max(1, _COMPARISONS // max(len(pairs), 1)), scores.shape[1]
+    is_mean = how.get("reduction", "mean") == "mean"
+    if n_genes <= width or not is_mean or not (how.get("where") is how.get("weight") is None):
+        return loss(scores, counts)
+    # The mean over genes, some at a time; they are compared again for their gradient.
+    blocks = zip(scores.split(width, 1), counts.split(width, 1), strict=True)
+    parts = [
+        checkpoint(loss, *block, use_reentrant=False, preserve_rng_state=False) * block[0].shape[1]
+        for block in blocks
+    ]
+    return torch.stack(parts).sum() / n_genes
 
 
 class PermutedPairLoss(SectionLoss):

@@ -37,6 +37,7 @@ class Recipe:
     # that is trained; with the entropy term that the published code adds to the pair loss.
     published: bool = False
     pair_entropy: bool = True
+    list_size: int | None = None  # of the list loss: random lists of so many spots of a section
 
 
 # Nishimura et al., NeurIPS 2025, by their code; AdamW's other defaults are PyTorch's.

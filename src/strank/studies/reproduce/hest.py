@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -16,18 +15,14 @@ from strank.encoders.base import Encoder, encoder_facts
 from strank.encoders.embedding import embed
 from strank.errors import InputError
 from strank.evaluation.paper_tasks import PAPER_TASKS, PaperTask
-from strank.evaluation.protocol import PRESETS, Protocol
-from strank.files import atomic_path, claim_folder, read_json, write_json
+from strank.evaluation.protocol import PRESETS
+from strank.files import claim_folder, read_json, write_json
 from strank.fitting.method import Method
-from strank.progress import Advance, progress
-from strank.studies.benchmark.runner import Grid, Task, run_benchmark
+from strank.progress import progress
+from strank.studies.benchmark.runner import Grid
+from strank.studies.reproduce.benches import Bench, compare
 from strank.studies.reproduce.page import write_hest_page
-from strank.studies.reproduce.tables import (
-    read_leak_free,
-    read_published,
-    task_table,
-    write_hest_tables,
-)
+from strank.studies.reproduce.tables import write_hest_tables
 from strank.studies.reproduce.task_data import (
     import_task,
     needed_encoder,
@@ -39,8 +34,6 @@ from strank.studies.reproduce.task_data import (
 )
 from strank.version import __version__
 
-# What a benchmark says of itself that is told here.
-_SAID = ("folds", "methods", "seeds", "warnings", "notes", "failed", "seconds")
 # Of a task with more patients; for a first look the first of so many.
 _FOLDS, _FOLDS_QUICK = 5, 3
 _NETWORKS = ("mlp", "mlp+linear")
@@ -60,56 +53,6 @@ class HestReproduction:
     facts: dict[str, Any]
     #: Where to read it all.
     page: Path
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """One of the two benchmarks of a task."""
-
-    task: PaperTask
-    part: Literal["published", "leak-free"]
-    protocol: Protocol
-    grid: Grid
-    folder: Path  # of the task
-
-    @property
-    def out(self) -> Path:
-        return self.folder / self.part
-
-    @property
-    def table(self) -> Path:
-        """Where it is, all is done."""
-        return self.folder / f"{self.part}.csv"
-
-    def work(self, patients: Mapping[str, str]) -> int:
-        """Count the cells that are not done, and the folds that are to be scored."""
-        if self.table.is_file():
-            return 0
-        folds = self.protocol.make_folds(patients)
-        [encoder], [n_genes] = self.grid.encoders, self.grid.n_genes
-        cells = self.grid.cells(Task(encoder, n_genes, fold) for fold in folds)
-        return len(folds) + sum(not cell.path(self.out).is_file() for cell in cells)
-
-    def run(self, jobs: int, advance: Advance) -> pd.DataFrame:
-        """Run what is not done, and read what was found."""
-        if self.table.is_file():
-            return pd.read_csv(self.table)
-        cohort, bar = self.folder / "cohort", partial(_shared_bar, advance)
-        try:
-            facts = run_benchmark(cohort, self.protocol, self.grid, self.out, jobs=jobs, bar=bar)
-        except InputError as error:
-            raise InputError(f"task {self.task.name}, {self.part}: {error}") from error
-        table = (read_published if self.part == "published" else read_leak_free)(self.out)
-        if not facts["failed"]:
-            with atomic_path(self.table) as part:
-                table.to_csv(part, index=False)
-        return table
-
-
-@contextmanager
-def _shared_bar(advance: Advance, what: str, total: int) -> Iterator[Advance]:
-    """Let a benchmark move the bar of all."""
-    yield advance if what in ("Fitting", "Scoring") else lambda _: None
 
 
 def hest(
@@ -210,7 +153,7 @@ def hest(
         for task in wanted
         for bench in _benches(task, about["tasks"][task.name], output, made.name, facts)
     ]
-    table = _compare(benches, about["tasks"], jobs, bar)
+    table = compare(benches, about["tasks"], jobs, bar)
     told = read_json(output / "reproduction.json") | about
     write_json(output / "reproduction.json", told)
     write_hest_tables(output, table, _QUICK if quick else "")
@@ -219,7 +162,7 @@ def hest(
 
 def _benches(
     task: PaperTask, about: Mapping[str, Any], output: Path, encoder: str, facts: Mapping[str, Any]
-) -> list[_Bench]:
+) -> list[Bench]:
     """List what is to be run for a task; without leaks only where there are two patients."""
     published = PRESETS[f"paper-{task.name}"]
     quick = facts["quick"]
@@ -236,8 +179,18 @@ def _benches(
         encoders=(encoder,),
         seeds=facts["seeds"],
     )
-    folder = output / task.name
-    found = [_Bench(task, "published", published, grid, folder)]
+    bench = Bench(
+        name=task.name,
+        what=f"task {task.name}",
+        part="published",
+        protocol=published,
+        grid=grid,
+        cohort=output / task.name / "cohort",
+        folder=output / task.name,
+        patients=about["patients"],
+        paper=task.scc,
+    )
+    found = [bench]
     n_patients = len(set(about["patients"].values()))
     if n_patients > 1:
         most = _FOLDS_QUICK if quick else _FOLDS
@@ -247,35 +200,6 @@ def _benches(
             first_fold_only=quick,
             filter=published.filter,
         )
-        found.append(_Bench(task, "leak-free", leak_free, replace(grid, seeds=1), folder))
+        once = replace(grid, seeds=1)
+        found.append(replace(bench, part="leak-free", protocol=leak_free, grid=once))
     return found
-
-
-def _compare(
-    benches: Sequence[_Bench],
-    about: Mapping[str, dict[str, Any]],
-    jobs: int,
-    bar: Callable[[str, int], Any],
-) -> pd.DataFrame:
-    """Run all benchmarks under one bar; what each of them says of itself is added to the facts."""
-    found: dict[tuple[str, str], pd.DataFrame] = {}
-    total = sum(bench.work(about[bench.task.name]["patients"]) for bench in benches)
-    with bar("Fitting and scoring", total) as advance:
-        for bench in benches:
-            found[bench.task.name, bench.part] = bench.run(jobs, advance)
-    for bench in benches:
-        said = read_json(bench.out / "benchmark.json")
-        about[bench.task.name][bench.part] = {key: said[key] for key in _SAID}
-    return pd.concat(
-        [
-            task_table(
-                bench.task,
-                found[bench.task.name, "published"],
-                found.get((bench.task.name, "leak-free")),
-                bench.grid,
-            )
-            for bench in benches
-            if bench.part == "published"
-        ],
-        ignore_index=True,
-    )

@@ -8,19 +8,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from strank.evaluation.paper_tasks import PaperTask
 from strank.files import atomic_path
 from strank.fitting.method import Method
 from strank.studies.benchmark.runner import Grid
+from strank.studies.benchmark.tables import summarise_benchmark
 
 # Of the leak-free benchmark, each with its interval.
 LEAK_FREE = ("depth_matched", "lift", "deviance", "slope")
+_EVERY = ("results", "genes")
 IMPOSSIBLE = "not possible: one patient"
 
 
-def as_published(task: PaperTask, recipe: str) -> dict[str, float]:
-    """SCC that the paper prints, by the method that is to come to it."""
-    return {Method("linear", loss, recipe).name: scc for loss, scc in task.scc.items()}
+def as_published(paper: Mapping[str, float], recipe: str) -> dict[str, float]:
+    """SCC that the paper prints for each loss, by the method that is to come to it."""
+    return {Method("linear", loss, recipe).name: scc for loss, scc in paper.items()}
 
 
 def read_published(folder: Path) -> pd.DataFrame:
@@ -32,8 +33,12 @@ def read_published(folder: Path) -> pd.DataFrame:
 
 
 def read_leak_free(folder: Path) -> pd.DataFrame:
-    """Scores of every method on patients that it has not seen, with intervals."""
+    """Scores of every method without the leaks of the published split, with intervals."""
     summary = pd.read_csv(folder / "summary.csv")
+    if len(set(summary["patient_seen"])) > 1:
+        # Sections were held out; what of their patients was seen, the warnings say.
+        results, genes = (pd.read_parquet(folder / f"{name}.parquet") for name in _EVERY)
+        summary = summarise_benchmark(results.assign(patient_seen=False), genes)
     columns: dict[str, pd.Series] = {}
     for score in LEAK_FREE:
         rows = summary[summary["score"] == score].set_index("method")
@@ -42,13 +47,14 @@ def read_leak_free(folder: Path) -> pd.DataFrame:
 
 
 def task_table(
-    task: PaperTask,
+    name: str,
+    scc: Mapping[str, float],
     published: pd.DataFrame,
     leak_free: pd.DataFrame | None,
     grid: Grid,
 ) -> pd.DataFrame:
     """Put both beside the paper's number, the paper's methods first."""
-    paper = pd.Series(as_published(task, str(grid.recipes[0])), name="paper")
+    paper = pd.Series(as_published(scc, str(grid.recipes[0])), name="paper", dtype=float)
     table = published.set_index("method")
     if leak_free is None:
         table["leak_free"] = IMPOSSIBLE
@@ -56,7 +62,7 @@ def task_table(
         table = table.join(leak_free.set_index("method"), how="outer")
     order = list(dict.fromkeys((*paper.index, *(m.name for m in grid.methods), *table.index)))
     table = table.join(paper, how="outer").loc[[name for name in order if name in table.index]]
-    table = table.rename_axis("method").reset_index().assign(task=task.name)
+    table = table.rename_axis("method").reset_index().assign(task=name)
     scores = [f"{score}{end}" for score in LEAK_FREE for end in ("", "_low", "_high")]
     columns = ["task", "method", "paper", "scc", "scc_sd", "seeds", *scores, "leak_free"]
     return table.reindex(columns=columns)
@@ -82,7 +88,8 @@ def shown_table(table: pd.DataFrame) -> pd.DataFrame:
     """Make text of all numbers, as they stand in a paper."""
     rows = []
     for row in table.to_dict("records"):
-        shown = {"task": row["task"], "method": row["method"], "paper": number(row["paper"])}
+        first = table.columns[0]
+        shown = {first: row[first], "method": row["method"], "paper": number(row["paper"])}
         shown["SCC, as published"] = spread(row)
         for score in LEAK_FREE:
             shown[f"leak-free {score.replace('_', '-')}"] = interval(row, score)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from joblib import cpu_count
 
 from strank.errors import InputError
 from strank.files import atomic_path, claim_folder, output_folder, read_json
+from strank.progress import progress
 from strank.simulate.curves import CurveDesign
 from strank.studies.synthetic.cells import CellResult, CurveCell, CurveRecipe, run_curve_cell
 from strank.studies.synthetic.objectives import COMPARED, LISTS, PUBLISHED_CENTRE
@@ -42,12 +43,16 @@ _SWEEP = CurveRecipe(steps=1000, checks=3)
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What the study found."""
+    """What `synthetic` found."""
 
-    table1: pd.DataFrame  # Mean SCC beside the paper's
+    #: Mean SCC against the truth, beside the paper's.
+    table1: pd.DataFrame
+    #: The same by list size.
     table3: pd.DataFrame
+    #: And by scale, bias, dispersion, sample size, sparsity and depth.
     sweeps: pd.DataFrame
-    page: Path  # Where to read it all
+    #: Where to read it all.
+    page: Path
 
 
 def plan(*, quick: bool = False, n_seeds: int = 3) -> list[CurveCell]:
@@ -58,18 +63,29 @@ def plan(*, quick: bool = False, n_seeds: int = 3) -> list[CurveCell]:
     >>> len(plan()), len(plan(quick=True))
     (28, 5)
     """
-    recipe = _QUICK if quick else CurveRecipe()
-    common: dict[str, Any] = {"n_seeds": n_seeds, "recipe": recipe}
-    designs = [CurveDesign(sampling) for sampling in _SAMPLINGS]
-    lists = ("list_2", "list_16") if quick else tuple(LISTS)
-    cells = [CurveCell("table1", design, COMPARED, _EXACT, **common) for design in designs]
-    cells += [CurveCell("table3", design, lists, **common) for design in designs]
+    cells = _tables(COMPARED, _EXACT, quick=quick, n_seeds=n_seeds)
     sweep = {"n_seeds": min(n_seeds, 2), "recipe": _QUICK if quick else _SWEEP}
     sweeps = {"kept": (0.1,)} if quick else {"base": (1.0,)} | _SWEEPS
     for factor, values in sweeps.items():
         for value in values:
             cells += _sweep_cells(factor, value, sweep)
     return cells
+
+
+def _tables(
+    objectives: tuple[str, ...], exact: tuple[str, ...], *, quick: bool, n_seeds: int
+) -> list[CurveCell]:
+    recipe = _QUICK if quick else CurveRecipe()
+    common: dict[str, Any] = {"n_seeds": n_seeds, "recipe": recipe}
+    designs = [CurveDesign(sampling) for sampling in _SAMPLINGS]
+    lists = ("list_2", "list_16") if quick else tuple(LISTS)
+    cells = [CurveCell("table1", design, objectives, exact, **common) for design in designs]
+    return cells + [CurveCell("table3", design, lists, **common) for design in designs]
+
+
+def list_size_plan(*, quick: bool = False, n_seeds: int = 3) -> list[CurveCell]:
+    """List the cells of table 3 alone; its largest lists are whole sections."""
+    return _tables(("list",), (), quick=quick, n_seeds=n_seeds)
 
 
 def _sweep_cells(factor: str, value: float, options: dict[str, Any]) -> list[CurveCell]:
@@ -86,36 +102,94 @@ def _sweep_cells(factor: str, value: float, options: dict[str, Any]) -> list[Cur
     ]
 
 
-def run_study(
-    folder: Path,
+def synthetic(
+    output: Path | str,
     *,
     quick: bool = False,
-    n_seeds: int = 3,
+    seeds: int | None = None,
     seed: int = 0,
-    progress: Callable[[int], Callable[[int], object]] = lambda _: lambda _: None,
+    jobs: int | None = None,
+    verbose: bool = False,
 ) -> StudyResult:
-    """Run what is missing in the folder, then write tables, figures, text and page."""
-    if n_seeds < 2:
-        raise InputError(f"`n_seeds` must be at least 2, or there is no spread; got {n_seeds}")
+    """Repeat the paper's synthetic study: objectives on curves of known truth.
+
+    Table 1, the list sizes of table 3, and sweeps of scale, bias, dispersion, sample size, sparsity
+    and depth, beside the paper's numbers and the exact optimum: about 15 minutes on two cores.
+
+    Parameters
+    ----------
+    output
+        Folder of the study: tables, figures and ``index.html``. One that was stopped goes on.
+    quick
+        A short look, in about a minute.
+    seeds
+        Data sets of each function, at least 2; if ``None`` 3, or 2 if quick.
+    seed
+        Of data, weights and batches.
+    jobs
+        Processes, one thread and up to 2 GB each; of all cores, up to 8, if ``None``.
+    verbose
+        Whether to show progress, on stderr.
+
+    Returns
+    -------
+    StudyResult
+        ``table1``, ``table3``, ``sweeps`` and ``page``.
+
+    Raises
+    ------
+    InputError
+        For fewer than two seeds, and a folder of another study.
+
+    Examples
+    --------
+    >>> synthetic("out", seeds=1)
+    Traceback (most recent call last):
+    ...
+    strank.errors.InputError: `seeds` must be at least 2, or there is no spread; got 1
+    """
+    n_seeds, folder = check_seeds(seeds, quick), Path(output)
     cells = plan(quick=quick, n_seeds=n_seeds)
     facts = {"version": __version__, "seed": seed, "seeds": n_seeds, "quick": quick}
     facts["cells"] = [dataclasses.asdict(cell) | {"name": cell.name} for cell in cells]
     claim_folder(folder, facts, kind="study")
+    scores = run_cells(folder, cells, seed, jobs=jobs, bar=partial(progress, hidden=not verbose))
+    return _write_results(folder, cells, scores)
+
+
+def check_seeds(seeds: int | None, quick: bool) -> int:
+    """How many data sets of each function; a single one is refused."""
+    if seeds is not None and seeds < 2:
+        raise InputError(f"`seeds` must be at least 2, or there is no spread; got {seeds}")
+    return seeds or (2 if quick else 3)
+
+
+def run_cells(
+    folder: Path,
+    cells: Sequence[CurveCell],
+    seed: int,
+    *,
+    jobs: int | None = None,
+    bar: Callable[[str, int], Any],
+) -> Scores:
+    """Run what is missing in the folder, and read all scores."""
     output_folder(folder / "cells")
     left = [cell for cell in cells if not _path(folder, cell).exists()]
-    advance = progress(sum(cell.work for cell in left))
-    for cell, result in _run(left, seed):
-        if cell.study == "table1":
-            _write_csv(_path(folder, cell, "curves"), result.curves)
-        # Written last: where it is, the cell is done.
-        _write_csv(_path(folder, cell), result.scores)
-        advance(cell.work)
-    return _write_results(folder, cells)
+    with bar("Training (thousand steps)", sum(cell.work for cell in left)) as advance:
+        for cell, result in _run(left, seed, jobs):
+            if cell.study == "table1":
+                _write_csv(_path(folder, cell, "curves"), result.curves)
+            # Written last: where it is, the cell is done.
+            _write_csv(_path(folder, cell), result.scores)
+            advance(cell.work)
+    return Scores(pd.concat([pd.read_csv(_path(folder, cell)) for cell in cells]))
 
 
-def _run(cells: list[CurveCell], seed: int) -> Iterator[tuple[CurveCell, CellResult]]:
+def _run(
+    cells: list[CurveCell], seed: int, jobs: int | None = None
+) -> Iterator[tuple[CurveCell, CellResult]]:
     """Run cells side by side, longest first; up to 2 GB of memory each."""
-    jobs = min(cpu_count(), _MOST_JOBS, max(len(cells), 1))
+    jobs = min(jobs or min(cpu_count(), _MOST_JOBS), max(len(cells), 1))
     yield from each(partial(_labelled, seed), sorted(cells, key=lambda cell: -cell.work), jobs)
 
 
@@ -123,8 +197,7 @@ def _labelled(seed: int, cell: CurveCell) -> tuple[CurveCell, CellResult]:
     return cell, run_curve_cell(cell, seed=seed)
 
 
-def _write_results(folder: Path, cells: list[CurveCell]) -> StudyResult:
-    scores = Scores(pd.concat([pd.read_csv(_path(folder, cell)) for cell in cells]))
+def _write_results(folder: Path, cells: list[CurveCell], scores: Scores) -> StudyResult:
     result = StudyResult(
         table1(scores),
         table3(scores),

@@ -1,0 +1,100 @@
+"""Two benchmarks of every task, as published and without leaks, run under one bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from strank.errors import InputError
+from strank.evaluation.protocol import Protocol
+from strank.files import atomic_path, read_json
+from strank.progress import Advance
+from strank.studies.benchmark.runner import Grid, Task, run_benchmark
+from strank.studies.reproduce.tables import read_leak_free, read_published, task_table
+
+# What a benchmark says of itself that is told here.
+_SAID = ("folds", "methods", "seeds", "warnings", "notes", "failed", "seconds")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One of the two benchmarks of a task."""
+
+    name: str  # of the task
+    what: str  # what errors call it
+    part: Literal["published", "leak-free"]
+    protocol: Protocol
+    grid: Grid  # one encoder, one size of the panel
+    cohort: Path
+    folder: Path  # of the task
+    patients: Mapping[str, str]
+    paper: Mapping[str, float]  # SCC that the paper prints, of each loss
+
+    @property
+    def out(self) -> Path:
+        """Folder of the benchmark."""
+        return self.folder / self.part
+
+    @property
+    def table(self) -> Path:
+        """Where it is, all is done."""
+        return self.folder / f"{self.part}.csv"
+
+    @property
+    def work(self) -> int:
+        """Count the cells that are not done, and the folds that are to be scored."""
+        if self.table.is_file():
+            return 0
+        folds = self.protocol.make_folds(self.patients)
+        [encoder], [n_genes] = self.grid.encoders, self.grid.n_genes
+        cells = self.grid.cells(Task(encoder, n_genes, fold) for fold in folds)
+        return len(folds) + sum(not cell.path(self.out).is_file() for cell in cells)
+
+    def run(self, jobs: int, advance: Advance) -> pd.DataFrame:
+        """Run what is not done, and read what was found."""
+        if self.table.is_file():
+            return pd.read_csv(self.table)
+        bar, how = partial(_shared_bar, advance), (self.cohort, self.protocol, self.grid, self.out)
+        try:
+            facts = run_benchmark(*how, jobs=jobs, bar=bar)
+        except InputError as error:
+            raise InputError(f"{self.what}, {self.part}: {error}") from error
+        table = (read_published if self.part == "published" else read_leak_free)(self.out)
+        if not facts["failed"]:
+            with atomic_path(self.table) as part:
+                table.to_csv(part, index=False)
+        return table
+
+
+@contextmanager
+def _shared_bar(advance: Advance, what: str, total: int) -> Iterator[Advance]:
+    """Let a benchmark move the bar of all."""
+    yield advance if what in ("Fitting", "Scoring") else lambda _: None
+
+
+def compare(
+    benches: Sequence[Bench],
+    about: Mapping[str, dict[str, Any]],
+    jobs: int,
+    bar: Callable[[str, int], Any],
+) -> pd.DataFrame:
+    """Run all benchmarks under one bar; what each of them says of itself is added to the facts."""
+    found: dict[tuple[str, str], pd.DataFrame] = {}
+    with bar("Fitting and scoring", sum(bench.work for bench in benches)) as advance:
+        for bench in benches:
+            found[bench.name, bench.part] = bench.run(jobs, advance)
+    for bench in benches:
+        said = read_json(bench.out / "benchmark.json")
+        about[bench.name][bench.part] = {key: said[key] for key in _SAID}
+    tables = []
+    for bench in benches:
+        if bench.part == "published":
+            both = found[bench.name, "published"], found.get((bench.name, "leak-free"))
+            tables.append(task_table(bench.name, bench.paper, *both, bench.grid))
+    return pd.concat(tables, ignore_index=True)
