@@ -14,8 +14,8 @@ _HELP = """Learn relative gene expression from pathology images.
 
 The workflow: [bold]import[/] sections, [bold]embed[/] their images, [bold]fit[/] a model,
 [bold]evaluate[/] it on held-out sections, [bold]predict[/] on new slides.
-See it all at work on simulated tissue with [bold]strank demo[/], and repeat the paper's synthetic
-study with [bold]strank synthetic[/].
+See it all at work on simulated tissue with [bold]strank demo[/], and repeat the paper's
+experiments with [bold]strank reproduce[/].
 """
 
 app = typer.Typer(
@@ -46,7 +46,6 @@ app.command("contrast")(contrast.contrast_command)
 app.command("benchmark")(studies.benchmark)
 app.command("report")(studies.report)
 app.command("demo")(studies.demo)
-app.command("synthetic")(studies.synthetic)
 app.add_typer(reproduce.reproduce, name="reproduce", cls=ErrorGroup)
 app.command("hest-benchmark")(studies.hest_benchmark)
 

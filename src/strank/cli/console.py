@@ -109,7 +109,6 @@ _WORKFLOW = [
     "benchmark",
     "report",
     "demo",
-    "synthetic",
     "reproduce",
     "hest-benchmark",
 ]

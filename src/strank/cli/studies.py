@@ -1,8 +1,7 @@
-"""``strank benchmark``, ``report``, ``demo``, ``synthetic`` and ``hest-benchmark``."""
+"""``strank benchmark``, ``report``, ``demo`` and ``hest-benchmark``."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,6 @@ import typer
 
 from strank.cli.console import Json, finish, note, records, show_table, split_names, working
 from strank.errors import InputError, some
-from strank.progress import progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,14 +62,6 @@ _OutputDemo = Annotated[
     Path, typer.Option("-o", "--output", help="A new folder for all that the demo makes.")
 ]
 _Seed = Annotated[int, typer.Option(min=0, help="Seed of the simulation.")]
-_OutputSynthetic = Annotated[
-    Path, typer.Option("-o", "--output", help="Folder of the study; a stopped one continues.")
-]
-_Quick = Annotated[bool, typer.Option("--quick", help="A short look, in about a minute.")]
-_SeedsSynthetic = Annotated[
-    int | None, typer.Option(min=2, help="Data sets of each function (3; 2 if quick).")
-]
-_SeedSynthetic = Annotated[int, typer.Option(min=0, help="Seed of data, weights and batches.")]
 _Data = Annotated[Path, typer.Argument(help="bench_data, or one of its tasks.")]
 _Embeddings = Annotated[
     Path,
@@ -211,51 +201,6 @@ def demo(
         },
         as_json=as_json,
         lines=[f"Maps: {', '.join(str(path) for path in result.maps)}"],
-    )
-
-
-def synthetic(
-    output: _OutputSynthetic = Path("strank-synthetic"),
-    quick: _Quick = False,
-    seeds: _SeedsSynthetic = None,
-    seed: _SeedSynthetic = 0,
-    as_json: Json = False,
-) -> None:
-    """Repeat the paper's synthetic study: objectives on curves of known truth.
-
-    Table 1, the list sizes of table 3, and sweeps of scale, bias, dispersion,
-    sample size, sparsity and depth, beside the paper's numbers and the exact
-    optimum: about 15 minutes on two cores. A stopped study continues.
-
-    [bold]Example:[/] strank synthetic -o strank-synthetic --quick
-    """
-    from strank.studies.synthetic.study import run_study
-
-    n_seeds = seeds or (2 if quick else 3)
-    with ExitStack() as stack:
-        result = run_study(
-            output,
-            quick=quick,
-            n_seeds=n_seeds,
-            seed=seed,
-            progress=lambda total: stack.enter_context(
-                progress("Training (thousand steps)", total)
-            ),
-        )
-    if not as_json:
-        shown = result.table1.query("selection != 'truth'").drop(columns=["selection", "seeds"])
-        show_table(shown, "Mean SCC against the truth")
-    finish(
-        {
-            "output": str(output),
-            "seed": seed,
-            "seeds": n_seeds,
-            "quick": quick,
-            "table1": records(result.table1),
-            "table3": records(result.table3),
-        },
-        as_json=as_json,
-        lines=["", f"Page: {result.page}"],
     )
 
 
