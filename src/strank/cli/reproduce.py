@@ -269,7 +269,7 @@ def synthetic_command(
 
 def _show(table: pd.DataFrame, rows: str, columns: str, value: str, title: str) -> None:
     """Print one value of a table, in the order of the table."""
-    wide = table.pivot(index=rows, columns=columns, values=value)
+    wide = table.pivot_table(value, rows, columns, dropna=False)
     wide = wide.reindex(dict.fromkeys(table[rows]))[list(dict.fromkeys(table[columns]))]
     show_table(wide.dropna(how="all").reset_index().rename_axis(columns=None), title)
 

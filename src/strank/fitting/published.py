@@ -6,6 +6,7 @@ differ.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -70,7 +71,7 @@ def share_entropy(logits: Tensor, pairs: Tensor) -> Tensor:
 def permuted_rank_loss(scores: Tensor, counts: Tensor, *, section: Tensor, **how: Any) -> Tensor:
     """Margin 0, ties as if the second were higher; a spot may meet itself, which costs nothing."""
     pairs = permuted_pairs(section, N_PERMUTATIONS)
-    loss = partial(
+    loss: Callable[..., Tensor] = partial(
         margin_ranking_loss, section=section, pairs=pairs, margin=0.0, ties="second", **how
     )
     width, n_genes = max(1, _COMPARISONS // max(len(pairs), 1)), scores.shape[1]

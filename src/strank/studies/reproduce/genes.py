@@ -19,12 +19,12 @@ from strank.cohort.store import count_spots, read_cohort, section_names, write_h
 from strank.encoders.base import Encoder, encoder_facts
 from strank.encoders.embedding import embed
 from strank.errors import InputError, no_such, some
-from strank.evaluation.protocol import PRESETS
+from strank.evaluation.protocol import PRESETS, Protocol
 from strank.files import claim_folder, read_json, write_json
 from strank.io import find_st, read_st
 from strank.progress import progress
 from strank.studies.benchmark.runner import Grid
-from strank.studies.reproduce.benches import Bench, compare
+from strank.studies.reproduce.benches import Bench, Part, compare
 from strank.studies.reproduce.tables import write_hest_tables
 from strank.studies.reproduce.task_data import needed_encoder
 from strank.studies.workers import each
@@ -260,6 +260,7 @@ def _benches(
         seeds=facts["seeds"],
         library_size=facts["library_size"],
     )
+    parts: list[tuple[Part, Protocol]] = [("published", published), ("leak-free", leak_free)]
     return [
         Bench(
             name=str(size),
@@ -274,7 +275,7 @@ def _benches(
             paper=_paper(facts["losses"], size, asked),
         )
         for size, asked in capped.items()
-        for part, protocol in (("published", published), ("leak-free", leak_free))
+        for part, protocol in parts
     ]
 
 

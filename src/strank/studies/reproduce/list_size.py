@@ -206,7 +206,7 @@ class _Xenium:
         # Filter, panel and target are those of the paper's tasks on HEST.
         return replace(PRESETS["paper-IDC"], name="paper-breast-xenium", folds=(fold,))
 
-    def prepare(self, jobs: int, bar: Callable[[str, int], Any], say: Callable) -> None:
+    def prepare(self, jobs: int, bar: Callable[..., Any], say: Callable[[str], object]) -> None:
         """Import what is not there yet, with its features."""
         with bar("Reading samples", len(self.task.samples)) as advance:
             import_task(self.task, self.samples, self.cohort, advance, jobs=jobs)
