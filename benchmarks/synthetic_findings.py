@@ -1,6 +1,6 @@
 """What the synthetic study says, in plain words: every statement is computed from its scores.
 
-strank synthetic -o study
+strank reproduce synthetic -o study
 python benchmarks/synthetic_findings.py study
 """
 
@@ -277,7 +277,7 @@ def _depth(rows: pd.DataFrame) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("study", type=Path, help="folder that `strank synthetic` wrote")
+    parser.add_argument("study", type=Path, help="folder that `strank reproduce synthetic` wrote")
     cells = (parser.parse_args().study / "cells").glob("*-scores.csv")
     print("\n\n".join(findings(Scores(pd.concat(map(pd.read_csv, sorted(cells)))))))
 

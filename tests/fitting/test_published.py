@@ -26,6 +26,7 @@ from strank.fitting.objectives import OBJECTIVES
 from strank.fitting.published import (
     N_PERMUTATIONS,
     PermutedPairLoss,
+    PermutedRankLoss,
     share_entropy,
     torch_start,
 )
@@ -168,6 +169,21 @@ def test_losses_with_chance_are_the_plain_ones_of_their_pairs(name):
     found = loss(scores, spots["counts"], section=spots["section"], offset=offset.float())
     expected = plain_loss(name, scores, spots["counts"], spots["section"], None, pairs)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_ranks_of_many_genes_are_those_of_some_at_a_time(monkeypatch):
+    spots = {key: torch.from_numpy(value) for key, value in toy(n_genes=11).items()}
+    offset = spots["counts"].sum(1).log()
+    scores = torch.randn(spots["counts"].shape, requires_grad=True)
+    found = []
+    # All at once, four genes at a time, and of a single gene still one.
+    for most in (2**20, 4 * 32 * 105, 1):
+        monkeypatch.setattr("strank.fitting.published._COMPARISONS", most)
+        torch.manual_seed(3)
+        value = PermutedRankLoss()(scores, spots["counts"], section=spots["section"], offset=offset)
+        found.append((value, *torch.autograd.grad(value, scores)))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-8)
 
 
 def test_the_entropy_of_equal_shares_is_log_two_and_can_be_left_out():
@@ -358,6 +374,15 @@ def test_without_the_entropy_term_the_pair_loss_is_another(sections, tmp_path):
     assert 0.5 * np.log(2) / 2 < more <= np.log(2) / 2
 
 
+def test_lists_may_have_a_size(sections):
+    def weight(list_size):
+        recipe = replace(PUBLISHED, max_epochs=2, learning_rate=1e-2, list_size=list_size)
+        return fitted(sections, loss="list", recipe=recipe, seed=1).head.readout.weight
+
+    torch.testing.assert_close(weight(None), weight(1000), rtol=0, atol=0)
+    assert (weight(None) - weight(2)).abs().max() > 1e-3
+
+
 def test_only_the_pair_loss_has_an_entropy_term_to_leave_out():
     pair, one = (Method("linear", loss, "published-no-entropy") for loss in ("pair", "list"))
     assert pair.name == "linear, pair, published-no-entropy"
@@ -374,6 +399,10 @@ def test_only_the_pair_loss_has_an_entropy_term_to_leave_out():
         ({"machine": Machine(devices=2)}, "of one process: take one of `devices`"),
         ({"finetune": "lora", "encoder": "timm:resnet18"}, "for features: leave `finetune`"),
         ({"validation": ["z"]}, "cannot hold out z: name some, but not all, of a, b, c"),
+        (
+            {"loss": "mse", "recipe": replace(PUBLISHED, list_size=4)},
+            "mse has no lists: leave list_size out of the `recipe`",
+        ),
         (
             {"loss": "mse", "library_size": False},
             "mse has no exposure that `library_size` could .* as list, pair, poisson, nb",

@@ -27,7 +27,6 @@ TINY = CurveRecipe(steps=4, batch=16, checks=2)
 
 
 @pytest.fixture(scope="module")
-<<<<<<< HEAD
 def quick(tmp_path_factory) -> Iterator[Path]:
     """Run the quick study, but for cells of which no test asks what the networks have learned."""
     folder, plan = tmp_path_factory.mktemp("synthetic") / "study", study.plan
@@ -38,20 +37,11 @@ def quick(tmp_path_factory) -> Iterator[Path]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "plan", shorter)
-        result = CliRunner().invoke(app, ["synthetic", "-o", str(folder), "--quick"])
+        result = CliRunner().invoke(app, ["reproduce", "synthetic", "-o", str(folder), "--quick"])
         assert result.exit_code == 0, result.output
         assert "Mean SCC against the truth" in result.output
         assert "section-pcc" in result.output
         yield folder
-=======
-def quick(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("synthetic") / "study"
-    result = CliRunner().invoke(app, ["reproduce", "synthetic", "-o", str(folder), "--quick"])
-    assert result.exit_code == 0, result.output
-    assert "Mean SCC against the truth" in result.output
-    assert "section-pcc" in result.output
-    return folder
->>>>>>> e1b7711 (strank reproduce genes, list-size and synthetic: wip)
 
 
 def by_objective(folder: Path) -> pd.DataFrame:

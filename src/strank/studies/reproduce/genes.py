@@ -25,7 +25,7 @@ from strank.io import find_st, read_st
 from strank.progress import progress
 from strank.studies.benchmark.runner import Grid
 from strank.studies.reproduce.benches import Bench, Part, compare
-from strank.studies.reproduce.tables import write_hest_tables
+from strank.studies.reproduce.tables import write_beside_paper
 from strank.studies.reproduce.task_data import needed_encoder
 from strank.studies.workers import each
 from strank.version import __version__
@@ -157,7 +157,7 @@ def genes(
     told = read_json(output / "reproduction.json") | about
     write_json(output / "reproduction.json", told)
     remarks = "\n".join(f"- {text}" for text in (about["split"], *about["questionable"]))
-    write_hest_tables(output, table, f"{remarks}\n\n")
+    write_beside_paper(output, table, f"{remarks}\n\n")
     return GenesReproduction(table, told)
 
 

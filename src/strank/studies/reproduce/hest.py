@@ -22,7 +22,7 @@ from strank.progress import progress
 from strank.studies.benchmark.runner import Grid
 from strank.studies.reproduce.benches import Bench, compare
 from strank.studies.reproduce.page import write_hest_page
-from strank.studies.reproduce.tables import write_hest_tables
+from strank.studies.reproduce.tables import write_beside_paper
 from strank.studies.reproduce.task_data import (
     import_task,
     needed_encoder,
@@ -156,7 +156,7 @@ def hest(
     table = compare(benches, about["tasks"], jobs, bar)
     told = read_json(output / "reproduction.json") | about
     write_json(output / "reproduction.json", told)
-    write_hest_tables(output, table, _QUICK if quick else "")
+    write_beside_paper(output, table, _QUICK if quick else "")
     return HestReproduction(table, told, write_hest_page(output, table, told))
 
 

@@ -68,7 +68,7 @@ def task_table(
     return table.reindex(columns=columns)
 
 
-def write_hest_tables(folder: Path, table: pd.DataFrame, remark: str) -> None:
+def write_beside_paper(folder: Path, table: pd.DataFrame, remark: str) -> None:
     """Write ``table.csv`` and, for people, ``table.md``."""
     shown = shown_table(table)
     texts = {
