@@ -114,7 +114,7 @@ def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("absent", "message"),
     [
-        ("TENX96", r"sample TENX96 of task Breast Xenium: .*hest/st/TENX96.h5ad is not there; ge"),
+        ("TENX96", r"^sample TENX96 of Breast Xenium: .*hest/st/TENX96.h5ad is not there; ge"),
         ("NCBI784 TENX99", "hest: none of NCBI783, NCBI784, NCBI785, TENX98, TENX99 is there, to"),
         (" ".join((*SAMPLES, "TENX1")), "hest: no st/.* there and no splits/; it is neither"),
     ],

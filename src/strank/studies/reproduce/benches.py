@@ -20,7 +20,7 @@ from strank.studies.reproduce.tables import read_leak_free, read_published, task
 
 # What a benchmark says of itself that is told here.
 _SAID = ("folds", "methods", "seeds", "warnings", "notes", "failed", "seconds")
-Part = Literal["published", "leak-free"]
+BenchPart = Literal["published", "leak-free"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Bench:
 
     name: str  # of the task
     what: str  # what errors call it
-    part: Part
+    part: BenchPart
     protocol: Protocol
     grid: Grid  # one encoder, one size of the panel
     cohort: Path

@@ -24,7 +24,7 @@ from strank.files import claim_folder, read_json, write_json
 from strank.io import find_st, read_st
 from strank.progress import progress
 from strank.studies.benchmark.runner import Grid
-from strank.studies.reproduce.benches import Bench, Part, compare
+from strank.studies.reproduce.benches import Bench, BenchPart, compare
 from strank.studies.reproduce.tables import write_beside_paper
 from strank.studies.reproduce.task_data import needed_encoder
 from strank.studies.workers import each
@@ -260,7 +260,7 @@ def _benches(
         seeds=facts["seeds"],
         library_size=facts["library_size"],
     )
-    parts: list[tuple[Part, Protocol]] = [("published", published), ("leak-free", leak_free)]
+    parts: list[tuple[BenchPart, Protocol]] = [("published", published), ("leak-free", leak_free)]
     return [
         Bench(
             name=str(size),

@@ -184,6 +184,11 @@ class _Xenium:
         if not train:
             raise InputError(f"{data}: none of {', '.join(_TRAIN)} is there, to train on")
         names = (*train, *_VALIDATION, *_TEST)
+        if absent := [name for name in names if name not in there]:
+            raise InputError(
+                f"sample {absent[0]} of Breast Xenium: {data / f'st/{absent[0]}.h5ad'} is not "
+                "there; get it with `strank hest download`"
+            )
         task = PaperTask("Breast Xenium", names, _VALIDATION[0], _TEST[0], {})
         samples = task_samples([task], data, output)
         made = needed_encoder(encoder, weights)
