@@ -42,6 +42,7 @@ def write_hest_page(folder: Path, table: pd.DataFrame, facts: Mapping[str, Any])
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("strank.studies.reproduce"), autoescape=True
     )
+    figure = _draw(table)
     html = environment.get_template("hest.html").render(
         facts=facts,
         tasks=list(dict.fromkeys(table["task"])),
@@ -54,7 +55,9 @@ def write_hest_page(folder: Path, table: pd.DataFrame, facts: Mapping[str, Any])
         meanings=_MEANINGS,
         impossible=IMPOSSIBLE,
         agreement=_agreement(table),
-        figure=_png(_draw(table)),
+        figure=_png(figure),
+        # At 96 pixels an inch letters are as large as the text's.
+        figure_width=round(96 * figure.get_figwidth()),
     )
     with atomic_path(folder / "index.html") as part:
         part.write_text(html, encoding="utf-8")
@@ -98,7 +101,8 @@ def _draw(table: pd.DataFrame) -> Figure:
     shown = table[table["scc"].notna() & ~table["method"].isin(["shuffled", "library size"])]
     tasks, methods = list(dict.fromkeys(shown["task"])), list(dict.fromkeys(shown["method"]))
     # Without pyplot no global state is touched.
-    size = max(1.7 * len(tasks) + 2.4, 5), 0.32 * len(methods) + 1.2
+    width = 1.5 * len(tasks) + 0.08 * max(map(len, methods)) + 0.4
+    size = max(width, 5), 0.26 * len(methods) + 1.1
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     place = dict(zip(methods, np.arange(len(methods))[::-1], strict=True))
@@ -111,9 +115,9 @@ def _draw(table: pd.DataFrame) -> Figure:
         sd = rows["scc_sd"].fillna(0)
         ax.errorbar(rows["scc"], at, xerr=sd, fmt="o", color=_OURS, ms=5, label="ours")
         ax.plot(rows["paper"], at, "x", color=_PAPER, ms=6, mew=1.6, label="paper")
-        ax.set_title(task, fontsize=11)
+        ax.set_title(task, fontsize=10)
         ax.set_yticks(list(place.values()), list(place))
-        ax.tick_params(length=0)
+        ax.tick_params(length=0, labelsize=9)
         ax.spines[["top", "right", "left"]].set_visible(False)
         ax.set_xlabel("SCC")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
