@@ -212,7 +212,7 @@ def test_the_published_recipe_and_no_library_size(cohort, tmp_path, monkeypatch)
     told = json.loads(run(*command, "--recipes", "usual", "--losses", "list", "--json").stdout)
     assert told["methods"] == ["linear, list", "ridge", "centred ridge"]
     error = refuse(*command, "--losses", "section-pcc")
-    assert error.startswith("the published recipe is not for linear, section-pcc, but for ")
+    assert error.startswith("the published recipe is not for linear, section-pcc, but for --heads ")
 
 
 def test_help_has_examples():

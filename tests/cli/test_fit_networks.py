@@ -140,6 +140,7 @@ def test_resume_goes_on_and_changes_nothing_in_what_is_done(cohort, tmp_path):
         (["--recipe", "good"], "no recipe 'good'; choose one of default, published"),
         (["--patience", "3"], "--patience is for networks: give --head mlp or context"),
         (["--resume"], "--resume is for networks"),
+        (["--recipe", "exact", "--resume"], "--resume is for networks"),
         (["--seed", "0"], "--seed is for networks"),
         (["--devices", "2"], "--devices is for networks"),
         (["--precision", "bf16-mixed"], "--precision is for networks"),
@@ -158,6 +159,12 @@ def test_refusals_leave_nothing(cohort, tmp_path, options, message):
     arguments = ("fit", cohort, "-o", tmp_path / "m", "--encoder", "mine", "--genes", 4)
     assert message in refuse(*arguments, *options)
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("recipe", ["exact", "centred"])
+def test_an_exact_recipe_may_be_named(cohort, tmp_path, recipe):
+    options = ("--encoder", "mine", "--genes", 4, "--loss", "mse", "--recipe", recipe)
+    run("fit", cohort, "-o", tmp_path / "m", *options)
 
 
 def test_evaluation_refuses_what_it_would_ignore(cohort, tmp_path):

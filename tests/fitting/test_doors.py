@@ -33,6 +33,8 @@ def test_sections_come_as_a_mapping(given):
         ({"head": None}, "`head` is a name, or what makes a module .*; got NoneType"),
         ({"head": nn.Linear(2, 3)}, "`head` is a name, or what makes a module .*; got Linear"),
         ({"head": "mlp", "validation": "C2"}, "`validation` is a list of sections; got 'C2'"),
+        ({"head": "mlp", "validation": 1}, "`validation` is a list of sections; got 1"),
+        ({"head": "mlp", "validation": []}, r"`validation` is a list of sections; got \[\]"),
         ({"head": "mlp", "resume": True}, "`resume` goes on from the checkpoints in a `folder`"),
         ({"finetune": "loar"}, "no mode 'loar'"),
         ({"recipe": "publishd"}, r"choose one of default, published, .*did you mean published"),
@@ -41,6 +43,14 @@ def test_sections_come_as_a_mapping(given):
 def test_options_of_another_kind(cohort, options, message):
     with pytest.raises(InputError, match=message):
         fit(cohort, **options)
+
+
+@pytest.mark.parametrize("how", [{}, {"recipe": "published", "validation": ["C1"]}])
+@pytest.mark.parametrize("section", ["A1", "C1"])
+def test_features_that_are_not_finite(cohort, section, how):
+    cohort[section].obsm["mine"][3, 1] = float("nan")
+    with pytest.raises(InputError, match=f"section {section}: mine features of spot 3x3 are not"):
+        fit(cohort, **how)
 
 
 @pytest.mark.parametrize("options", [{"losses": "list"}, {"heads": "mlp"}, {"n_genes": 50}])

@@ -415,6 +415,15 @@ def test_refused(sections, options, message):
             fitted(sections, **{"recipe": recipe} | options)
 
 
+def test_a_section_that_tells_nothing_cannot_stop(sections):
+    """Its loss is the same in every epoch, so the first would seem the best."""
+    empty = sections["c"].copy()
+    empty.X = empty.X * 0
+    for recipe in ("published", "default"):
+        with pytest.raises(InputError, match="section c cannot stop a network: no count"):
+            fitted(sections | {"c": empty}, genes=["G01", "G02"], n_genes=None, recipe=recipe)
+
+
 @pytest.mark.parametrize("how", [{}, {"recipe": "published", "validation": ["c"]}])
 @pytest.mark.parametrize("loss", ["list", "pair", "poisson", "nb"])
 def test_without_library_size_all_spots_count_as_of_one_depth(sections, loss, how):

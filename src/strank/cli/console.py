@@ -25,10 +25,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on
 _OPTIONS = {
     "block_um": "block",
     "folder": "output",
+    "head": "heads",
+    "loss": "losses",
     "n_components": "components",
     "n_genes": "genes",
     "n_seeds": "seeds",
     "protocols": "protocol",
+    "recipe": "recipes",
     "samples": "ids",
     "stride_um": "stride",
     "tasks": "task",

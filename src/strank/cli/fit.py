@@ -214,7 +214,8 @@ def _check_options(context: typer.Context, output: Path, exact: bool, finetune: 
     from strank.model.rank_model import refuse_other
 
     refuse_other(output)
-    if exact and (given := given_options(context, NETWORKS)):
+    given = [name for name in given_options(context, NETWORKS) if name != "--recipe"]
+    if exact and given:
         raise InputError(f"{given[0]} is for networks: give --head mlp or context, or a --recipe")
     if not exact and (given := given_options(context, _EXACT)):
         raise InputError(f"{given[0]} is for the exact solver: leave --head, --loss, --recipe out")

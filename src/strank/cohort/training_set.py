@@ -38,9 +38,7 @@ def training_data(
         raise InputError(f"section {empty[0]}: no spot has any count")
     n_spots = [adata.n_obs for adata in kept.values()]
     return TrainingData(
-        features=np.concatenate(
-            [a.obsm[encoder] if encoder else np.empty((a.n_obs, 0)) for a in kept.values()]
-        ),
+        features=np.concatenate([_features(name, a, encoder) for name, a in kept.items()]),
         counts=sparse.vstack([panel_counts(a, panel) for a in kept.values()], "csr"),
         library_size=np.concatenate([a.obs["library_size"].to_numpy() for a in kept.values()]),
         section=np.repeat(list(kept), n_spots),
@@ -52,6 +50,18 @@ def training_data(
 def _with_counts(section: AnnData) -> AnnData:
     counted = (section.obs["library_size"] > 0).to_numpy()
     return section if counted.all() else section[counted]
+
+
+def _features(name: str, section: AnnData, encoder: str | None) -> np.ndarray:
+    if encoder is None:
+        return np.empty((section.n_obs, 0))
+    features = np.asarray(section.obsm[encoder])
+    if not (finite := np.isfinite(features).all(1)).all():
+        raise InputError(
+            f"section {name}: {encoder} features of spot {some(section.obs_names[~finite])} are "
+            "not finite"
+        )
+    return features
 
 
 def left_out_together(cohort: Mapping[str, AnnData]) -> tuple[str, list[str]]:

@@ -39,6 +39,8 @@ _FOR_PEOPLE = ("name", "description")
 # What came later is left out of facts and hash where it is not used: older hashes stay.
 _LATER = {"filter": None, "recipes": ()}
 _SIDES = ("train", "validation", "test")
+_SHORT = reprlib.Repr()
+_SHORT.maxother = 200  # a fold or a filter, in which it is one of the values that is wrong
 _FILTER_KEYS = {field.name for field in fields(SpotFilter)}
 
 
@@ -55,7 +57,7 @@ def check_fields(values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         allowed, what = _ALLOWED[key]
         if not allowed(value):
-            raise InputError(f"{key} is {reprlib.repr(value)}; it must be {what}")
+            raise InputError(f"{key} is {_SHORT.repr(value)}; it must be {what}")
 
 
 def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:

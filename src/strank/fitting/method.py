@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -372,7 +372,9 @@ def _check_as_published(
 
 def _check_given(cohort: object, options: Mapping[str, Any]) -> None:
     check_sections(cohort)
-    if isinstance(names := options["validation"], str):
+    names = options["validation"]
+    listed = isinstance(names, Collection) and not isinstance(names, str) and len(names) > 0
+    if not (names is None or listed):
         raise InputError(f"`validation` is a list of sections; got {names!r}")
     if options["resume"] and options["folder"] is None:
         raise InputError("`resume` goes on from the checkpoints in a `folder`: give that too")

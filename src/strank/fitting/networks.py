@@ -86,6 +86,8 @@ class TrainingPlan:
             **training_sections(cohort),
         }
         turns = _turns(data.group, codes, sections, validation, recipe.networks, seed)
+        if validation is not None:
+            _check_counted(data, turns[0], codes, sections)
         return cls(data, panel, sections, codes, turns, provenance)
 
     @property
@@ -177,6 +179,15 @@ def _turns(
     if n_networks > 1:
         return turns
     return [turns[int(np.random.default_rng(seed).integers(len(turns)))]]
+
+
+def _check_counted(
+    data: TrainingData, turn: Sequence[int], section: NDArray[np.int64], names: Sequence[str]
+) -> None:
+    """Refuse a section that says nothing of when to stop: the first epoch would seem the best."""
+    for code in turn:
+        if data.counts[section == code].sum() == 0:
+            raise InputError(f"section {names[code]} cannot stop a network: no count in the panel")
 
 
 def depth_of(objective: Objective, recipe: Recipe, method: Mapping[str, Any]) -> DepthOf | None:

@@ -26,7 +26,7 @@ N_PERMUTATIONS = 32
 # Pairs of spots times genes that are held at once.
 _COMPARISONS = 2**20
 # Of a spot without counts in the panel, where the published code divides by 0: so little depth that
-# it has no say.
+# it has no say in a likelihood; its target for other losses is 0.
 _NO_DEPTH = 1e-30
 
 
