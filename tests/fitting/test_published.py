@@ -415,6 +415,22 @@ def test_refused(sections, options, message):
             fitted(sections, **{"recipe": recipe} | options)
 
 
+@pytest.mark.parametrize("loss", ["list", "pcc", "poisson"])
+def test_validation_is_cut_into_batches_in_order(sections, loss):
+    """As the paper's code does it: their mean, each weighing as many as its spots."""
+    recipe = replace(PUBLISHED, max_epochs=1, batches=BatchPlan(sections=None, spots=7))
+    model, held = fitted(sections, recipe=recipe, loss=loss), sections["c"]
+    assert held.n_obs % 7
+    features = torch.from_numpy(held.obsm["mine"])
+    counts = torch.from_numpy(held[:, model.panel.index].X.toarray())
+    parts = list(zip(model.head(features).split(7), counts.split(7), strict=True))
+    losses = [plain_loss(loss, r, c, torch.zeros(len(c)), torch.zeros(4)) for r, c in parts]
+    sizes = [len(c) for _, c in parts]
+    (network,) = model.provenance["networks"]
+    expected = np.average([one.item() for one in losses], weights=sizes)
+    assert network["validation/loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_section_that_tells_nothing_cannot_stop(sections):
     """Its loss is the same in every epoch, so the first would seem the best."""
     empty = sections["c"].copy()

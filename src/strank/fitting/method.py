@@ -324,7 +324,12 @@ def fit(
     if recipe.list_size is not None and loss != "list":
         raise InputError(f"{loss} has no lists: leave list_size out of the `recipe`")
     if recipe.published:
-        _check_as_published(method, finetune, validation, machine)
+        _check_as_published(method, finetune, validation)
+    if recipe.monitor == "loss" and machine is not None and machine.devices * machine.nodes > 1:
+        raise InputError(
+            "what its own loss stops, as the published recipe does, is of one process: take one of "
+            "`devices`, `nodes`"
+        )
     networks |= {"seed": seed or 0, "verbose": verbose, "method": method.facts, **panel}
     if finetune is None:
         from strank.fitting.networks import fit_networks
@@ -356,9 +361,7 @@ def _check_finetune(method: Method, finetune: object, union: bool) -> None:
         raise InputError(f"{what} is not for `finetune`; leave it out")
 
 
-def _check_as_published(
-    method: Method, finetune: object, validation: Sequence[str] | None, machine: Machine | None
-) -> None:
+def _check_as_published(method: Method, finetune: object, validation: Sequence[str] | None) -> None:
     method.check_published()
     if finetune is not None:
         raise InputError("the published recipe is for features: leave `finetune` or `recipe` out")
@@ -366,8 +369,6 @@ def _check_as_published(
         raise InputError(
             "the published recipe is stopped by sections that are named: give `validation`"
         )
-    if machine is not None and machine.devices * machine.nodes > 1:
-        raise InputError("the published recipe is of one process: take one of `devices`, `nodes`")
 
 
 def _check_given(cohort: object, options: Mapping[str, Any]) -> None:

@@ -113,6 +113,13 @@ def cut_epoch(
     return [batches[b] for b in rng.permutation(len(batches))]
 
 
+def cut_in_order(rows: NDArray[np.int64], plan: BatchPlan) -> list[NDArray[np.int64]]:
+    """Cut rows as published for validation; all are one batch where a batch is of sections."""
+    if plan.sections is not None:
+        return [rows]
+    return np.split(rows, range(plan.spots, len(rows), plan.spots))
+
+
 class SectionBatches(Sampler[tuple[int, NDArray[np.int64]]]):
     """Sampler of `cut_epoch`: yields the epoch and the rows of a batch.
 
@@ -209,10 +216,10 @@ def training_loader(
 
 
 def validation_loader(
-    spots: Spots, batches: Sequence[Sequence[int]], *, workers: int = 0
+    spots: Spots, batches: Sequence[NDArray[np.int64]], *, workers: int = 0
 ) -> Iterable[SpotBatch]:
-    """Load whole sections as they are, those of a batch together."""
-    keys = [(0, np.flatnonzero(np.isin(spots.section, sections))) for sections in batches]
+    """Load the rows of every batch as they are."""
+    keys = [(0, rows) for rows in batches]
     return _loader(replace(spots, augment=None), keys, workers)
 
 

@@ -28,7 +28,14 @@ from strank.functional.listwise import section_list_gain
 from strank.losses import ListSTRankLoss, SectionLoss
 from strank.metrics.correlation import spearman
 from strank.neural.checkpoints import Keep, best_epoch
-from strank.neural.data import SectionBatches, SpotBatch, Spots, training_loader, validation_loader
+from strank.neural.data import (
+    SectionBatches,
+    SpotBatch,
+    Spots,
+    cut_in_order,
+    training_loader,
+    validation_loader,
+)
 from strank.neural.heads import Network
 from strank.neural.recipe import Machine, Monitor, Recipe
 from strank.progress import progress
@@ -232,9 +239,11 @@ class _Loop:
         workers = run.machine.workers
         self.training = training_loader(spots, self.batches, workers=workers)
         own = run.validation[place[0] :: place[1]]
-        # A loss is of all their spots at once, a score of a section.
-        at_once = [own] if run.score == "loss" else [(section,) for section in own]
-        self.validation = validation_loader(spots, at_once, workers=workers)
+        # A score is of a section, a loss of a batch.
+        parts = [np.flatnonzero(spots.section == section) for section in own]
+        if run.score == "loss":
+            parts = cut_in_order(np.concatenate(parts), run.recipe.batches)
+        self.validation = validation_loader(spots, parts, workers=workers)
         self.bare = Step(network, loss).to(fabric.device)
         optimiser = _optimiser(self.bare, run)
         self.schedule = _schedule(optimiser, run.recipe, len(self.batches))
@@ -303,12 +312,15 @@ class _Loop:
     def _score(self) -> float:
         """Mean score of the validation sections, which may lie on several processes."""
         self.bare.eval()
-        if self.run.score == "loss":
-            (batch,) = self.validation
-            return float(self.bare(self._here(batch))[0])
         total = torch.zeros(2, dtype=torch.float64)
         for loaded in self.validation:
             batch = self._here(loaded)
+            if self.run.score == "loss":
+                # A batch weighs as many as its spots, as where Lightning logs it.
+                n_spots = len(batch.section)
+                loss = float(self.bare(batch)[0])
+                total += torch.tensor([loss * n_spots, n_spots], dtype=torch.float64)
+                continue
             scores = self.network(*batch.inputs).float()
             total += torch.tensor([score_validation(scores, batch, self.run.score), 1.0])
         if n_processes() > 1:
