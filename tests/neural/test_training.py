@@ -89,7 +89,7 @@ def test_levels_do_not_decay(fit, cohort):
     """Decay draws a gene's scores towards their mean, and that nowhere."""
     # Steps so small that nothing is learned, of which each takes nearly all of what decays.
     recipe = Recipe(learning_rate=1e-6, weight_decay=0.99e6, max_epochs=1)
-    model = fit(head="linear", loss="poisson", recipe=recipe, held_out=["D1"])
+    model = fit(head="linear", loss="poisson", recipe=recipe, validation=["D1"])
     train = [cohort[name] for name in ("A1", "B1", "C1")]
     counts = sum(np.asarray(a[:, model.panel.index].X.sum(0)).ravel() for a in train)
     depth = sum(a.obs["library_size"].sum() for a in train)

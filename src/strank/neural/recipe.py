@@ -57,12 +57,12 @@ _PUBLISHED = Recipe(
 
 RECIPES: Mapping[str, Recipe] = {
     "default": Recipe(),
-    # For a first look.
-    "quick": Recipe(max_epochs=40, patience=10, networks=1),
     "published": _PUBLISHED,
     "published-no-entropy": replace(_PUBLISHED, pair_entropy=False),
     # About as far as that, in a twentieth of the epochs.
     "published-quick": replace(_PUBLISHED, learning_rate=1e-3, max_epochs=50, patience=10),
+    # For a first look.
+    "quick": Recipe(max_epochs=40, patience=10, networks=1),
     # Below what would forget the pretraining; an epoch costs much more here.
     "finetune": Recipe(
         learning_rate=1e-4,
