@@ -112,7 +112,8 @@ def test_folds_take_any_head_and_loss(cohort, tmp_path):
 def test_folds_draw_the_sections_that_stop_the_published_recipe(cohort, tmp_path, monkeypatch):
     monkeypatch.setitem(RECIPES, "published", replace(RECIPES["published"], max_epochs=2))
     options = ("--encoder", "mine", "--genes", 3, "--recipe", "published", "--seed", 1)
-    run("evaluate", cohort, "--folds", "section", *options, "-o", tmp_path / "ev")
+    told = run("evaluate", cohort, "--folds", "section", *options, "-o", tmp_path / "ev").stderr
+    assert "Note: linear, list, published: stopped by the sections of one training patient" in told
     assert "linear, list, published" in set(pd.read_csv(tmp_path / "ev/summary.csv")["method"])
     for fold in json.loads((tmp_path / "ev/evaluation.json").read_text())["folds"]:
         [network] = fold["networks"]

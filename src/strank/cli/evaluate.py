@@ -24,6 +24,7 @@ from strank.progress import progress
 
 if TYPE_CHECKING:
     from strank.evaluation.held_out import Evaluation
+    from strank.fitting.method import Method
 
 
 _Cohort = Annotated[Path, typer.Argument(help="A cohort with features.")]
@@ -95,11 +96,11 @@ def evaluate_command(
     else:
         if train is not None:
             raise InputError("--train goes with --model; folds train on the cohort itself")
-        method = partial(fit_model_of, Method(head, loss, recipe), seed=seed)
+        fit = partial(fit_model_of, _told(Method(head, loss, recipe)), seed=seed)
         how: Any = {"by": folds, "encoder": encoder or "morphology", "n_genes": genes or 50}
         data = read_cohort(cohort, sections=split_names(sections), encoder=how["encoder"])
         with progress("Folds", len(make_folds(patients_of(data), how["by"]))) as advance:
-            result = cross_validate(data, **how, fit=method, advance=advance)
+            result = cross_validate(data, **how, fit=fit, advance=advance)
     result.write(output)
     summary = result.summary
     for warning in result.warnings:
@@ -115,6 +116,18 @@ def evaluate_command(
         as_json=as_json,
         lines=[f"Wrote scores.csv, summary.csv and evaluation.json to {output}."],
     )
+
+
+def _told(method: Method) -> Method:
+    """Say what stops a method in folds, if that is drawn."""
+    from strank.evaluation.methods import is_stopped_by_name
+
+    if is_stopped_by_name(method):
+        note(
+            f"{method.name}: stopped by the sections of one training patient, or one section of "
+            "fewer than three patients, drawn by the seed"
+        )
+    return method
 
 
 def _evaluate_model(
