@@ -321,15 +321,9 @@ def fit(
         return fit_exact(cohort, method.solver, options, method=method.facts, union=union, **panel)
     if not isinstance(recipe, Recipe):
         recipe = get_recipe(str(method.recipe))
-    if recipe.list_size is not None and loss != "list":
-        raise InputError(f"{loss} has no lists: leave list_size out of the `recipe`")
+    _check_recipe(method, recipe, machine)
     if recipe.published:
         _check_as_published(method, finetune, validation)
-    if recipe.monitor == "loss" and machine is not None and machine.devices * machine.nodes > 1:
-        raise InputError(
-            "what its own loss stops, as the published recipe does, is of one process: take one of "
-            "`devices`, `nodes`"
-        )
     networks |= {"seed": seed or 0, "verbose": verbose, "method": method.facts, **panel}
     if finetune is None:
         from strank.fitting.networks import fit_networks
@@ -359,6 +353,16 @@ def _check_finetune(method: Method, finetune: object, union: bool) -> None:
     if finetune is not None and (method.is_exact or union):
         what = "`union`" if union else f"`recipe` {method.recipe}"
         raise InputError(f"{what} is not for `finetune`; leave it out")
+
+
+def _check_recipe(method: Method, recipe: Recipe, machine: Machine | None) -> None:
+    if recipe.list_size is not None and method.loss != "list":
+        raise InputError(f"{method.loss} has no lists: leave list_size out of the `recipe`")
+    if recipe.monitor == "loss" and machine is not None and machine.devices * machine.nodes > 1:
+        raise InputError(
+            "what is stopped by its own loss, as the published recipe is, is of one process: take "
+            "one of `devices`, `nodes`"
+        )
 
 
 def _check_as_published(method: Method, finetune: object, validation: Sequence[str] | None) -> None:
