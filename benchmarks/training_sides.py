@@ -184,7 +184,7 @@ class PlainModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Any, _: int) -> None:
-        self.log(SCORE, self.loss_of(batch), prog_bar=True, batch_size=1)
+        self.log(SCORE, self.loss_of(batch), prog_bar=True, batch_size=len(batch[0]))
 
 
 def plain(
@@ -212,7 +212,7 @@ def plain(
     trainer = pl.Trainer(accelerator="cpu", max_epochs=recipe.max_epochs, **shown)
     module = PlainModule(head, recipe.learning_rate, rest)
     loader = DataLoader(trained, **(one_by_one if rest else at_once))
-    trainer.fit(module, loader, DataLoader(scored, batch_size=len(scored)))
+    trainer.fit(module, loader, DataLoader(scored, batch_size=recipe.batches.spots))
     # Steps and scores have rows of their own.
     history = pd.read_csv(Path(logger.log_dir) / "metrics.csv").groupby("epoch").last()
     return history.rename(columns={f"{LOSS}_epoch": LOSS})
