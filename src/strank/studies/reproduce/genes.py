@@ -241,6 +241,11 @@ def _benches(
     folds = turns(patients)
     unit = "patient" if {fold.name for fold in folds} == set(patients.values()) else "section"
     about["split"] = _SPLIT.format(unit=unit)
+    if unit == "section":
+        about["questionable"].append(
+            "there are fewer than three patients: what is called leak-free has genes chosen on "
+            "training sections, but may have seen the patient"
+        )
     # Filter, panel and target are those of the paper's tasks on HEST.
     published = replace(
         PRESETS["paper-IDC"],
@@ -310,10 +315,12 @@ def _paper(losses: Sequence[str], size: int, asked: int) -> dict[str, float]:
 
 def _say_questionable(about: dict[str, Any], quick: bool) -> None:
     """Gather what the benchmarks say of themselves, each once."""
-    said = [_QUICK] if quick else []
+    said: dict[str, set[str]] = {}
+    failed = []
     for size, parts in about["sizes"].items():
         for part, facts in parts.items():
-            told = [*facts["warnings"], *facts["notes"]]
-            said += [f"{part}: {text}" for text in told]
-            said += [f"{size} genes, {part}, not done: {text}" for text in facts["failed"]]
-    about["questionable"] = list(dict.fromkeys([*about["questionable"], *said]))
+            for text in (*facts["warnings"], *facts["notes"]):
+                said.setdefault(text, set()).add(part)
+            failed += [f"{size} genes, {part}, not done: {text}" for text in facts["failed"]]
+    told = [text if len(of) > 1 else f"{min(of)}: {text}" for text, of in said.items()]
+    about["questionable"] += [*([_QUICK] if quick else []), *told, *failed]
