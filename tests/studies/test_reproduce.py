@@ -334,7 +334,7 @@ def test_seven_tasks_from_files_to_the_table(tmp_path, monkeypatch):
     folder = write_tasks(tmp_path / "hest", *PAPER_TASKS, n_spots=12)
     found = hest(tmp_path / "out", folder, encoder=Colour(), quick=True, jobs=2)
     table = found.table.set_index(["task", "method"])
-    assert list(dict.fromkeys(found.table["task"])) == list(PAPER_TASKS)
+    assert list(dict.fromkeys(found.table["task"])) == [*PAPER_TASKS, "mean"]
     for name, task in PAPER_TASKS.items():
         rows = table.loc[name]
         assert not found.facts["tasks"][name]["published"]["failed"]
@@ -351,6 +351,12 @@ def test_seven_tasks_from_files_to_the_table(tmp_path, monkeypatch):
             ).all()
             assert not found.facts["tasks"][name]["leak-free"]["failed"]
     assert table.loc["READ", "paper"].notna().sum() == 7
+    of_list = table.xs("linear, list, published-quick", level="method")
+    np.testing.assert_allclose(of_list["scc"].iloc[:-1].mean(), of_list["scc"].iloc[-1])
+    # As Table 2 prints it.
+    assert round(of_list.loc["mean", "paper"], 3) == 0.345
+    # Without leaks READ has nothing, so there is no mean of all.
+    assert np.isnan(of_list.loc["mean", "depth_matched"])
     assert "not possible: one patient" in found.page.read_text()
     assert any(
         "PRAD" in w or "patient" in w for w in found.facts["tasks"]["PRAD"]["published"]["warnings"]

@@ -22,7 +22,7 @@ from strank.progress import progress
 from strank.studies.benchmark.runner import Grid
 from strank.studies.reproduce.benches import Bench, compare
 from strank.studies.reproduce.page import write_hest_page
-from strank.studies.reproduce.tables import write_beside_paper
+from strank.studies.reproduce.tables import with_mean, write_beside_paper
 from strank.studies.reproduce.task_data import (
     import_task,
     needed_encoder,
@@ -154,6 +154,7 @@ def hest(
         for bench in _benches(task, about["tasks"][task.name], output, made.name, facts)
     ]
     table = compare(benches, about["tasks"], jobs, bar)
+    table = with_mean(table) if len(wanted) > 1 else table
     told = read_json(output / "reproduction.json") | about
     write_json(output / "reproduction.json", told)
     write_beside_paper(output, table, _QUICK if quick else "")

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from strank.files import atomic_path
-from strank.studies.reproduce.tables import IMPOSSIBLE, LEAK_FREE, interval, number, spread
+from strank.studies.reproduce.tables import IMPOSSIBLE, LEAK_FREE, MEAN, interval, number, spread
 
 _OURS, _PAPER = "#D55E00", "#1f2933"
 _TITLES = {
@@ -42,7 +42,8 @@ def write_hest_page(folder: Path, table: pd.DataFrame, facts: Mapping[str, Any])
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("strank.studies.reproduce"), autoescape=True
     )
-    figure = _draw(table)
+    of_tasks = table[table["task"] != MEAN]
+    figure = _draw(of_tasks)
     html = environment.get_template("hest.html").render(
         facts=facts,
         tasks=list(dict.fromkeys(table["task"])),
@@ -54,7 +55,7 @@ def write_hest_page(folder: Path, table: pd.DataFrame, facts: Mapping[str, Any])
         titles=_TITLES,
         meanings=_MEANINGS,
         impossible=IMPOSSIBLE,
-        agreement=_agreement(table),
+        agreement=_agreement(of_tasks),
         figure=_png(figure),
         # At 96 pixels an inch letters are as large as the text's.
         figure_width=round(96 * figure.get_figwidth()),

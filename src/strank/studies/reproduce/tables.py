@@ -16,6 +16,7 @@ from strank.studies.benchmark.tables import summarise_benchmark
 # Of the leak-free benchmark, each with its interval.
 LEAK_FREE = ("depth_matched", "lift", "deviance", "slope")
 _EVERY = ("results", "genes")
+MEAN = "mean"
 IMPOSSIBLE = "not possible: one patient"
 
 
@@ -66,6 +67,16 @@ def task_table(
     scores = [f"{score}{end}" for score in LEAK_FREE for end in ("", "_low", "_high")]
     columns = ["task", "method", "paper", "scc", "scc_sd", "seeds", *scores, "leak_free"]
     return table.reindex(columns=columns)
+
+
+def with_mean(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the mean over tasks, the paper's last column, of what all of them have."""
+    numbers = ["paper", "scc", *LEAK_FREE]
+    methods = table.groupby("method", sort=False)
+    mean = methods[numbers].mean().where(methods[numbers].count() == table["task"].nunique())
+    rows = mean.assign(seeds=methods["seeds"].first(), task=MEAN).reset_index()
+    rows = rows.reindex(columns=table.columns)
+    return pd.DataFrame([*table.to_dict("records"), *rows.to_dict("records")])
 
 
 def write_beside_paper(folder: Path, table: pd.DataFrame, remark: str) -> None:
