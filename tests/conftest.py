@@ -19,6 +19,12 @@ from strank.cohort.contract import SectionInfo, make_section
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Take files with slow tests first, lest one core waits for another at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def _shared(part: str) -> Path:
     folder = SHARED / part
     if not folder.is_dir():
