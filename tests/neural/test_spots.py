@@ -15,8 +15,8 @@ from strank.neural.data import (
     SectionBatches,
     Spots,
     find_neighbours,
-    section_loader,
     training_loader,
+    validation_loader,
 )
 
 N_SPOTS = 30
@@ -159,7 +159,8 @@ def test_patches_are_augmented_anew_every_epoch_whatever_the_batch():
 
 def test_sections_are_loaded_whole_as_they_are():
     spots = with_neighbours(with_patches(make_spots()))
-    loader = section_loader(spots, [5, 0])
+    parts = [np.flatnonzero(spots.section == section) for section in (5, 0)]
+    loader = validation_loader(spots, parts)
     plain = replace(spots, augment=None)
     for _ in range(2):
         batches = list(loader)
@@ -173,7 +174,7 @@ def test_sections_are_loaded_whole_as_they_are():
 
 
 def test_a_section_that_is_not_there_is_a_batch_of_no_spots():
-    (batch,) = section_loader(with_neighbours(make_spots()), [-1])
+    (batch,) = validation_loader(with_neighbours(make_spots()), [np.array([], int)])
     assert [len(values) for values in (*batch.inputs, *batch[1:])] == [0] * 6
     assert batch.counts.shape == (0, 4)
 
@@ -185,7 +186,7 @@ def test_loading_draws_nothing_from_torch_or_numpy(workers):
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     for _ in training_loader(spots, batches_of(spots), workers=workers):
         pass
-    for _ in section_loader(spots, [0, 2], workers=workers):
+    for _ in validation_loader(spots, [np.arange(3), np.arange(5)], workers=workers):
         pass
     assert torch.get_rng_state().equal(before)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
