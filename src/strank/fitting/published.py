@@ -27,7 +27,7 @@ N_PERMUTATIONS = 32
 _COMPARISONS = 2**20
 # Of a spot without counts in the panel, where the published code divides by 0: so little depth that
 # it has no say in a likelihood; its target for other losses is 0.
-_NO_DEPTH = 1e-30
+_NO_DEPTH = 1e-5
 
 
 def panel_total(counts: Any) -> NDArray[np.float64]:
