@@ -16,6 +16,10 @@ from uuid import uuid4
 
 from strank.errors import InputError, some
 
+# What Windows takes for a device, with any suffix.
+_PORTS = {f"{port}{n}" for port in ("COM", "LPT") for n in range(10)}
+_DEVICES = _PORTS | {"CON", "PRN", "AUX", "NUL"}
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -138,6 +142,8 @@ def safe_name(name: str) -> str:
     ('HLA-A', '%2E%2E%2Fx', '%')
     """
     quoted = quote(name, safe="")
+    if quoted.partition(".")[0].upper() in _DEVICES:
+        quoted = f"%{ord(quoted[0]):02X}{quoted[1:]}"
     return quoted.replace(".", "%2E") if quoted.startswith(".") else quoted or "%"
 
 
@@ -150,13 +156,14 @@ def sha256(path: Path) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, readable and in a stable order."""
     with atomic_path(path) as part:
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
     """Read JSON; of a file that is absent or damaged say so."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except (ValueError, OSError) as error:

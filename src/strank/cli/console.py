@@ -143,7 +143,9 @@ def note(message: str) -> None:
 def finish(summary: dict[str, Any], *, as_json: bool, lines: Iterable[str]) -> None:
     """End a command: the summary as JSON, or the lines for people."""
     if as_json:
-        json.dump(summary, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+        # What is piped on Windows is seldom UTF-8; escapes are read alike everywhere.
+        escaped = "utf" not in (sys.stdout.encoding or "").lower()
+        json.dump(summary, sys.stdout, indent=2, ensure_ascii=escaped, allow_nan=False, default=str)
         sys.stdout.write("\n")
     else:
         for line in lines:

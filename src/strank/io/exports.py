@@ -105,7 +105,7 @@ def write_geojson(
         table["novelty"] = predictions.obs["novelty"].to_numpy(np.float64)
     # Hundredths of a pixel: more would only be digits.
     squares = shapely.set_precision(tile_squares(predictions), 0.01, mode="pointwise")
-    with atomic_path(Path(path)) as part, part.open("w") as file:
+    with atomic_path(Path(path)) as part, part.open("w", encoding="utf-8") as file:
         file.write('{"type":"FeatureCollection","features":[')
         for start in range(0, len(table), _BLOCK):
             rows = slice(start, start + _BLOCK)

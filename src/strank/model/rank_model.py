@@ -122,9 +122,9 @@ class RankModel:
                     save_model(self.backbone, str(part / _BACKBONE))
                 if self.novelty is not None:
                     save_file(vars(self.novelty), part / _NOVELTY)
-                (part / _MODEL).write_text(self._json(part))
+                (part / _MODEL).write_text(self._json(part), encoding="utf-8")
                 if card is not None:
-                    (part / _CARD).write_text(card)
+                    (part / _CARD).write_text(card, encoding="utf-8")
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
 

@@ -134,8 +134,9 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="read")
 
 
-# Threads do not follow into a forked process.
-os.register_at_fork(after_in_child=_readers.cache_clear)
+# Threads do not follow into a forked process; Windows has none.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_readers.cache_clear)
 
 
 def _window(

@@ -75,7 +75,7 @@ def write_page(
         table1=table.to_html(na_rep="–", border=0, float_format="{:.3f}".format),
     )
     with atomic_path(folder / "index.html") as part:
-        part.write_text(html)
+        part.write_text(html, encoding="utf-8")
 
 
 def _beside(table: pd.DataFrame) -> pd.DataFrame:
