@@ -171,7 +171,9 @@ def test_a_scale_that_is_absent_or_a_printers_is_asked_for(picture, tmp_path):
     tifffile.imwrite(tmp_path / "c.tif", picture, photometric="rgb", **uneven)
     Image.fromarray(picture).save(tmp_path / "d.jpg", dpi=(25400, 25400))
     Image.fromarray(picture).save(tmp_path / "e.tif", dpi=(72, 72))
-    for name in ("a.ome.tif", "b.tif", "c.tif", "d.jpg", "e.tif"):
+    with pytest.raises(InputError, match=r"c.tif: .* 0.5 µm per pixel across and 1 down"):
+        open_slide(tmp_path / "c.tif")
+    for name in ("a.ome.tif", "b.tif", "d.jpg", "e.tif"):
         with pytest.raises(InputError, match=f"{name}: the file does not say .* `um_per_pixel`"):
             open_slide(tmp_path / name)
 
@@ -195,7 +197,7 @@ def test_other_refusals(tmp_path):
     with pytest.raises(InputError, match=r"deep.tif: not an image of 8 bits a colour"):
         open_slide(tmp_path / "deep.tif", 1.0)
     (tmp_path / "text.tif").write_text("Dear reviewer,")
-    with pytest.raises(InputError, match=r"text.tif: not an image that can be read"):
+    with pytest.raises(InputError, match=r"text.tif: not an image .*export the slide"):
         open_slide(tmp_path / "text.tif", 1.0)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     for wrong in (0, -1.0, float("nan"), float("inf")):

@@ -75,7 +75,7 @@ def _unique(names: pd.Index, name: str) -> pd.Index:
 def open_measured(path: Path, measured: float, given: float | None = None) -> Slide:
     """Open an image whose µm per pixel the platform's files measure; what is given must agree."""
     slide = open_slide(path, measured if given is None else given)
-    embedded = slide.source.um_per_pixel
+    embedded = slide.source.stated.um_per_pixel
     told, who = (embedded, "the image says") if given is None else (given, "`um_per_pixel` says")
     if told is not None and abs(told / measured - 1) > _TOLERANCE:
         raise InputError(

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strank.errors import InputError
+from strank.slides.scale import Stated, stated_by_scanner, stated_by_tags
+from strank.slides.tiff import Layout, Part, tiff_layout
 
 if TYPE_CHECKING:
     import openslide
@@ -31,9 +34,7 @@ _MOST_UNTILED = 5_000_000_000
 # Bytes of tiles after which a level is opened anew.
 _MOST_DECODED = 256_000_000
 _BOMB_PIXELS, _BOMB_RATIO = 500_000_000, 1000
-# Outside, a TIFF's resolution is that of a printer or a default of the program that wrote it.
-_PLAUSIBLE_UM = (0.05, 10.0)
-_OME_UM = {"": 1.0, "µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3}
+_EXPORT = "export the slide as OME-TIFF (QuPath, bfconvert)"
 
 
 class Pixels(Protocol):
@@ -44,8 +45,8 @@ class Pixels(Protocol):
         """Width and height of every level, full resolution first."""
 
     @property
-    def um_per_pixel(self) -> float | None:
-        """Of the full resolution, where the file says it."""
+    def stated(self) -> Stated:
+        """µm per pixel of the full resolution as the file says it."""
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """RGB ``[height, width, 3]`` of a window that lies inside the level."""
@@ -54,7 +55,7 @@ class Pixels(Protocol):
 class ArrayPixels:
     """An image in memory: RGB, uint8 ``[height, width, 3]``."""
 
-    um_per_pixel = None
+    stated = Stated()
 
     def __init__(self, array: NDArray[np.uint8]) -> None:
         self.array = array
@@ -71,6 +72,7 @@ def open_pixels(path: Path) -> Pixels:
 
     if not path.is_file():
         raise InputError(f"{path}: no such image")
+    _check_parts(path)
     try:
         # Tiles of a TIFF that no scanner's program wrote, libvips reads four times as fast; and of
         # OME-TIFF openslide knows neither the scale nor the levels.
@@ -96,9 +98,10 @@ class _OpenSlidePixels:
         return openslide.OpenSlide(self.path)
 
     @property
-    def um_per_pixel(self) -> float | None:
-        stored = [self._slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
-        return _plausible(*(float(value or "nan") for value in stored))
+    def stated(self) -> Stated:
+        known = self._slide.properties
+        sides = [known.get(f"openslide.mpp-{axis}") for axis in "xy"]
+        return stated_by_scanner(known.get("openslide.vendor", "unknown"), *sides)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         import openslide
@@ -127,25 +130,28 @@ class _VipsPixels:
 
     @cached_property
     def _levels(self) -> list[_VipsLevel]:
+        return [_VipsLevel(self.path, parts) for parts in self._layout.levels]
+
+    @cached_property
+    def _layout(self) -> Layout:
         with _explained(self.path):
-            full = _open(self.path)
+            first = _open(self.path)
+            _check_size(self.path, first)
+            if not first.get("vips-loader").startswith("tiff"):
+                why = "JPEG and PNG say at best how large they are printed"
+                return Layout([[{}]], Stated(why=why))
+            layout = tiff_layout(self.path)
+            full = _open(self.path, **layout.levels[0][0])
             _check_size(self.path, full)
-            if full.get("vips-loader").startswith("tiff"):
-                _check_whole(self.path)
-            parts = [{"subifd": i} for i in range(_number(full, "n-subifds"))]
-            parts = parts or [{"page": i} for i in range(1, _number(full, "n-pages"))]
-            smaller = [part for part in parts if _is_level(_open(self.path, **part), full)]
-            return [_VipsLevel(self.path, part) for part in ({}, *smaller)]
+            if layout.stated is None:
+                unit = "resolution-unit" in full.get_fields()
+                tags = stated_by_tags((full.xres, full.yres), unit, layout.description)
+                layout = replace(layout, stated=tags)
+            return layout
 
     @property
-    def um_per_pixel(self) -> float | None:
-        full = _open(self.path)
-        if not full.get("vips-loader").startswith("tiff"):
-            return None  # JPEG and PNG say at best how large they are printed
-        text = _description(full)
-        if "<OME" in text:
-            return _plausible(*(_ome_um(text, axis) for axis in "XY"))
-        return _plausible(1e3 / full.xres, 1e3 / full.yres)
+    def stated(self) -> Stated:
+        return self._layout.stated or Stated()
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         with _explained(self.path):
@@ -155,9 +161,9 @@ class _VipsPixels:
 class _VipsLevel:
     """One level, opened anew from time to time: libvips keeps up to a thousand of its tiles."""
 
-    def __init__(self, path: Path, part: Mapping[str, int]) -> None:
-        self.path, self.part = path, part
-        self._image = _rgb(path, part)
+    def __init__(self, path: Path, parts: list[Part]) -> None:
+        self.path, self.parts = path, parts
+        self._image = _rgb(path, parts)
         self._tile = [_number(self._image, f"tile-{side}") for side in ("width", "height")]
         self._decoded = 0
 
@@ -175,7 +181,7 @@ class _VipsLevel:
             self._decoded += 3 * (width + 2 * across) * (height + 2 * down)
             if self._decoded > _MOST_DECODED:
                 self._decoded = 0
-                self._image = _rgb(self.path, self.part)
+                self._image = _rgb(self.path, self.parts)
         return np.frombuffer(window, np.uint8).reshape(height, width, 3)
 
 
@@ -190,20 +196,13 @@ def _number(image: pyvips.Image, field: str) -> int:
     return int(image.get(field)) if field in image.get_fields() else 0
 
 
-def _is_level(image: pyvips.Image, full: pyvips.Image) -> bool:
-    """Whether it is the full image, smaller; pages may also be channels, or the slide's label."""
-    shrink = full.width / image.width
-    return shrink > 1 and abs(full.height / image.height / shrink - 1) < 0.01
-
-
-def _rgb(path: Path, part: Mapping[str, int]) -> pyvips.Image:
+def _rgb(path: Path, parts: list[Part]) -> pyvips.Image:
     """One level in RGB; its channels may be pages of their own."""
-    image = _open(path, **part)
+    image, *others = (_open(path, **part) for part in parts)
     if image.format != "uchar":
         raise InputError(f"{path}: not an image of 8 bits a colour; convert it")
-    if image.bands == 1 and _number(image, "n-pages") == 3:
-        image = image.bandjoin([_open(path, page=page, **part) for page in (1, 2)])
-        return image.copy(interpretation="srgb")
+    if others:
+        return image.bandjoin(others).copy(interpretation="srgb")
     if image.interpretation != "srgb":
         image = image.colourspace("srgb")
     return image.extract_band(0, n=3) if image.bands > 3 else image
@@ -229,21 +228,22 @@ def _check_size(path: Path, image: pyvips.Image) -> None:
         )
 
 
-def _check_whole(path: Path) -> None:
-    """Refuse a TIFF that ends before its pixels do: libvips would take those for black."""
-    from tifffile import TiffFile, TiffFileError
-
-    try:
-        with TiffFile(path) as file:
-            first = file.pages[0].aspage()
-            levels = [page.aspage() for page in [*file.pages, *(first.pages or [])]]
-            ends = [
-                o + n for p in levels for o, n in zip(p.dataoffsets, p.databytecounts, strict=True)
-            ]
-    except (TiffFileError, ValueError, IndexError, OSError) as error:
-        raise InputError(f"{path}: damaged or truncated image ({error})") from error
-    if (end := max(ends, default=0)) > (size := path.stat().st_size):
-        raise InputError(f"{path}: truncated image ({size:,} bytes of at least {end:,})")
+def _check_parts(path: Path) -> None:
+    """Refuse what is only the head of a slide, whose pixels lie in a folder beside it."""
+    suffix, stem = path.suffix.lower(), path.with_suffix("")
+    if suffix == ".vsi":
+        folder = path.with_name(f"_{path.stem}_")
+        why = "which strank does not read" if folder.is_dir() else "which is missing"
+        raise InputError(
+            f"{path}: an Olympus .vsi holds an overview only; its pixels lie in the folder "
+            f"{folder}, {why}; {_EXPORT}"
+        )
+    if suffix == ".mrxs" and not (stem / "Slidedat.ini").is_file():
+        what = "Slidedat.ini in the folder" if stem.is_dir() else "the folder"
+        raise InputError(
+            f"{path}: the pixels of an .mrxs lie in a folder of its name beside it, and {what} "
+            f"{stem} is missing; copy it whole"
+        )
 
 
 @contextmanager
@@ -256,7 +256,8 @@ def _explained(path: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())
         if "not a known file format" in reason:
             raise InputError(
-                f"{path}: not an image that can be read (whole-slide formats, TIFF, JPEG, PNG)"
+                f"{path}: not an image that can be read (whole-slide formats of openslide, TIFF, "
+                f"JPEG, PNG); {_EXPORT}"
             ) from error
         if "write failed" in reason:
             raise InputError(
@@ -264,23 +265,3 @@ def _explained(path: Path) -> Iterator[None]:
                 "set TMPDIR"
             ) from error
         raise InputError(f"{path}: damaged or truncated image ({reason})") from error
-
-
-def _description(image: pyvips.Image) -> str:
-    known = "image-description" in image.get_fields()
-    return str(image.get("image-description")) if known else ""
-
-
-def _ome_um(text: str, axis: str) -> float:
-    size = re.search(rf'PhysicalSize{axis}="([^"]+)"', text)
-    unit = re.search(rf'PhysicalSize{axis}Unit="([^"]*)"', text)
-    scale = _OME_UM.get(unit[1] if unit else "", float("nan"))
-    return float(size[1]) * scale if size else float("nan")
-
-
-def _plausible(x: float, y: float) -> float | None:
-    """One size of a pixel, if both sides agree and it can be that of a slide."""
-    low, high = _PLAUSIBLE_UM
-    if not (low <= x <= high and abs(x - y) <= 0.01 * x):
-        return None
-    return (x * y) ** 0.5

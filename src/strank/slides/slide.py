@@ -41,12 +41,9 @@ class Slide:
 def open_slide(path: Path, um_per_pixel: float | None = None) -> Slide:
     """Open an image; its pixels are read when they are needed. Its scale is never guessed."""
     source = open_pixels(path)
-    scale = source.um_per_pixel if um_per_pixel is None else um_per_pixel
+    scale = source.stated.um_per_pixel if um_per_pixel is None else um_per_pixel
     if scale is None:
-        raise InputError(
-            f"{path}: the file does not say its µm per pixel; look it up (scanner, objective) and "
-            "give it as `um_per_pixel`"
-        )
+        raise InputError(f"{path}: {source.stated} give it as `um_per_pixel`")
     if not (scale > 0 and np.isfinite(scale)):
         raise InputError(f"{path}: µm per pixel must be positive; got {scale:g}")
     return Slide(source, float(scale), path)

@@ -1,0 +1,148 @@
+"""What µm per pixel a file states, and if none, why: OME-XML, resolution tags, scanners."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+import unicodedata
+from contextlib import suppress
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+# Outside, a TIFF's resolution is that of a printer or a default of the program that wrote it.
+_PLAUSIBLE_UM = (0.05, 10.0)
+# Scanners' steps along and across differ by less.
+_SQUARE = 0.01
+_SPELLED = {
+    1e-4: "å angstrom",
+    1e-3: "nm nanometer nanometers nanometre nanometres",
+    1.0: "μm um μ micron microns micrometer micrometers micrometre micrometres",
+    1e3: "mm millimeter millimeters millimetre millimetres",
+    1e4: "cm centimeter centimeters centimetre centimetres",
+    1e6: "m meter metre",
+    25400.0: "in inch inches",
+}
+_UNIT_UM = {name: um for um, names in _SPELLED.items() for name in names.split()}
+
+
+@dataclass(frozen=True)
+class Stated:
+    """µm per pixel across and down, NaN for what the file does not say; then ``why`` tells it."""
+
+    x: float = math.nan
+    y: float = math.nan
+    why: str = ""
+
+    @classmethod
+    def by(cls, who: str, x: float, y: float) -> Stated:
+        """Take what ``who`` (a tag, a scanner) says, if it can be the size of a slide's pixels."""
+        low, high = _PLAUSIBLE_UM
+        if all(low <= side <= high for side in (x, y)):
+            return cls(x, y)
+        if math.isfinite(x) != math.isfinite(y):
+            return cls(why=f"{who}: one of two is absent")
+        if math.isfinite(x):
+            return cls(why=f"{who} makes it {x:.4g} x {y:.4g}: no slide has such pixels")
+        return cls(why=f"{who} is absent")
+
+    @property
+    def um_per_pixel(self) -> float | None:
+        """One size of a pixel, if both sides agree."""
+        return (self.x * self.y) ** 0.5 if abs(self.x - self.y) <= _SQUARE * self.x else None
+
+    def __str__(self) -> str:
+        if self.um_per_pixel is not None:
+            return f"the file says {self.um_per_pixel:.4g} µm per pixel"
+        if math.isfinite(self.x):
+            return (
+                f"the file says {self.x:.4g} µm per pixel across and {self.y:.4g} down, but pixels "
+                "must be square; resample the image, or if one of the two is wrong,"
+            )
+        because = f" ({self.why})" if self.why else ""
+        return (
+            f"the file does not say its µm per pixel{because}; look it up (scanner, objective) and"
+        )
+
+
+@dataclass(frozen=True)
+class OmeImage:
+    """One image of an OME-TIFF's metadata."""
+
+    name: str
+    size: tuple[int, int]
+    stated: Stated
+
+
+def ome_images(text: str) -> list[OmeImage]:
+    """Read what OME-XML says of its images; of damaged XML nothing.
+
+    >>> pixels = '<Pixels SizeX="9" SizeY="9" PhysicalSizeX="250" PhysicalSizeXUnit="nm" '
+    >>> pixels += 'PhysicalSizeY="0.25" PhysicalSizeYUnit="&#xB5;m"/>'
+    >>> ome_images(f"<OME><Image>{pixels}</Image></OME>")[0].stated.um_per_pixel
+    0.25
+    """
+    # Names as &micro; are HTML's, which XML does not know.
+    text = re.sub(
+        r"&(?!(?:amp|lt|gt|quot|apos);)#?\w+;", lambda found: html.unescape(found[0]), text
+    )
+    try:
+        root = ElementTree.fromstring(text.strip("\0\ufeff \r\n\t"))
+    except (ElementTree.ParseError, ValueError):
+        return []
+    found = []
+    for number, image in enumerate(root.iterfind("{*}Image")):
+        pixels = image.find("{*}Pixels")
+        if pixels is not None and all(pixels.get(f"Size{a}", "").isdecimal() for a in "XY"):
+            size = int(pixels.get("SizeX", "")), int(pixels.get("SizeY", ""))
+            name = image.get("Name") or f"image {number}"
+            found.append(OmeImage(name, size, _ome_stated(dict(pixels.attrib))))
+    return found
+
+
+def _ome_stated(pixels: dict[str, str]) -> Stated:
+    sides = []
+    for axis in (f"PhysicalSize{a}" for a in "XY"):
+        unit = pixels.get(f"{axis}Unit", "µm")
+        if axis in pixels and math.isnan(unit_um(unit)):
+            return Stated(why=f"{axis}Unit is {unit!r}, no known unit of length")
+        sides.append(_number(pixels.get(axis)) * unit_um(unit))
+    return Stated.by("PhysicalSizeX and PhysicalSizeY of its OME-XML", *sides)
+
+
+def unit_um(text: str) -> float:
+    """Measure a unit of length in µm, however it is spelled; NaN for what is none."""
+    text = html.unescape(text)
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
+    with suppress(UnicodeError):  # UTF-8 that was taken for Latin-1: "Âµm"
+        text = text.encode("latin-1").decode()
+    # One letter of the two that look like µ.
+    name = unicodedata.normalize("NFKC", text).strip().strip(".").casefold()
+    return _UNIT_UM.get(name, math.nan)
+
+
+def stated_by_tags(per_mm: tuple[float, float], unit: bool, description: str) -> Stated:
+    """Read the resolution of a TIFF: pixels per mm, or per nothing where there is no ``unit``."""
+    if not unit and description.startswith("ImageJ="):
+        named = re.search(r"^unit=(.*)$", description, re.MULTILINE)
+        um = unit_um(named[1]) if named else math.nan
+        return Stated.by("ImageJ's unit", *(_share(um, n) for n in per_mm))
+    if not unit:
+        return Stated(why="its resolution has no unit" if set(per_mm) != {1.0} else "no resolution")
+    return Stated.by("its resolution", *(_share(1e3, n) for n in per_mm))
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
+
+
+def _share(um: float, number: float) -> float:
+    return um / number if number else math.nan
+
+
+def stated_by_scanner(vendor: str, x: str | None, y: str | None) -> Stated:
+    """Take what openslide found in a scanner's file."""
+    return Stated.by(f"µm per pixel of the scanner ({vendor})", _number(x), _number(y))
