@@ -163,8 +163,14 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON; of a file that is absent or damaged say so."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        # From bytes, the encoding is found: UTF-8, 16 or 32, with a byte order mark or without.
+        return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (ValueError, OSError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not a readable JSON file: packed, or text that is neither UTF-8 nor UTF-16; "
+            "unpack it, or save it as UTF-8"
+        ) from error
+    except (ValueError, RecursionError, OSError) as error:
         raise InputError(f"{path}: not a readable JSON file ({error})") from error

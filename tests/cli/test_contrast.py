@@ -146,6 +146,24 @@ def test_spots_in_both_regions_are_counted(files):
     assert "scores.h5ad: 60 spots lie in both regions, and are left out" in told.stderr
 
 
+def test_what_is_left_out_of_the_file_is_told(files):
+    content = json.loads((files / "regions.geojson").read_text())
+    del content["features"][1]["properties"]["classification"]
+    content["features"][3:] = [{"type": "Feature", "geometry": None, "properties": {}}]
+    (files / "regions.geojson").write_text(json.dumps(content), encoding="utf-16")
+    told = run(*contrast(files, "--json"))
+    left_out = "left out 1 polygon with neither class nor name, 1 feature without an outline"
+    [warning] = json.loads(told.stdout)["warnings"]
+    assert warning == f"--groups {files / 'regions.geojson'}: {left_out}"
+    assert left_out in told.stderr.replace("\n", " ")
+    assert json.loads(told.stdout)["between"] == ["Tumor", "Stroma"]
+    del content["features"][2]
+    (files / "regions.geojson").write_text(json.dumps(content))
+    error = refuse(*contrast(files))
+    assert "has Tumor (left out: 1 polygon with neither" in error
+    assert "a contrast needs two regions" in error
+
+
 def change(path: Path, how) -> None:
     adata = anndata.read_h5ad(path)
     how(adata)

@@ -139,12 +139,14 @@ def contrast(
     if not 0 < block_um < float("inf"):
         raise InputError(f"`block_um` must be positive, in µm; got {block_um:g}")
     tiles, name = _read_predictions(predictions)
-    regions = find_regions(tiles, groups)
+    regions, left_out = find_regions(tiles, groups)
     named = isinstance(groups, (str, Path))
     in_file = named and groups not in tiles.obs
     source = f"`groups={groups}`" if named else "`groups`"
-    pair = choose_pair(regions, between, source=source)
+    pair = choose_pair(regions, between, source=source, left_out=left_out)
     chosen, warnings = _chosen(regions, pair, tiles, name)
+    if left_out:
+        warnings.insert(0, f"{source}: left out {', '.join(left_out)}")
     if "strank_model" not in tiles.uns:
         warnings.append(
             f"{name} was not written by strank: X is taken for log relative rates (natural log)"
@@ -238,7 +240,7 @@ def _observed_regions(
         raise InputError(
             f"{name}: obs has no column {groups}; add it there too, or give regions as GeoJSON"
         )
-    regions = find_regions(section, groups)
+    regions, _ = find_regions(section, groups)
     absent = [region for region in pair if region not in regions]
     if absent:
         raise InputError(f"{name}: obs[{groups!r}] has no {some(absent)}, as the predictions have")

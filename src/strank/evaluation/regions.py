@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import ast
+import json
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,11 +28,15 @@ Regions = dict[str, NDArray[np.bool_]]
 Groups: TypeAlias = str | Path | list[Any] | NDArray[Any] | pd.Series
 
 _POLYGONS = [shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON]
-_DAMAGE = (AttributeError, LookupError, TypeError, ValueError, ShapelyError)
+_DAMAGE = (
+    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
+    ShapelyError,
+)
+_UNNAMED = "unnamed"
 
 
-def find_regions(spots: AnnData, groups: Groups) -> Regions:
-    """Tell which spots lie in which region; a spot without a label lies in none."""
+def find_regions(spots: AnnData, groups: Groups) -> tuple[Regions, list[str]]:
+    """Tell which spots lie in which region (none without a label), and what was left out."""
     if not isinstance(groups, (str, Path)):
         labels = pd.Series(np.asarray(groups, dtype=object))
         if len(labels) != spots.n_obs:
@@ -41,17 +50,22 @@ def find_regions(spots: AnnData, groups: Groups) -> Regions:
             f"`groups={groups}`: neither a file nor a column of obs; its columns are "
             f"{some(spots.obs.columns, 20) or 'none'}"
         )
-    regions = outlines(path)
+    regions, left_out = outlines(path)
     if "spatial" not in spots.obsm:
         raise InputError('obsm["spatial"] is needed: positions in pixels of the full image')
     positions = np.asarray(spots.obsm["spatial"], dtype=np.float64)
     _check_near(path, regions, positions)
-    return spots_within(regions, positions)
+    return spots_within(regions, positions), left_out
 
 
-def _labelled(labels: pd.Series) -> Regions:
-    known, values = labels.notna(), labels.astype(str)
-    return {name: (known & (values == name)).to_numpy() for name in sorted(set(values[known]))}
+def _labelled(labels: pd.Series) -> tuple[Regions, list[str]]:
+    missing = labels.isna()
+    values = np.array(["" if m else str(v).strip() for v, m in zip(labels, missing, strict=True)])
+    names = sorted(set(values.tolist()))
+    regions = {name: values == name for name in names if not _is_nameless(name)}
+    nameless = [name for name in names if name and name not in regions]
+    count = int(np.isin(values, nameless).sum()) if nameless else 0
+    return regions, _counted({f"spot* with the label {some(nameless)}": count})
 
 
 def spots_within(regions: Mapping[str, Any], positions: NDArray[np.float64]) -> Regions:
@@ -62,55 +76,76 @@ def spots_within(regions: Mapping[str, Any], positions: NDArray[np.float64]) -> 
     }
 
 
-def outlines(path: Path) -> dict[str, Any]:
+def outlines(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Read regions as QuPath exports them, in pixels of the full image and in the file's order.
 
-    A region is all polygons of one class (``properties.classification.name``), or of one name where
-    there is no class, with their holes; points and lines do not count.
+    A region is all polygons of one class, or of one name or label where there is no class, with
+    their holes. Also what was left out: features without an outline, points and lines, and polygons
+    without any name, unless all are: those are one region.
     """
     found: dict[str, list[Any]] = {}
-    try:
-        for number, feature in enumerate(_features(read_json(path))):
-            parts = shapely.get_parts(shape(feature["geometry"]))
-            polygons = parts[np.isin(shapely.get_type_id(parts), _POLYGONS)]
-            if not np.isfinite(shapely.get_coordinates(polygons)).all():
-                raise InputError(f"{path}: feature {number} has coordinates that are not finite")
-            polygons = polygons[~shapely.is_empty(polygons)]
-            if len(polygons):
-                found.setdefault(_name(feature), []).extend(polygons)
-    except InputError:
-        raise
-    except _DAMAGE as error:
-        raise InputError(f"{path}: not GeoJSON as QuPath exports it ({error!r})") from error
+    empty = others = 0
+    for number, (geometry, properties) in enumerate(_features(path)):
+        polygons, n_others = _polygons(path, number, geometry)
+        others += n_others
+        empty += not (len(polygons) or n_others)
+        if len(polygons):
+            found.setdefault(_name(path, number, properties), []).extend(polygons)
     if not found:
         raise InputError(f"{path}: no polygon there; draw regions and export them as GeoJSON")
+    nameless = found.pop("", [])
+    if not found:
+        found, nameless = {_UNNAMED: nameless}, []
+    left_out = {
+        "polygon* with neither class nor name": len(nameless),
+        "feature* without an outline": empty,
+        "point* or line*": others,
+    }
     # Outlines drawn by hand cross themselves now and then.
-    return {
+    regions = {
         name: shapely.union_all(
             shapely.make_valid(polygons, method="structure", keep_collapsed=False)
         )
         for name, polygons in found.items()
     }
+    return regions, _counted(left_out)
+
+
+def _counted(kinds: Mapping[str, int]) -> list[str]:
+    """Count things in words; a star stands for the plural's s."""
+    return [
+        f"{count} {kind.replace('*', '' if count == 1 else 's')}"
+        for kind, count in kinds.items()
+        if count
+    ]
 
 
 def choose_pair(
-    regions: Regions, between: str | tuple[str, str] | None, *, source: str
+    regions: Regions,
+    between: str | tuple[str, str] | None,
+    *,
+    source: str,
+    left_out: Sequence[str] = (),
 ) -> tuple[str, str]:
     """Choose the two regions of a contrast; a name may hold a comma."""
     names = list(regions)
     there = f"{source} has {some(names, 20) or 'no region'}"
+    if left_out:
+        there += f" (left out: {', '.join(left_out)})"
     if between is None:
         if len(names) != 2:
             raise InputError(
                 f"{there}: a contrast needs two regions"
                 + ("; choose with `between=A,B`" if len(names) > 2 else "")
+                + ("; give each a class in QuPath (Set class)" if names == [_UNNAMED] else "")
             )
         return names[0], names[1]
     if isinstance(between, str):
         cuts = [at for at, letter in enumerate(between) if letter == ","]
         pairs = [(between[:at].strip(), between[at + 1 :].strip()) for at in cuts]
     else:
-        pairs = [between]
+        a, b = between
+        pairs = [(a.strip(), b.strip())]
     pairs = [(a, b) for a, b in pairs if a in names and b in names and a != b]
     if not pairs:
         raise InputError(f"`between={between}`: give two regions, separated by a comma; {there}")
@@ -141,16 +176,92 @@ def _extent(bounds: Iterable[float]) -> str:
     return f"x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}"
 
 
-def _features(content: Any) -> list[Any]:
-    if isinstance(content, list):
-        return content
-    kind = content["type"]
-    if kind == "FeatureCollection":
-        return list(content["features"])
-    return [content if kind == "Feature" else {"geometry": content}]
+def _features(path: Path) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    """Geometry and properties of each feature; a geometry by itself is a feature too."""
+    content = read_json(path)
+    if isinstance(content, Mapping):
+        content = content.get("features", [content])
+    if not isinstance(content, list):
+        raise InputError(f"{path}: not GeoJSON as QuPath exports it: no list of features")
+    waiting = content[::-1]
+    while waiting:
+        feature = waiting.pop()
+        if not isinstance(feature, Mapping) or not feature.keys() & {"type", "geometry"}:
+            raise InputError(f"{path}: not GeoJSON as QuPath exports it: {reprlib.repr(feature)}")
+        if "geometry" not in feature and feature["type"] != "Feature":
+            yield feature, {}
+            continue
+        properties = feature.get("properties")
+        properties = properties if isinstance(properties, Mapping) else {}
+        yield feature.get("geometry"), properties
+        # What QuPath writes with its whole hierarchy.
+        children = properties.get("childObjects")
+        waiting += children[::-1] if isinstance(children, list) else []
 
 
-def _name(feature: Mapping[str, Any]) -> str:
-    properties = feature.get("properties") or {}
-    classification = properties.get("classification") or {}
-    return str(classification.get("name") or properties.get("name") or "unnamed")
+def _polygons(path: Path, number: int, geometry: Any) -> tuple[NDArray[Any], int]:
+    """Take the polygons out of a geometry; also how many other parts it has. Null has none."""
+    if geometry is None:
+        return np.array([]), 0
+    try:
+        with np.errstate(invalid="ignore"):
+            parts = np.asarray(shapely.get_parts(shape(geometry)))
+    except _DAMAGE as error:
+        raise InputError(
+            f"{path}: not GeoJSON as QuPath exports it: geometry of feature {number} ({error!r})"
+        ) from error
+    parts = parts[~shapely.is_empty(parts)]
+    polygons = parts[np.isin(shapely.get_type_id(parts), _POLYGONS)]
+    if not np.isfinite(shapely.get_coordinates(polygons)).all():
+        raise InputError(f"{path}: feature {number} has coordinates that are not finite")
+    return polygons, len(parts) - len(polygons)
+
+
+def _name(path: Path, number: int, properties: Mapping[str, Any]) -> str:
+    """Name a feature by its class, else its name, else its label; empty where it has none."""
+    for field in ("classification", "name", "label"):
+        value = properties.get(field)
+        try:
+            if name := _text(value):
+                return name
+        except (TypeError, RecursionError) as error:
+            raise InputError(
+                f"{path}: properties.{field} of feature {number} is no name: "
+                f"{reprlib.repr(value)}; give text, or a class as QuPath writes it"
+            ) from error
+    return ""
+
+
+def _text(value: Any) -> str:
+    """Write a class as QuPath shows it, parts joined by colons; empty for none.
+
+    QuPath 0.4 writes ``name`` or ``names``, earlier ones ``name`` and ``parentClass``; what went
+    through a table comes as JSON in a text (GDAL), or as Python shows it (pandas).
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        value = _parsed(value.strip())
+    if isinstance(value, Mapping):
+        own = next((value[key] for key in ("names", "name", "value") if value.get(key)), None)
+        value = [value.get("parentClass"), own]
+    if isinstance(value, list):
+        return ": ".join(part for part in map(_text, value) if part)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, NoneType)):
+        raise TypeError("no name")
+    # Tables turn whole numbers into fractions where some are missing.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    # Half a surrogate pair could not be written.
+    name = str(value).encode(errors="replace").decode().strip()
+    return "" if _is_nameless(name) else name
+
+
+def _parsed(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        with suppress(*_DAMAGE, SyntaxError, MemoryError):
+            return read(text)
+    return text
+
+
+def _is_nameless(name: str) -> bool:
+    """Whether a name is blank, or what empty cells of tables turn into."""
+    return name.lower() in ("", "nan", "na", "<na>", "none", "null")
