@@ -214,6 +214,28 @@ def test_scores_in_a_folder_are_read_again(model, files, tmp_path):
         scored([files[0], tmp_path / "elsewhere" / "a.png"], tmp_path / "model")
 
 
+@pytest.mark.parametrize("error", [KeyError("x"), MemoryError(), ZeroDivisionError("0"), OSError()])
+def test_any_error_fails_its_slide_only(model, files, tmp_path, error):
+    class Fragile(MeanColour):
+        n = 0
+
+        def encode(self, patches):
+            self.n += 1
+            if self.n == 1:
+                raise error
+            return super().encode(patches)
+
+    said: list[str] = []
+    options = {"um_per_pixel": UM, "encoder": Fragile(), "stride_um": 150.0}
+    with pytest.raises(InputError, match=r"1 of 2 slides failed: a; .*slides.csv says why"):
+        predict(files, model, tmp_path / "out", say=said.append, **options)
+    assert said[0].startswith(f"{files[0]}: {type(error).__name__} in test_prediction.py, line")
+    table = pd.read_csv(tmp_path / "out" / "slides.csv", keep_default_na=False)
+    assert table["error"].tolist() == [said[0], ""]
+    assert Path(table["scores"][1]) == tmp_path / "out" / "b" / "scores.h5ad"
+    assert anndata.read_h5ad(table["scores"][1]).n_obs == int(table["n_tiles"][1])
+
+
 def test_a_stride_unlike_the_training_is_told(model, files):
     around = RankModel(ContextHead(3, 2), model.panel, model.encoder, PROVENANCE)
     said: list[str] = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -18,7 +19,7 @@ from strank.encoders.embedding import embed_spots
 from strank.encoders.registry import get_encoder
 from strank.encoders.tiles import check_scale
 from strank.errors import InputError, some
-from strank.files import check_output, sha256
+from strank.files import atomic_path, check_output, output_folder, sha256
 from strank.model.novelty import novelty_of, warning_of
 from strank.model.rank_model import RankModel
 from strank.neural.heads import Traits
@@ -30,6 +31,8 @@ from strank.version import __version__
 # Features of all tiles stand in memory at once, since a head may subtract their mean; this many
 # bytes of them, were the whole slide tissue.
 _MOST_BYTES = 8 * 2**30
+# What is kept of every slide of a run.
+_RUN, _TABLE = "slides.csv", ["name", "slide", "scores", "n_tiles", "warning", "error"]
 
 # A slide, its file, or a section of a cohort, of which the image is taken.
 Subject: TypeAlias = Path | str | Slide | AnnData
@@ -63,9 +66,9 @@ def predict(
     model
         A trained model, or its folder.
     output
-        Folder for ``scores.h5ad``; of several slides, one folder each in it. Files there are whole
-        or absent. Where the scores of the same image, model folder and stride are there, they are
-        read instead of being made again.
+        Folder for ``scores.h5ad``; of several slides, one folder each in it, and ``slides.csv``,
+        which says what became of each. Files there are whole or absent. Where the scores of the
+        same image, model folder and stride are there, they are read instead of being made again.
     um_per_pixel
         Size of a pixel of the slides in µm, if the files do not say it.
     stride_um
@@ -98,8 +101,9 @@ def predict(
     strank.errors.InputError
         For a slide that cannot be read, has no tissue, no known scale, or pixels far too coarse for
         the encoder; for a model or encoder that is absent or of another version; for a stride below
-        a pixel or one that lays more tiles than memory could hold. With ``output``, one bad slide
-        does not stop the others, and the error comes at the end.
+        a pixel or one that lays more tiles than memory could hold. With ``output``, whatever is
+        wrong with one slide does not stop the others: it is kept in ``slides.csv``, and the error
+        comes at the end.
 
     Examples
     --------
@@ -142,18 +146,64 @@ def predict(
     named = dict(slides) if isinstance(slides, Mapping) else named_subjects(slides, output)
     if output is None:
         return {name: score(subject, None) for name, subject in named.items()}
-    done, failed = {}, []
-    for name, subject in named.items():
-        try:
-            score(subject, Path(output) / name)
-            done[name] = Path(output) / name / "scores.h5ad"
-        except InputError as error:
-            # One bad slide must not end a night's work.
-            tell(str(error))
-            failed.append(name)
+    place = Path(output)
+
+    def keep(name: str, subject: Subject) -> dict[str, Any]:
+        scores = score(subject, place / name)
+        path = str(place / name / "scores.h5ad")
+        return {"scores": path, "n_tiles": scores.n_obs, "warning": novelty_warning(scores)}
+
+    done, failed = each_alone(named, keep, place, tell)
     if failed:
-        raise InputError(f"{len(failed)} of {len(named)} slides failed: {some(failed, 20)}")
-    return done
+        told = f"{len(failed)} of {len(named)} slides failed: {some(failed, 20)}"
+        raise InputError(f"{told}; {place / _RUN} says why")
+    return {name: Path(row["scores"]) for name, row in done.items()}
+
+
+def each_alone(
+    named: Mapping[str, _Kind],
+    work: Callable[[str, _Kind], dict[str, Any]],
+    output: Path,
+    tell: Say,
+    *,
+    explain: Callable[[Exception], str | None] = lambda _: None,
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Work on one slide after another, whatever fails; keep what became of each in a table."""
+    check_output(output)
+    done: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
+    rows = []
+    for name, subject in named.items():
+        row: dict[str, Any] = {"name": name, "slide": _file_of(subject), "error": ""}
+        try:
+            done[name] = work(name, subject)
+            row |= {column: done[name].get(column) for column in _TABLE if column not in row}
+        # A bug, or memory that is short, must not end a night's work any more than a bad file.
+        except Exception as error:
+            failed[name] = row["error"] = _told(error, row["slide"], explain(error))
+            tell(failed[name])
+        rows.append(row)
+        table = pd.DataFrame(rows, columns=_TABLE).astype({"n_tiles": "Int64"})
+        # Kept at once, since a run may be killed; a full disk was told by the slide.
+        with suppress(OSError), atomic_path(output_folder(output) / _RUN) as part:
+            table.to_csv(part, index=False)
+    return done, failed
+
+
+def _file_of(subject: Subject) -> str:
+    if isinstance(subject, AnnData):
+        return f"section {subject.obs['section'].iloc[0]}"
+    return str(subject.path if isinstance(subject, Slide) else subject)
+
+
+def _told(error: Exception, file: str, explained: str | None) -> str:
+    """Say in one line which slide failed, and why."""
+    reason = " ".join((explained or str(error)).split())
+    if explained is None and not isinstance(error, InputError):
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(at.filename).name}, line {at.lineno}"
+        reason = f"{type(error).__name__} in {place}" + (f": {reason}" if reason else "")
+    return reason if file in reason else f"{file}: {reason}"
 
 
 class Scorer:

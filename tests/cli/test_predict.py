@@ -164,15 +164,71 @@ def test_a_job_that_was_killed_goes_on(slides, model, tmp_path, monkeypatch, emb
     assert embedded == ["one.png", "two.jpg", "three.tif"]
 
 
-def test_a_bad_slide_does_not_stop_the_others(slides, model, tmp_path):
-    slides[1].write_bytes(slides[1].read_bytes()[:900])
-    arguments = [*slides, "--mpp", 2, "--model", model, "-o", tmp_path / "out", "--json"]
-    told = run(*arguments, code=2)
+def _truncated(slide: Path, monkeypatch) -> None:
+    slide.write_bytes(slide.read_bytes()[:900])
+
+
+def _raising(error: Exception) -> Callable:
+    """A bug, or a machine at its end, that only this slide meets."""
+
+    def break_it(slide: Path, monkeypatch) -> None:
+        from strank import prediction
+
+        embed = prediction.embed_spots
+
+        def fragile(of, *arguments, **options):
+            if of.path == slide:
+                raise error
+            return embed(of, *arguments, **options)
+
+        monkeypatch.setattr(prediction, "embed_spots", fragile)
+
+    return break_it
+
+
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        (_truncated, "truncated image"),
+        (lambda slide, _: slide.unlink(), "no such image"),
+        (lambda slide, _: (slide.unlink(), slide.mkdir()), "two.jpg"),
+        (
+            _raising(IndexError("index 7 is out of bounds\nfor axis 0")),
+            "IndexError in test_predict.py",
+        ),
+        (_raising(MemoryError()), "MemoryError in test_predict.py, line"),
+        (_raising(RuntimeError("CUDA out of memory")), "CUDA out of memory"),
+        (_raising(OSError(5, "Input/output error")), "Input/output error"),
+        (_raising(ModuleNotFoundError("x", name="tifffile")), "pip install 'strank[images]'"),
+    ],
+)
+def test_a_bad_slide_does_not_stop_the_others(
+    slides, model, tmp_path, monkeypatch, break_it, reason
+):
+    break_it(slides[1], monkeypatch)
+    out = tmp_path / "out"
+    told = run(*slides, "--mpp", 2, "--model", model, "-o", out, "--json", code=1)
     found = json.loads(told.stdout)
     assert [Path(row["slide"]).name for row in found["slides"]] == ["one.png", "three.tif"]
     assert list(found["failed"]) == [str(slides[1])]
     assert f"Error: 1 of 3 slides failed: {slides[1]}" in told.stderr
-    assert not (tmp_path / "out/two/scores.h5ad").exists()
+    message = found["failed"][str(slides[1])]
+    assert reason in message
+    assert str(slides[1]) in message
+    assert f"Note: {message}\n" in told.stderr
+    assert not (out / "two/scores.h5ad").exists()
+    table = pd.read_csv(out / "slides.csv", keep_default_na=False).set_index("name")
+    assert list(table.index) == ["one", "two", "three"]
+    assert table.loc["two", "error"] == message
+    assert (table["error"] == "").tolist() == [True, False, True]
+    assert table.loc["three", "scores"] == found["slides"][1]["scores"]
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(slides, model, tmp_path):
+    (tmp_path / "out").touch()
+    assert "out: cannot write there" in refuse(
+        *slides, "--mpp", 2, "--model", model, "-o", tmp_path / "out"
+    )
 
 
 def test_the_scale_is_the_files_or_asked_for(slides, model, tmp_path):

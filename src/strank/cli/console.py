@@ -79,24 +79,33 @@ class ErrorGroup(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except InputError as error:
-            message = with_options(str(error))
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.split(".")[0] not in _EXTRAS:
+        except (InputError, ModuleNotFoundError, OSError) as error:
+            message = explained(error)
+            if message is None:
                 raise
-            extra = _EXTRAS[error.name.split(".")[0]]
-            message = f"this needs {error.name}: pip install 'strank[{extra}]'"
-        except OSError as error:
-            if error.errno == ENOSPC or "No space left" in str(error):
-                where = f"{error.filename}: " if error.filename else ""
-                message = f"{where}the disk is full; free some space, what was finished is kept"
-            elif error.filename is None:
-                raise
-            else:
-                message = f"{error.filename}: {error.strerror}"
-        typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-        typer.echo(message, err=True)
+        fail(message)
         raise typer.Exit(2)
+
+
+def explained(error: Exception) -> str | None:
+    """Say an error in one line that a user can act on; ``None`` for a bug."""
+    if isinstance(error, InputError):
+        return with_options(str(error))
+    if isinstance(error, ModuleNotFoundError):
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        return extra and f"this needs {error.name}: pip install 'strank[{extra}]'"
+    if not isinstance(error, OSError):
+        return None
+    if error.errno == ENOSPC or "No space left" in str(error):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}the disk is full; free some space, what was finished is kept"
+    return None if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
+def fail(message: str) -> None:
+    """Say on stderr what went wrong."""
+    typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
+    typer.echo(message, err=True)
 
 
 _WORKFLOW = [

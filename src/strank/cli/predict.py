@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from strank.cli.console import Json, finish, note, split_names, with_options
+from strank.cli.console import Json, explained, fail, finish, note, split_names
 from strank.errors import InputError, some
 from strank.progress import progress
 
@@ -84,7 +84,7 @@ def predict_command(
     """
     from strank.encoders.backbone import on_gpu
     from strank.model.rank_model import RankModel
-    from strank.prediction import Scorer, encoder_of, named_subjects
+    from strank.prediction import Scorer, each_alone, encoder_of, named_subjects
 
     trained = RankModel.load(model)
     drawn = _genes_to_draw(list(trained.panel.index), split_names(genes))
@@ -93,21 +93,22 @@ def predict_command(
     if scorer.warning:
         note(scorer.warning)
     exports = {"geojson": geojson, "spatialdata": spatialdata}
-    done, failed = [], {}
-    for name, slide in named_subjects(slides, output).items():
-        folder = output if len(slides) == 1 else output / name
-        try:
-            done.append(_predict_one(slide, folder, scorer, mpp, drawn, exports))
-        except InputError as error:
-            if len(slides) == 1:
-                raise
-            # One bad slide must not end a night's work.
-            note(str(error))
-            failed[str(slide)] = with_options(str(error))
-    summary = done[0] if len(slides) == 1 else {"slides": done, "failed": failed}
-    finish(summary, as_json=as_json, lines=[_line(result, drawn) for result in done])
+    named = named_subjects(slides, output)
+    if len(slides) == 1:
+        result = _predict_one(slides[0], output, scorer, mpp, drawn, exports)
+        finish(result, as_json=as_json, lines=[_line(result, drawn)])
+        return
+
+    def one(name: str, slide: Path) -> dict[str, Any]:
+        return _predict_one(slide, output / name, scorer, mpp, drawn, exports)
+
+    done, failed = each_alone(named, one, output, note, explain=explained)
+    told = {str(named[name]): error for name, error in failed.items()}
+    summary = {"slides": list(done.values()), "failed": told, "table": str(output / "slides.csv")}
+    finish(summary, as_json=as_json, lines=[_line(result, drawn) for result in done.values()])
     if failed:
-        raise InputError(f"{len(failed)} of {len(slides)} slides failed: {some(failed, 20)}")
+        fail(f"{len(failed)} of {len(slides)} slides failed: {some(told, 20)}")
+        raise typer.Exit(1)
 
 
 def _predict_one(
