@@ -159,6 +159,80 @@ def test_anndata_that_cannot_be_used(image, adata, options, message):
     assert message in refused(image, adata, **options)
 
 
+@pytest.mark.parametrize("patient", [np.nan, None, "nan", " NA ", "Null", "none", "", "\u00a0"])
+def test_what_is_no_name_is_no_patient(image, patient):
+    column = pd.Categorical([None] * 30, ["P1"]) if patient is None else [patient] * 30
+    adata = make(obs=pd.DataFrame({"patient": column}, index=SPOTS))
+    assert "section mine: the patient is not known" in refused(image, adata, patient=None)
+    if isinstance(patient, str):
+        assert "`patient`" in refused(image, make(), patient=patient)
+        assert "the patient is not" in refused(
+            image, make(), patient=None, patients={"mine": patient}
+        )
+
+
+def test_names_of_an_anndata_are_stripped(image):
+    obs = pd.DataFrame({"patient": ["P1", "P1 "] * 15, "section": " S1\t"}, index=SPOTS)
+    var = pd.DataFrame(index=["A ", " B", "C\u00a0", "D"])
+    cohort = load(image, make(obs=obs, var=var), patient=None)
+    assert list(cohort) == ["S1"]
+    assert set(cohort["S1"].obs["patient"]) == {"P1"}
+    assert list(cohort["S1"].var_names) == list("ABCD")
+    obs["section"] = ["S1"] * 29 + ["nan"]
+    with pytest.raises(
+        InputError, match=r"section.*has no name, or one as nan or NA, for spot s29"
+    ):
+        load(image, make(obs=obs))
+
+
+@pytest.mark.parametrize("where", ["X", "layer", "raw"])
+def test_true_and_false_are_no_counts(image, where):
+    seen = sparse.csr_matrix(COUNTS > 0)
+    adata = make(layers={"seen": seen})
+    if where == "X":
+        adata.X = seen
+    if where == "raw":
+        adata.raw = anndata.AnnData(seen, adata.obs, adata.var)
+    layer = {"X": None, "layer": "seen", "raw": "raw"}[where]
+    assert "holds True and False" in refused(image, adata, layer=layer)
+
+
+def test_counts_in_raw_are_named_and_can_be_chosen(image):
+    """Raw holds all genes, X those that vary most."""
+    adata = make(np.log1p(COUNTS))
+    adata.raw = make()
+    adata = adata[:, ["B", "D"]].copy()
+    told = refused(image, adata)
+    assert told.endswith("raw counts are needed; are they in `layer=raw`? (raw is .raw)")
+    for half in (None, np.repeat(["left", "right"], 15)):
+        if half is not None:
+            adata.obs["section"] = half
+        name = "mine" if half is None else "right"
+        section = load(image, adata, layer="raw", section=name)[name]
+        assert list(section.var_names) == list("ABCD")
+        rows = slice(0 if half is None else 15, None)
+        np.testing.assert_array_equal(section.X.toarray(), COUNTS[rows])
+        assert section.uns["strank"]["provenance"]["layer"] == "raw"
+
+
+def test_what_holds_no_counts_is_not_offered(image):
+    adata = make(np.log1p(COUNTS), layers={"scaled": COUNTS - 0.5})
+    adata.raw = make(np.log1p(COUNTS))
+    assert refused(image, adata).endswith("raw counts are needed; nor are they in scaled, raw")
+    assert "no layer counts; it has scaled, raw" in refused(image, adata, layer="counts")
+
+
+@pytest.mark.parametrize("off", [2e-7, -2e-7, 3e-6])
+def test_counts_are_whole_within_rounding(image, off):
+    counts = COUNTS.astype(np.float64) + 9
+    counts[3, 2] += counts[3, 2] * off
+    if off < 1e-6:
+        np.testing.assert_array_equal(load(image, make(counts))["mine"].X.toarray(), COUNTS + 9)
+    else:
+        number = repr(float(np.float32(counts[3, 2])))
+        assert f"spot s3, gene C: {number} is not a whole number" in refused(image, make(counts))
+
+
 def test_an_anndata_without_x(image):
     adata = make()
     adata.X = None

@@ -46,6 +46,10 @@ def test_ids_where_wished_or_all_there_is():
         (["A", "B"], ["E1", "E1"], {}, "F: gene E1 stands twice"),
         (["A", "A", "A_E2"], ["E1", "E2", "E3"], {}, "F: gene A_E2 stands twice"),
         (["A", None], None, {}, "F: gene 2 has no name"),
+        (["A", "nan"], None, {}, "F: gene 2 has no name"),
+        (["NA", "B"], None, {}, "F: gene 1 has no name"),
+        (["A", "  "], None, {}, "F: gene 2 has no name"),
+        (["A", "A "], None, {}, "F: gene A stands twice"),
     ],
 )
 def test_names_that_cannot_be_made_unique(symbols, ids, options, message):
@@ -68,3 +72,10 @@ def test_naming_is_by_majority_and_a_mixture_is_refused():
         "genes are named in two ways: section S1, S3 by Ensembl ids and section S2 by symbols; "
         "import all with `gene_id`, or all from files that hold symbols"
     )
+
+
+def test_a_gene_without_a_symbol_takes_its_id():
+    ids = pd.Index(["E1 ", "E2", "E3", "E4"])
+    table = name_genes(pd.Index([" A", None, "NaN", " "]), ids)
+    assert list(table.index) == ["A", "E2", "E3", "E4"]
+    assert list(table["gene_id"]) == ["E1", "E2", "E3", "E4"]

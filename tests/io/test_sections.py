@@ -19,6 +19,7 @@ from strank.cohort.store import read_cohort
 from strank.errors import InputError
 from strank.io import write_sections
 from strank.io.sections import (
+    alike_in,
     build_section,
     name_genes,
     open_measured,
@@ -152,6 +153,21 @@ def test_nothing_is_written_unless_all_can_be_read(image, tmp_path):
     assert not (tmp_path / "cohort").exists()
 
 
+@pytest.mark.parametrize("name", ["nan", "NA", " none", "null", ""])
+def test_a_section_needs_a_name(image, name):
+    with pytest.raises(InputError, match=r"`section`: .* is no name; give another"):
+        build(image, name=name)
+
+
+def test_the_import_points_out_what_may_be_one(image, tmp_path):
+    one, other = build(image), build(image, name="s_1")
+    other.obs["patient"] = "p-01"
+    write_sections([one, other], tmp_path / "cohort")
+    patients, sections = alike_in(tmp_path / "cohort")
+    assert patients.startswith("patients 'P1' and 'p-01' are taken for different ones")
+    assert sections.startswith("sections 'S1' and 's_1' are taken for different ones")
+
+
 def test_sections_join_a_cohort_and_replace_those_of_their_name(image, tmp_path):
     written = write_sections([build(image, name="S2"), build(image)], tmp_path / "cohort")
     assert list(written) == ["S1", "S2"]
@@ -181,11 +197,28 @@ def test_patients(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "section, patient\nS1, P1\nS2, P1\n",
+        "section,patient\nS1,P1\nS2,P1 \n",
+        "\ufeffsection\t,patient \nS1\u00a0,P1\n S2,\u200bP1\nS2,P1\n,\n",
+    ],
+)
+def test_tables_of_patients_are_stripped(tmp_path, text):
+    (tmp_path / "patients.csv").write_text(text)
+    assert read_patients(tmp_path / "patients.csv") == {"S1": "P1", "S2": "P1"}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("name,patient\nS1,P1\n", "lacks column section; it has name, patient"),
         ("section,patient\nS1,P1\nS1,P2\n", "section S1 has two patients"),
         ("section,patient\nS1,\n", "section S1 has no patient"),
+        ("section,patient\nS1,NA\n", "section S1 has no patient"),
+        ("section,patient\nS1, null \nS2,P2\n", "section S1 has no patient"),
+        ("section,patient\n,P1\n", "section  has no name"),
+        ("section,patient\nS1,P1\nS1 ,P2\n", "section S1 has two patients"),
         ("", "not a readable table"),
     ],
 )

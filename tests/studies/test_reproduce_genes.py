@@ -222,7 +222,7 @@ def test_what_is_asked_for_wrongly_is_refused_at_once(tmp_path, given, message):
 @pytest.mark.parametrize(
     ("shared", "message"),
     [
-        (0, "^no gene is measured in all of the sections A1, B1, C1$"),
+        (0, "^no gene is measured in all of the sections A1, B1, C1: C1 has .*, before it .*$"),
         (
             40,
             "^50 genes asked for, and the filter leaves 40 that all sections share; section .* has "

@@ -194,7 +194,9 @@ def anndata(
     patient: Patient = None,
     patients: Patients = None,
     um_per_pixel: Mpp = None,
-    layer: Annotated[str | None, typer.Option(help="Where raw counts are; X if not given.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Where raw counts are, `raw` for .raw; X if not given.")
+    ] = None,
     gene_id: GeneId = False,
     as_json: Json = False,
 ) -> None:
@@ -278,7 +280,10 @@ def _sections(platform: str, path: Path, options: dict[str, Any]) -> list[Callab
 def tell(sections: Mapping[str, AnnData], output: Path, as_json: bool) -> None:
     """Say what was read, what was left out, and where patches stand in for a slide."""
     from strank.cohort.contract import section_info
+    from strank.io.sections import alike_in
 
+    for text in (doubts := alike_in(output)):
+        note(text)
     summary = []
     for name, adata in sections.items():
         info = section_info(adata)
@@ -307,7 +312,7 @@ def tell(sections: Mapping[str, AnnData], output: Path, as_json: bool) -> None:
             }
         )
     finish(
-        {"cohort": str(output), "sections": summary},
+        {"cohort": str(output), "sections": summary, "warnings": doubts},
         as_json=as_json,
         lines=[
             *(

@@ -13,6 +13,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
+from strank.cohort.names import clean_name
 from strank.errors import InputError, some
 
 _ENSEMBL = r"ENS[A-Z]*G\d+"
@@ -136,6 +137,12 @@ def check_section(adata: AnnData, *, name: str) -> None:
             raise InputError(f"{name}: {slot} has duplicates: {some(index[index.duplicated()])}")
     if any(len(adata.obs[column].unique()) != 1 for column in ("section", "patient")):
         raise InputError(f"{name}: obs must hold one section of one patient")
+    for column in ("section", "patient"):
+        if not clean_name(called := adata.obs[column].iloc[0]):
+            raise InputError(
+                f'{name}: obs["{column}"] says {str(called)!r}, which is no name; import the '
+                "section again with one"
+            )
     check_counts(adata.X, spots=adata.obs_names, genes=adata.var_names, name=name)
     _check_numbers(adata, name)
 
@@ -143,6 +150,11 @@ def check_section(adata: AnnData, *, name: str) -> None:
 def check_counts(counts: Any, *, spots: pd.Index, genes: pd.Index, name: str) -> None:
     """Refuse counts that are not finite, non-negative integers, naming spot and gene."""
     stored = sparse.coo_matrix(counts)
+    if stored.dtype == bool:
+        raise InputError(
+            f"{name}: holds True and False, whether a gene was seen and not how often; raw counts "
+            "are needed"
+        )
     for wrong, what in [
         (~np.isfinite(stored.data), "is not a finite number"),
         (stored.data < 0, "is negative"),
@@ -152,8 +164,25 @@ def check_counts(counts: Any, *, spots: pd.Index, genes: pd.Index, name: str) ->
             first = int(np.flatnonzero(wrong)[0])
             raise InputError(
                 f"{name}: spot {spots[stored.row[first]]}, gene {genes[stored.col[first]]}: "
-                f"{stored.data[first]:g} {what}; raw counts are needed"
+                f"{repr(float(stored.data[first])).removesuffix('.0')} {what}; raw counts are "
+                "needed"
             )
+
+
+def whole_counts(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Make whole what is so within rounding of float32, 3.0000002; the rest stays as it is."""
+    if counts.dtype.kind != "f":
+        return counts
+    nearest = np.round(counts.data)
+    # A unit in the last place grows with the number; half a count is never rounding.
+    with np.errstate(invalid="ignore"):  # infinities stay, to be refused
+        within = np.abs(counts.data - nearest) <= np.clip(1e-6 * np.abs(nearest), 1e-6, 1e-2)
+    if (counts.data[within] == nearest[within]).all():
+        return counts
+    rounded = counts.copy()
+    rounded.data = np.where(within, nearest, counts.data)
+    rounded.eliminate_zeros()
+    return rounded
 
 
 def _check_info(stored: Any, name: str) -> None:
@@ -198,4 +227,4 @@ def check_sections(cohort: object) -> None:
 def patients_of(cohort: Mapping[str, AnnData]) -> dict[str, str]:
     """Patient of each section of a cohort."""
     check_sections(cohort)
-    return {name: str(adata.obs["patient"].iloc[0]) for name, adata in cohort.items()}
+    return {name: clean_name(adata.obs["patient"].iloc[0]) for name, adata in cohort.items()}

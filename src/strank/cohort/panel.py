@@ -14,6 +14,7 @@ from scipy import sparse
 from sklearn.neighbors import radius_neighbors_graph
 
 from strank.cohort.contract import positions_um, section_info
+from strank.cohort.names import difference, no_common_genes
 from strank.errors import InputError, some
 from strank.metrics.correlation import log1p_cp10k
 
@@ -139,7 +140,7 @@ def shared_genes(cohort: Mapping[str, AnnData]) -> pd.Index:
     for adata in cohort.values():
         genes = adata.var_names if genes is None else genes.intersection(adata.var_names)
     if genes is None or genes.empty:
-        raise InputError(f"no gene is measured in all of the sections {some(cohort)}")
+        raise no_common_genes({name: adata.var_names for name, adata in cohort.items()})
     return genes.sort_values()
 
 
@@ -171,5 +172,7 @@ def check_genes(cohort: Mapping[str, AnnData], genes: Sequence[str]) -> pd.Index
     for name, adata in cohort.items():
         absent = wanted.difference(adata.var_names)
         if len(absent):
-            raise InputError(f"section {name} has no gene {some(absent)}")
+            how = difference(absent, adata.var_names)
+            why = f"; its own differ only by {how}" if how else ""
+            raise InputError(f"section {name} has no gene {some(absent)}{why}")
     return wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.spatial import KDTree
 
-from strank.cohort.contract import check_counts, naming
+from strank.cohort.contract import check_counts, naming, whole_counts
+from strank.cohort.names import clean_name, clean_names
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some
 from strank.io.sections import (
@@ -24,6 +26,7 @@ from strank.io.sections import (
 )
 from strank.slides.slide import check_image, open_slide
 
+_RAW = "raw"  # as a layer: the slot .raw, where no layer is so called
 _IDS = ("gene_ids", "gene_id", "ensembl_id", "ensembl_ids")
 _SYMBOLS = ("gene_symbols", "gene_symbol", "gene_names", "gene_name", "feature_name", "symbol")
 
@@ -56,7 +59,8 @@ def read_anndata(
     um_per_pixel
         Of the image; if ``None``, as stored there.
     layer
-        Where raw counts are; ``X`` if ``None``.
+        Where raw counts are; ``X`` if ``None``. ``"raw"`` is ``.raw``, with its genes, where no
+        layer is so called.
 
     Returns
     -------
@@ -126,7 +130,13 @@ def find_anndata(path: Path | str) -> list[str]:
 
 def _section_names(adata: AnnData, path: Path) -> pd.Series:
     unnamed = pd.Series(path.stem, index=adata.obs_names)
-    return adata.obs.get("section", unnamed).astype(str)
+    names = adata.obs.get("section", unnamed).astype(object).map(clean_name)
+    if (lacking := names == "").any():
+        raise InputError(
+            f'{path}: obs["section"] has no name, or one as nan or NA, for spot '
+            f"{some(names.index[lacking])}; name it, or take those spots out"
+        )
+    return names
 
 
 def read_object(
@@ -143,10 +153,12 @@ def read_object(
     """Put one section with ``obsm["spatial"]`` in pixels of an image into the data contract."""
     slide = open_slide(image, um_per_pixel)
     check_image(slide)
-    spots = object_spots(adata, path)
+    spots, held = object_spots(adata, path), layer
+    if layer == _RAW and layer not in adata.layers and adata.raw is not None:
+        adata, held = adata.raw.to_adata(), None
     diameter, pitch = spot_size_um(adata, spots, slide.um_per_pixel)
     return build_section(
-        object_counts(adata, path, layer),
+        object_counts(adata, path, held),
         spots=spots,
         genes=object_genes(adata, path, gene_id=gene_id),
         section=section,
@@ -164,32 +176,53 @@ def read_object(
 
 
 def object_counts(adata: AnnData, path: Path, layer: str | None = None) -> sparse.csr_matrix:
-    """Take raw counts from ``X`` or a layer, checked; an error names the layers there are."""
+    """Take raw counts from ``X`` or a layer, checked; an error says where else there are some."""
+    others = {name: (adata.layers[name], adata.var_names) for name in adata.layers}
+    if adata.raw is not None:
+        others.setdefault(_RAW, (adata.raw.X, adata.raw.var_names))
     if layer is not None and layer not in adata.layers:
-        raise InputError(f"{path}: no layer {layer}; it has {some(adata.layers) or 'none'}")
-    values = adata.X if layer is None else adata.layers[layer]
+        raise InputError(f"{path}: no layer {layer}; it has {some(others) or 'none'}")
+    values = adata.X if layer is None else others.pop(layer)[0]
+    try:
+        return _raw_counts(values, adata.obs_names, adata.var_names, path)
+    except InputError as error:
+        holding = [n for n, (v, genes) in others.items() if _is_raw(v, adata.obs_names, genes)]
+        if holding:
+            slot = " (raw is .raw)" * (_RAW in holding and _RAW not in adata.layers)
+            told = f"are they in `layer={some(holding)}`?{slot}"
+        elif others:
+            told = f"nor are they in {some(others)}"
+        else:
+            raise
+        raise InputError(f"{error}; {told}") from error
+
+
+def _raw_counts(values: Any, spots: pd.Index, genes: pd.Index, path: Path) -> sparse.csr_matrix:
     if values is None:
         raise InputError(f"{path}: X is empty; raw counts are needed there or in a `layer`")
-    counts = sparse.csr_matrix(values, dtype=np.float64)
-    try:
-        check_counts(counts, spots=adata.obs_names, genes=adata.var_names, name=str(path))
-    except InputError as error:
-        others = [name for name in adata.layers if name != layer]
-        if not others:
-            raise
-        raise InputError(f"{error}; are they in `layer={some(others)}`?") from error
+    counts = sparse.csr_matrix(values, dtype=bool if values.dtype == bool else np.float64)
+    counts = whole_counts(counts)
+    check_counts(counts, spots=spots, genes=genes, name=str(path))
     return counts
+
+
+def _is_raw(values: Any, spots: pd.Index, genes: pd.Index) -> bool:
+    try:
+        _raw_counts(values, spots, genes, Path())
+    except InputError:
+        return False
+    return True
 
 
 def object_genes(adata: AnnData, path: Path, *, gene_id: bool = False) -> pd.DataFrame:
     """Name genes by ``var_names`` and what ``var`` knows of symbols and ids."""
-    names = adata.var_names
+    names = clean_names(adata.var_names)
     columns = _SYMBOLS if naming(names) == "Ensembl ids" else _IDS
-    found = next((pd.Index(adata.var[c].astype(object)) for c in columns if c in adata.var), None)
+    found = next((clean_names(adata.var[c]) for c in columns if c in adata.var), None)
     if naming(names) == "Ensembl ids":
         return name_genes(found, names, gene_id=gene_id, name=str(path))
     # Ids that are incomplete or stand twice tell nothing apart.
-    if found is not None and (found.hasnans or not found.is_unique):
+    if found is not None and ((found == "").any() or not found.is_unique):
         found = None
     return name_genes(names, found, gene_id=gene_id, name=str(path))
 
@@ -198,8 +231,8 @@ def object_patient(
     adata: AnnData, section: str, patient: str | None, patients: Patients = None
 ) -> str:
     """Name the patient; ``obs["patient"]`` counts where neither argument knows."""
-    known = list(adata.obs["patient"].unique()) if "patient" in adata.obs else []
-    return patient_of(section, patient, patients, str(known[0]) if len(known) == 1 else None)
+    known = {clean_name(name) for name in adata.obs.get("patient", pd.Series()).unique()}
+    return patient_of(section, patient, patients, known.pop() if len(known) == 1 else None)
 
 
 def object_spots(adata: AnnData, path: Path) -> pd.DataFrame:

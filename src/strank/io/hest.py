@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from strank.cohort.names import clean_name
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some
 from strank.files import output_folder, read_json
@@ -333,7 +334,7 @@ def _spot_size(
 
 def hest_patient(facts: Mapping[str, Any]) -> str:
     """Name the patient, within a study; empty if that is not known."""
-    patient, study = (str(facts.get(key, "")).strip() for key in ("patient", "dataset_title"))
+    patient, study = (clean_name(facts.get(key)) for key in ("patient", "dataset_title"))
     return f"{patient} ({study})" if patient and study else patient
 
 

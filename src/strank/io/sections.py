@@ -11,8 +11,16 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from strank.cohort.contract import SectionInfo, check_counts, check_naming, make_section, naming
-from strank.cohort.store import read_h5ad, write_h5ad
+from strank.cohort.contract import (
+    SectionInfo,
+    check_counts,
+    check_naming,
+    make_section,
+    naming,
+    whole_counts,
+)
+from strank.cohort.names import clean_name, clean_names, given_name, look_alikes
+from strank.cohort.store import read_h5ad, section_names, write_h5ad
 from strank.errors import InputError, some
 from strank.files import output_folder, sha256
 from strank.io.tables import read_table
@@ -39,31 +47,27 @@ def name_genes(
     >>> list(name_genes(pd.Index(["TBCE", "MATR3", "MATR3"]), ids).index)
     ['TBCE', 'MATR3_ENSG00000280987', 'MATR3_ENSG00000015479']
     """
+    symbols, ids = (None if names is None else clean_names(names) for names in (symbols, ids))
     if ids is None and symbols is not None and naming(symbols) == "Ensembl ids":
         ids = symbols
     if ids is None:
         if gene_id:
             raise InputError(f"{name}: holds no gene ids; leave `gene_id` out")
-        return pd.DataFrame(index=_unique(_text(symbols), name))
-    ids = _unique(_text(ids), name)
+        return pd.DataFrame(index=_unique(pd.Index([]) if symbols is None else symbols, name))
+    ids = _unique(ids, name)
     if gene_id or symbols is None:
         return pd.DataFrame({"gene_id": ids}, index=ids)
-    names = _text(symbols)
-    names = names.where(names != "", ids)
+    names = symbols.where(symbols != "", ids)
     # Never "-1": which of the copies gets it depends on the file, and sections would not match.
     apart = np.where(names == ids, names, names + "_" + ids)
     names = names.where(~names.duplicated(keep=False), apart)
     return pd.DataFrame({"gene_id": ids}, index=_unique(names, name))
 
 
-def _text(names: pd.Index | None) -> pd.Index:
-    column = pd.Series(names, dtype=object)
-    return pd.Index(column.where(column.notna(), "").astype(str))
-
-
 def _unique(names: pd.Index, name: str) -> pd.Index:
     if (names == "").any():
-        raise InputError(f"{name}: gene {int(np.argmax(names == '')) + 1} has no name")
+        number = int(np.argmax(names == "")) + 1
+        raise InputError(f"{name}: gene {number} has no name, or one as nan or NA")
     if not names.is_unique:
         raise InputError(
             f"{name}: gene {some(names[names.duplicated()].unique())} stands twice, and ids that "
@@ -103,7 +107,9 @@ def build_section(
     ``spots`` has the centres ``x`` and ``y`` in pixels of the slide; further columns are kept.
     """
     image = slide.path.resolve()
+    section = given_name(section, "section")
     counts_file = str(provenance.get("counts_file", f"section {section}"))
+    counts = whole_counts(counts)
     check_counts(counts, spots=spots.index, genes=genes.index, name=counts_file)
     check_image(slide)
     _check_inside(spots, slide, section)
@@ -171,7 +177,7 @@ def write_sections(
         name = str(adata.obs["section"].iloc[0])
         if name in named:
             raise InputError(f"two sections are called {name}; give each a name of its own")
-        if Path(name).name != name or name.startswith("."):
+        if Path(name).name != name or name.startswith(".") or clean_name(name) != name:
             raise InputError(f"section {name!r}: not the name of a file; give it another name")
         named[name] = adata
         if advance is not None:
@@ -219,8 +225,10 @@ def patient_of(
     section: str, patient: str | None, patients: Patients = None, stated: str | None = None
 ) -> str:
     """Name the patient of a section: as given, by the table, or as the platform's files say."""
-    table = patients if isinstance(patients, Mapping) else read_patients(patients)
-    found = patient or table.get(section) or stated
+    given = given_name(patient, "patient") if patient is not None else ""
+    read = patients if isinstance(patients, Mapping) else read_patients(patients)
+    table = {clean_name(name): clean_name(of) for name, of in read.items()}
+    found = given or table.get(clean_name(section)) or clean_name(stated)
     if not found:
         raise InputError(
             f"section {section}: the patient is not known, and splits go by patient; give "
@@ -235,9 +243,11 @@ def read_patients(path: Path | str | None) -> dict[str, str]:
     if path is None:
         return {}
     table = read_table(Path(path), ["section", "patient"], dtype=str, keep_default_na=False)
-    table = table[["section", "patient"]].drop_duplicates()
+    table = table[["section", "patient"]].map(clean_name).drop_duplicates()
+    table = table[(table != "").any(axis=1)]  # spreadsheets leave rows of nothing
     for wrong, what in [
-        (table["patient"] == "", "has no patient"),
+        (table["section"] == "", "has no name, or one as nan or NA"),
+        (table["patient"] == "", "has no patient, or one as nan or NA"),
         (table["section"].duplicated(), "has two patients"),
     ]:
         if wrong.any():
@@ -249,6 +259,18 @@ def is_inside(spots: pd.DataFrame, slide: Slide) -> pd.Series:
     """Which spots lie within the image."""
     width, height = slide.size
     return spots["x"].between(0, width, "left") & spots["y"].between(0, height, "left")
+
+
+def alike_in(cohort: Path) -> list[str]:
+    """Point out patients, sections and genes of a cohort on disk that may be the same."""
+    patients, genes = dict[str, str](), dict[str, pd.Index]()
+    for name in section_names(cohort):
+        adata = read_h5ad(cohort / f"{name}.h5ad", backed="r")
+        adata.file.close()
+        if "patient" in adata.obs and adata.n_obs:  # else no section, as reading the cohort says
+            patients[name] = clean_name(adata.obs["patient"].iloc[0])
+        genes[name] = adata.var_names
+    return look_alikes(patients, genes)
 
 
 def _gene_names(path: Path) -> pd.Index:

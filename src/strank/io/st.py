@@ -18,7 +18,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from strank.cohort.contract import check_counts
+from strank.cohort.contract import check_counts, whole_counts
+from strank.cohort.names import clean_name
 from strank.errors import InputError, some
 from strank.files import sha256
 from strank.io.sections import (
@@ -206,7 +207,7 @@ def _patient(section: str, pattern: str) -> str:
         match = re.search(pattern, section)
     except re.error as error:
         raise InputError(f"{told} is not a regular expression: {error}") from error
-    found = (match.group(1) if match.re.groups else match.group(0)) if match else None
+    found = clean_name(match.group(1 if match.re.groups else 0)) if match else ""
     if not found:
         raise InputError(f"section {section}: {told} finds no patient in its name")
     return found
@@ -226,8 +227,9 @@ def _read_counts(path: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.Index]:
     check_unique(genes, f"{path}: gene")
     table.columns = genes
     values = _numeric(table, path)
-    check_counts(sparse.csr_matrix(values), spots=spots, genes=genes, name=str(path))
-    return sparse.csr_matrix(values), spots, genes
+    counts = whole_counts(sparse.csr_matrix(values))
+    check_counts(counts, spots=spots, genes=genes, name=str(path))
+    return counts, spots, genes
 
 
 def _header(path: Path) -> list[str]:

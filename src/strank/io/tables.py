@@ -21,6 +21,7 @@ def read_table(path: Path, needed: Iterable[str], **options: Any) -> pd.DataFram
         table = read(path, **options)
     except (ValueError, OSError, EOFError) as error:  # pyarrow's errors are ValueErrors
         raise InputError(f"{path}: not a readable table ({error})") from error
+    table.columns = pd.Index([c.strip() if isinstance(c, str) else c for c in table.columns])
     check_columns(table, needed, path)
     return table
 

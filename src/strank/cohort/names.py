@@ -1,0 +1,98 @@
+"""What a name is: sections, patients and genes are told apart by name, so names are made clean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+
+import pandas as pd
+
+from strank.errors import InputError, some
+
+# What tables and their readers write where nothing is known.
+_NO_NAMES = {"", "nan", "na", "n/a", "<na>", "null", "none"}
+# Blanks, and what is as invisible: marks of byte order, joiners of no width.
+_BLANKS = r"[\s\ufeff\u200b-\u200d\u2060]+"
+_AROUND = re.compile(f"^{_BLANKS}|{_BLANKS}$")
+_TOKEN = re.compile(r"\d+|[^\W\d_]+")
+_VERSION = re.compile(r"^(ENS[A-Z]*\d{11})\.\d+")
+
+# How two names of one thing come to differ, the likeliest first.
+_DIFFERENCES: dict[str, Callable[[str], str]] = {
+    "blanks around the names": lambda gene: clean_name(gene) or gene,
+    "versions of Ensembl ids": lambda gene: _VERSION.sub(r"\1", clean_name(gene)),
+    "capital and small letters": lambda gene: _VERSION.sub(r"\1", clean_name(gene)).casefold(),
+}
+
+
+def clean_name(name: object) -> str:
+    """Strip a name of blanks; empty where it is none: absent, nan, NA, null, none or blank."""
+    text = "" if name is None or name is pd.NA else _AROUND.sub("", str(name))
+    return "" if text.casefold() in _NO_NAMES else text
+
+
+def clean_names(names: Iterable[object]) -> pd.Index:
+    """Clean many names, each as `clean_name` does."""
+    return pd.Index([clean_name(name) for name in names], dtype=object)
+
+
+def given_name(name: object, argument: str) -> str:
+    """Clean a name that an argument gives, which must be one."""
+    if not (clean := clean_name(name)):
+        raise InputError(f"`{argument}`: {str(name)!r} is no name; give another")
+    return clean
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Group names that a person may have meant for one: P1, p1, P-1 and P01."""
+    groups: dict[object, list[str]] = {}
+    for name in sorted(set(names)):
+        tokens = [token.lstrip("0") or "0" for token in _TOKEN.findall(name.casefold())]
+        groups.setdefault(tuple(tokens) or name, []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def difference(one: pd.Index, other: pd.Index) -> str:
+    """Say by what the genes of two sections differ that may be the same; empty if by nothing."""
+    only_one, only_other = one.difference(other), other.difference(one)
+    for what, same in _DIFFERENCES.items():
+        left = {same(str(gene)): str(gene) for gene in only_one}
+        right = {same(str(gene)): str(gene) for gene in only_other}
+        if both := sorted(left.keys() & right.keys()):
+            pairs = [f"{left[key]!r} and {right[key]!r}" for key in both]
+            return f"{what} ({some(pairs, 1)})"
+    return ""
+
+
+def look_alikes(patients: Mapping[str, str], genes: Mapping[str, pd.Index]) -> list[str]:
+    """Point out patients, sections and genes of a cohort that may be the same, in sentences."""
+    told = [
+        f"{what} {' and '.join(map(repr, group))} are taken for different ones; if they are one, "
+        "give all of them one name and import again"
+        for what, names in {"patients": patients.values(), "sections": patients}.items()
+        for group in alike(names)
+    ]
+    for (one, those), (other, these) in pairwise(genes.items()):
+        if how := difference(those, these):
+            told.append(
+                f"sections {one} and {other}: genes that differ only by {how} are taken for "
+                "different ones; name genes in one way and import again"
+            )
+            break  # in a cohort of many sections the others are as this one
+    return told
+
+
+def no_common_genes(genes: Mapping[str, pd.Index]) -> InputError:
+    """Make the error of sections that share no gene: where it begins, and why."""
+    told = f"no gene is measured in all of the sections {some(genes)}"
+    shared: pd.Index | None = None
+    for name, those in genes.items():
+        before, shared = shared, those if shared is None else shared.intersection(those)
+        if shared.empty and before is not None:
+            if how := difference(before, those):
+                told += f": they differ only by {how}; name genes in one way and import again"
+            else:
+                told += f": {name} has {some(those, 3) or 'none'}, before it {some(before, 3)}"
+            break
+    return InputError(told)
