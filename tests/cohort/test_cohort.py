@@ -94,6 +94,9 @@ BREACHES = {
     r'obsm\["spatial"\] is not finite at spot 0x0, .* and 25 more': move,
     r'obs\["library_size"\] is less than the counts of spot 3x3': put(3, 3, 10_000),
     "var_names has duplicates: G0": lambda a: setattr(a, "var_names", ["G0", "G0", *"abcd"]),
+    r'obs\["patient"\] says .nan., which is no name': lambda a: setattr(
+        a, "obs", a.obs.assign(patient="nan")
+    ),
     "one section of one patient": lambda a: setattr(a, "obs", a.obs.assign(section=a.obs_names)),
 }
 

@@ -179,9 +179,7 @@ def test_names_of_an_anndata_are_stripped(image):
     assert set(cohort["S1"].obs["patient"]) == {"P1"}
     assert list(cohort["S1"].var_names) == list("ABCD")
     obs["section"] = ["S1"] * 29 + ["nan"]
-    with pytest.raises(
-        InputError, match=r"section.*has no name, or one as nan or NA, for spot s29"
-    ):
+    with pytest.raises(InputError, match=r"section.*has no name, .* for spot s29"):
         load(image, make(obs=obs))
 
 
