@@ -24,7 +24,7 @@ from strank.model.novelty import novelty_of, warning_of
 from strank.model.rank_model import RankModel
 from strank.neural.heads import Traits
 from strank.progress import Advance, Say
-from strank.slides.slide import Slide, open_slide, slide_of
+from strank.slides.slide import Slide, open_told, slide_of
 from strank.slides.tissue import tile_centres
 from strank.version import __version__
 
@@ -47,6 +47,7 @@ def predict(
     output: Path | str | None = None,
     *,
     um_per_pixel: float | None = None,
+    um_per_pixel_override: bool = False,
     stride_um: float | None = None,
     encoder: str | Encoder | None = None,
     weights: Path | str | None = None,
@@ -71,6 +72,9 @@ def predict(
         same image, model folder and stride are there, they are read instead of being made again.
     um_per_pixel
         Size of a pixel of the slides in µm, if the files do not say it.
+    um_per_pixel_override
+        Take ``um_per_pixel`` even where a file says another scale (by more than 5 %), which is
+        refused otherwise.
     stride_um
         µm between tiles; if not given a spot's diameter, or for a head that looks at neighbours the
         distance of spots in training. With a smaller one tiles overlap, and the map is denser: each
@@ -131,7 +135,7 @@ def predict(
         tell(scorer.warning)
 
     def score(subject: Subject, where: Path | None) -> AnnData:
-        slide, _ = open_subject(subject, um_per_pixel)
+        slide, _ = open_subject(subject, um_per_pixel, um_per_pixel_override)
         path = None
         if where is not None:
             check_output(where)
@@ -292,7 +296,7 @@ def named_subjects(subjects: Iterable[_Kind], output: Path | str | None) -> dict
 
 
 def open_subject(
-    subject: Subject, um_per_pixel: float | None = None
+    subject: Subject, um_per_pixel: float | None = None, override: bool = False
 ) -> tuple[Slide, AnnData | None]:
     """Open a slide; of a section, its image and itself."""
     if isinstance(subject, Slide):
@@ -300,7 +304,7 @@ def open_subject(
     if not isinstance(subject, AnnData):
         path = Path(subject)
         if path.suffix != ".h5ad":
-            return open_slide(path, um_per_pixel), None
+            return open_told(path, um_per_pixel, override), None
         subject = read_section(path)
     if um_per_pixel is not None:
         name = subject.obs["section"].iloc[0]

@@ -240,6 +240,17 @@ def test_the_scale_is_the_files_or_asked_for(slides, model, tmp_path):
     assert scores.uns["strank"]["um_per_pixel"] == pytest.approx(2)
 
 
+@pytest.mark.parametrize("mpp", [1.0, 1.89, 2.11])
+def test_another_scale_than_the_files_must_be_meant(mpp, slides, model, tmp_path):
+    arguments = ["--mpp", mpp, "--model", model, "-o", tmp_path / "out"]
+    error = refuse(slides[2], *arguments)
+    assert f"three.tif: the file says 2 µm per pixel, not --mpp {mpp:g}; leave that out" in error
+    assert "add --mpp-override if it is meant" in error
+    run(slides[2], *arguments, "--mpp-override")
+    scores = anndata.read_h5ad(tmp_path / "out/scores.h5ad")
+    assert scores.uns["strank"]["um_per_pixel"] == mpp
+
+
 def test_slides_of_the_same_name_are_refused(slides, model, tmp_path):
     twin = tmp_path / "elsewhere/one.jpg"
     twin.parent.mkdir()

@@ -66,6 +66,19 @@ def refused(he: Path, adata: anndata.AnnData, **options) -> str:
     return str(caught.value).replace(str(he.parent), "")
 
 
+@pytest.mark.parametrize("share", [0.5, 0.94, 1.06])
+def test_another_scale_than_the_images_must_be_meant(share, image):
+    tiff = image.with_suffix(".tif")
+    Image.open(image).save(tiff, resolution_unit=3, resolution=1e4 / UM)
+    meant = {"um_per_pixel": share * UM}
+    told = refused(tiff, make(), **meant)
+    assert (
+        f"/he.tif: the file says {UM:.4g} µm per pixel, not `um_per_pixel={share * UM:g}`" in told
+    )
+    (section,) = load(tiff, make(), **meant, um_per_pixel_override=True).values()
+    assert section_info(section).um_per_pixel == share * UM
+
+
 def test_anndata_with_a_layer_an_annotation_and_scanpys_spot_size(image):
     scales = {"spot_diameter_fullres": 27.5}
     adata = make(

@@ -210,6 +210,20 @@ def test_what_no_metadata_say_is_asked_for(hest):
     assert section_info(load(hest, ["X1"], um_per_pixel=1.5)["X1"]).um_per_pixel == 1.5
 
 
+@pytest.mark.parametrize("wrong", [0.5 * UM, 0.94 * UM, 1.06 * UM])
+def test_another_scale_than_the_metadata_or_the_patches_must_be_meant(wrong, hest):
+    write_facts(hest, "X1", patient="P", pixel_size_um_estimated=UM)
+    told = f"X1.tif: the metadata say {UM:.4g} µm per pixel, not `um_per_pixel={wrong:g}`"
+    assert told in refused(hest, "X1", um_per_pixel=wrong)
+    write_facts(hest, "X1", patient="P")
+    told = f"X1.h5: the file says {UM:.4g} µm per pixel, not `um_per_pixel={wrong:g}`"
+    assert told in refused(hest, "X1", um_per_pixel=wrong)
+    (hest / "patches/X1.h5").unlink()
+    meant = {"um_per_pixel": wrong, "um_per_pixel_override": True}
+    write_facts(hest, "X1", patient="P", pixel_size_um_estimated=UM)
+    assert section_info(load(hest, ["X1"], **meant)["X1"]).um_per_pixel == wrong
+
+
 def test_patches_of_older_versions(hest):
     """Without attributes the patches are of 0.5 µm per pixel, `um_per_pixel` says the slide's."""
     pixels, _, centres = write_sample(hest, "X2", 1)

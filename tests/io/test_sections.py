@@ -64,7 +64,8 @@ def test_all_readers_have_one_shape(name):
     assert (path.name, path.kind) == ("path", path.POSITIONAL_OR_KEYWORD)
     assert {option.kind for option in options} == {path.KEYWORD_ONLY}
     assert path.empty not in {option.default for option in options}
-    common = ["image", "section", "patient", "patients", "um_per_pixel", "gene_id"]
+    common = ["image", "section", "patient", "patients", "um_per_pixel"]
+    common += ["um_per_pixel_override", "gene_id"]
     given = [option.name for option in options]
     assert {"section", "patient", "patients", "gene_id"} <= set(given)
     assert [n for n in given if n in common] == [n for n in common if n in given]
@@ -134,6 +135,11 @@ def test_a_scale_that_contradicts_is_refused(image):
     ):
         open_measured(tiff, 0.5)
     assert open_measured(tiff, 0.5, 0.5).um_per_pixel == 0.5
+    with pytest.raises(InputError, match=r"add `um_per_pixel_override=True` if yours is meant$"):
+        open_measured(tiff, 0.5, 0.25)
+    assert open_measured(tiff, 0.5, 0.25, override=True).um_per_pixel == 0.25
+    with pytest.raises(InputError, match=r"the positions make it 0\.5"):
+        open_measured(tiff, 0.5, override=True)
 
 
 def test_nothing_is_written_unless_all_can_be_read(image, tmp_path):

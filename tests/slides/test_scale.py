@@ -11,7 +11,7 @@ from PIL import Image
 
 from strank.errors import InputError
 from strank.slides.scale import unit_um
-from strank.slides.slide import check_image, open_slide, read_region
+from strank.slides.slide import check_image, open_slide, open_told, read_region
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (320, 448, 3), dtype=np.uint8)
 RGB = {"photometric": "rgb", "tile": (64, 64), "metadata": None}
@@ -209,6 +209,25 @@ def test_a_grey_pyramid_is_read_in_grey(smaller, where, tmp_path):
     np.testing.assert_array_equal(read_region(slide, 0, 0, 448, 320), np.stack([grey] * 3, -1))
 
 
+def test_a_scale_that_is_told_against_the_files_must_be_meant(tmp_path):
+    square = write_ome(tmp_path / "a.ome.tif", SLIDE)
+    uneven = write_ome(tmp_path / "b.ome.tif", ("slide", PICTURE, sides("0.5", "0.25", "µm")))
+    silent = write_ome(tmp_path / "c.ome.tif", ("slide", PICTURE, ""))
+    for path, told in [(square, 0.48), (square, 0.52), (square, None), (silent, 7.0)]:
+        assert open_told(path, told).um_per_pixel == (told or 0.5)
+    for path, told, says in [
+        (square, 0.47, "0.5"),
+        (square, 0.53, "0.5"),
+        (square, 4.5, "0.5"),
+        (uneven, 0.5, "0.5 x 0.25"),
+        (uneven, 0.25, "0.5 x 0.25"),
+    ]:
+        match = rf"the file says {says} µm per pixel, not `um_per_pixel={told}`; .*_override=True`"
+        with pytest.raises(InputError, match=match):
+            open_told(path, told)
+        assert open_told(path, told, override=True).um_per_pixel == told
+
+
 @pytest.mark.skipif(not CASES.is_dir(), reason="needs the shared cases")
 @pytest.mark.parametrize(
     ("name", "result"),
@@ -228,3 +247,5 @@ def test_shared_cases(name, result):
     else:
         with pytest.raises(InputError, match=result):
             open_slide(CASES / name)
+    with pytest.raises(InputError, match=r"the file says 2.76 .*, not `um_per_pixel=1`"):
+        open_told(CASES / "mpp_conflict/slide.tif", 1.0)

@@ -36,6 +36,7 @@ _OPTIONS = {
     "stride_um": "stride",
     "tasks": "task",
     "um_per_pixel": "mpp",
+    "um_per_pixel_override": "mpp_override",
 }
 _RUNNING: ContextVar[Any] = ContextVar("the command that runs", default=None)
 

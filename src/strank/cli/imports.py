@@ -41,6 +41,9 @@ HestPatients = Annotated[
 Mpp = Annotated[
     float | None, typer.Option("--mpp", help="µm per pixel of the image, where no file says it.")
 ]
+Override = Annotated[
+    bool, typer.Option("--mpp-override", help="Take --mpp even where the files say another scale.")
+]
 GeneId = Annotated[bool, typer.Option("--gene-id", help="Name genes by Ensembl id, not symbol.")]
 SpaceRanger = Annotated[list[Path], typer.Argument(help="Outputs of Space Ranger, one a section.")]
 imports = typer.Typer(help="1. Read sections of a platform into a cohort.", no_args_is_help=True)
@@ -77,6 +80,7 @@ def visium(
     patient: Patient = None,
     patients: Patients = None,
     um_per_pixel: Mpp = None,
+    um_per_pixel_override: Override = False,
     gene_id: GeneId = False,
     raw: Annotated[
         bool, typer.Option("--raw", help="Counts of raw_feature_bc_matrix, under tissue.")
@@ -103,6 +107,7 @@ def visium_hd(
     patient: Patient = None,
     patients: Patients = None,
     um_per_pixel: Mpp = None,
+    um_per_pixel_override: Override = False,
     gene_id: GeneId = False,
     as_json: Json = False,
 ) -> None:
@@ -130,6 +135,7 @@ def xenium(
     patient: Patient = None,
     patients: Patients = None,
     um_per_pixel: Mpp = None,
+    um_per_pixel_override: Override = False,
     gene_id: GeneId = False,
     as_json: Json = False,
 ) -> None:
@@ -152,6 +158,7 @@ def hest(
     patient: Patient = None,
     patients: HestPatients = None,
     um_per_pixel: Mpp = None,
+    um_per_pixel_override: Override = False,
     gene_id: GeneId = False,
     as_json: Json = False,
 ) -> None:
@@ -171,6 +178,7 @@ def hest_bench(
     patient: Patient = None,
     patients: HestPatients = None,
     um_per_pixel: Mpp = None,
+    um_per_pixel_override: Override = False,
     gene_id: GeneId = False,
     as_json: Json = False,
 ) -> None:
@@ -194,6 +202,7 @@ def anndata(
     patient: Patient = None,
     patients: Patients = None,
     um_per_pixel: Mpp = None,
+    um_per_pixel_override: Override = False,
     layer: Annotated[
         str | None, typer.Option(help="Where raw counts are, `raw` for .raw; X if not given.")
     ] = None,
@@ -219,6 +228,7 @@ def spatialdata(
     patient: Patient = None,
     patients: Patients = None,
     um_per_pixel: Mpp = None,
+    um_per_pixel_override: Override = False,
     gene_id: GeneId = False,
     as_json: Json = False,
 ) -> None:

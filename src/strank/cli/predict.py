@@ -41,6 +41,9 @@ _Genes = Annotated[
 _Mpp = Annotated[
     float | None, typer.Option(help="µm per pixel of the slides, if the files do not say it.")
 ]
+_Override = Annotated[
+    bool, typer.Option("--mpp-override", help="Take --mpp even where the files say another scale.")
+]
 _Stride = Annotated[
     float | None,
     typer.Option(help="µm between tiles; a spot's diameter if not given, less is denser."),
@@ -64,6 +67,7 @@ def predict_command(
     output: _Output,
     genes: _Genes = None,
     mpp: _Mpp = None,
+    mpp_override: _Override = False,
     stride: _Stride = None,
     encoder: _Encoder = None,
     weights: _Weights = None,
@@ -93,21 +97,25 @@ def predict_command(
     if scorer.warning:
         note(scorer.warning)
     exports = {"geojson": geojson, "spatialdata": spatialdata}
-    named = named_subjects(slides, output)
+    named, told = named_subjects(slides, output), (mpp, mpp_override)
     if len(slides) == 1:
-        result = _predict_one(slides[0], output, scorer, mpp, drawn, exports)
+        result = _predict_one(slides[0], output, scorer, told, drawn, exports)
         finish(result, as_json=as_json, lines=[_line(result, drawn)])
         return
 
     def one(name: str, slide: Path) -> dict[str, Any]:
-        return _predict_one(slide, output / name, scorer, mpp, drawn, exports)
+        return _predict_one(slide, output / name, scorer, told, drawn, exports)
 
     done, failed = each_alone(named, one, output, note, explain=explained)
-    told = {str(named[name]): error for name, error in failed.items()}
-    summary = {"slides": list(done.values()), "failed": told, "table": str(output / "slides.csv")}
+    failures = {str(named[name]): error for name, error in failed.items()}
+    summary = {
+        "slides": list(done.values()),
+        "failed": failures,
+        "table": str(output / "slides.csv"),
+    }
     finish(summary, as_json=as_json, lines=[_line(result, drawn) for result in done.values()])
     if failed:
-        fail(f"{len(failed)} of {len(slides)} slides failed: {some(told, 20)}")
+        fail(f"{len(failed)} of {len(slides)} slides failed: {some(failures, 20)}")
         raise typer.Exit(1)
 
 
@@ -115,7 +123,7 @@ def _predict_one(
     path: Path,
     folder: Path,
     scorer: Scorer,
-    mpp: float | None,
+    told: tuple[float | None, bool],
     genes: list[str],
     exports: dict[str, bool],
 ) -> dict[str, Any]:
@@ -123,7 +131,7 @@ def _predict_one(
     from strank.prediction import novelty_warning, open_subject
     from strank.report.maps import write_gene_maps
 
-    slide, section = open_subject(path, mpp)
+    slide, section = open_subject(path, *told)
     check_output(folder)
 
     def check(n_tiles: int) -> None:

@@ -24,7 +24,7 @@ from strank.io.sections import (
     needed_image,
     patient_of,
 )
-from strank.slides.slide import check_image, open_slide
+from strank.slides.slide import check_image, open_told
 
 _RAW = "raw"  # as a layer: the slot .raw, where no layer is so called
 _IDS = ("gene_ids", "gene_id", "ensembl_id", "ensembl_ids")
@@ -39,6 +39,7 @@ def read_anndata(
     patient: str | None = None,
     patients: Patients = None,
     um_per_pixel: float | None = None,
+    um_per_pixel_override: bool = False,
     gene_id: bool = False,
     layer: str | None = None,
 ) -> AnnData:
@@ -54,7 +55,7 @@ def read_anndata(
     section
         Which of ``obs["section"]``, if there are several; else the name of the only one (``None``:
         as in ``obs``, or the file's).
-    patient, patients, gene_id
+    patient, patients, um_per_pixel_override, gene_id
         As in `read_visium`; the first two come before ``obs["patient"]``.
     um_per_pixel
         Of the image; if ``None``, as stored there.
@@ -95,6 +96,7 @@ def read_anndata(
         image=_image_of(needed_image(path, image), section),
         patient=object_patient(adata, section, patient, patients),
         um_per_pixel=um_per_pixel,
+        um_per_pixel_override=um_per_pixel_override,
         gene_id=gene_id,
         layer=layer,
     )
@@ -147,11 +149,12 @@ def read_object(
     image: Path,
     patient: str,
     um_per_pixel: float | None,
+    um_per_pixel_override: bool,
     gene_id: bool,
     layer: str | None = None,
 ) -> AnnData:
     """Put one section with ``obsm["spatial"]`` in pixels of an image into the data contract."""
-    slide = open_slide(image, um_per_pixel)
+    slide = open_told(image, um_per_pixel, um_per_pixel_override)
     check_image(slide)
     spots, held = object_spots(adata, path), layer
     if layer == _RAW and layer not in adata.layers and adata.raw is not None:

@@ -18,7 +18,7 @@ from strank.files import output_folder, read_json
 from strank.hub import download
 from strank.io.generic import object_counts, object_genes, object_spots, spot_size_um
 from strank.io.hest_bench import read_folds
-from strank.io.patches import Patches, image_file, read_patches, write_mosaic
+from strank.io.patches import Patches, image_file, patches_um, read_patches, write_mosaic
 from strank.io.sections import (
     Patients,
     build_section,
@@ -27,7 +27,8 @@ from strank.io.sections import (
     read_patients,
 )
 from strank.io.tables import read_table
-from strank.slides.slide import Slide, check_image, open_slide
+from strank.slides.scale import Stated
+from strank.slides.slide import Slide, check_image, check_told, open_slide
 
 TASKS = ("IDC", "PRAD", "PAAD", "SKCM", "COAD", "READ", "CCRCC", "HCC", "LUNG", "LYMPH_IDC")
 _BENCHMARK, _SAMPLES = "MahmoodLab/hest-bench", "MahmoodLab/hest"
@@ -129,6 +130,7 @@ def read_hest(
     patient: str | None = None,
     patients: Patients = None,
     um_per_pixel: float | None = None,
+    um_per_pixel_override: bool = False,
     gene_id: bool = False,
     image_folder: Path | str | None = None,
 ) -> AnnData:
@@ -146,7 +148,7 @@ def read_hest(
         patients.
     section
         Which sample, ``TENX99`` say; `find_hest` lists them. ``None`` for the only one.
-    patient, patients, gene_id
+    patient, patients, um_per_pixel_override, gene_id
         As in `read_visium`; the table may be a ``HEST_v*.csv``. The first two come before the
         metadata, whose labels count within a study ("Patient 1" stands in many), so the study's
         title is added to them.
@@ -180,7 +182,7 @@ def read_hest(
     section, sample = choose_section(path, hest_samples(path), section)
     facts = hest_facts(sample)
     patient = patient_of(section, patient, _hest_patients(patients), hest_patient(facts))
-    um = facts.get("pixel_size_um_estimated") if um_per_pixel is None else um_per_pixel
+    um = _told_um(um_per_pixel, um_per_pixel_override, facts, sample)
     adata = read_h5ad(sample.counts)
     spots = object_spots(adata, sample.counts)
     genes = ~adata.var_names.astype(str).str.match(_CONTROLS)
@@ -225,6 +227,20 @@ def read_hest(
             "dropped_controls": int((~genes).sum()),
         },
     )
+
+
+def _told_um(
+    um_per_pixel: float | None, override: bool, facts: Mapping[str, Any], sample: HestSample
+) -> float | None:
+    """Take what is given, which may not contradict the metadata or the patches, or the metadata."""
+    path, who, known = sample.slide, "the metadata say", facts.get("pixel_size_um_estimated")
+    if um_per_pixel is None or override:
+        return known if um_per_pixel is None else um_per_pixel
+    if known is None and sample.patches.is_file():
+        path, who, known = sample.patches, "the file says", patches_um(sample.patches)
+    if known is not None:
+        check_told(path, um_per_pixel, Stated(float(known), float(known)), who)
+    return um_per_pixel
 
 
 def _known_um(um: object, section: str, sample: HestSample) -> float:

@@ -49,6 +49,11 @@ class Patches:
         return self.corners + self.side * self.shrink / 2
 
 
+def patches_um(path: Path) -> float | None:
+    """µm per pixel of the slide that patches are cut from, where the file says it."""
+    return _number(_read_facts(path)[-1].get("pixel_size"))
+
+
 def read_patches(path: Path, um_per_pixel: float | None = None) -> Patches:
     """Read where patches stand; µm per pixel is that of the slide, ``None`` for what they say."""
     shape, dtype, corners, names, facts = _read_facts(path)

@@ -24,14 +24,12 @@ from strank.cohort.store import read_h5ad, section_names, write_h5ad
 from strank.errors import InputError, some
 from strank.files import output_folder, sha256
 from strank.io.tables import read_table
+from strank.slides.scale import Stated
 from strank.slides.slide import Slide, check_image, open_slide
 from strank.slides.tissue import check_on_tissue
 
 T = TypeVar("T")
 Patients = Mapping[str, str] | Path | str | None
-
-# Scanners and grids agree to a percent; a wrong image or objective is off by far more.
-_TOLERANCE = 0.05
 
 
 def name_genes(
@@ -76,15 +74,21 @@ def _unique(names: pd.Index, name: str) -> pd.Index:
     return names
 
 
-def open_measured(path: Path, measured: float, given: float | None = None) -> Slide:
+def open_measured(
+    path: Path, measured: float, given: float | None = None, override: bool = False
+) -> Slide:
     """Open an image whose µm per pixel the platform's files measure; what is given must agree."""
     slide = open_slide(path, measured if given is None else given)
     embedded = slide.source.stated.um_per_pixel
     told, who = (embedded, "the image says") if given is None else (given, "`um_per_pixel` says")
-    if told is not None and abs(told / measured - 1) > _TOLERANCE:
+    if override and given is not None:
+        return slide
+    if told is not None and Stated(measured, measured).contradicts(told):
         raise InputError(
             f"{path}: {who} {told:g} µm per pixel, but the positions make it {measured:.4g}; is it "
             f"the image that they are pixels of? If so, give `um_per_pixel={measured:.4g}`"
+            + ", or add `um_per_pixel_override=True` if yours is meant"
+            * (given is not None)
         )
     return slide
 

@@ -25,6 +25,7 @@ def read_spatialdata(
     patient: str | None = None,
     patients: Patients = None,
     um_per_pixel: float | None = None,
+    um_per_pixel_override: bool = False,
     gene_id: bool = False,
     table: str | None = None,
     image_folder: Path | str | None = None,
@@ -40,7 +41,7 @@ def read_spatialdata(
         coordinate system ``global``. ``None`` for the only image of the object.
     section
         Name; ``None`` for that of the zarr.
-    patient, patients, gene_id
+    patient, patients, um_per_pixel_override, gene_id
         As in `read_visium`; the first two come before ``obs["patient"]``.
     um_per_pixel
         Of the image; if ``None``, as stored in the file.
@@ -93,6 +94,7 @@ def read_spatialdata(
         file = image_file(path, section, image_folder)
         _write_image(data.images[chosen], file, um_per_pixel, path)
     how: dict[str, Any] = {"um_per_pixel": um_per_pixel, "gene_id": gene_id}
+    how["um_per_pixel_override"] = um_per_pixel_override
     return read_object(adata, path, section, image=file, patient=patient, **how)
 
 

@@ -54,6 +54,7 @@ def read_visium(
     patient: str | None = None,
     patients: Patients = None,
     um_per_pixel: float | None = None,
+    um_per_pixel_override: bool = False,
     gene_id: bool = False,
     raw: bool = False,
 ) -> AnnData:
@@ -77,6 +78,9 @@ def read_visium(
         mapping.
     um_per_pixel
         Of the image, if it is to be checked against the grid of spots, which measures it.
+    um_per_pixel_override
+        Take ``um_per_pixel`` even where the files say another scale (by more than 5 %), which is
+        refused otherwise.
     gene_id
         Name genes by Ensembl id instead of symbol.
     raw
@@ -127,7 +131,7 @@ def read_visium(
         genes=name_genes(symbols, ids, gene_id=gene_id, name=str(matrix_file)),
         section=section,
         patient=patient,
-        slide=open_measured(image, measured, um_per_pixel),
+        slide=open_measured(image, measured, um_per_pixel, um_per_pixel_override),
         technology=_SLIDE.technology,
         spot_diameter_um=_SLIDE.diameter_um,
         spot_pitch_um=_SLIDE.pitch_um,
@@ -209,6 +213,7 @@ def read_visium_hd(
     patient: str | None = None,
     patients: Patients = None,
     um_per_pixel: float | None = None,
+    um_per_pixel_override: bool = False,
     gene_id: bool = False,
     bin_um: float = 16.0,
 ) -> AnnData:
@@ -221,7 +226,7 @@ def read_visium_hd(
     ----------
     path
         Space Ranger's ``outs``, or a folder that holds ``outs``, ``binned_outputs`` or the bins.
-    image, section, patient, patients, gene_id
+    image, section, patient, patients, um_per_pixel_override, gene_id
         As in `read_visium`.
     um_per_pixel
         Of the image, if it is to be checked against what Space Ranger has measured.
@@ -255,7 +260,9 @@ def read_visium_hd(
     folder, pooled = _find_bins(path, bin_um)
     counts_file = folder / "filtered_feature_bc_matrix.h5"
     positions_file = folder / "spatial" / "tissue_positions.parquet"
-    slide = open_measured(image, _um_per_pixel(folder / "spatial"), um_per_pixel)
+    slide = open_measured(
+        image, _um_per_pixel(folder / "spatial"), um_per_pixel, um_per_pixel_override
+    )
     matrix = read_matrix(counts_file)
     bins = _read_bin_positions(positions_file)
     counts, bins, dropped = join_points(matrix, bins, name=str(positions_file))

@@ -47,6 +47,7 @@ def read_xenium(
     patient: str | None = None,
     patients: Patients = None,
     um_per_pixel: float | None = None,
+    um_per_pixel_override: bool = False,
     gene_id: bool = False,
     bin_um: float | None = None,
     alignment: Path | str | None = None,
@@ -63,7 +64,7 @@ def read_xenium(
         The output folder (bundle) of the instrument.
     image
         The H&E image, at full resolution.
-    section, patient, patients, gene_id
+    section, patient, patients, um_per_pixel_override, gene_id
         As in `read_visium`.
     um_per_pixel
         Of the image, if it is to be checked against the alignment, which gives it.
@@ -105,7 +106,7 @@ def read_xenium(
     alignment = _alignment_of(image) if alignment is None else Path(alignment)
     to_morphology = _read_alignment(alignment)
     scale = float(np.sqrt(abs(np.linalg.det(to_morphology[:2, :2]))))
-    slide = open_measured(image, pixel_um * scale, um_per_pixel)
+    slide = open_measured(image, pixel_um * scale, um_per_pixel, um_per_pixel_override)
     counts_file, cells_file = _present(bundle, _MATRICES), _present(bundle, _CELLS)
     matrix = read_matrix(counts_file)
     counts, spots, dropped = join_points(matrix, _read_cells(cells_file), name=str(cells_file))

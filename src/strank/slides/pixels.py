@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from strank.errors import InputError
 from strank.slides.scale import Stated, stated_by_scanner, stated_by_tags
-from strank.slides.tiff import Layout, Part, tiff_layout
+from strank.slides.tiff import Layout, TiffPart, tiff_layout
 
 if TYPE_CHECKING:
     import openslide
@@ -161,7 +161,7 @@ class _VipsPixels:
 class _VipsLevel:
     """One level, opened anew from time to time: libvips keeps up to a thousand of its tiles."""
 
-    def __init__(self, path: Path, parts: list[Part]) -> None:
+    def __init__(self, path: Path, parts: list[TiffPart]) -> None:
         self.path, self.parts = path, parts
         self._image = _rgb(path, parts)
         self._tile = [_number(self._image, f"tile-{side}") for side in ("width", "height")]
@@ -196,7 +196,7 @@ def _number(image: pyvips.Image, field: str) -> int:
     return int(image.get(field)) if field in image.get_fields() else 0
 
 
-def _rgb(path: Path, parts: list[Part]) -> pyvips.Image:
+def _rgb(path: Path, parts: list[TiffPart]) -> pyvips.Image:
     """One level in RGB; its channels may be pages of their own."""
     image, *others = (_open(path, **part) for part in parts)
     if image.format != "uchar":

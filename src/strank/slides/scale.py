@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 _PLAUSIBLE_UM = (0.05, 10.0)
 # Scanners' steps along and across differ by less.
 _SQUARE = 0.01
+# Scanners and grids agree to a percent; a wrong image or objective is off by far more.
+_TOLERANCE = 0.05
 _SPELLED = {
     1e-4: "å angstrom",
     1e-3: "nm nanometer nanometers nanometre nanometres",
@@ -50,6 +52,10 @@ class Stated:
     def um_per_pixel(self) -> float | None:
         """One size of a pixel, if both sides agree."""
         return (self.x * self.y) ** 0.5 if abs(self.x - self.y) <= _SQUARE * self.x else None
+
+    def contradicts(self, um_per_pixel: float) -> bool:
+        """Whether it is another scale than that; what is not known contradicts nothing."""
+        return any(abs(um_per_pixel / side - 1) > _TOLERANCE for side in (self.x, self.y))
 
     def __str__(self) -> str:
         if self.um_per_pixel is not None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from strank.cohort.contract import section_info
 from strank.errors import InputError
 from strank.slides.pixels import Pixels, open_pixels
+from strank.slides.scale import Stated
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
@@ -47,6 +48,28 @@ def open_slide(path: Path, um_per_pixel: float | None = None) -> Slide:
     if not (scale > 0 and np.isfinite(scale)):
         raise InputError(f"{path}: µm per pixel must be positive; got {scale:g}")
     return Slide(source, float(scale), path)
+
+
+def open_told(path: Path, um_per_pixel: float | None, override: bool = False) -> Slide:
+    """Open an image at the scale that a user gives, if any; another than the file's must be meant.
+
+    What a cohort or scores know of an image was checked when they were made: `open_slide`.
+    """
+    slide = open_slide(path, um_per_pixel)
+    if um_per_pixel is not None and not override:
+        check_told(path, um_per_pixel, slide.source.stated)
+    return slide
+
+
+def check_told(path: Path, um_per_pixel: float, known: Stated, who: str = "the file says") -> None:
+    """Refuse a scale that a user gives against what is known."""
+    if known.contradicts(um_per_pixel):
+        sides = dict.fromkeys(f"{side:.4g}" for side in (known.x, known.y))
+        usual = "leave that out" if known.um_per_pixel else "resample the image"
+        raise InputError(
+            f"{path}: {who} {' x '.join(sides)} µm per pixel, not `um_per_pixel={um_per_pixel:g}`; "
+            f"{usual}, or add `um_per_pixel_override=True` if it is meant"
+        )
 
 
 def slide_of(section: AnnData) -> Slide:

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 # The share of the largest image from which another may be the slide as well.
 _RIVAL = 0.5
 
-Part = dict[str, int]  # what libvips is to open: a page, or one of its sub-images
+TiffPart = dict[str, int]  # what libvips is to open: a page, or one of its sub-images
 
 
 @dataclass(frozen=True)
 class Layout:
     """The parts of each level, full resolution first: one, or three grey ones that are its RGB."""
 
-    levels: list[list[Part]]
+    levels: list[list[TiffPart]]
     stated: Stated | None = None  # None: the resolution tags say it
     description: str = ""
 
 
 class _Page(NamedTuple):
-    part: Part
+    part: TiffPart
     width: int
     height: int
     bands: int
@@ -94,7 +94,7 @@ def _pages(path: Path) -> tuple[list[_Page], list[list[_Page]], str]:
         raise InputError(f"{path}: damaged or truncated image ({error})") from error
 
 
-def _page(page: TiffPage, part: Part) -> _Page:
+def _page(page: TiffPage, part: TiffPart) -> _Page:
     places = zip(page.dataoffsets, page.databytecounts, strict=True)
     bands = int(page.samplesperpixel)
     if min(page.imagewidth, page.imagelength) < 1:
@@ -138,7 +138,7 @@ def _check_alone(path: Path, pages: list[_Page], images: list[OmeImage], full: _
         )
 
 
-def _channels(page: _Page, pages: list[_Page], inner: list[list[_Page]]) -> list[Part]:
+def _channels(page: _Page, pages: list[_Page], inner: list[list[_Page]]) -> list[TiffPart]:
     """Take three grey pages of one size for the colours of one image."""
     if page.bands > 1:
         return [page.part]
