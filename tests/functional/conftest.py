@@ -157,9 +157,9 @@ class Loss:
 
     def __call__(self, batch: dict[str, Tensor], **changes: Any) -> Tensor:
         arguments = {"reduction": "sum"} | self.options | batch | changes
-        if self.given:
+        if self.given and "pairs" not in arguments:
             pairs = self.pairs(arguments["section"].tolist())
-            arguments.setdefault("pairs", torch.tensor(pairs).long().reshape(-1, 2))
+            arguments["pairs"] = torch.tensor(pairs).long().reshape(-1, 2)
         return self.function(arguments.pop("scores"), arguments.pop("counts"), **arguments)
 
     def elements(self, batch: dict[str, Tensor], where: Tensor | None = None) -> list[Vector]:

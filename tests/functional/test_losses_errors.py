@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -136,3 +137,43 @@ def test_dispersion_that_does_not_fit(row_named, batch, shape):
 def test_broken_offsets_are_not_taken_for_no_exposure(loss, batch):
     batch["offset"][0] = np.nan
     refuses(loss, batch, "offset must be", counts=torch.zeros(9, 4))
+
+
+def as_list(values):
+    return values.tolist()
+
+
+@pytest.mark.parametrize("form", [np.asarray, as_list, pd.DataFrame])
+@pytest.mark.parametrize("name", ["scores", "counts", "offset"])
+def test_what_is_no_tensor(loss, batch, name, form):
+    message = rf"`{name}` must be a tensor; got \w+: torch.as_tensor\({name}\)"
+    with pytest.raises(TypeError, match=message):
+        loss(batch, **{name: form(batch[name].detach())})
+
+
+@pytest.mark.parametrize("form", [np.asarray, list, pd.Series, pd.Categorical, pd.array])
+def test_sections_that_are_words(loss, batch, form):
+    words = form([f"section {code}" for code in batch["section"].tolist()])
+    message = r"`section` must be a tensor; got .*pandas.factorize\(section\)\[0\]"
+    options = {"pairs": torch.tensor([[0, 2]])} if loss.given else {}
+    with pytest.raises(TypeError, match=message):
+        loss(batch | {"section": words}, **options)
+
+
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize("sizes", [np.arange(9) * 10, np.geomspace(90, 9e6, 9), np.eye(9)[0] * 26])
+def test_library_sizes_without_logarithm(loss, batch, sizes, column):
+    sizes = torch.as_tensor(sizes).to(batch["scores"])
+    sizes = sizes[:, None] if column else sizes
+    refuses(loss, batch, "`offset` is from .* natural logarithm", offset=sizes)
+
+
+def test_offsets_of_what_is_left_out_or_of_other_genes_may_be_anything(loss, batch):
+    offset = torch.zeros(9, 4).to(batch["scores"])
+    offset[1] = 900
+    where = torch.ones(9, 4, dtype=torch.bool)
+    where[1] = False
+    options = {"pairs": torch.tensor([[0, 2]])} if loss.given else {}
+    loss(batch, reduction="none", offset=offset, where=where, **options)
+    genes = torch.tensor([[0.0, 30.0, 60.0, 90.0]]).to(batch["scores"])
+    loss(batch, reduction="none", offset=genes, **options)

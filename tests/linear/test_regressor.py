@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from scipy import sparse
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.decomposition import PCA
-from sklearn.model_selection import GroupKFold, cross_validate
+from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -149,6 +151,8 @@ def _exceptions(estimator):
     return _EXCEPTIONS | (more if isinstance(estimator, STRankRegressorCV) else {})
 
 
+# Their targets are no counts, and sections are given by our `fit` only.
+@pytest.mark.filterwarnings("ignore:y holds", "ignore:score without")
 @parametrize_with_checks(
     [STRankRegressor(), STRankRegressor(objective="pair"), _Sectioned()],
     expected_failed_checks=_exceptions,
@@ -255,6 +259,88 @@ def test_errors_name_the_argument(spots):
     ]:
         with pytest.raises(ValueError, match=message):
             fit(STRankRegressor(), spots, **change)
+
+
+def test_score_without_what_fit_had_warns(spots):
+    had = {name: spots[name] for name in ("section", "offset")}
+    model = fit(STRankRegressor(10.0), spots)
+    for absent in ("section and offset", "offset", "section"):
+        given = had.keys() - set(absent.split())
+        with pytest.warns(UserWarning, match=f"score without the {absent} that fit had"):
+            model.score(spots["X"], spots["counts"], **{name: had[name] for name in given})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.score(spots["X"], spots["counts"], **had)
+        plain = STRankRegressor(10.0).fit(spots["X"], spots["counts"])
+        plain.score(spots["X"], spots["counts"])
+
+
+@pytest.mark.parametrize("kind", [STRankRegressor, STRankRegressorCV])
+def test_cross_validation_without_routing_warns_and_names_the_way(spots, kind):
+    folds = {"cv": LeaveOneGroupOut(), "groups": np.arange(120) % 2}
+    params = {name: spots[name] for name in ("section", "offset")}
+    with pytest.warns(UserWarning, match="fit had.*enable_metadata_routing=True") as told:
+        cross_val_score(kind(), spots["X"], spots["counts"], **folds, params=params)
+    assert "set_score_request(section=True, offset=True)" in str(told[0].message)
+
+
+def _on_10k(counts):
+    return counts / (counts.sum(1, keepdims=True) + 1) * 1e4
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, pd.DataFrame])
+@pytest.mark.parametrize(
+    "change", [lambda y: np.log1p(_on_10k(y)), _on_10k, lambda y: y + 0.5, lambda y: y / 3]
+)
+def test_what_is_no_count_warns(spots, change, form):
+    odd = form(change(spots["counts"]))
+    with pytest.warns(UserWarning, match="which is no count: raw counts are expected"):
+        model = fit(STRankRegressor(), spots, counts=odd)
+    with pytest.warns(UserWarning, match="which is no count"):
+        model.score(spots["X"], odd, section=spots["section"], offset=spots["offset"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: y.astype(np.float32),
+        lambda y: y * (1 + 1e-7),
+        lambda y: y + 2e-7,
+        lambda y: y * 0,
+        lambda y: sparse.csr_matrix(y),
+    ],
+)
+def test_whole_numbers_within_rounding_are_counts(spots, change):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(STRankRegressor(), spots, counts=change(spots["counts"]))
+
+
+@pytest.mark.parametrize("kind", [STRankRegressor, STRankRegressorCV])
+@pytest.mark.parametrize("name", ["section", "offset", "group"])
+@pytest.mark.parametrize("of", [lambda v: v[:, None], lambda v: pd.DataFrame({"one": v})])
+def test_a_column_gets_a_sentence(spots, kind, name, of):
+    if name == "group" and kind is STRankRegressor:
+        pytest.skip("has no groups")
+    message = rf"`{name}` must be \[n_spots\].*got \[120, 1\]; flatten it: np.ravel\({name}\)"
+    values = of(spots["section" if name == "group" else name])
+    with pytest.raises(ValueError, match=message):
+        fit(kind(), spots, **{name: values})
+    with pytest.raises(ValueError, match=r"`offset` must be .* got \[120, 2\]$"):
+        fit(kind(), spots, offset=np.ones((120, 2)))
+
+
+@pytest.mark.parametrize("depth", [1.0, 30.0, 1e3, 1e6])
+def test_library_sizes_without_logarithm_get_a_sentence(spots, depth):
+    sizes = np.round(depth * np.linspace(30, 60, 120))
+    for kind in (STRankRegressor, STRankRegressorCV):
+        with pytest.raises(ValueError, match=r"`offset` is from .* natural logarithm"):
+            fit(kind(), spots, offset=sizes)
+    fit(STRankRegressor(), spots, offset=np.log(sizes))
+    with pytest.raises(ValueError, match="natural logarithm"):
+        fit(STRankRegressor(), spots).score(
+            spots["X"], spots["counts"], section=spots["section"], offset=sizes
+        )
 
 
 def test_the_scale_ignores_what_differs_between_sections():

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from strank.functional.segments import section_codes
+
+# Depths e^25 = 7e10 times as large as others are none: no library has so many molecules.
+_MOST_SPREAD = 25.0
 
 Reduction = Literal["mean", "per_count", "per_gene", "sum", "none"]
 
@@ -139,6 +143,9 @@ def check_batch(
     sparse: bool = False,
 ) -> LossBatch:
     """Check the arguments of a loss, as `list_loss` says; half precision becomes float32."""
+    _refuse_other_kinds(
+        scores=scores, counts=counts, section=section, offset=offset, where=where, weight=weight
+    )
     if scores.dim() != 2 or scores.shape != counts.shape:
         raise ValueError(
             "scores and counts must both be [n_spots, n_genes]; got "
@@ -161,8 +168,42 @@ def check_batch(
         if offset.dim() == 1 and len(offset) != len(scores):
             raise ValueError(_unfit("offset", offset, scores))
         batch = _with_offset(batch, _column("offset", offset.to(scores), scores))
+        _refuse_library_sizes(batch)
     _refuse_negative(batch)
     return batch
+
+
+def _refuse_other_kinds(**given: Any) -> None:
+    for name, values in given.items():
+        if values is None or isinstance(values, Tensor):
+            continue
+        how = f"torch.as_tensor({name})"
+        if name == "section" and np.asarray(values).dtype.kind not in "iu":
+            how = "torch.as_tensor(pandas.factorize(section)[0]) numbers labels"
+        raise TypeError(f"`{name}` must be a tensor; got {type(values).__name__}: {how}")
+
+
+def check_logarithm(low: float, high: float) -> None:
+    """Refuse offsets as far apart as only library sizes are whose logarithm was not taken."""
+    if high - low > _MOST_SPREAD:
+        raise ValueError(
+            f"`offset` is from {low:g} to {high:g}, as library sizes are; it must be their "
+            "natural logarithm: log(library_size)"
+        )
+
+
+def _refuse_library_sizes(batch: LossBatch) -> None:
+    offset, where = batch.offset, batch.where
+    if offset is None or offset.requires_grad or not batch.scores.numel():
+        return
+    # Of the spots of a gene: how genes differ is no matter of depth.
+    low, high = offset.amin(0), offset.amax(0)
+    if where is not None and (high - low).max() > _MOST_SPREAD:
+        # What is left out may be anything, but masking is slow and seldom needed.
+        low = torch.where(where, offset, torch.inf).amin(0)
+        high = torch.where(where, offset, -torch.inf).amax(0)
+    widest = int((high - low).argmax())
+    check_logarithm(float(low[widest]), float(high[widest]))
 
 
 def _refuse_negative(batch: LossBatch) -> None:

@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from strank.functional.batch import check_logarithm
 from strank.functional.groups import codes_of
 
 # Spots of small sections that are multiplied together: products of fewer rows waste time.
 TILE = 1024
+# Counts that are looked at together.
+_CHECKED = 2**20
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,15 @@ def gather(features: Any, counts: Any, section: Any, offset: Any, group: Any = N
     group = np.zeros(n) if group is None else np.asarray(group)
     each = {"y": counts, "section": section, "offset": offset, "group": group}
     for name, values in each.items():
-        if values.shape[0] != n:
-            raise ValueError(f"{name} has {values.shape[0]} rows, but X has {n}")
+        if values.shape[:1] != (n,):
+            raise ValueError(f"{name} has {(*values.shape, 1)[0]} rows, but X has {n}")
+        if name != "y":
+            one_a_spot(name, values)
     if counts.nnz and counts.data.min() < 0:
         raise ValueError("y must not be negative: it holds raw counts")
     if not np.isfinite(offset).all():
         raise ValueError("offset must be finite; leave out spots without counts")
+    check_logarithm(float(offset.min(initial=np.inf)), float(offset.max(initial=-np.inf)))
     codes = codes_of("section", section)
     pairs = np.unique(np.column_stack([codes, codes_of("group", group)]), axis=0)
     if len(pairs) > codes.max() + 1:
@@ -68,6 +74,25 @@ def gather(features: Any, counts: Any, section: Any, offset: Any, group: Any = N
         )
     order = np.argsort(codes, kind="stable")
     return Data(features[order], counts[order], codes[order], offset[order], group)
+
+
+def one_a_spot(name: str, values: Any) -> Any:
+    """Return values that are one a spot; refuse a column or a table."""
+    if len(shape := np.shape(values)) == 1:
+        return values
+    ravel = f"; flatten it: np.ravel({name})" if shape[1:] == (1,) else ""
+    raise ValueError(f"`{name}` must be [n_spots], one value a spot; got {list(shape)}{ravel}")
+
+
+def part_of_a_count(counts: sparse.csr_matrix | NDArray) -> float | None:
+    """Find a value that is no whole number within rounding; ``None`` if all are."""
+    values = counts.data if sparse.issparse(counts) else counts.reshape(-1)
+    for start in range(0, len(values), _CHECKED):
+        some = values[start : start + _CHECKED]
+        odd = np.abs(some - np.rint(some)) > 1e-5 * np.maximum(1, np.abs(some))
+        if odd.any():
+            return float(some[odd.argmax()])
+    return None
 
 
 def is_read_by_rows(X: Any) -> bool:

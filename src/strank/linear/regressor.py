@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from strank.functional.groups import deal
-from strank.linear.data import Data, Rows, gather, is_read_by_rows
+from strank.linear.data import Data, Rows, gather, is_read_by_rows, one_a_spot, part_of_a_count
 from strank.linear.design import Design, few_threads
 from strank.linear.exact import Solution, fit_genes
 from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES, choose_penalty
@@ -160,10 +161,12 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            For shapes that do not fit, negative counts, values that are not finite, and a
-            ``max_memory`` that is too little for a single gene.
+            For shapes that do not fit, negative counts, values that are not finite, an offset
+            that is no logarithm, and a ``max_memory`` that is too little for a single gene. Counts
+            that are not whole numbers are a warning.
         """
         data = self._data(X, y, section, offset)
+        self._had = _given_of(section, offset)
         n_genes, penalty = data.counts.shape[1], np.asarray(self.penalty, dtype=np.float64)
         if penalty.shape not in ((), (n_genes,)):
             raise ValueError(
@@ -219,10 +222,12 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         Parameters
         ----------
         X, y, section, offset
-            As in `fit`, of any sections.
+            As in `fit`, of any sections. Without the section or offset that `fit` had it warns:
+            cross-validation of scikit-learn hands them on only with metadata routing.
         """
         check_is_fitted(self)
         data = self._data(X, y, section, offset, reset=False)
+        self._warn_of_what_fit_had(_given_of(section, offset))
         rows = self._rows(data.features, data.bounds)
         by_gene, n_genes = data.counts.tocsc(), len(self.coef_)
         gain, null = np.zeros((2, n_genes))
@@ -263,6 +268,20 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         tags.target_tags.multi_output = True
         return tags
 
+    def _warn_of_what_fit_had(self, given: tuple[str, ...]) -> None:
+        absent = [name for name in getattr(self, "_had", ()) if name not in given]
+        if absent:
+            routing = ", ".join(f"{name}=True" for name in absent)
+            warnings.warn(
+                f"score without the {' and '.join(absent)} that fit had is of another question "
+                "(all spots one section, or of equal depth): pass them. cross_val_score, "
+                "cross_validate and GridSearchCV do so after "
+                "sklearn.set_config(enable_metadata_routing=True), "
+                f"`.set_fit_request({routing})` and `.set_score_request({routing})`",
+                UserWarning,
+                stacklevel=3,
+            )
+
     def _rows(self, features: Any, bounds: tuple[int, ...]) -> Rows:
         """Features for predictions, centred, read in blocks of an eighth of the memory."""
         block = max(1, int(self.max_memory * 2**30 / 8) // (16 * self.n_features_in_))
@@ -295,6 +314,13 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         counts = check_array(
             y, accept_sparse="csr", dtype=_PRECISIONS, ensure_2d=False, input_name="y"
         )
+        if (part := part_of_a_count(counts)) is not None:
+            warnings.warn(
+                f"y holds {part:g}, which is no count: raw counts are expected, neither normalised "
+                "nor logarithms; the depth of spots goes to `offset`",
+                UserWarning,
+                stacklevel=3,
+            )
         if reset:
             self._one_gene = counts.ndim == 1
             names = y.columns if isinstance(y, pd.DataFrame) else range(counts.shape[-1])
@@ -330,6 +356,11 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         self.n_iter_ = int(solution.iterations.max())
         self.converged_ = solution.converged
         return self
+
+
+def _given_of(section: Any, offset: Any) -> tuple[str, ...]:
+    given = {"section": section, "offset": offset}
+    return tuple(name for name, values in given.items() if values is not None)
 
 
 class STRankRegressorCV(STRankRegressor):
@@ -430,9 +461,10 @@ class STRankRegressorCV(STRankRegressor):
             As `STRankRegressor.fit`, for fewer than two groups or a section in two of them, and for
             fewer than 15 genes to borrow from.
         """
-        group = section if group is None else group
-        fold = None if group is None else deal(group, self.max_folds)
+        name, group = ("section", section) if group is None else ("group", group)
+        fold = None if group is None else deal(one_a_spot(name, group), self.max_folds)
         data = self._data(X, y, section, offset, fold)
+        self._had = _given_of(section, offset)
         n_genes = data.counts.shape[1]
         with few_threads(len(data.offset), self.n_features_in_, n_genes):
             design = self._design(data)
