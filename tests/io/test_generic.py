@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -401,6 +402,10 @@ def test_the_commands(tmp_path, image, command):
     start = "import", "anndata", tmp_path / "mine.h5ad", "--image", image, "-o", tmp_path / "c"
     assert "does not say its µm per pixel" in command(*start, "--patient", "P", code=2).stderr
     assert "mine: " in command(*start, "--patient", "P", "--mpp", UM).stdout
+    third = command(*start, "--patient", " p ", "--mpp", UM, "--section", "third", "--json")
+    assert "patients 'P' and 'p' are taken for different ones" in third.stderr
+    assert json.loads(third.stdout)["warnings"][0].startswith("patients 'P' and 'p'")
+    (tmp_path / "c/third.h5ad").unlink()
     spatial(circles()).write(tmp_path / "zarr.zarr")
     start = "import", "spatialdata", tmp_path / "zarr.zarr", "-o", tmp_path / "c"
     done = command(*start, "--patient", "P", "--mpp", UM, "--section", "other")

@@ -197,6 +197,8 @@ def test_patients(tmp_path):
     with pytest.raises(InputError, match=r"S3: .* `patient=NAME`, or .* \(FILE has 007, S2"):
         patient_of("S3", None, patients)
     assert patient_of("S3", None, patients, "stated") == "stated"
+    with pytest.raises(InputError, match="S3: the patient is not known"):
+        patient_of("S3", None, patients, "nan")
     assert patient_of("007", None, path) == "P7"
     with pytest.raises(InputError, match=r"columns section,patient$"):
         patient_of("S3", None)
