@@ -20,7 +20,7 @@ from strank.errors import InputError
 from strank.model.novelty import fit_novelty, novelty_of
 from strank.model.rank_model import RankModel
 from strank.neural.heads import ContextHead, LinearHead
-from strank.prediction import grid_facts, predict, predict_slide, tile_grid
+from strank.prediction import grid_facts, novelty_warning, predict, predict_slide, tile_grid
 from strank.slides.pixels import ArrayPixels
 from strank.slides.slide import Slide
 
@@ -143,6 +143,25 @@ def test_tissue_unlike_the_training_is_told(slide, model, pixels):
     assert far.obs["novelty"].iloc[0] == pytest.approx(
         novelty_of([window.mean((0, 1))], novelty)[0], rel=0.05
     )
+
+
+def test_fluorescence_is_told_in_a_sentence_of_its_own(slide, model, pixels):
+    tiles = tile_grid(slide, model, encoder=MeanColour())
+    dim = Slide(ArrayPixels((255 - pixels) // 4), UM, Path("dapi.png"))
+    sentence = "as fluorescence (DAPI) is"
+    novelty = fit_novelty(np.random.default_rng(0).normal(200, 9, (400, 3)), np.arange(400) % 4)
+    known = RankModel(model.head, model.panel, model.encoder, PROVENANCE, None, novelty)
+    for each in (model, known):
+        assert sentence in novelty_warning(predict_slide(dim, each, tiles, encoder=MeanColour()))
+        told = novelty_warning(predict_slide(slide, each, tiles, encoder=MeanColour()))
+        assert sentence not in told
+    # A model that knows such slides has nothing to say.
+    usual = predict_slide(dim, model, tiles, encoder=MeanColour())
+    features = np.random.default_rng(0).normal([20, 40, 20], 15, (400, 3))
+    fits = fit_novelty(features, np.arange(400) % 4)
+    knows = RankModel(model.head, model.panel, model.encoder, PROVENANCE, None, fits)
+    assert usual.n_obs == tiles.n_obs
+    assert novelty_warning(predict_slide(dim, knows, tiles, encoder=MeanColour())) == ""
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from strank.model.rank_model import RankModel
 from strank.neural.heads import Traits
 from strank.progress import Advance, Say
 from strank.slides.slide import Slide, open_told, slide_of
-from strank.slides.tissue import tile_centres
+from strank.slides.tissue import is_dark_field, tile_centres
 from strank.version import __version__
 
 # Features of all tiles stand in memory at once, since a head may subtract their mean; this many
@@ -33,6 +33,10 @@ from strank.version import __version__
 _MOST_BYTES = 8 * 2**30
 # What is kept of every slide of a run.
 _RUN, _TABLE = "slides.csv", ["name", "slide", "scores", "n_tiles", "warning", "error"]
+_FLUORESCENCE = (
+    "the slide is dim wherever it is not black, as fluorescence (DAPI) is, and H&E is not; do not "
+    "use this map: give the H&E image of the section"
+)
 
 # A slide, its file, or a section of a cohort, of which the image is taken.
 Subject: TypeAlias = Path | str | Slide | AnnData
@@ -386,10 +390,15 @@ def predict_slide(
     if model.novelty is not None:
         far = novelty_of(features, model.novelty)
         predictions.obs["novelty"] = far
+        warning = warning_of(far)
+        if warning and is_dark_field(slide):
+            warning = _FLUORESCENCE
         predictions.uns["strank_novelty"] = {
             "share": float((far > 1).mean()),
-            "warning": warning_of(far) or "",
+            "warning": warning or "",
         }
+    elif is_dark_field(slide):
+        predictions.uns["strank_novelty"] = {"warning": _FLUORESCENCE}
     return predictions
 
 

@@ -22,6 +22,21 @@ _CLEARLY_MORE = 0.25
 # Range of the optical density of glass; of pale tissue it is at least twice that.
 _EVEN_OD = 0.1
 
+# Nuclei in fluorescence are averaged with the dark between them here. In 8 bits: what is not black,
+# and a luminance that stained tissue exceeds where it is densest.
+_FIELD_UM = 64.0
+_LIT, _DIM = 12, 75.0
+
+
+def is_dark_field(slide: Slide) -> bool:
+    """Whether a slide is dim wherever it is not black, as fluorescence is; glass never is."""
+    small, _ = thumbnail(slide, _FIELD_UM)
+    # Padding is of one colour; so is glass at times, and stained tissue is no dimmer without it.
+    packed = small @ np.array([1, 256, 65536])
+    colours, counts = np.unique(packed, return_counts=True)
+    lit = small[(small.max(axis=-1) > _LIT) & (packed != colours[counts.argmax()])]
+    return lit.size > 0 and float(np.median(lit @ np.array([0.299, 0.587, 0.114]))) < _DIM
+
 
 def tissue_mask(slide: Slide) -> tuple[NDArray[np.bool_], float]:
     """Find tissue as what absorbs green light (both stains do), by Otsu's threshold.
