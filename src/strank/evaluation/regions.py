@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
+from strank.cohort.names import clean_name
 from strank.errors import InputError, some
 from strank.files import read_json
 
@@ -59,13 +60,13 @@ def find_regions(spots: AnnData, groups: Groups) -> tuple[Regions, list[str]]:
 
 
 def _labelled(labels: pd.Series) -> tuple[Regions, list[str]]:
-    missing = labels.isna()
-    values = np.array(["" if m else str(v).strip() for v, m in zip(labels, missing, strict=True)])
-    names = sorted(set(values.tolist()))
-    regions = {name: values == name for name in names if not _is_nameless(name)}
-    nameless = [name for name in names if name and name not in regions]
-    count = int(np.isin(values, nameless).sum()) if nameless else 0
-    return regions, _counted({f"spot* with the label {some(nameless)}": count})
+    known = {at: str(label) for at, label in enumerate(labels) if not pd.isna(label)}
+    named = {at: name for at, label in known.items() if (name := clean_name(label))}
+    nameless = [label for at, label in known.items() if at not in named and label.strip()]
+    values = np.array([named.get(at, "") for at in range(len(labels))])
+    regions = {name: values == name for name in sorted(set(named.values()))}
+    told = some(sorted(set(nameless)))
+    return regions, _counted({f"spot* with the label {told}": len(nameless)})
 
 
 def spots_within(regions: Mapping[str, Any], positions: NDArray[np.float64]) -> Regions:
@@ -251,8 +252,7 @@ def _text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     # Half a surrogate pair could not be written.
-    name = str(value).encode(errors="replace").decode().strip()
-    return "" if _is_nameless(name) else name
+    return clean_name(str(value).encode(errors="replace").decode())
 
 
 def _parsed(text: str) -> Any:
@@ -260,8 +260,3 @@ def _parsed(text: str) -> Any:
         with suppress(*_DAMAGE, SyntaxError, MemoryError):
             return read(text)
     return text
-
-
-def _is_nameless(name: str) -> bool:
-    """Whether a name is blank, or what empty cells of tables turn into."""
-    return name.lower() in ("", "nan", "na", "<na>", "none", "null")
