@@ -22,6 +22,12 @@ from strank.neural.data import (
 N_SPOTS = 30
 
 
+def section_loader(spots, sections, **options):
+    """Whole sections, one a batch."""
+    rows = [np.flatnonzero(spots.section == section) for section in sections]
+    return validation_loader(spots, rows, **options)
+
+
 def make_spots(**changes) -> Spots:
     rng = np.random.default_rng(0)
     return replace(
@@ -123,10 +129,13 @@ def test_the_augmentation_gets_the_rows_of_the_patches_and_the_epoch():
     np.testing.assert_allclose(batch.inputs[0], spots.inputs[rows] + rows[:, None], rtol=1e-6)
 
 
-def test_workers_change_nothing(tmp_path):
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+def test_workers_change_nothing(tmp_path, monkeypatch, platform):
+    monkeypatch.setattr("strank.neural.data.platform", platform)
+    n_workers = 2 if platform == "linux" else 1
     spots = with_neighbours(with_patches(make_spots(), tmp_path / "patches.npy"))
     epochs = {}
-    for workers in (0, 2):
+    for workers in (0, n_workers):
         batches = batches_of(spots)
         loader = training_loader(spots, batches, workers=workers)
         epochs[workers] = []
@@ -134,7 +143,7 @@ def test_workers_change_nothing(tmp_path):
         for epoch in range(2):
             batches.set_epoch(epoch)
             epochs[workers].append(list(loader))
-    for epoch, (alone, together) in enumerate(zip(epochs[0], epochs[2], strict=True)):
+    for epoch, (alone, together) in enumerate(zip(epochs[0], epochs[n_workers], strict=True)):
         batches = batches_of(spots)
         batches.set_epoch(epoch)
         expected = [spots[key] for key in batches]

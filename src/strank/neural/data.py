@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_all_start_methods
+from sys import platform
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -247,8 +247,9 @@ def _loader(spots: Spots, keys: Any, workers: int) -> Iterable[SpotBatch]:
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=workers,
-        # Other processes than forks would get a copy of what is mapped from disk.
-        multiprocessing_context="fork" if "fork" in get_all_start_methods() else None,
+        # Other processes than forks get a copy of what is mapped from disk. Windows has no forks,
+        # and those of macOS may die in Apple's own libraries.
+        multiprocessing_context="fork" if platform == "linux" else "spawn",
         persistent_workers=True,
         # Of its own, lest it draw from torch's, whose draws must be those of the epoch.
         generator=torch.Generator(),
