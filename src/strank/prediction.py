@@ -284,18 +284,21 @@ def _before(path: Path, facts: Mapping[str, Any]) -> AnnData | None:
 def named_subjects(subjects: Iterable[_Kind], output: Path | str | None) -> dict[str, _Kind]:
     """Name slides by their files, sections by themselves; what shares a name is refused."""
     named: dict[str, _Kind] = {}
+    taken = set()
     for subject in subjects:
         if isinstance(subject, AnnData):
             name = str(subject.obs["section"].iloc[0])
         else:
             name = Path(subject.path if isinstance(subject, Slide) else subject).stem
-        if name in named:
+        # Folders of Windows and macOS do not tell capitals from small letters.
+        if name.casefold() in taken:
             place = "a name" if output is None else Path(output) / name
             raise InputError(
                 f"two slides are called {name}, and would share {place}; predict one of them "
                 "apart, with another `output`"
             )
         named[name] = subject
+        taken.add(name.casefold())
     return named
 
 

@@ -251,12 +251,13 @@ def test_another_scale_than_the_files_must_be_meant(mpp, slides, model, tmp_path
     assert scores.uns["strank"]["um_per_pixel"] == mpp
 
 
-def test_slides_of_the_same_name_are_refused(slides, model, tmp_path):
-    twin = tmp_path / "elsewhere/one.jpg"
+@pytest.mark.parametrize("name", ["one", "One", "ONE"])
+def test_slides_of_the_same_name_are_refused(slides, model, tmp_path, name):
+    twin = tmp_path / f"elsewhere/{name}.jpg"
     twin.parent.mkdir()
     Image.open(slides[0]).save(twin)
     error = refuse(slides[0], twin, "--mpp", 2, "--model", model, "-o", tmp_path / "out")
-    assert "two slides are called one, and would share" in error
+    assert f"two slides are called {name}, and would share" in error
     assert not (tmp_path / "out").exists()
 
 
