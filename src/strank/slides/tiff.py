@@ -67,7 +67,7 @@ def tiff_layout(path: Path) -> Layout:
     if any(page.planar_tiles for page in (full, *smaller)):
         raise InputError(
             f"{path}: the file is whole, but its tiles hold one colour each (planar), which "
-            "libvips does not read; convert it: tiffcp -p contig -t IN OUT.tif (libtiff), or "
+            "libvips does not read; convert it with `tiffcp -p contig -t IN OUT.tif` (libtiff), or "
             "export it as RGB OME-TIFF (QuPath)"
         )
     levels = [_channels(page, pages, inner) for page in (full, *smaller)]
@@ -122,7 +122,7 @@ def _check_alone(path: Path, pages: list[_Page], images: list[OmeImage], full: _
     if len(large) > 1:
         raise InputError(
             f"{path}: holds several images that may be the slide ({some(large, 10)}); keep one: "
-            "bfconvert -series NUMBER IN OUT.ome.tif, or export it (QuPath)"
+            "`bfconvert -series NUMBER IN OUT.ome.tif`, or export it (QuPath)"
         )
     rivals = [
         page.part["page"]
