@@ -190,7 +190,7 @@ def test_planar_tiles_are_said_with_how_to_convert(levels, tmp_path):
         file.write(planes, **options, subifds=int(levels == "subifds"))
         if levels != "one":
             file.write(planes[:, ::2, ::2].copy(), **options)
-    with pytest.raises(InputError, match=r"a.tif: the file is whole, .* tiffcp -p contig"):
+    with pytest.raises(InputError, match=r"a.tif: the file is whole, .* `tiffcp -p contig"):
         open_slide(tmp_path / "a.tif", 0.5)
 
 
