@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,10 @@ class TrainingData:
     section: np.ndarray
     positions: np.ndarray  # in µm
     group: np.ndarray  # what is left out together where something is chosen
+
+    def without_depth(self) -> TrainingData:
+        """Take all spots for as deep, as an ablation does."""
+        return replace(self, library_size=np.ones(len(self.section)))
 
 
 def training_data(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -168,7 +168,7 @@ def fit_method(
         # a meaning, and tables of ridge have all their digits.
         data = training_data(train, panel, encoder)
         if not method.library_size:
-            data = replace(data, library_size=np.ones(len(data.library_size)))
+            data = data.without_depth()
         try:
             solved = method.solver(data, ExactOptions())
         except ValueError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -344,7 +344,7 @@ def fit_exact(
     panel, panel_choice = panel_of(cohort, **panel_options)
     data = training_data(cohort, panel, encoder)
     if not method["library_size"]:
-        data = replace(data, library_size=np.ones(len(data.section)))
+        data = data.without_depth()
     try:
         solved = solve(data, options)
     except ValueError as error:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 
 from strank.cohort.contract import counts_checksum, patients_of
@@ -25,7 +24,7 @@ from strank.io import find_st, read_st
 from strank.progress import progress
 from strank.studies.benchmark.runner import Grid
 from strank.studies.reproduce.benches import Bench, BenchPart, compare
-from strank.studies.reproduce.tables import write_beside_paper
+from strank.studies.reproduce.tables import Reproduction, write_beside_paper
 from strank.studies.reproduce.task_data import needed_encoder
 from strank.studies.workers import each
 from strank.version import __version__
@@ -51,17 +50,6 @@ _SPLIT = (
 )
 
 
-@dataclass(frozen=True)
-class GenesReproduction:
-    """What `genes` found."""
-
-    #: A row a number of genes and method: the paper's number, ours, and scores with genes chosen
-    #: on training sections, with intervals.
-    table: pd.DataFrame
-    #: As in ``reproduction.json``.
-    facts: dict[str, Any]
-
-
 def genes(
     output: Path | str,
     data: Path | str,
@@ -76,7 +64,7 @@ def genes(
     jobs: int = 1,
     say: Callable[[str], object] = lambda _: None,
     verbose: bool = False,
-) -> GenesReproduction:
+) -> Reproduction:
     """Repeat the paper's table of HER2ST by number of genes, 50 to 9,385.
 
     The losses are trained by the published recipe beside the exact list and ridge, and tested on
@@ -114,7 +102,7 @@ def genes(
 
     Returns
     -------
-    GenesReproduction
+    Reproduction
         ``table`` and ``facts``.
 
     Raises
@@ -158,7 +146,7 @@ def genes(
     write_json(output / "reproduction.json", told)
     remarks = "\n".join(f"- {text}" for text in (about["split"], *about["questionable"]))
     write_beside_paper(output, table, f"{remarks}\n\n")
-    return GenesReproduction(table, told)
+    return Reproduction(table, told)
 
 
 def _checked_sizes(n_genes: Sequence[int] | None, quick: bool) -> list[int]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from strank.cohort.store import count_spots
 from strank.encoders.base import Encoder, encoder_facts
@@ -22,7 +20,7 @@ from strank.progress import progress
 from strank.studies.benchmark.runner import Grid
 from strank.studies.reproduce.benches import Bench, compare
 from strank.studies.reproduce.page import write_hest_page
-from strank.studies.reproduce.tables import with_mean, write_beside_paper
+from strank.studies.reproduce.tables import Reproduction, with_mean, write_beside_paper
 from strank.studies.reproduce.task_data import (
     import_task,
     needed_encoder,
@@ -43,18 +41,6 @@ _QUICK = (
 )
 
 
-@dataclass(frozen=True)
-class HestReproduction:
-    """What `hest` found."""
-
-    #: A row a task and method: the paper's number, ours, and the leak-free scores with intervals.
-    table: pd.DataFrame
-    #: As in ``reproduction.json``.
-    facts: dict[str, Any]
-    #: Where to read it all.
-    page: Path
-
-
 def hest(
     output: Path | str,
     data: Path | str | None = None,
@@ -68,7 +54,7 @@ def hest(
     jobs: int = 1,
     say: Callable[[str], object] = lambda _: None,
     verbose: bool = False,
-) -> HestReproduction:
+) -> Reproduction:
     """Repeat Table 2 of the paper: seven losses on its seven tasks of HEST-1k.
 
     Samples are downloaded or taken from a folder, filtered, and embedded; the seven losses are
@@ -106,7 +92,7 @@ def hest(
 
     Returns
     -------
-    HestReproduction
+    Reproduction
         ``table``, ``facts`` and ``page``.
 
     Raises
@@ -158,7 +144,7 @@ def hest(
     told = read_json(output / "reproduction.json") | about
     write_json(output / "reproduction.json", told)
     write_beside_paper(output, table, _QUICK if quick else "")
-    return HestReproduction(table, told, write_hest_page(output, table, told))
+    return Reproduction(table, told, write_hest_page(output, table, told))
 
 
 def _benches(

@@ -25,7 +25,7 @@ from strank.fitting.method import fit
 from strank.io.hest import hest_samples
 from strank.neural.recipe import get_recipe
 from strank.progress import progress
-from strank.studies.reproduce.tables import number
+from strank.studies.reproduce.tables import Reproduction, number
 from strank.studies.reproduce.task_data import (
     import_task,
     needed_encoder,
@@ -59,16 +59,6 @@ _NOTES = (
 )
 
 
-@dataclass(frozen=True)
-class ListSizeReproduction:
-    """What `list_size` found."""
-
-    #: A row a kind of data and N_k: the paper's SCC, and ours over seeds.
-    table: pd.DataFrame
-    #: As in ``reproduction.json``.
-    facts: dict[str, Any]
-
-
 def list_size(
     output: Path | str,
     data: Path | str | None = None,
@@ -80,7 +70,7 @@ def list_size(
     jobs: int = 1,
     say: Callable[[str], object] = lambda _: None,
     verbose: bool = False,
-) -> ListSizeReproduction:
+) -> Reproduction:
     """Repeat Table 3 of the paper: the list loss on random lists of N_k = 2 to 256 spots.
 
     On curves of known truth, and, where HEST-1k is at hand, on its Xenium samples of breast: by the
@@ -109,7 +99,7 @@ def list_size(
 
     Returns
     -------
-    ListSizeReproduction
+    Reproduction
         ``table`` and ``facts``.
 
     Raises
@@ -139,7 +129,7 @@ def list_size(
         found.append(xenium.run(n_seeds, jobs, bar))
     table = pd.concat(found, ignore_index=True)
     _write(output, table, quick)
-    return ListSizeReproduction(table, read_json(output / "reproduction.json"))
+    return Reproduction(table, read_json(output / "reproduction.json"))
 
 
 def _of_curves(table: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -18,6 +20,18 @@ LEAK_FREE = ("depth_matched", "lift", "deviance", "slope")
 _EVERY = ("results", "genes")
 MEAN = "mean"
 IMPOSSIBLE = "not possible: one patient"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What was found of an experiment of the paper."""
+
+    #: A row a task (or number of genes, or N_k) and method: the paper's number beside ours.
+    table: pd.DataFrame
+    #: As in ``reproduction.json``.
+    facts: dict[str, Any]
+    #: Where to read it all, if there is a page.
+    page: Path | None = None
 
 
 def as_published(paper: Mapping[str, float], recipe: str) -> dict[str, float]:
