@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 import warnings
 from pathlib import Path
 
@@ -167,6 +168,39 @@ def test_bins_off_the_tissue_are_dropped_and_counted(run):
     assert dropped == {"in counts only": 8, "in positions only": 2}
 
 
+@pytest.mark.parametrize("form", ["folder", "archive", "GEO"])
+def test_matrices_in_other_forms(run, fine, write_tenx, form):
+    """As GEO has them, or where the HDF5 was not kept."""
+    bins = run / "outs/binned_outputs/square_008um"
+    (bins / "filtered_feature_bc_matrix.h5").unlink()
+    counts, folder = squares(fine, 8), bins / "filtered_feature_bc_matrix"
+    ids = [f"ENSG{i:011}" for i in range(N_GENES)]
+    features = pd.DataFrame({"id": ids, "symbol": counts.columns})
+    if form == "GEO":
+        write_tenx(bins / "GSM1_filtered_feature_bc_matrix.h5", counts, counts.index, features)
+    else:
+        write_tenx(folder, counts.to_numpy(), counts.index, features)
+    if form == "archive":
+        with tarfile.open(folder.with_suffix(".tar.gz"), "w:gz") as archive:
+            archive.add(folder, folder.name)
+        shutil.rmtree(folder)
+    adata = read(run, 8)
+    np.testing.assert_array_equal(adata.X.toarray(), counts.loc[adata.obs_names])
+
+
+@pytest.mark.parametrize(("share", "size"), [(0.05, 8), (0.12, 8), (0.5, 16), (0.3, 24)])
+def test_many_bins_without_a_position_are_a_warning(run, share, size):
+    source = 2 if size == 24 else size
+    path = run / f"outs/binned_outputs/square_{source:03}um/spatial/tissue_positions.parquet"
+    table = pd.read_parquet(path)
+    tissue = table.index[table["in_tissue"] == 1]
+    absent = round(share * len(tissue))
+    table.drop(index=tissue[:absent]).to_parquet(path)
+    notes = section_info(read(run, size)).provenance["notes"]
+    told = f"{absent} of {len(tissue)} barcodes ({share:.0%}) have no position in"
+    assert [note.startswith(told) for note in notes] == [True] * (share > 0.1)
+
+
 def write(name, text):
     return lambda run: (run / "outs/binned_outputs/square_008um" / name).write_text(text)
 
@@ -250,6 +284,16 @@ def test_spatialdata_reads_the_same(run):
     np.testing.assert_allclose(mine.obsm["spatial"], theirs.obsm["spatial"])
     centres = sdata.shapes["_square_008um"].centroid.get_coordinates()
     np.testing.assert_allclose(mine.obsm["spatial"], centres)
+
+
+def test_the_command_warns(run, tmp_path, command):
+    edit_positions(run, lambda table: table[table.index % 2 == 0])
+    start = "import", "visium-hd", run, "--patient", "P", "--section", "H1", "-o", tmp_path / "c"
+    done = command(*start, "--image", run.parent / "he.png", "--bin", 8, "--json")
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert "section H1: " in warning
+    assert "have no position in tissue_positions.parquet, and are left out" in warning
+    assert f"Note: {warning}" in done.stderr
 
 
 def test_the_command_pools_bins(run, tmp_path, command):

@@ -307,6 +307,9 @@ def tell(sections: Mapping[str, AnnData], output: Path, as_json: bool) -> None:
             if reasons:
                 told = ", ".join(f"{n} {why}" for why, n in reasons.items())
                 note(f"section {name}: dropped {what}: {told}")
+        for text in info.provenance.get("notes", []):
+            note(told := f"section {name}: {text}")
+            doubts.append(told)
         if info.provenance.get("image_from") == "patches":
             note(f"section {name}: no slide, so patches stand in; there is white between them")
         summary.append(

@@ -1,4 +1,4 @@
-"""10x matrices, and bins pooled into squares."""
+"""10x matrices: read, brought together with positions, and pooled into squares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tarfile
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,12 @@ from scipy import sparse
 from scipy.io import mmread
 
 from strank.errors import InputError, some
-from strank.io.tables import check_unique
+from strank.files import sha256
+from strank.io.tables import check_unique, read_table
 
 _GENES = "Gene Expression"
+# Tables of one run lack a few barcodes at most.
+_MOST_UNPLACED = 0.1
 
 
 class TenxMatrix(NamedTuple):
@@ -57,6 +60,62 @@ def read_matrix(path: Path) -> TenxMatrix:
     dropped = features.loc[~genes, "kind"].value_counts().to_dict()
     symbols, ids = (pd.Index(features.loc[genes, column]) for column in ("symbol", "id"))
     return TenxMatrix(counts, barcodes, symbols, ids, dropped)
+
+
+def find_matrix(folder: Path, name: str, hint: str = "") -> Path:
+    """Find a matrix in any of the forms that `read_matrix` reads."""
+    found = find_file(folder, f"{name}.h5", name, f"{name}.tar.gz")
+    if found is None:
+        raise InputError(f"{folder}: no {name}.h5 and no folder {name} there{hint}")
+    return found
+
+
+def matrix_checksum(path: Path) -> str:
+    """SHA-256 of the file that holds the counts, which may stand in a folder."""
+    return sha256(path if path.is_file() else next(path.glob("*matrix.mtx*")))
+
+
+def one_sample(
+    matrix: TenxMatrix, positions: pd.DataFrame, *, section: str, file: Path
+) -> tuple[TenxMatrix, pd.DataFrame, list[str]]:
+    """Of samples that `spaceranger aggr` put into one ``file`` keep one, and say so."""
+    # aggr numbers barcodes, -1, -2 and so on, by the rows of aggregation.csv. Without their numbers
+    # they are the same ones in every sample.
+    numbers, placed = (
+        pd.Series(names.str.extract(r"-(\d+)$", expand=False).fillna("none"))
+        for names in (matrix.barcodes, positions.index)
+    )
+    several = len(found := numbers.value_counts(sort=False)) > 1
+    all_placed = len(placed.unique()) > 1
+    number = str(numbers[0])
+    if several:
+        names = _aggregated(file.parent)
+        told = ", ".join(f"{n} end in -{suffix}" for suffix, n in found.items())
+        told = f"{file}: barcodes of several samples ({told}), as `spaceranger aggr` writes them"
+        if not (names and all_placed):
+            lacks = "positions are of one sample only" if names else "no aggregation.csv names them"
+            raise InputError(f"{told}, but {lacks}; give the outs of each sample's own run")
+        if section not in names:
+            raise InputError(f"{told}; choose one with `section`: {some(names, 20)}")
+        number = names[section]
+        at = np.flatnonzero(numbers == number)
+        matrix = matrix._replace(counts=matrix.counts[at], barcodes=matrix.barcodes[at])
+    if all_placed:
+        positions = positions[(placed == number).to_numpy()]
+    note = (
+        f"one of {len(found)} samples of {file.name}, barcodes that end in -{number}; "
+        "`spaceranger aggr` leaves out reads of the deeper ones unless told not to"
+    )
+    return matrix, positions, [note] * several
+
+
+def _aggregated(folder: Path) -> dict[str, str]:
+    """Name the samples of an aggregate, each with the number that its barcodes end in."""
+    table = find_file(folder, "aggregation.csv", "aggregation.csv.gz")
+    if table is None:
+        return {}
+    names = read_table(table, ["library_id"], dtype=str)["library_id"]
+    return {name: str(number) for number, name in enumerate(names, 1)}
 
 
 def find_file(folder: Path, *names: str) -> Path | None:
@@ -131,10 +190,19 @@ class Pooled(NamedTuple):
     n_points: NDArray[np.int64]
 
 
+def warn_unplaced(n_barcodes: int, n_placed: int, name: str) -> list[str]:
+    """Say when more barcodes than a few have no position in the file of that ``name``."""
+    absent = n_barcodes - n_placed
+    if absent <= _MOST_UNPLACED * n_barcodes:
+        return []
+    share = f"{absent} of {n_barcodes} barcodes ({absent / n_barcodes:.0%})"
+    return [f"{share} have no position in {name}, and are left out; are they of one run?"]
+
+
 def join_points(
     matrix: TenxMatrix, points: pd.DataFrame, *, name: str
-) -> tuple[sparse.csr_matrix, pd.DataFrame, dict[str, int]]:
-    """Keep the points that have both counts and a place, and count the others."""
+) -> tuple[sparse.csr_matrix, pd.DataFrame, dict[str, Any]]:
+    """Keep the points that have both counts and a place, and count the others for provenance."""
     check_unique(points.index, f"{name}:")
     at = points.index.get_indexer(matrix.barcodes)
     known = at >= 0
@@ -145,9 +213,10 @@ def join_points(
         )
     n_joined = int(known.sum())
     dropped = {"in counts only": len(known) - n_joined, "in positions only": len(points) - n_joined}
+    notes = warn_unplaced(len(known), n_joined, Path(name).name)
     # The matrix of 2 µm is not copied for nothing.
     counts = matrix.counts if known.all() else matrix.counts[known]
-    return counts, points.iloc[at[known]], dropped
+    return counts, points.iloc[at[known]], {"dropped_spots": dropped, "notes": notes}
 
 
 def pool_points(

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from strank.errors import InputError, some
-from strank.files import read_json, sha256
+from strank.files import read_json
 from strank.io.sections import (
     Patients,
     build_section,
@@ -24,7 +24,17 @@ from strank.io.sections import (
 )
 from strank.io.st import pixels_per_pitch
 from strank.io.tables import check_columns, check_numbers, check_unique, read_table
-from strank.io.tenx import find_file, join_points, pool_points, read_matrix
+from strank.io.tenx import (
+    TenxMatrix,
+    find_file,
+    find_matrix,
+    join_points,
+    matrix_checksum,
+    one_sample,
+    pool_points,
+    read_matrix,
+    warn_unplaced,
+)
 
 _NUMBERS = ["in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 _FINEST_UM = 2.0
@@ -70,7 +80,8 @@ def read_visium(
     image
         The full-resolution image that Space Ranger was given; its output holds reduced ones only.
     section
-        Name; ``None`` for the folder's (``S1/outs`` is section S1).
+        Name; ``None`` for the folder's (``S1/outs`` is section S1). Of the output of
+        `spaceranger aggr`, the ``library_id`` of a sample.
     patient
         Who the section came from.
     patients
@@ -111,8 +122,8 @@ def read_visium(
     patient = patient_of(section, patient, patients)
     image = _full_image(section, image)
     matrix_file, positions_file = _find(path, "raw" if raw else "filtered")
-    counts, barcodes, symbols, ids, dropped_features = read_matrix(matrix_file)
-    positions = _match_suffixes(_read_positions(positions_file), barcodes)
+    matrix, positions, notes = _read_sample(matrix_file, positions_file, section)
+    counts, barcodes, symbols, ids, dropped_features = matrix
     held, tissue = positions.index.isin(barcodes), positions["in_tissue"] == 1
     spots = positions[held & tissue]
     if spots.empty:
@@ -124,7 +135,6 @@ def read_visium(
     grid = positions.rename(columns={"array_row": "y", "array_col": "x"})
     measured = float(np.sqrt(np.prod(_SLIDE.steps_um)))
     measured /= pixels_per_pitch(grid, name=str(positions_file))
-    packed = matrix_file if matrix_file.is_file() else next(matrix_file.glob("*matrix.mtx*"))
     return build_section(
         counts[barcodes.get_indexer(spots.index)],
         spots=spots.rename(columns={"pixel_x": "x", "pixel_y": "y"}).drop(columns="in_tissue"),
@@ -138,13 +148,14 @@ def read_visium(
         provenance={
             "reader": "visium",
             "counts_file": str(matrix_file.resolve()),
-            "counts_sha256": sha256(packed),
+            "counts_sha256": matrix_checksum(matrix_file),
             "spots_file": str(positions_file.resolve()),
             "dropped_spots": {
                 "in counts only": int((~barcodes.isin(positions.index)).sum()),
                 "in positions only": int((tissue & ~held).sum()),
                 "not in tissue": int((held & ~tissue).sum()),
             },
+            "notes": notes,
             "dropped_features": dropped_features,
         },
     )
@@ -164,11 +175,8 @@ def _find(folder: Path, kind: str) -> tuple[Path, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     outs = folder / "outs" if (folder / "outs").is_dir() else folder
-    name = f"{kind}_feature_bc_matrix"
-    matrix = find_file(outs, f"{name}.h5", name, f"{name}.tar.gz")
-    if matrix is None:
-        hint = "; for Visium HD use visium-hd" * (outs / "binned_outputs").is_dir()
-        raise InputError(f"{outs}: no {name}.h5 and no folder {name} there{hint}")
+    hint = "; for Visium HD use visium-hd" * (outs / "binned_outputs").is_dir()
+    matrix = find_matrix(outs, f"{kind}_feature_bc_matrix", hint)
     tables = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
     names = [n for table in tables for n in (table, f"{table}.gz")]
     positions = find_file(outs / "spatial", *names) or find_file(outs, *names)
@@ -194,6 +202,22 @@ def _read_positions(path: Path) -> pd.DataFrame:
     check_numbers(table, _NUMBERS, f"{path}: barcode")
     # pandas' own parser is a last digit off, now and then.
     return table.astype(float).set_axis([*_NUMBERS[:3], "pixel_y", "pixel_x"], axis=1)
+
+
+def _read_sample(
+    matrix_file: Path, positions_file: Path, section: str
+) -> tuple[TenxMatrix, pd.DataFrame, list[str]]:
+    """Read counts, positions that are named as they are, and what is to be told of them."""
+    matrix, positions, notes = one_sample(
+        read_matrix(matrix_file),
+        _read_positions(positions_file),
+        section=section,
+        file=matrix_file,
+    )
+    positions = _match_suffixes(positions, matrix.barcodes)
+    n_placed = int(matrix.barcodes.isin(positions.index).sum())
+    unplaced = warn_unplaced(len(matrix.barcodes), n_placed, positions_file.name)
+    return matrix, positions, notes + unplaced
 
 
 def _match_suffixes(positions: pd.DataFrame, barcodes: pd.Index) -> pd.DataFrame:
@@ -258,14 +282,14 @@ def read_visium_hd(
     patient = patient_of(section, patient, patients)
     image = needed_image(path, image)
     folder, pooled = _find_bins(path, bin_um)
-    counts_file = folder / "filtered_feature_bc_matrix.h5"
+    counts_file = find_matrix(folder, "filtered_feature_bc_matrix")
     positions_file = folder / "spatial" / "tissue_positions.parquet"
     slide = open_measured(
         image, _um_per_pixel(folder / "spatial"), um_per_pixel, um_per_pixel_override
     )
     matrix = read_matrix(counts_file)
     bins = _read_bin_positions(positions_file)
-    counts, bins, dropped = join_points(matrix, bins, name=str(positions_file))
+    counts, bins, joined = join_points(matrix, bins, name=str(positions_file))
     if pooled:
         counts, bins = _pool_bins(counts, bins, bin_um)
     return build_section(
@@ -281,9 +305,9 @@ def read_visium_hd(
         provenance={
             "reader": "visium-hd",
             "counts_file": str(counts_file.resolve()),
-            "counts_sha256": sha256(counts_file),
+            "counts_sha256": matrix_checksum(counts_file),
             "positions_file": str(positions_file.resolve()),
-            "dropped_spots": dropped,
+            **joined,
             "dropped_features": matrix.dropped_features,
         },
     )

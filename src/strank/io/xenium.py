@@ -109,7 +109,7 @@ def read_xenium(
     slide = open_measured(image, pixel_um * scale, um_per_pixel, um_per_pixel_override)
     counts_file, cells_file = _present(bundle, _MATRICES), _present(bundle, _CELLS)
     matrix = read_matrix(counts_file)
-    counts, spots, dropped = join_points(matrix, _read_cells(cells_file), name=str(cells_file))
+    counts, spots, joined = join_points(matrix, _read_cells(cells_file), name=str(cells_file))
     if bin_um is None:
         distance, _ = cKDTree(spots).query(spots, k=2)
         pitch = float(np.median(distance[:, 1]))
@@ -119,6 +119,7 @@ def read_xenium(
     morphology = np.column_stack([spots[["x_um", "y_um"]] / pixel_um, np.ones(len(spots))])
     spots[["x", "y"]] = (morphology @ np.linalg.inv(to_morphology).T)[:, :2]
     inside = _inside(spots, slide, alignment)
+    joined["dropped_spots"] |= {"beyond the image": int((~inside).sum())}
     return build_section(
         counts[inside],
         spots=spots[inside].drop(columns=["x_um", "y_um"]),
@@ -136,7 +137,7 @@ def read_xenium(
             "cells_file": str(cells_file.resolve()),
             "alignment_file": str(alignment.resolve()),
             "alignment_sha256": sha256(alignment),
-            "dropped_spots": dropped | {"beyond the image": int((~inside).sum())},
+            **joined,
             "dropped_features": matrix.dropped_features,
         },
     )
