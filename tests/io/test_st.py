@@ -13,7 +13,6 @@ from strank.cohort.contract import section_info
 from strank.cohort.store import read_section, write_h5ad
 from strank.errors import InputError
 from strank.io import find_st, read_st
-from strank.io.st import pixels_per_pitch
 
 
 def read_all(folder: Path, **options) -> list[anndata.AnnData]:
@@ -102,15 +101,6 @@ def test_a_section_survives_the_disk(st_folder, tmp_path):
     back = read_section(tmp_path / "cohort/A1.h5ad")
     assert (back.X != adata.X).nnz == 0
     assert section_info(back) == section_info(adata)
-
-
-def test_jitter_does_not_bias_the_scale():
-    """The nearest neighbour is the one that jitter brought closer; the fit is not fooled."""
-    rng = np.random.default_rng(0)
-    x, y = np.mgrid[0:20, 0:20].reshape(2, -1)
-    pixels = 290 * np.column_stack([x, y]) + rng.normal(0, 20, size=(400, 2))
-    spots = pd.DataFrame({"x": x, "y": y, "pixel_x": pixels[:, 0], "pixel_y": pixels[:, 1]})
-    assert pixels_per_pitch(spots, name="") == pytest.approx(290, rel=0.003)
 
 
 def truncate(path: Path, share: float = 0.5) -> None:

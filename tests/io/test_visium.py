@@ -17,7 +17,7 @@ from scipy import sparse
 from strank.cohort.contract import section_info
 from strank.cohort.store import read_section
 from strank.errors import InputError
-from strank.io import read_st, read_visium, visium, write_sections
+from strank.io import read_st, read_visium, write_sections
 
 FEATURES = pd.DataFrame(
     {"id": [f"ENSG{i:011}" for i in range(6)], "symbol": [*"ABCD", "MATR3", "MATR3"]}
@@ -408,16 +408,15 @@ def as_space_ranger(section, spots_file: Path) -> tuple[sparse.csr_matrix, pd.Da
 @pytest.mark.parametrize(
     "name", ["C3", *(pytest.param(n, marks=pytest.mark.slow) for n in ("B4", "C2", "C4", "C5"))]
 )
-def test_real_sections_come_back_identical(her2st, tmp_path, write_space_ranger, monkeypatch, name):
-    """Of another array than Visium's, which is all that differs."""
-    array = visium._SLIDE._replace(technology="ST", diameter_um=100.0, pitch_um=200.0)
-    monkeypatch.setattr(visium, "_SLIDE", array._replace(steps_um=(200.0, 200.0)))
+def test_real_sections_come_back_identical(her2st, tmp_path, write_space_ranger, name):
+    """Of another array than Visium's, whose pitch is given."""
     section = read_st(her2st, section=name)
     counts, positions = as_space_ranger(section, her2st / f"spots/{name}_selection.tsv")
     features = pd.DataFrame({"id": "ID_" + section.var_names, "symbol": section.var_names})
     outs = write_space_ranger(tmp_path / "outs", counts, features, positions)
     image = her2st / f"images/{name}.jpg"
-    back = read_visium(outs, image=image, section=name, patient=section.obs["patient"].iloc[0])
+    given = {"section": name, "patient": section.obs["patient"].iloc[0], "pitch_um": 200.0}
+    back = read_visium(outs, image=image, **given)
     assert (back.X != section.X).nnz == 0
     assert back.var_names.equals(section.var_names)
     pd.testing.assert_frame_equal(

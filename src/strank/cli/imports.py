@@ -44,6 +44,10 @@ Mpp = Annotated[
 Override = Annotated[
     bool, typer.Option("--mpp-override", help="Take --mpp even where the files say another scale.")
 ]
+Pitch = Annotated[
+    float | None,
+    typer.Option("--pitch", help="µm between centres of neighbouring spots; if no known array."),
+]
 GeneId = Annotated[bool, typer.Option("--gene-id", help="Name genes by Ensembl id, not symbol.")]
 SpaceRanger = Annotated[list[Path], typer.Argument(help="Outputs of Space Ranger, one a section.")]
 imports = typer.Typer(help="1. Read sections of a platform into a cohort.", no_args_is_help=True)
@@ -60,9 +64,13 @@ def st(
             "the leading letters if not given."
         ),
     ] = None,
+    pitch_um: Pitch = None,
     as_json: Json = False,
 ) -> None:
     """Read legacy Spatial Transcriptomics sections into a cohort.
+
+    1k arrays (200 µm a step) and 2k arrays (every other position used, 100 µm a step) are told by
+    their positions; another one, or a few spots, by --pitch.
 
     Nothing is written unless every section can be read; so it is with all platforms.
 
@@ -85,9 +93,12 @@ def visium(
     raw: Annotated[
         bool, typer.Option("--raw", help="Counts of raw_feature_bc_matrix, under tissue.")
     ] = False,
+    pitch_um: Pitch = None,
     as_json: Json = False,
 ) -> None:
     """Read Visium: Space Ranger 1.x to 4.x, with or without CytAssist.
+
+    Of a square grid in this layout (DBiT-seq, AtlasXomics) give --pitch.
 
     [bold]Example:[/] strank import visium S1/outs S2/outs --image S1.tif --image S2.tif
     --section S1,S2 --patients patients.csv -o cohort
@@ -317,6 +328,9 @@ def tell(sections: Mapping[str, AnnData], output: Path, as_json: bool) -> None:
                 "section": name,
                 "patient": adata.obs["patient"].iloc[0],
                 "technology": info.technology,
+                "array": info.provenance.get("array"),
+                "spot_diameter_um": info.spot_diameter_um,
+                "spot_pitch_um": info.spot_pitch_um,
                 "spots": adata.n_obs,
                 "genes": adata.n_vars,
                 "um_per_pixel": round(info.um_per_pixel, 4),
@@ -331,6 +345,7 @@ def tell(sections: Mapping[str, AnnData], output: Path, as_json: bool) -> None:
             *(
                 f"{e['section']}: {e['technology']}, patient {e['patient']}, {e['spots']} spots, "
                 f"{e['genes']} genes, {e['um_per_pixel']} µm per pixel"
+                + (f" by the array of {e['array']}" if e["array"] else "")
                 for e in summary
             ),
             *_genes_lines(sections),

@@ -83,8 +83,11 @@ def make_section(
 def section_info(adata: AnnData) -> SectionInfo:
     """Read the facts about a section back from ``uns["strank"]``."""
     stored = adata.uns["strank"]
-    numbers = {key: float(stored[key]) for key in _NUMBERS}
-    return SectionInfo(**{key: stored[key] for key in SectionInfo.__dataclass_fields__} | numbers)
+    facts = {key: stored[key] for key in SectionInfo.__dataclass_fields__}
+    facts |= {key: float(stored[key]) for key in _NUMBERS}
+    # Lists come back from the disk as arrays.
+    lists = {k: v.tolist() for k, v in stored["provenance"].items() if isinstance(v, np.ndarray)}
+    return SectionInfo(**facts | {"provenance": {**stored["provenance"], **lists}})
 
 
 def positions_um(adata: AnnData) -> NDArray[np.float64]:

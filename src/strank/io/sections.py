@@ -23,6 +23,7 @@ from strank.cohort.names import clean_name, clean_names, given_name, look_alikes
 from strank.cohort.store import read_h5ad, section_names, write_h5ad
 from strank.errors import InputError, some
 from strank.files import output_folder, sha256
+from strank.io.arrays import check_extent
 from strank.io.tables import read_table
 from strank.slides.scale import Stated
 from strank.slides.slide import Slide, check_image, open_slide
@@ -109,6 +110,7 @@ def build_section(
     """Put what a reader found into the contract, once the counts are raw and spots on the tissue.
 
     ``spots`` has the centres ``x`` and ``y`` in pixels of the slide; further columns are kept.
+    ``provenance["notes"]`` are sentences for the user.
     """
     image = slide.path.resolve()
     section = given_name(section, "section")
@@ -117,7 +119,11 @@ def build_section(
     check_counts(counts, spots=spots.index, genes=genes.index, name=counts_file)
     check_image(slide)
     _check_inside(spots, slide, section)
-    check_on_tissue(slide, spots[["x", "y"]].to_numpy(float), name=section)
+    centres = spots[["x", "y"]].to_numpy(float)
+    centres_um = centres * slide.um_per_pixel
+    notes = provenance.get("notes", [])
+    notes = [*notes, *check_extent(centres_um, spot_pitch_um, technology, name=section)]
+    check_on_tissue(slide, centres, name=section)
     info = SectionInfo(
         image=str(image),
         image_sha256=sha256(image),
@@ -125,7 +131,7 @@ def build_section(
         spot_diameter_um=spot_diameter_um,
         spot_pitch_um=spot_pitch_um,
         technology=technology,
-        provenance=provenance,
+        provenance=provenance | {"notes": notes},
     )
     return make_section(
         counts, spots=spots, genes=genes, section=section, patient=patient, info=info

@@ -2,7 +2,6 @@
 
 Layout: ``images/<section>.jpg``, ``counts/<section>.tsv.gz`` (spots ``<x>x<y>`` in rows, genes in
 columns) and ``spots/<section>_selection.tsv`` (``x y new_x new_y pixel_x pixel_y selected``).
-Spots have a diameter of 100 µm and stand on a grid of 200 µm.
 """
 
 from __future__ import annotations
@@ -22,6 +21,16 @@ from strank.cohort.contract import check_counts, whole_counts
 from strank.cohort.names import clean_name
 from strank.errors import InputError, some
 from strank.files import sha256
+from strank.io.arrays import (
+    ST_1K,
+    ST_2K,
+    VISIUM,
+    Grid,
+    Printed,
+    array_of_pitch,
+    find_array,
+    measure_grid,
+)
 from strank.io.sections import (
     Patients,
     build_section,
@@ -32,7 +41,6 @@ from strank.io.sections import (
 from strank.io.tables import check_numbers, check_unique, read_table
 from strank.slides.slide import IMAGE_SUFFIXES, open_slide
 
-_DIAMETER_UM, _PITCH_UM = 100.0, 200.0
 _COLUMNS = ["x", "y", "pixel_x", "pixel_y"]
 _PATTERN = r"^[A-Za-z]+"
 
@@ -45,12 +53,14 @@ def read_st(
     patients: Patients = None,
     patient_pattern: str = _PATTERN,
     gene_id: bool = False,
+    pitch_um: float | None = None,
 ) -> AnnData:
     """Read a section of legacy Spatial Transcriptomics into the data contract.
 
     Spots that stand in only one of the two tables, or that the selection marks as outside the
     tissue, are dropped; ``uns["strank"]["provenance"]`` says how many. µm per pixel is measured by
-    the grid of spots, 200 µm apart.
+    the grid of spots: of a 1k array (33 x 35, every position used) 200 µm a step, of a 2k array
+    (every other position, like the fields of one colour on a chessboard) 100 µm a step.
 
     Parameters
     ----------
@@ -63,6 +73,9 @@ def read_st(
     patient_pattern
         Where neither says it: a regular expression searched in the section's name, of which the
         first group, or else the whole match, is the patient. By default the leading letters.
+    pitch_um
+        Between the centres of neighbouring spots, where the array is another one, or too few spots
+        tell it.
 
     Returns
     -------
@@ -98,7 +111,8 @@ def read_st(
             f"section {section}: no spot stands in both {counts_file.name} and "
             f"{spots_file.name} (e.g. {some(spot_names, 2)}; {some(selected.index, 2)})"
         )
-    pitch = pixels_per_pitch(spots, name=str(spots_file))
+    grid = measure_grid(spots[["x", "y"]], spots[["pixel_x", "pixel_y"]], name=str(spots_file))
+    array = _array_of(grid, pitch_um, spots_file)
     kept = selected.loc[common].rename(columns={"x": "array_x", "y": "array_y"})
     kept = kept.rename(columns={"pixel_x": "x", "pixel_y": "y"})
     return build_section(
@@ -107,15 +121,16 @@ def read_st(
         genes=name_genes(genes, None, gene_id=gene_id, name=str(counts_file)),
         section=section,
         patient=who,
-        slide=open_slide(image, _PITCH_UM / pitch),
-        technology="ST",
-        spot_diameter_um=_DIAMETER_UM,
-        spot_pitch_um=_PITCH_UM,
+        slide=open_slide(image, array.step_um / grid.step_px),
+        technology=array.technology,
+        spot_diameter_um=array.diameter_um,
+        spot_pitch_um=array.pitch_um,
         provenance={
             "reader": "st",
             "counts_file": str(counts_file.resolve()),
             "counts_sha256": sha256(counts_file),
             "spots_file": str(spots_file.resolve()),
+            "array": array.told,
             "dropped_spots": {
                 "in counts only": int((~spot_names.isin(spots.index)).sum()),
                 "in selection only": int((~spots.index.isin(spot_names)).sum()),
@@ -173,22 +188,18 @@ def _find(folder: Path) -> dict[str, list[Path]]:
     return {name: [files[name] for files in kinds.values()] for name in names}
 
 
-def pixels_per_pitch(spots: pd.DataFrame, *, name: str) -> float:
-    """Pixels between neighbours of a grid: array positions ``x y``, fitted to ``pixel_x pixel_y``.
-
-    >>> x, y = np.mgrid[0:3, 0:3].reshape(2, -1)
-    >>> spots = pd.DataFrame({"x": x, "y": y, "pixel_x": 50 + 290 * x, "pixel_y": 290 * y})
-    >>> round(pixels_per_pitch(spots, name="C2"), 6)
-    290.0
-    """
-    # An affine fit of every spot. The distance to the nearest neighbour would be too short: spots
-    # are printed with jitter, and the nearest is the one that jitter brought closer.
-    array = np.column_stack([spots[["x", "y"]].to_numpy(np.float64), np.ones(len(spots))])
-    fit, _, rank, _ = np.linalg.lstsq(array, spots[["pixel_x", "pixel_y"]].to_numpy(), rcond=None)
-    area = abs(np.linalg.det(fit[:2]))
-    if rank < 3 or area < 1:
-        raise InputError(f"{name}: the spots do not span a grid, so µm per pixel is unknown")
-    return float(np.sqrt(area))
+def _array_of(grid: Grid, pitch_um: float | None, spots_file: Path) -> Printed:
+    """Take the array that a user says or that the positions tell."""
+    if pitch_um is not None:
+        return array_of_pitch(grid, pitch_um)
+    array = find_array(grid, among=(ST_1K, ST_2K, VISIUM))
+    if array is None:
+        raise InputError(
+            f"{spots_file}: {grid.told}: neither a 1k array of ST (33 x 35, every position used) "
+            "nor a 2k array (every other position); give the distance between the centres of "
+            "neighbouring spots in µm with `pitch_um`"
+        )
+    return array
 
 
 def _files(folder: Path) -> list[Path]:
@@ -260,7 +271,7 @@ def _read_spots(path: Path) -> pd.DataFrame:
     spots = read_table(path, _COLUMNS, sep="\t")
     spots.index += 2  # as an editor counts, under the header
     check_numbers(spots, _COLUMNS, f"{path}: row")
-    x, y = (spots[axis].astype(int).astype(str) for axis in ("x", "y"))
+    x, y = (np.rint(spots[axis]).astype(int).astype(str) for axis in ("x", "y"))
     spots.index = pd.Index(x + "x" + y)
     check_unique(spots.index, f"{path}: spot")
     return spots

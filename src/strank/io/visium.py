@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from scipy import sparse
 
 from strank.errors import InputError, some
 from strank.files import read_json
+from strank.io.arrays import Grid, Printed, array_of_pitch, find_array, measure_grid
 from strank.io.sections import (
     Patients,
     build_section,
@@ -22,7 +23,6 @@ from strank.io.sections import (
     patient_of,
     section_name,
 )
-from strank.io.st import pixels_per_pitch
 from strank.io.tables import check_columns, check_numbers, check_unique, read_table
 from strank.io.tenx import (
     TenxMatrix,
@@ -43,19 +43,6 @@ _ARRAY = ["array_row", "array_col"]
 _AS_TEXT: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
 
 
-class _Printed(NamedTuple):
-    """What is printed on a slide; steps are what one more ``array_row`` and ``array_col`` mean."""
-
-    technology: str
-    diameter_um: float
-    pitch_um: float
-    steps_um: tuple[float, float]
-
-
-# Neighbours in a row are two columns apart.
-_SLIDE = _Printed("Visium", 55.0, 100.0, (50.0 * 3**0.5, 50.0))
-
-
 def read_visium(
     path: Path | str,
     *,
@@ -67,6 +54,7 @@ def read_visium(
     um_per_pixel_override: bool = False,
     gene_id: bool = False,
     raw: bool = False,
+    pitch_um: float | None = None,
 ) -> AnnData:
     """Read a run of Space Ranger (1.x to 4.x, with or without CytAssist) into the data contract.
 
@@ -96,6 +84,9 @@ def read_visium(
         Name genes by Ensembl id instead of symbol.
     raw
         Take the counts from ``raw_feature_bc_matrix``.
+    pitch_um
+        Between the centres of neighbouring spots, of arrays in Space Ranger's layout that are not
+        Visium's: DBiT-seq and AtlasXomics have square grids, with twice the width of a channel.
 
     Returns
     -------
@@ -132,24 +123,26 @@ def read_visium(
             f"{positions_file.name} (e.g. {some(barcodes, 2)}; {some(positions.index, 2)})"
         )
     # Spots outside the tissue, too: the wider the grid, the better it is measured.
-    grid = positions.rename(columns={"array_row": "y", "array_col": "x"})
-    measured = float(np.sqrt(np.prod(_SLIDE.steps_um)))
-    measured /= pixels_per_pitch(grid, name=str(positions_file))
+    pixels = positions[["pixel_x", "pixel_y"]]
+    grid = measure_grid(positions[_ARRAY[::-1]], pixels, name=str(positions_file))
+    array = _array_of(grid, pitch_um, positions_file)
+    slide = open_measured(image, array.step_um / grid.step_px, um_per_pixel, um_per_pixel_override)
     return build_section(
         counts[barcodes.get_indexer(spots.index)],
         spots=spots.rename(columns={"pixel_x": "x", "pixel_y": "y"}).drop(columns="in_tissue"),
         genes=name_genes(symbols, ids, gene_id=gene_id, name=str(matrix_file)),
         section=section,
         patient=patient,
-        slide=open_measured(image, measured, um_per_pixel, um_per_pixel_override),
-        technology=_SLIDE.technology,
-        spot_diameter_um=_SLIDE.diameter_um,
-        spot_pitch_um=_SLIDE.pitch_um,
+        slide=slide,
+        technology=array.technology,
+        spot_diameter_um=array.diameter_um,
+        spot_pitch_um=array.pitch_um,
         provenance={
             "reader": "visium",
             "counts_file": str(matrix_file.resolve()),
             "counts_sha256": matrix_checksum(matrix_file),
             "spots_file": str(positions_file.resolve()),
+            "array": array.told,
             "dropped_spots": {
                 "in counts only": int((~barcodes.isin(positions.index)).sum()),
                 "in positions only": int((tissue & ~held).sum()),
@@ -159,6 +152,20 @@ def read_visium(
             "dropped_features": dropped_features,
         },
     )
+
+
+def _array_of(grid: Grid, pitch_um: float | None, positions_file: Path) -> Printed:
+    """Take the array that a user says or that the positions tell."""
+    if pitch_um is not None:
+        return array_of_pitch(grid, pitch_um)
+    if (array := find_array(grid)) is None:
+        what = "a square grid" if grid.staggered is False else "not the array of Visium"
+        raise InputError(
+            f"{positions_file}: {what} ({grid.told}), and a Visium slide uses every other of 78 x "
+            "128 or 128 x 224 positions; give the distance between the centres of neighbouring "
+            "spots in µm with `pitch_um` (DBiT-seq, AtlasXomics: twice the width of a channel)"
+        )
+    return array
 
 
 def _full_image(section: str, image: Path | str | None) -> Path:

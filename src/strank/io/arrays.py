@@ -1,0 +1,175 @@
+"""Printed arrays: which there are, how their positions tell them, and how large a slide's are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from strank.errors import InputError
+
+# Fewer spots, or parities that are mixed more than that, tell no array.
+_FEWEST, _MOST_MIXED, _LEAST_MIXED = 12, 0.9, 0.75
+# Of a step, root mean square: printing is off by a tenth; rows that are shifted by half by more.
+_OFF, _NOT_A_GRID = 0.2, 0.5
+_CLOSE = 0.05
+_LARGER = 1.1
+# Nothing on a glass slide, 51 x 76 mm at most, is wider; spots are larger than pixels of a scanner.
+_WIDEST_MM, _FINEST_UM = 80.0, 1.0
+# Where spots or cells can be, the largest of a technology's slides.
+_CAPTURE_MM = {
+    "ST": (6.2, 6.6),
+    "ST 2k": (6.2, 6.6),
+    "Visium": (11.0, 11.0),
+    "Visium HD": (11.0, 11.0),
+    "Xenium": (10.45, 22.45),
+}
+
+
+class Printed(NamedTuple):
+    """An array; ``step_um`` is what one more ``array_row`` or ``array_col`` means, in the mean."""
+
+    technology: str
+    diameter_um: float
+    pitch_um: float  # between the centres of neighbours
+    step_um: float
+    staggered: bool  # every other position is used: row + column of one parity
+    stretch: float  # a step along rows, in steps along columns, the longer of the two first
+    most: tuple[int, int]  # positions from the first to the last, the fewer first
+
+    @property
+    def told(self) -> str:
+        """What it is called."""
+        used = "every other position used" if self.staggered else "every position used"
+        return f"{self.technology}: {used}, spots {self.pitch_um:.4g} µm apart"
+
+
+_HEXAGONAL = 3**0.5
+# Of 78 x 128 (6.5 mm), 128 x 224 (11 mm), 33 x 35 and 66 x 63 positions; a stray, or a frame that
+# coordinates of ST may count, takes one more on either side.
+VISIUM = Printed("Visium", 55.0, 100.0, 50.0 * 3**0.25, True, _HEXAGONAL, (130, 226))
+ST_1K = Printed("ST", 100.0, 200.0, 200.0, False, 1.0, (35, 37))
+ST_2K = Printed("ST 2k", 100.0, 100.0 * 2**0.5, 100.0, True, 1.0, (67, 67))
+
+
+class Grid(NamedTuple):
+    """How array positions lie in an image."""
+
+    step_px: float  # the mean of both directions
+    stretch: float  # the longer step by the shorter
+    off: float  # of a step, root mean square
+    one_parity: float  # share of the positions whose row + column has the commoner parity
+    span: tuple[int, int]  # positions from the first to the last, the fewer first
+    n_spots: int
+
+    @property
+    def staggered(self) -> bool | None:
+        """Whether every other position is used; ``None`` where that cannot be told."""
+        if self.n_spots < _FEWEST or self.off > _OFF:
+            return None
+        if self.one_parity >= _MOST_MIXED:
+            return True
+        return False if self.one_parity <= _LEAST_MIXED else None
+
+    @property
+    def told(self) -> str:
+        """What is known of it."""
+        return (
+            f"{self.n_spots} spots, {self.one_parity:.0%} of one parity of row + column, over "
+            f"{self.span[0]} x {self.span[1]} positions, of which one is {self.stretch:.2f} times "
+            "as far along one axis as along the other"
+        )
+
+
+def measure_grid(array: ArrayLike, pixels: ArrayLike, *, name: str) -> Grid:
+    """Fit array positions ``[n, 2]``, of rows and columns in any order, to pixels ``[n, 2]``.
+
+    >>> x, y = np.mgrid[0:3, 0:3].reshape(2, -1)
+    >>> array, pixels = np.column_stack([x, y]), np.column_stack([50 + 290 * x, 290 * y])
+    >>> round(measure_grid(array, pixels, name="C2").step_px, 6)
+    290.0
+    """
+    # An affine fit of every spot. The distance to the nearest neighbour would be too short: spots
+    # are printed with jitter, and the nearest is the one that jitter brought closer.
+    array, pixels = np.asarray(array, np.float64), np.asarray(pixels, np.float64)
+    known = np.column_stack([array, np.ones(len(array))])
+    fit, _, rank, _ = np.linalg.lstsq(known, pixels, rcond=None)
+    area = abs(np.linalg.det(fit[:2]))
+    if rank < 3 or area < 1:
+        raise InputError(f"{name}: the spots do not span a grid, so µm per pixel is unknown")
+    step = float(np.sqrt(area))
+    off = float(np.sqrt(((known @ fit - pixels) ** 2).sum(1).mean())) / step
+    sides = np.sort(np.hypot(*fit[:2].T))
+    if off > _NOT_A_GRID:
+        raise InputError(
+            f"{name}: the array positions do not fit to the pixels (off by {off:.1f} steps); are "
+            "they of the same section?"
+        )
+    # Positions that were adjusted to the image are no whole numbers.
+    whole = np.rint(array).astype(int)
+    odd = float((whole.sum(1) % 2).mean())
+    fewer, more = sorted(int(n) + 1 for n in np.ptp(whole, axis=0))
+    return Grid(step, float(sides[1] / sides[0]), off, max(odd, 1 - odd), (fewer, more), len(whole))
+
+
+def find_array(grid: Grid, *, among: tuple[Printed, ...] = (VISIUM, ST_2K)) -> Printed | None:
+    """Tell which array it is, by parity, range and the shape of a step; ``None`` for no such."""
+    for array in among:
+        alike = grid.stretch / array.stretch
+        if (
+            grid.staggered is array.staggered
+            and 3**-0.25 < alike < 3**0.25
+            and all(n <= most for n, most in zip(grid.span, array.most, strict=True))
+        ):
+            return array
+    return None
+
+
+def array_of_pitch(grid: Grid, pitch_um: float) -> Printed:
+    """Take what a user says of the distance between neighbours; a known array if it is its own."""
+    if not 0 < pitch_um < np.inf:
+        raise InputError(f"`pitch_um={pitch_um:g}`: the distance between spots must be positive")
+    staggered = grid.one_parity > (_LEAST_MIXED + _MOST_MIXED) / 2
+    shape = _HEXAGONAL if staggered and grid.stretch > 3**0.25 else 1.0
+    # Neighbours are half the diagonal of two steps each apart, or where rows are closer, two steps.
+    steps = {_HEXAGONAL: 3**0.25 / 2, 1.0: 2**-0.5}[shape] if staggered else 1.0
+    for known in (VISIUM, ST_2K, ST_1K):
+        same = (known.staggered, known.stretch) == (staggered, shape)
+        if same and abs(pitch_um / known.pitch_um - 1) <= _CLOSE:
+            return known._replace(pitch_um=pitch_um, step_um=pitch_um * steps)
+    name = "staggered grid" if staggered else "square grid"
+    return Printed(name, pitch_um, pitch_um, pitch_um * steps, staggered, shape, grid.span)
+
+
+def array_positions(obs: pd.DataFrame) -> NDArray[np.float64] | None:
+    """Array positions as Space Ranger, scanpy and squidpy call them; ``None`` without them."""
+    if not {"array_row", "array_col"} <= set(obs):
+        return None
+    columns = [pd.to_numeric(obs[c], errors="coerce") for c in ("array_row", "array_col")]
+    found = np.column_stack(columns).astype(np.float64)
+    return found if np.isfinite(found).all() else None
+
+
+def check_extent(
+    positions_um: NDArray[np.float64], pitch_um: float, technology: str, *, name: str
+) -> list[str]:
+    """Refuse spots (x, y) that no slide of the technology has room for; return doubts."""
+    centred = (positions_um - positions_um.mean(0)) / 1e3
+    # However the section lies in its image.
+    short, long = sorted(cv2.minAreaRect(centred.astype(np.float32))[1])
+    spans = f"the spots span {short:.1f} x {long:.1f} mm"
+    most = _CAPTURE_MM.get(technology)
+    if most is None and (long > _WIDEST_MM or pitch_um < _FINEST_UM):
+        return [f"{spans} and stand {pitch_um:.3g} µm apart; is µm per pixel right?"]
+    if most is None:
+        return []
+    if short > _LARGER * most[0] or long > _LARGER * most[1]:
+        raise InputError(
+            f"section {name}: {spans}, and the capture area of {technology} has {most[0]:g} x "
+            f"{most[1]:g} mm at most; µm per pixel is wrong: check `um_per_pixel`, or `pitch_um` "
+            "where it was given"
+        )
+    return []
