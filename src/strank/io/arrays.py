@@ -55,8 +55,8 @@ ST_1K = Printed("ST", 100.0, 200.0, 200.0, False, 1.0, (35, 37))
 ST_2K = Printed("ST 2k", 100.0, 100.0 * 2**0.5, 100.0, True, 1.0, (67, 67))
 
 
-class Grid(NamedTuple):
-    """How array positions lie in an image."""
+class Lattice(NamedTuple):
+    """How the array positions of a section lie in its image."""
 
     step_px: float  # the mean of both directions
     stretch: float  # the longer step by the shorter
@@ -84,7 +84,7 @@ class Grid(NamedTuple):
         )
 
 
-def measure_grid(array: ArrayLike, pixels: ArrayLike, *, name: str) -> Grid:
+def measure_grid(array: ArrayLike, pixels: ArrayLike, *, name: str) -> Lattice:
     """Fit array positions ``[n, 2]``, of rows and columns in any order, to pixels ``[n, 2]``.
 
     >>> x, y = np.mgrid[0:3, 0:3].reshape(2, -1)
@@ -112,10 +112,12 @@ def measure_grid(array: ArrayLike, pixels: ArrayLike, *, name: str) -> Grid:
     whole = np.rint(array).astype(int)
     odd = float((whole.sum(1) % 2).mean())
     fewer, more = sorted(int(n) + 1 for n in np.ptp(whole, axis=0))
-    return Grid(step, float(sides[1] / sides[0]), off, max(odd, 1 - odd), (fewer, more), len(whole))
+    return Lattice(
+        step, float(sides[1] / sides[0]), off, max(odd, 1 - odd), (fewer, more), len(whole)
+    )
 
 
-def find_array(grid: Grid, *, among: tuple[Printed, ...] = (VISIUM, ST_2K)) -> Printed | None:
+def find_array(grid: Lattice, *, among: tuple[Printed, ...] = (VISIUM, ST_2K)) -> Printed | None:
     """Tell which array it is, by parity, range and the shape of a step; ``None`` for no such."""
     for array in among:
         alike = grid.stretch / array.stretch
@@ -128,7 +130,7 @@ def find_array(grid: Grid, *, among: tuple[Printed, ...] = (VISIUM, ST_2K)) -> P
     return None
 
 
-def array_of_pitch(grid: Grid, pitch_um: float) -> Printed:
+def array_of_pitch(grid: Lattice, pitch_um: float) -> Printed:
     """Take what a user says of the distance between neighbours; a known array if it is its own."""
     if not 0 < pitch_um < np.inf:
         raise InputError(f"`pitch_um={pitch_um:g}`: the distance between spots must be positive")

@@ -25,7 +25,7 @@ from strank.io.arrays import (
     ST_1K,
     ST_2K,
     VISIUM,
-    Grid,
+    Lattice,
     Printed,
     array_of_pitch,
     find_array,
@@ -188,7 +188,7 @@ def _find(folder: Path) -> dict[str, list[Path]]:
     return {name: [files[name] for files in kinds.values()] for name in names}
 
 
-def _array_of(grid: Grid, pitch_um: float | None, spots_file: Path) -> Printed:
+def _array_of(grid: Lattice, pitch_um: float | None, spots_file: Path) -> Printed:
     """Take the array that a user says or that the positions tell."""
     if pitch_um is not None:
         return array_of_pitch(grid, pitch_um)

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from strank.errors import InputError, some
 from strank.files import read_json
-from strank.io.arrays import Grid, Printed, array_of_pitch, find_array, measure_grid
+from strank.io.arrays import Lattice, Printed, array_of_pitch, find_array, measure_grid
 from strank.io.sections import (
     Patients,
     build_section,
@@ -154,7 +154,7 @@ def read_visium(
     )
 
 
-def _array_of(grid: Grid, pitch_um: float | None, positions_file: Path) -> Printed:
+def _array_of(grid: Lattice, pitch_um: float | None, positions_file: Path) -> Printed:
     """Take the array that a user says or that the positions tell."""
     if pitch_um is not None:
         return array_of_pitch(grid, pitch_um)
