@@ -15,6 +15,19 @@ class InputError(ValueError):
     """
 
 
+def said_by(error: Exception, most: int = 200) -> str:
+    r"""Say what another library says of a file, in one short line.
+
+    Examples
+    --------
+    >>> said_by(OSError("bad tile\nbad tile\nbad end"))
+    'bad tile; bad end'
+    """
+    lines = dict.fromkeys(" ".join(line.split()) for line in str(error).splitlines())
+    text = "; ".join(line for line in lines if line) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def some(names: Iterable[object], most: int = 5) -> str:
     """List the first few names in a message, and how many more there are.
 

@@ -18,7 +18,7 @@ RGB = {"photometric": "rgb", "tile": (64, 64), "metadata": None}
 CASES = Path("/work/shared/cases")
 
 
-def write_ome(path: Path, *images: tuple[str, np.ndarray, str]) -> Path:
+def write_ome(path: Path, *images: tuple[str, np.ndarray, str], resolution: float = 0) -> Path:
     """An OME-TIFF of images by name, with attributes of theirs in the XML as it is given."""
     inner = "".join(
         f'<Image ID="Image:{i}" Name="{name}"><Pixels ID="Pixels:{i}" Type="uint8" SizeC="3" '
@@ -32,7 +32,9 @@ def write_ome(path: Path, *images: tuple[str, np.ndarray, str]) -> Path:
     )
     with tifffile.TiffWriter(path, ome=False) as file:
         for i, (_, pixels, _) in enumerate(images):
-            file.write(pixels, **RGB, description=text.encode() if i == 0 else None)
+            per_cm = {"resolution": (resolution,) * 2, "resolutionunit": "CENTIMETER"}
+            options = RGB | (per_cm if resolution else {})
+            file.write(pixels, **options, description=text.encode() if i == 0 else None)
     return path
 
 
@@ -69,7 +71,7 @@ def test_ome_units_however_they_are_spelled(size, unit, tmp_path):
         (sides("0,25", "0,25", "µm"), "is absent"),
         (sides("352.8", "352.8", "µm"), "makes it 352.8 x 352.8: no slide has such pixels"),
         ('PhysicalSizeX="0.25"', "one of two is absent"),
-        ("", "PhysicalSizeX and PhysicalSizeY of its OME-XML is absent"),
+        ("", "PhysicalSizeX and PhysicalSizeY of its OME-XML is absent; no resolution"),
     ],
 )
 def test_ome_without_a_scale_says_why(stated, why, tmp_path):
@@ -77,6 +79,20 @@ def test_ome_without_a_scale_says_why(stated, why, tmp_path):
     with pytest.raises(InputError, match=rf"the file does not say .*{why}.* `um_per_pixel`"):
         open_slide(path)
     assert open_slide(path, 0.5).um_per_pixel == 0.5
+
+
+@pytest.mark.parametrize("stated", ["", sides("1", "1", "pixel"), sides("352.8", "352.8", "µm")])
+def test_ome_that_says_no_scale_leaves_it_to_the_resolution(stated, tmp_path):
+    path = write_ome(tmp_path / "a.ome.tif", ("slide", PICTURE, stated), resolution=20000)
+    assert open_slide(path).um_per_pixel == pytest.approx(0.5)
+    # Where it says one, that counts.
+    both = write_ome(
+        tmp_path / "b.ome.tif", ("s", PICTURE, sides("1", "1", "µm")), resolution=20000
+    )
+    assert open_slide(both).um_per_pixel == 1
+    printer = write_ome(tmp_path / "c.ome.tif", ("slide", PICTURE, stated), resolution=28.35)
+    with pytest.raises(InputError, match=r"OME-XML|Unit is.*; its resolution makes it 352.7 x"):
+        open_slide(printer)
 
 
 def test_units_that_are_none():
@@ -207,6 +223,71 @@ def test_a_grey_pyramid_is_read_in_grey(smaller, where, tmp_path):
     check_image(slide)
     assert len(slide.source.sizes) == 1 + smaller
     np.testing.assert_array_equal(read_region(slide, 0, 0, 448, 320), np.stack([grey] * 3, -1))
+
+
+PLANES = np.moveaxis(PICTURE, -1, 0).copy()
+NAMES = {"Name": ["DAPI", "FITC", "Cy3"]}
+
+
+@pytest.mark.parametrize(
+    ("planes", "options", "what"),
+    [
+        (PLANES, {}, "a stack, or channels"),
+        (PLANES[:2], {}, "2 grey pages of one size .a stack"),
+        (np.concatenate([PLANES, PLANES]), {}, "6 grey pages"),
+        (PLANES, {"imagej": True, "metadata": {"axes": "CYX"}}, "a stack, or channels"),
+        (PLANES, {"imagej": True, "metadata": {"axes": "ZYX"}}, "a stack, or channels"),
+        (np.stack([PLANES] * 2), {"imagej": True, "metadata": {"axes": "ZCYX"}}, "6 grey pages"),
+        (PLANES, {"ome": True, "metadata": {"axes": "ZYX"}}, r"\(3 focal planes\)"),
+        (PLANES, {"ome": True, "metadata": {"axes": "TYX"}}, r"\(3 times\)"),
+        (PLANES[:2], {"ome": True, "metadata": {"axes": "CYX"}}, r"\(2 channels\)"),
+        (np.stack([PLANES] * 2), {"ome": True, "metadata": {"axes": "ZCYX"}}, r"\(2 focal planes"),
+        (PLANES, {"ome": True, "metadata": {"axes": "CYX", "Channel": NAMES}}, "DAPI, FITC, Cy3"),
+        (
+            PLANES,
+            {
+                "ome": True,
+                "metadata": {"axes": "CYX", "Channel": {"EmissionWavelength": [461] * 3}},
+            },
+            r"\(3 channels\)",
+        ),
+        (
+            np.stack([PICTURE] * 3),
+            {"ome": True, "metadata": {"axes": "ZYXS"}, "photometric": "rgb"},
+            r"3 pages of one size \(3 focal planes\)",
+        ),
+    ],
+)
+def test_pages_that_are_no_colours_are_refused(planes, options, what, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", planes, **{"photometric": "minisblack", **options})
+    with pytest.raises(InputError, match=rf"a.tif: holds .*{what}.*, not one H&E image; give that"):
+        open_slide(tmp_path / "a.tif", 0.5)
+
+
+@pytest.mark.parametrize(
+    "names", [None, ["Red", "Green", "Blue"], ["R", "G", "B"], ["Channel 0", "Channel 1", "C2"]]
+)
+def test_channels_of_an_ome_tiff_that_are_colours_are_read(names, tmp_path):
+    metadata = {"axes": "CYX"} | ({"Channel": {"Name": names}} if names else {})
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, PLANES, photometric="minisblack", metadata=metadata)
+    region = read_region(open_slide(path, 0.5), 0, 0, 448, 320)
+    np.testing.assert_array_equal(region, PICTURE)
+
+
+@pytest.mark.parametrize("bands", [2, 3, 4, 5])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_samples_that_are_no_colours_are_refused(bands, planar, tmp_path):
+    pixels = np.concatenate([PICTURE, PICTURE], -1)[..., :bands].copy()
+    shaped = pixels if planar == "contig" else np.moveaxis(pixels, -1, 0).copy()
+    options = {"photometric": "minisblack", "planarconfig": planar, "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", shaped, **options)
+    if (bands, planar) == (2, "contig"):  # grey with alpha
+        region = read_region(open_slide(tmp_path / "a.tif", 0.5), 0, 0, 448, 320)
+        np.testing.assert_array_equal(region, PICTURE[..., :1].repeat(3, -1))
+        return
+    with pytest.raises(InputError, match=rf"holds {bands} samples a pixel that it does not call"):
+        open_slide(tmp_path / "a.tif", 0.5)
 
 
 def test_a_scale_that_is_told_against_the_files_must_be_meant(tmp_path):

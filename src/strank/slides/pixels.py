@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from strank.errors import InputError
 from strank.slides.scale import Stated, stated_by_scanner, stated_by_tags
-from strank.slides.tiff import Layout, TiffPart, tiff_layout
+from strank.slides.tiff import Layout, TiffPart, damaged, tiff_layout
 
 if TYPE_CHECKING:
     import openslide
@@ -79,7 +79,7 @@ def open_pixels(path: Path) -> Pixels:
         if openslide.OpenSlide.detect_format(path) not in (None, "generic-tiff"):
             return _OpenSlidePixels(path)
     except openslide.OpenSlideError as error:
-        raise InputError(f"{path}: damaged or truncated image ({error})") from error
+        raise damaged(path, error) from error
     return _VipsPixels(path)
 
 
@@ -114,7 +114,7 @@ class _OpenSlidePixels:
         except openslide.OpenSlideError as error:
             # An openslide handle that failed once fails for ever.
             del self._slide
-            raise InputError(f"{self.path}: damaged or truncated image ({error})") from error
+            raise damaged(self.path, error) from error
         rgba = np.asarray(region)
         # What was not scanned is transparent.
         return np.where(rgba[..., 3:] == 0, np.uint8(255), rgba[..., :3])
@@ -143,15 +143,13 @@ class _VipsPixels:
             layout = tiff_layout(self.path)
             full = _open(self.path, **layout.levels[0][0])
             _check_size(self.path, full)
-            if layout.stated is None:
-                unit = "resolution-unit" in full.get_fields()
-                tags = stated_by_tags((full.xres, full.yres), unit, layout.description)
-                layout = replace(layout, stated=tags)
-            return layout
+            unit = "resolution-unit" in full.get_fields()
+            tags = stated_by_tags((full.xres, full.yres), unit, layout.description)
+            return replace(layout, stated=layout.stated.or_else(tags))
 
     @property
     def stated(self) -> Stated:
-        return self._layout.stated or Stated()
+        return self._layout.stated
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         with _explained(self.path):
@@ -200,7 +198,10 @@ def _rgb(path: Path, parts: list[TiffPart]) -> pyvips.Image:
     """One level in RGB; its channels may be pages of their own."""
     image, *others = (_open(path, **part) for part in parts)
     if image.format != "uchar":
-        raise InputError(f"{path}: not an image of 8 bits a colour; convert it")
+        raise InputError(
+            f"{path}: not an image of 8 bits a colour ({image.format}); export it as RGB of 8 bits "
+            "(QuPath, ImageJ)"
+        )
     if others:
         return image.bandjoin(others).copy(interpretation="srgb")
     if image.interpretation != "srgb":
@@ -264,4 +265,4 @@ def _explained(path: Path) -> Iterator[None]:
                 f"{path}: the temporary disk ({tempfile.gettempdir()}) is full; make room, or "
                 "set TMPDIR"
             ) from error
-        raise InputError(f"{path}: damaged or truncated image ({reason})") from error
+        raise damaged(path, error) from error

@@ -48,6 +48,12 @@ class Stated:
             return cls(why=f"{who} makes it {x:.4g} x {y:.4g}: no slide has such pixels")
         return cls(why=f"{who} is absent")
 
+    def or_else(self, other: Stated) -> Stated:
+        """Take another where this one knows nothing; if neither does, both say why."""
+        if math.isfinite(self.x) or math.isfinite(other.x):
+            return self if math.isfinite(self.x) else other
+        return Stated(why="; ".join(filter(None, (self.why, other.why))))
+
     @property
     def um_per_pixel(self) -> float | None:
         """One size of a pixel, if both sides agree."""
@@ -78,6 +84,7 @@ class OmeImage:
     name: str
     size: tuple[int, int]
     stated: Stated
+    other_than_rgb: str  # what its grey planes are; empty where three are the colours of a picture
 
 
 def ome_images(text: str) -> list[OmeImage]:
@@ -102,8 +109,28 @@ def ome_images(text: str) -> list[OmeImage]:
         if pixels is not None and all(pixels.get(f"Size{a}", "").isdecimal() for a in "XY"):
             size = int(pixels.get("SizeX", "")), int(pixels.get("SizeY", ""))
             name = image.get("Name") or f"image {number}"
-            found.append(OmeImage(name, size, _ome_stated(dict(pixels.attrib))))
+            stated = _ome_stated(dict(pixels.attrib))
+            found.append(OmeImage(name, size, stated, _other_than_rgb(pixels)))
     return found
+
+
+def _other_than_rgb(pixels: ElementTree.Element) -> str:
+    """Say what grey planes are that are no colours: Bio-Formats leaves those without a name."""
+    stack = " x ".join(
+        f"{n} {what}"
+        for axis, what in {"SizeZ": "focal planes", "SizeT": "times"}.items()
+        if (n := pixels.get(axis, "1")) != "1"
+    )
+    channels = pixels.findall("{*}Channel")
+    names = [channel.get("Fluor") or channel.get("Name", "") for channel in channels]
+    lit = [c for c in channels if any("Wavelength" in key or key == "Fluor" for key in c.attrib)]
+    plain = len(set(names)) < 2 or "".join(name[:1] for name in names).casefold() == "rgb"
+    plain = plain or all(re.fullmatch(r"(?i)(ch|channel|c)?\W*\d*", name) for name in names)
+    n_channels = pixels.get("SizeC", str(len(channels)))
+    if n_channels == "1" or (n_channels == "3" and plain and not lit):
+        return stack
+    told = f"{n_channels} channels" + f": {', '.join(names)}" * any(names)
+    return f"{stack} of {told}" if stack else told
 
 
 def _ome_stated(pixels: dict[str, str]) -> Stated:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from strank.errors import InputError, some
+from strank.errors import InputError, said_by, some
 from strank.slides.scale import OmeImage, Stated, ome_images
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Layout:
     """The parts of each level, full resolution first: one, or three grey ones that are its RGB."""
 
     levels: list[list[TiffPart]]
-    stated: Stated | None = None  # None: the resolution tags say it
+    stated: Stated = field(default_factory=Stated)  # by its OME-XML; the resolution tags come after
     description: str = ""
 
 
@@ -33,6 +34,7 @@ class _Page(NamedTuple):
     height: int
     bands: int
     planar_tiles: bool
+    odd_samples: bool
     end: int  # of its pixels in the file
 
     @property
@@ -70,14 +72,22 @@ def tiff_layout(path: Path) -> Layout:
             "libvips does not read; convert it with `tiffcp -p contig -t IN OUT.tif` (libtiff), or "
             "export it as RGB OME-TIFF (QuPath)"
         )
+    image = next((i for i in images if i.size == full.size or len(images) == 1), None)
+    _check_colours(path, full, [page for page in pages if page.size == full.size], image)
     levels = [_channels(page, pages, inner) for page in (full, *smaller)]
-    return Layout(levels, _ome_stated(description, images, full), description)
+    stated = Stated() if image is None else image.stated
+    if image is None and ("<OME" in description or ":OME" in description):
+        stated = Stated(why="its OME-XML does not tell of this image")
+    return Layout(levels, stated, description)
 
 
 def _pages(path: Path) -> tuple[list[_Page], list[list[_Page]], str]:
     """Read all headers: the pages, the sub-images of each, and the first page's description."""
     from tifffile import TiffFile
 
+    # Odd tags are no news for a user; without any handler, errors go to the terminal.
+    if not (log := logging.getLogger("tifffile")).handlers:
+        log.addHandler(logging.NullHandler())
     try:
         with TiffFile(path) as file:
             pages = [page.aspage() for page in file.pages]
@@ -91,7 +101,14 @@ def _pages(path: Path) -> tuple[list[_Page], list[list[_Page]], str]:
                 pages[0].description,
             )
     except Exception as error:  # Damaged headers raise anything.
-        raise InputError(f"{path}: damaged or truncated image ({error})") from error
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """Make the error of a file that a library cannot read to its end."""
+    return InputError(
+        f"{path}: damaged or truncated image ({said_by(error)}); copy or export it again"
+    )
 
 
 def _page(page: TiffPage, part: TiffPart) -> _Page:
@@ -105,6 +122,8 @@ def _page(page: TiffPage, part: TiffPart) -> _Page:
         int(page.imagelength),
         bands,
         page.is_tiled and bands > 1 and page.planarconfig == 2,
+        # Grey with alpha is all that libvips reads right.
+        page.photometric in (0, 1) and (bands > 2 or (bands == 2 and page.planarconfig == 2)),
         max((offset + n for offset, n in places), default=0),
     )
 
@@ -138,21 +157,28 @@ def _check_alone(path: Path, pages: list[_Page], images: list[OmeImage], full: _
         )
 
 
+def _check_colours(path: Path, full: _Page, same: list[_Page], image: OmeImage | None) -> None:
+    """Refuse pages of one size, and samples, that are not the colours of one image."""
+    what = "a stack, or channels of fluorescence?" if image is None else image.other_than_rgb
+    alone = full.bands == 1 and len(same) == 1
+    rgb = full.bands == 1 and len(same) == 3 and image is not None and not what
+    if full.odd_samples:
+        found = f"{full.bands} samples a pixel that it does not call colours"
+    elif alone or rgb or (full.bands > 1 and (image is None or not what)):
+        return
+    else:
+        found = f"{len(same)} {'grey ' * (full.bands == 1)}pages of one size ({what or 'no RGB'})"
+    raise InputError(
+        f"{path}: holds {found}, not one H&E image; give that, and if they are red, green and "
+        "blue, export them as RGB (QuPath, ImageJ)"
+    )
+
+
 def _channels(page: _Page, pages: list[_Page], inner: list[list[_Page]]) -> list[TiffPart]:
-    """Take three grey pages of one size for the colours of one image."""
+    """Take grey pages of one size for the colours of one image."""
     if page.bands > 1:
         return [page.part]
     group = [other for other in pages if "subifd" not in page.part and other.size == page.size]
     if "subifd" in page.part:
         group = [sub for subs in inner for sub in subs if sub.size == page.size]
-    group = [other for other in group if other.bands == 1]
-    return [other.part for other in group] if len(group) == 3 else [page.part]
-
-
-def _ome_stated(description: str, images: list[OmeImage], full: _Page) -> Stated | None:
-    if "<OME" not in description and ":OME" not in description:
-        return None
-    for image in images:
-        if image.size == full.size or len(images) == 1:
-            return image.stated
-    return Stated(why="its OME-XML does not tell of this image")
+    return [other.part for other in group if other.bands == 1]
