@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 from anndata import AnnData
 from scipy import sparse
 
 from strank.cohort.contract import check_section, counts_checksum, spots_checksum
-from strank.cohort.store import features_path, read_cohort, write_h5ad
+from strank.cohort.store import features_path, read_cohort, read_h5ad, write_h5ad
 from strank.errors import InputError
 from strank.metrics.correlation import target_of
 
@@ -63,6 +65,78 @@ def test_refusals_of_a_cohort(cohort, tmp_path):
     (folder / "B1.h5ad").write_bytes((folder / "C1.h5ad").read_bytes())
     with pytest.raises(InputError, match=r"B1.h5ad: obs\[.section.\] says C1"):
         read_cohort(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("indices", [0, 9, 1, 2], r"X is damaged \(indices must be < 6\)"),
+        ("indices", [0, -1, 1, 2], r"X is damaged \(indices must be >= 0\)"),
+        ("indices", [0.0, 1.0, 1.0, 2.0], r"X is damaged \(its indices are no integers\)"),
+        ("indptr", [0, 2, 1, 4], r"X is damaged \(indptr must be a non-decreasing"),
+        ("indptr", [0, 2, 4], r"X is damaged \(index pointer size 3 should be 4\)"),
+        ("indptr", [0, 2, 3, 900], r"X is damaged \(Last value of index pointer"),
+        ("data", [1.0, 2.0, 3.0], r"X is damaged \(indices and data should have the same"),
+        ("data", np.array(list("abcd"), "S1"), "X holds .*, not numbers"),
+        ("data", np.zeros(4, complex), "X holds complex128, not numbers"),
+    ],
+)
+@pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("slot", ["X", "layers/counts", "raw/X"])
+def test_matrices_whose_parts_do_not_fit_are_refused(tmp_path, part, values, message, form, slot):
+    counts = ([1.0, 2, 3, 4], [0, 2, 1, 2], [0, 2, 3, 4])
+    shape = (3, 6) if form is sparse.csr_matrix else (6, 3)
+    adata = AnnData(form(counts, shape))
+    adata.layers["counts"], adata.raw = adata.X.copy(), adata.copy()
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        del file[slot][part]
+        file[slot][part] = values
+    where = {"layers/counts": 'layers["counts"]', "raw/X": "raw"}.get(slot, slot)
+    # anndata itself refuses some, by slot and type.
+    match = rf"a.h5ad: ({re.escape(where)}{message.removeprefix('X')}|not a readable .h5ad file)"
+    with pytest.raises(InputError, match=match) as caught:
+        read_h5ad(tmp_path / "a.h5ad")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("slot", "value"),
+    [
+        ("obs/library_size", np.array([b"many"] * 30)),
+        ("obs/library_size", np.zeros(30, complex)),
+        ("obsm/spatial", np.array([[b"left", b"top"]] * 30)),
+        ("uns/strank/um_per_pixel", "half"),
+        ("uns/strank/spot_pitch_um", 1j),
+        ("X", None),
+        ("uns/strank", "mine"),
+    ],
+)
+def test_slots_without_numbers_are_named(cohort, tmp_path, slot, value):
+    write(cohort, tmp_path)
+    with h5py.File(tmp_path / "A1.h5ad", "r+") as file:
+        del file[slot]
+        if value is not None:
+            file[slot] = value
+            file[slot].attrs["encoding-type"] = "string" if isinstance(value, str) else "array"
+            file[slot].attrs["encoding-version"] = "0.2.0"
+    names = {"X": "no counts", "uns/strank": 'uns["strank"] lacks schema'}
+    last = slot.rpartition("/")[2]
+    with pytest.raises(InputError, match=rf"A1.h5ad: .*{re.escape(names.get(slot, last))}"):
+        read_cohort(tmp_path)
+
+
+@pytest.mark.parametrize("encoder", [None, "{", 3])
+def test_features_that_do_not_say_their_encoder(cohort, tmp_path, encoder):
+    path = features_path(write(cohort, tmp_path), "mine", "A1")
+    features = anndata.read_h5ad(path)
+    if encoder is None:
+        del features.uns["encoder"]
+    else:
+        features.uns["encoder"] = encoder
+    write_h5ad(features, path)
+    with pytest.raises(InputError, match=r"A1.h5ad: does not say which encoder made it; run"):
+        read_cohort(tmp_path, encoder="mine")
 
 
 def drop(slot, key):

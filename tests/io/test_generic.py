@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -167,6 +168,13 @@ def test_genes_by_symbol_and_by_id(image):
         (make(), {"um_per_pixel": None}, "/he.png: the file does not say its µm per pixel"),
         (make(), {"patient": None}, "section mine: the patient is not known"),
         (make()[:1].copy(), {}, "a section of one spot"),
+        (make(centres=CENTRES[:, :1]), {}, 'obsm["spatial"] has the shape (30, 1); it must have x'),
+        (make(centres=np.full((30, 2), "left")), {}, 'obsm["spatial"] holds what is no number'),
+        (
+            make(),
+            {"um_per_pixel": None, "um_per_pixel_override": True},
+            "`um_per_pixel_override` takes `um_per_pixel` in the place of what files say; give it",
+        ),
     ],
 )
 def test_anndata_that_cannot_be_used(image, adata, options, message):
@@ -320,6 +328,26 @@ def test_positions_come_into_the_pixels_of_the_image(
     assert adata.obs["patient"].iloc[0] == "P"
     shown = read_region(slide_of(adata), 0, 0, WIDTH, HEIGHT)
     np.testing.assert_array_equal(shown, tissue())
+
+
+@pytest.mark.parametrize("layer", ["counts", "raw", "layer and .raw"])
+def test_counts_of_a_spatialdata_may_lie_in_a_layer(tmp_path, layer):
+    data = spatial(circles())
+    table = data["table"]
+    counts = table.X.copy()
+    if layer == "raw":
+        table.raw = table.copy()
+    else:
+        table.layers["raw" if " " in layer else layer] = counts
+    table.X = counts.log1p()
+    with pytest.raises(InputError, match=r"raw counts are needed; are they in `layer=") as caught:
+        load_zarr(tmp_path, data)
+    name = re.findall(r"`layer=(\w+)`", str(caught.value))[0]
+    got = load_zarr(tmp_path, data, layer=name)["P1"]
+    np.testing.assert_array_equal(got.X.toarray(), counts.toarray())
+    assert section_info(got).provenance["layer"] == name
+    with pytest.raises(InputError, match="no layer other; it has"):
+        load_zarr(tmp_path, data, layer="other")
 
 
 def test_an_image_larger_than_a_band_is_written_whole(tmp_path):

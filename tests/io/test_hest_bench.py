@@ -219,6 +219,16 @@ def test_counts_must_be_raw_in_genes_outside_the_panel_too(folder, value, messag
     assert f".h5ad: spot s2, gene other: {value:g} {message}; raw counts are needed" in told
 
 
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+def test_true_and_false_are_no_counts(folder, form):
+    for name in ("X1", "X2", "X3"):
+        path = folder / f"task/adata/{name}.h5ad"
+        adata = anndata.read_h5ad(path)
+        adata.X = form(COUNTS > 0)
+        adata.write_h5ad(path)
+    assert ".h5ad: holds True and False, whether a gene was seen" in refused(folder)
+
+
 def test_names_of_spots_and_genes_must_be_unambiguous(folder):
     write_split(folder, "train_0", "X1")
     write_split(folder, "test_0", "X2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -133,8 +134,8 @@ def check_section(adata: AnnData, *, name: str) -> None:
         if missing:
             raise InputError(f"{name}: {slot} lacks {some(missing)}; import the section again")
     _check_info(adata.uns["strank"], name)
-    if adata.n_obs == 0:
-        raise InputError(f"{name}: no spots")
+    if adata.n_obs == 0 or adata.X is None:
+        raise InputError(f"{name}: no {'counts' if adata.n_obs else 'spots'}")
     for slot, index in {"obs_names": adata.obs_names, "var_names": adata.var_names}.items():
         if not index.is_unique:
             raise InputError(f"{name}: {slot} has duplicates: {some(index[index.duplicated()])}")
@@ -172,6 +173,14 @@ def check_counts(counts: Any, *, spots: pd.Index, genes: pd.Index, name: str) ->
             )
 
 
+def raw_counts(values: Any, *, spots: pd.Index, genes: pd.Index, name: str) -> sparse.csr_matrix:
+    """Take counts out of any matrix, whole within rounding; what are none is refused."""
+    counts = sparse.csr_matrix(values, dtype=bool if values.dtype == bool else np.float64)
+    counts = whole_counts(counts)
+    check_counts(counts, spots=spots, genes=genes, name=name)
+    return counts
+
+
 def whole_counts(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     """Make whole what is so within rounding of float32, 3.0000002; the rest stays as it is."""
     if counts.dtype.kind != "f":
@@ -189,21 +198,34 @@ def whole_counts(counts: sparse.csr_matrix) -> sparse.csr_matrix:
 
 
 def _check_info(stored: Any, name: str) -> None:
+    stored = stored if isinstance(stored, Mapping) else {}
     missing = [key for key in ("schema", *SectionInfo.__dataclass_fields__) if key not in stored]
     if missing:
         raise InputError(f'{name}: uns["strank"] lacks {some(missing)}; import the section again')
-    if int(stored["schema"]) != SCHEMA:
+    for key in _NUMBERS:
+        as_numbers(stored[key], f'{name}: uns["strank"]["{key}"]')
+    if stored["schema"] != SCHEMA:
         raise InputError(
             f"{name}: schema version {stored['schema']}, but this strank reads {SCHEMA}; "
             "import the section again"
         )
 
 
+def as_numbers(values: Any, slot: str) -> NDArray[np.float64]:
+    """Take numbers from a slot; text and the like are refused."""
+    array = np.asarray(values)
+    with suppress(TypeError, ValueError):
+        if array.dtype.kind != "c":  # of which numpy would take a part
+            return array.astype(np.float64)
+    raise InputError(f"{slot} holds what is no number; write it again")
+
+
 def _check_numbers(adata: AnnData, name: str) -> None:
     for slot, values in {
-        'obsm["spatial"]': np.asarray(adata.obsm["spatial"], dtype=np.float64),
-        'obs["library_size"]': adata.obs[["library_size"]].to_numpy(np.float64),
+        'obsm["spatial"]': adata.obsm["spatial"],
+        'obs["library_size"]': adata.obs[["library_size"]],
     }.items():
+        values = as_numbers(values, f"{name}: {slot}")
         wrong = ~np.isfinite(values).all(1)
         if wrong.any():
             raise InputError(f"{name}: {slot} is not finite at spot {some(adata.obs_names[wrong])}")

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import anndata
 import numpy as np
 from anndata import AnnData
 
 from strank.cohort.contract import check_naming, check_section, spots_checksum
-from strank.errors import InputError, some
+from strank.errors import InputError, said_by, some
 from strank.files import atomic_path, writing
 
 
@@ -125,20 +125,52 @@ def join_features(adata: AnnData, path: Path, encoder: str) -> None:
     if wrong.any():
         raise InputError(f"{path}: features of spot {some(adata.obs_names[wrong])} are not finite")
     adata.obsm[encoder] = values
-    adata.uns[encoder] = json.loads(features.uns["encoder"])
+    try:
+        adata.uns[encoder] = json.loads(features.uns["encoder"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: does not say which encoder made it; run `strank embed` again"
+        ) from error
 
 
 def read_h5ad(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
     """Read an AnnData file; an :class:`InputError` if it is absent or damaged.
 
-    With ``backed="r"`` the values of ``X`` stay on disk.
+    With ``backed="r"`` the values of ``X`` stay on disk, and are not checked.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        return anndata.read_h5ad(path, backed=backed)
+        adata = anndata.read_h5ad(path, backed=backed)
     except Exception as error:  # h5py and anndata raise many kinds for a damaged file
-        raise InputError(f"{path}: not a readable .h5ad file ({error})") from error
+        raise InputError(
+            f"{path}: not a readable .h5ad file ({said_by(error)}); copy or write it again"
+        ) from error
+    if backed is None:
+        check_matrices(adata, path)
+    return adata
+
+
+def check_matrices(adata: AnnData, path: Path) -> None:
+    """Refuse what are no matrices of numbers; scipy crashes at indices that lie outside."""
+    raw = {} if adata.raw is None else {"raw": adata.raw.X}
+    layers = {f'layers["{name}"]': values for name, values in adata.layers.items()}
+    for slot, values in {"X": adata.X, **raw, **layers}.items():
+        if values is not None:
+            _check_matrix(values, f"{path}: {slot}")
+
+
+def _check_matrix(values: Any, slot: str) -> None:
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"{slot} holds {values.dtype}, not numbers; write the file again")
+    if not hasattr(values, "check_format"):
+        return
+    if {values.indices.dtype.kind, values.indptr.dtype.kind} != {"i"}:
+        raise InputError(f"{slot} is damaged (its indices are no integers); write the file again")
+    try:
+        values.check_format(full_check=True)
+    except (ValueError, IndexError) as error:
+        raise InputError(f"{slot} is damaged ({said_by(error)}); write the file again") from error
 
 
 def write_h5ad(adata: AnnData, path: Path) -> None:

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.spatial import KDTree
 
-from strank.cohort.contract import check_counts, naming, whole_counts
+from strank.cohort.contract import as_numbers, naming, raw_counts
 from strank.cohort.names import clean_name, clean_names
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some
@@ -183,11 +183,11 @@ def object_counts(adata: AnnData, path: Path, layer: str | None = None) -> spars
     others = {name: (adata.layers[name], adata.var_names) for name in adata.layers}
     if adata.raw is not None:
         others.setdefault(_RAW, (adata.raw.X, adata.raw.var_names))
-    if layer is not None and layer not in adata.layers:
+    if layer is not None and layer not in others:
         raise InputError(f"{path}: no layer {layer}; it has {some(others) or 'none'}")
-    values = adata.X if layer is None else others.pop(layer)[0]
+    values, genes = (adata.X, adata.var_names) if layer is None else others.pop(layer)
     try:
-        return _raw_counts(values, adata.obs_names, adata.var_names, path)
+        return _raw_counts(values, adata.obs_names, genes, path)
     except InputError as error:
         holding = [n for n, (v, genes) in others.items() if _is_raw(v, adata.obs_names, genes)]
         if holding:
@@ -203,10 +203,7 @@ def object_counts(adata: AnnData, path: Path, layer: str | None = None) -> spars
 def _raw_counts(values: Any, spots: pd.Index, genes: pd.Index, path: Path) -> sparse.csr_matrix:
     if values is None:
         raise InputError(f"{path}: X is empty; raw counts are needed there or in a `layer`")
-    counts = sparse.csr_matrix(values, dtype=bool if values.dtype == bool else np.float64)
-    counts = whole_counts(counts)
-    check_counts(counts, spots=spots, genes=genes, name=str(path))
-    return counts
+    return raw_counts(values, spots=spots, genes=genes, name=str(path))
 
 
 def _is_raw(values: Any, spots: pd.Index, genes: pd.Index) -> bool:
@@ -245,7 +242,11 @@ def object_spots(adata: AnnData, path: Path) -> pd.DataFrame:
             f'{path}: lacks obsm["spatial"], the positions (x, y) in pixels of the image; it has '
             f"{some(adata.obsm) or 'no obsm'}"
         )
-    positions = np.asarray(adata.obsm["spatial"], dtype=np.float64)
+    positions = as_numbers(adata.obsm["spatial"], f'{path}: obsm["spatial"]')
+    if positions.ndim != 2 or positions.shape[1] < 2:
+        raise InputError(
+            f'{path}: obsm["spatial"] has the shape {positions.shape}; it must have x and y'
+        )
     wrong = ~np.isfinite(positions[:, :2]).all(1)
     if wrong.any():
         raise InputError(f"{path}: position of spot {some(adata.obs_names[wrong])} is not finite")
@@ -269,7 +270,7 @@ def spot_size_um(adata: AnnData, spots: pd.DataFrame, um_per_pixel: float) -> tu
 def _image_of(image: Path, section: str) -> Path:
     if not image.is_dir():
         return image
-    found = sorted(p for p in image.iterdir() if p.stem == section and p.is_file())
+    found = sorted(p for p in image.iterdir() if clean_name(p.stem) == section and p.is_file())
     if len(found) != 1:
         raise InputError(
             f"{image}: {'no' if not found else 'more than one'} image called {section}; name one "

@@ -18,7 +18,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-from strank.cohort.contract import check_counts, whole_counts
+from strank.cohort.contract import raw_counts
 from strank.cohort.folds import Fold
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some
@@ -232,8 +232,9 @@ def _read_sample(name: str, files: Mapping[str, Path], panel: tuple[str, ...]) -
             f"(e.g. {some(barcodes, 2)}; {some(adata.obs_names, 2)})"
         )
     columns = _columns(adata, panel, path)
-    counts = whole_counts(sparse.csr_matrix(adata.X, dtype=np.float64, copy=True)[rows[found]])
-    check_counts(counts, spots=barcodes[found], genes=adata.var_names, name=str(path))
+    counts = raw_counts(
+        adata.X[rows[found]], spots=barcodes[found], genes=adata.var_names, name=str(path)
+    )
     library_size = np.asarray(counts.sum(1)).ravel()
     n_unmatched = int((~found).sum())
     return TaskSample(features[found], counts[:, columns], library_size, n_unmatched, files)

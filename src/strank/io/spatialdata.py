@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from strank.cohort.store import check_matrices
 from strank.errors import InputError, some
 from strank.io.generic import object_counts, object_patient, read_object
 from strank.io.patches import BAND, image_file, write_tiff
@@ -27,6 +28,7 @@ def read_spatialdata(
     um_per_pixel: float | None = None,
     um_per_pixel_override: bool = False,
     gene_id: bool = False,
+    layer: str | None = None,
     table: str | None = None,
     image_folder: Path | str | None = None,
 ) -> AnnData:
@@ -45,6 +47,8 @@ def read_spatialdata(
         As in `read_visium`; the first two come before ``obs["patient"]``.
     um_per_pixel
         Of the image; if ``None``, as stored in the file.
+    layer
+        Where raw counts are in the table, as in `read_anndata`.
     table
         Name of the table; ``None`` for the only one.
     image_folder
@@ -75,6 +79,7 @@ def read_spatialdata(
     section = section or path.stem
     data = _open_zarr(path)
     adata = data.tables[_only(data.tables, table, path, "table")].copy()
+    check_matrices(adata, path)
     patient = object_patient(adata, section, patient, patients)
     element, rows = _annotated(data, adata, path)
     chosen = None if _is_file(image, data, path) else _only(data.images, image, path, "image")
@@ -83,7 +88,7 @@ def read_spatialdata(
     if len(absent):
         raise InputError(f"{path}: the table annotates {some(absent)}, which the element lacks")
     adata.obsm["spatial"] = centres.loc[rows, ["x", "y"]].to_numpy()
-    object_counts(adata, path)  # refused before an image is written
+    object_counts(adata, path, layer)  # refused before an image is written
     if chosen is None:
         file = Path(str(image))
     elif um_per_pixel is None:
@@ -93,7 +98,7 @@ def read_spatialdata(
     else:
         file = image_file(path, section, image_folder)
         _write_image(data.images[chosen], file, um_per_pixel, path)
-    how: dict[str, Any] = {"um_per_pixel": um_per_pixel, "gene_id": gene_id}
+    how: dict[str, Any] = {"um_per_pixel": um_per_pixel, "gene_id": gene_id, "layer": layer}
     how["um_per_pixel_override"] = um_per_pixel_override
     return read_object(adata, path, section, image=file, patient=patient, **how)
 
