@@ -22,7 +22,7 @@ from strank.model.rank_model import RankModel
 from strank.neural.heads import ContextHead, LinearHead
 from strank.prediction import grid_facts, novelty_warning, predict, predict_slide, tile_grid
 from strank.slides.pixels import ArrayPixels
-from strank.slides.slide import Slide
+from strank.slides.slide import Slide, open_slide
 
 UM = 2.0
 PROVENANCE = {"spot_diameter_um": 100.0, "spot_pitch_um": 200.0}
@@ -200,6 +200,15 @@ def test_a_section_stands_for_its_image(section_of, model, files, tmp_path):
     np.testing.assert_array_equal(several["A1"].X, one.X)
     with pytest.raises(InputError, match="section A1 knows its µm per pixel; leave `um_per_pixel`"):
         predict(section, model, um_per_pixel=1.0, **options)
+    with pytest.raises(InputError, match=r"a.png is open at its scale; leave `um_per_pixel` out"):
+        predict(open_slide(files[0], UM), model, um_per_pixel=1.0, **options)
+
+
+@pytest.mark.parametrize("n_slides", [1, 2])
+def test_what_files_say_is_not_overridden_by_nothing(model, files, tmp_path, n_slides):
+    with pytest.raises(InputError, match=r"^`um_per_pixel_override` takes `um_per_pixel` in the"):
+        predict(files[:n_slides], model, tmp_path / "out", um_per_pixel_override=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_scores_in_a_folder_are_read_again(model, files, tmp_path):

@@ -7,7 +7,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,21 @@ def safe_name(name: str) -> str:
     if quoted.partition(".")[0].upper() in _DEVICES:
         quoted = f"%{ord(quoted[0]):02X}{quoted[1:]}"
     return quoted.replace(".", "%2E") if quoted.startswith(".") else quoted or "%"
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """Name files after things, apart even where capitals are not told apart (Windows, macOS).
+
+    >>> file_names(["C1orf1", "C1ORF1", "ERBB2"])
+    {'C1orf1': 'C1orf1', 'C1ORF1': 'C1ORF1~2', 'ERBB2': 'ERBB2'}
+    """
+    named, taken = dict[str, str](), Counter[str]()
+    for name in dict.fromkeys(names):
+        safe = safe_name(name)
+        taken[safe.casefold()] += 1
+        n = taken[safe.casefold()]
+        named[name] = f"{safe}~{n}" if n > 1 else safe
+    return named
 
 
 def sha256(path: Path) -> str:

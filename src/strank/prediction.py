@@ -24,7 +24,7 @@ from strank.model.novelty import novelty_of, warning_of
 from strank.model.rank_model import RankModel
 from strank.neural.heads import Traits
 from strank.progress import Advance, Say
-from strank.slides.slide import Slide, open_told, slide_of
+from strank.slides.slide import Slide, check_override, open_told, slide_of
 from strank.slides.tissue import is_dark_field, tile_centres
 from strank.version import __version__
 
@@ -130,6 +130,7 @@ def predict(
     >>> scores.shape, scores.uns["strank"]["stride_um"]
     ((64, 1), 50)
     """
+    check_override(um_per_pixel, um_per_pixel_override)
     folder = None if isinstance(model, RankModel) else Path(model)
     trained = model if isinstance(model, RankModel) else RankModel.load(model)
     eyes = encoder_of(trained, encoder=encoder, weights=weights)
@@ -307,6 +308,8 @@ def open_subject(
 ) -> tuple[Slide, AnnData | None]:
     """Open a slide; of a section, its image and itself."""
     if isinstance(subject, Slide):
+        if um_per_pixel is not None:
+            raise InputError(f"{subject.path} is open at its scale; leave `um_per_pixel` out")
         return subject, None
     if not isinstance(subject, AnnData):
         path = Path(subject)

@@ -251,6 +251,13 @@ def test_another_scale_than_the_files_must_be_meant(mpp, slides, model, tmp_path
     assert scores.uns["strank"]["um_per_pixel"] == mpp
 
 
+@pytest.mark.parametrize("n_slides", [1, 3])
+def test_an_override_without_a_scale_is_refused(n_slides, slides, model, tmp_path):
+    error = refuse(*slides[:n_slides], "--mpp-override", "--model", model, "-o", tmp_path / "out")
+    assert "--mpp-override takes --mpp in the place of what files say; give it too" in error
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["one", "One", "ONE"])
 def test_slides_of_the_same_name_are_refused(slides, model, tmp_path, name):
     twin = tmp_path / f"elsewhere/{name}.jpg"

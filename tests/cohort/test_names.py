@@ -17,6 +17,7 @@ IDS = [f"ENSG0000010000{i}" for i in range(6)]
         (" P1\t", "P1"),
         ("\ufeffP1\u200b ", "P1"),
         ("P 1", "P 1"),
+        ("Mu\u0308ller", "M\u00fcller"),
         (7, "7"),
         ("Nana", "Nana"),
         *((name, "") for name in (None, np.nan, pd.NA, "", " ", "NaN", "N/A", "NULL")),
@@ -33,6 +34,9 @@ def test_a_name_is_stripped_or_none(name, clean):
         (["P1", "P-01", "P_1"], [["P-01", "P1", "P_1"]]),
         (["S1-1", "S11", "S1-2"], []),
         (["P1", "P10", "P100"], []),
+        (["P1", "\uff301", "P\uff11", "P2"], [["P1", "P\uff11", "\uff301"]]),
+        (["HER2+", "HER2-", "her2 +"], [["HER2+", "her2 +"]]),
+        (["a-1+", "A1-", "A1"], []),
         (["+", "-"], []),
     ],
 )

@@ -277,6 +277,19 @@ def test_what_the_verb_takes():
     assert contrast(predictions, few).table["spots_a"][0] < regions["left"].sum()
 
 
+@pytest.mark.parametrize("twin", ["LEFT", "Left", "left "])
+def test_regions_that_may_be_one_are_pointed_out(twin):
+    predictions, regions = random_tiles()
+    where = np.where(regions["left"], "left", "right").astype(object)
+    told = contrast(predictions, where).warnings
+    assert not [text for text in told if "are taken for different ones" in text]
+    where[np.flatnonzero(regions["left"])[::9]] = twin
+    found = contrast(predictions, where, between=("left", "right"))
+    told = [text for text in found.warnings if "are taken for different ones" in text]
+    expected = f"regions {twin!r} and 'left' are taken for different ones; if they are one, give"
+    assert told == [f"`groups`: {expected} all of them one name"] * (twin.strip() != "left")
+
+
 def test_labels_and_counts():
     predictions, regions = random_tiles()
     where = np.where(regions["left"], "left", "right")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,16 @@ import pytest
 import typer
 from PIL import Image
 from scipy import sparse
+from typer.testing import CliRunner
 
 import strank.io
+from strank.cli import app
 from strank.cli.imports import imports
 from strank.cohort.contract import section_info
 from strank.cohort.store import read_cohort
 from strank.errors import InputError
 from strank.io import write_sections
 from strank.io.sections import (
-    alike_in,
     build_section,
     name_genes,
     open_measured,
@@ -82,6 +84,21 @@ def test_every_command_takes_what_its_reader_takes():
         assert options <= set(inspect.signature(reader).parameters), verb
 
 
+@pytest.mark.parametrize("verb", sorted(typer.main.get_group(imports).commands))
+def test_what_files_say_is_not_overridden_by_nothing(verb, tmp_path):
+    command = typer.main.get_group(imports).commands[verb]
+    if not any("--mpp-override" in parameter.opts for parameter in command.params):
+        assert verb == "st"
+        return
+    given = ["import", verb, tmp_path / "none", "-o", tmp_path / "c", "--mpp-override"]
+    if verb == "anndata":
+        given += ["--image", tmp_path / "none.png"]
+    result = CliRunner().invoke(app, [str(part) for part in given])
+    assert result.exit_code == 2
+    told = "Error: --mpp-override takes --mpp in the place of what files say; give it too\n"
+    assert result.stderr == told
+
+
 def test_a_section_holds_what_it_was_built_from(image):
     adata = build(image)
     np.testing.assert_array_equal(adata.X.toarray(), COUNTS)
@@ -138,7 +155,7 @@ def test_a_scale_that_contradicts_is_refused(image):
     with pytest.raises(InputError, match=r"add `um_per_pixel_override=True` if yours is meant$"):
         open_measured(tiff, 0.5, 0.25)
     assert open_measured(tiff, 0.5, 0.25, override=True).um_per_pixel == 0.25
-    with pytest.raises(InputError, match=r"the positions make it 0\.5"):
+    with pytest.raises(InputError, match=r"^`um_per_pixel_override` takes `um_per_pixel` in"):
         open_measured(tiff, 0.5, override=True)
 
 
@@ -168,10 +185,33 @@ def test_a_section_needs_a_name(image, name):
 def test_the_import_points_out_what_may_be_one(image, tmp_path):
     one, other = build(image), build(image, name="s_1")
     other.obs["patient"] = "p-01"
-    write_sections([one, other], tmp_path / "cohort")
-    patients, sections = alike_in(tmp_path / "cohort")
+    with pytest.warns(UserWarning, match="are taken for different ones") as caught:
+        write_sections([one, other], tmp_path / "cohort")
+    told = list[str]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Of sections that were there, too; and where someone listens, no warning beside it.
+        write_sections([other], tmp_path / "cohort", say=told.append)
+    assert [str(warning.message) for warning in caught] == told
+    assert {warning.filename for warning in caught} == {__file__}
+    patients, sections = told
     assert patients.startswith("patients 'P1' and 'p-01' are taken for different ones")
     assert sections.startswith("sections 'S1' and 's_1' are taken for different ones")
+    apart = build(image, name="S2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_sections([apart], tmp_path / "other")
+
+
+def test_sections_that_some_disks_would_take_for_one_are_refused(image, tmp_path):
+    both = [build(image), build(image, name="s1")]
+    with pytest.raises(InputError, match="sections S1 and s1 are one file where capitals are not"):
+        write_sections(both, tmp_path / "cohort")
+    assert not (tmp_path / "cohort").exists()
+    for _ in range(2):
+        write_sections(both[:1], tmp_path / "cohort")
+    with pytest.raises(InputError, match="sections S1 and s1 are one file"):
+        write_sections(both[1:], tmp_path / "cohort")
 
 
 def test_sections_join_a_cohort_and_replace_those_of_their_name(image, tmp_path):

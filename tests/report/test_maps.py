@@ -8,6 +8,7 @@ import pytest
 from anndata import AnnData
 from matplotlib.collections import EllipseCollection
 
+from strank.files import safe_name
 from strank.report.maps import MapLayer, draw_maps, map_layers, write_gene_maps
 from strank.slides.pixels import ArrayPixels
 from strank.slides.slide import Slide
@@ -58,6 +59,23 @@ def test_any_gene_name_is_drawn_as_text_and_kept_in_the_folder(tmp_path):
     assert len(set(paths)) == len(GENES)
     assert all(path.parent == out and path.is_file() for path in paths)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["maps"]
+
+
+@pytest.mark.parametrize(
+    "genes", [["C1orf1", "C1ORF1"], ["Gapdh", "ERBB2", "GAPDH", "gapdh"], ["a/b", "A/B"]]
+)
+def test_genes_that_differ_in_capitals_have_files_of_their_own(genes, tmp_path):
+    slide = Slide(ArrayPixels(np.full((300, 300, 3), 200, np.uint8)), 2.0, Path("x.png"))
+    drawn = layer()
+    predictions = AnnData(
+        drawn.scores[:, : len(genes)],
+        var=pd.DataFrame(index=genes),
+        obsm={"spatial": drawn.positions},
+        uns={"strank": {"stride_um": 40.0}},
+    )
+    paths = write_gene_maps(tmp_path, predictions, genes, slide=slide)
+    assert len({path.name.casefold() for path in paths}) == len(genes)
+    assert paths[0].name == f"{safe_name(genes[0])}.png"
 
 
 def test_layers_have_their_own_sizes_and_values(section_of):

@@ -48,6 +48,9 @@ Pitch = Annotated[
     float | None,
     typer.Option("--pitch", help="µm between centres of neighbouring spots; if no known array."),
 ]
+Layer = Annotated[
+    str | None, typer.Option(help="Where raw counts are, `raw` for .raw; X if not given.")
+]
 GeneId = Annotated[bool, typer.Option("--gene-id", help="Name genes by Ensembl id, not symbol.")]
 SpaceRanger = Annotated[list[Path], typer.Argument(help="Outputs of Space Ranger, one a section.")]
 imports = typer.Typer(help="1. Read sections of a platform into a cohort.", no_args_is_help=True)
@@ -214,9 +217,7 @@ def anndata(
     patients: Patients = None,
     um_per_pixel: Mpp = None,
     um_per_pixel_override: Override = False,
-    layer: Annotated[
-        str | None, typer.Option(help="Where raw counts are, `raw` for .raw; X if not given.")
-    ] = None,
+    layer: Layer = None,
     gene_id: GeneId = False,
     as_json: Json = False,
 ) -> None:
@@ -240,6 +241,7 @@ def spatialdata(
     patients: Patients = None,
     um_per_pixel: Mpp = None,
     um_per_pixel_override: Override = False,
+    layer: Layer = None,
     gene_id: GeneId = False,
     as_json: Json = False,
 ) -> None:
@@ -253,14 +255,19 @@ def spatialdata(
 def _import(platform: str, *, path: str, output: Path, as_json: bool, **given: Any) -> None:
     """Read what was given by the platform's reader, and write it; ``path`` is what it is called."""
     from strank.io import write_sections
+    from strank.slides.slide import check_override
 
+    doubts = list[str]()
+    check_override(given.get("um_per_pixel"), given.get("um_per_pixel_override", False))
     where = given.pop(path)
     options = {name: value for name, value in given.items() if value is not None}
     of = _runs if isinstance(where, list) else _sections
     readers = of(platform, where, options)
     with progress("Reading", len(readers)) as advance:
-        sections = write_sections((read() for read in readers), output, advance=advance)
-    tell(sections, output, as_json)
+        sections = write_sections(
+            (read() for read in readers), output, advance=advance, say=doubts.append
+        )
+    tell(sections, output, doubts, as_json)
 
 
 def _runs(platform: str, runs: list[Path], options: dict[str, Any]) -> list[Callable[[], AnnData]]:
@@ -298,12 +305,11 @@ def _sections(platform: str, path: Path, options: dict[str, Any]) -> list[Callab
     return [partial(read, section=name, **options) for name in found if name in (names or found)]
 
 
-def tell(sections: Mapping[str, AnnData], output: Path, as_json: bool) -> None:
+def tell(sections: Mapping[str, AnnData], output: Path, doubts: list[str], as_json: bool) -> None:
     """Say what was read, what was left out, and where patches stand in for a slide."""
     from strank.cohort.contract import section_info
-    from strank.io.sections import alike_in
 
-    for text in (doubts := alike_in(output)):
+    for text in doubts:
         note(text)
     summary = []
     for name, adata in sections.items():

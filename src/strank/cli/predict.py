@@ -89,7 +89,9 @@ def predict_command(
     from strank.encoders.backbone import on_gpu
     from strank.model.rank_model import RankModel
     from strank.prediction import Scorer, each_alone, encoder_of, named_subjects
+    from strank.slides.slide import check_override
 
+    check_override(mpp, mpp_override)
     trained = RankModel.load(model)
     drawn = _genes_to_draw(list(trained.panel.index), split_names(genes))
     eyes, _ = on_gpu(encoder_of(trained, encoder=encoder, weights=weights))

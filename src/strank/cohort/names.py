@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 
@@ -15,7 +16,8 @@ _NO_NAMES = {"", "nan", "na", "n/a", "<na>", "null", "none"}
 # Blanks, and what is as invisible: marks of byte order, joiners of no width.
 _BLANKS = r"[\s\ufeff\u200b-\u200d\u2060]+"
 _AROUND = re.compile(f"^{_BLANKS}|{_BLANKS}$")
-_TOKEN = re.compile(r"\d+|[^\W\d_]+")
+# Signs tell what they end: HER2+ and HER2-.
+_TOKEN = re.compile(r"\d+|[^\W\d_]+|\+|-(?=\W|$)")
 _VERSION = re.compile(r"^(ENS[A-Z]*\d{11})\.\d+")
 
 # How two names of one thing come to differ, the likeliest first.
@@ -29,6 +31,7 @@ _DIFFERENCES: dict[str, Callable[[str], str]] = {
 def clean_name(name: object) -> str:
     """Strip a name of blanks; empty where it is none: absent, nan, NA, null, none or blank."""
     text = "" if name is None or name is pd.NA else _AROUND.sub("", str(name))
+    text = unicodedata.normalize("NFC", text)  # macOS writes ü as u with dots
     return "" if text.casefold() in _NO_NAMES else text
 
 
@@ -45,12 +48,22 @@ def given_name(name: object, argument: str) -> str:
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:
-    """Group names that a person may have meant for one: P1, p1, P-1 and P01."""
+    """Group names that a person may have meant for one: P1, p1, P-1, P01 and full-width P1."""
     groups: dict[object, list[str]] = {}
     for name in sorted(set(names)):
-        tokens = [token.lstrip("0") or "0" for token in _TOKEN.findall(name.casefold())]
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        tokens = [token.lstrip("0") or "0" for token in _TOKEN.findall(plain)]
         groups.setdefault(tuple(tokens) or name, []).append(name)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def told_apart(what: str, names: Iterable[str]) -> list[str]:
+    """Point out names that may have been meant for one, in sentences."""
+    return [
+        f"{what} {' and '.join(map(repr, group))} are taken for different ones; if they are one, "
+        "give all of them one name"
+        for group in alike(names)
+    ]
 
 
 def difference(one: pd.Index, other: pd.Index) -> str:
@@ -67,11 +80,11 @@ def difference(one: pd.Index, other: pd.Index) -> str:
 
 def look_alikes(patients: Mapping[str, str], genes: Mapping[str, pd.Index]) -> list[str]:
     """Point out patients, sections and genes of a cohort that may be the same, in sentences."""
+    people = filter(None, patients.values())
     told = [
-        f"{what} {' and '.join(map(repr, group))} are taken for different ones; if they are one, "
-        "give all of them one name and import again"
-        for what, names in {"patients": patients.values(), "sections": patients}.items()
-        for group in alike(names)
+        f"{text} and import again"
+        for what, names in {"patients": people, "sections": patients}.items()
+        for text in told_apart(what, names)
     ]
     for (one, those), (other, these) in pairwise(genes.items()):
         if how := difference(those, these):

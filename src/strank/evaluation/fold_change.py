@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import false_discovery_control, t
 
 from strank.cohort.contract import counts_checksum
+from strank.cohort.names import told_apart
 from strank.cohort.store import read_h5ad, read_section
 from strank.errors import InputError, some
 from strank.evaluation.regions import Groups, Regions, choose_pair, disjoint, find_regions
@@ -147,6 +148,7 @@ def contrast(
     chosen, warnings = _chosen(regions, pair, tiles, name)
     if left_out:
         warnings.insert(0, f"{source}: left out {', '.join(left_out)}")
+    warnings += [f"{source}: {text}" for text in told_apart("regions", regions)]
     if "strank_model" not in tiles.uns:
         warnings.append(
             f"{name} was not written by strank: X is taken for log relative rates (natural log)"

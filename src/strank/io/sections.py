@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,13 +21,14 @@ from strank.cohort.contract import (
     whole_counts,
 )
 from strank.cohort.names import clean_name, clean_names, given_name, look_alikes
-from strank.cohort.store import read_h5ad, section_names, write_h5ad
+from strank.cohort.store import read_h5ad, write_h5ad
 from strank.errors import InputError, some
 from strank.files import output_folder, sha256
 from strank.io.arrays import check_extent
 from strank.io.tables import read_table
+from strank.progress import Say
 from strank.slides.scale import Stated
-from strank.slides.slide import Slide, check_image, open_slide
+from strank.slides.slide import Slide, check_image, check_override, open_slide
 from strank.slides.tissue import check_on_tissue
 
 T = TypeVar("T")
@@ -79,10 +81,11 @@ def open_measured(
     path: Path, measured: float, given: float | None = None, override: bool = False
 ) -> Slide:
     """Open an image whose µm per pixel the platform's files measure; what is given must agree."""
+    check_override(given, override)
     slide = open_slide(path, measured if given is None else given)
     embedded = slide.source.stated.um_per_pixel
     told, who = (embedded, "the image says") if given is None else (given, "`um_per_pixel` says")
-    if override and given is not None:
+    if override:
         return slide
     if told is not None and Stated(measured, measured).contradicts(told):
         raise InputError(
@@ -143,6 +146,7 @@ def write_sections(
     cohort: Path | str,
     *,
     advance: Callable[[int], object] | None = None,
+    say: Say | None = None,
 ) -> dict[str, AnnData]:
     """Write sections into a cohort, in the place of older ones of the same name: all, or none.
 
@@ -157,6 +161,9 @@ def write_sections(
         The folder, ``<cohort>/<section>.h5ad``; it may hold sections.
     advance
         Called with 1 after every section read.
+    say
+        Called with what to know of names in the cohort: patients, sections and genes that may be
+        one, in words. If ``None``, each is a `UserWarning`.
 
     Returns
     -------
@@ -166,8 +173,8 @@ def write_sections(
     Raises
     ------
     InputError
-        For no sections, two of one name or with a name that no file can have, genes that are named
-        in another way than in the rest of the cohort, or a folder that cannot be written.
+        For no sections, two of one name but for capitals, a name that no file can have, genes that
+        are named in another way than in the rest of the cohort, or a folder that cannot be written.
 
     Examples
     --------
@@ -194,14 +201,23 @@ def write_sections(
             advance(1)
     if not named:
         raise InputError("no sections to write")
-    held = {path.stem: path for path in sorted(cohort.glob("[!.]*.h5ad"))}
-    check_naming(
-        {name: _gene_names(path) for name, path in held.items() if name not in named}
-        | {name: adata.var_names for name, adata in named.items()}
-    )
+    held = {path.stem: path for path in cohort.glob("[!.]*.h5ad") if path.stem not in named}
+    folded = {name.casefold(): name for name in held}
+    for name in named:
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            raise InputError(
+                f"sections {other} and {name} are one file where capitals are not told apart "
+                "(Windows, macOS); give one another name"
+            )
+    known = {name: _named_in(read_h5ad(path, backed="r")) for name, path in held.items()}
+    known |= {name: _named_in(adata) for name, adata in named.items()}
+    genes = {name: those for name, (_, those) in sorted(known.items())}
+    check_naming(genes)
     output_folder(cohort)
     for name, adata in named.items():
         write_h5ad(adata, cohort / f"{name}.h5ad")
+    for told in look_alikes({name: patient for name, (patient, _) in known.items()}, genes):
+        say(told) if say is not None else warnings.warn(told, stacklevel=2)
     return dict(sorted(named.items()))
 
 
@@ -271,22 +287,12 @@ def is_inside(spots: pd.DataFrame, slide: Slide) -> pd.Series:
     return spots["x"].between(0, width, "left") & spots["y"].between(0, height, "left")
 
 
-def alike_in(cohort: Path) -> list[str]:
-    """Point out patients, sections and genes of a cohort on disk that may be the same."""
-    patients, genes = dict[str, str](), dict[str, pd.Index]()
-    for name in section_names(cohort):
-        adata = read_h5ad(cohort / f"{name}.h5ad", backed="r")
+def _named_in(adata: AnnData) -> tuple[str, pd.Index]:
+    """Name the patient and the genes of a section; no patient where reading the cohort fails."""
+    if adata.isbacked:
         adata.file.close()
-        if "patient" in adata.obs and adata.n_obs:  # else no section, as reading the cohort says
-            patients[name] = clean_name(adata.obs["patient"].iloc[0])
-        genes[name] = adata.var_names
-    return look_alikes(patients, genes)
-
-
-def _gene_names(path: Path) -> pd.Index:
-    adata = read_h5ad(path, backed="r")
-    adata.file.close()
-    return adata.var_names
+    known = "patient" in adata.obs and adata.n_obs > 0
+    return clean_name(adata.obs["patient"].iloc[0]) if known else "", adata.var_names
 
 
 def _check_inside(spots: pd.DataFrame, slide: Slide, section: str) -> None:

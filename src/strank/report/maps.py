@@ -17,7 +17,7 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
 from strank.cohort.contract import section_info
-from strank.files import atomic_path, output_folder, safe_name
+from strank.files import atomic_path, file_names, output_folder
 from strank.metrics.correlation import log1p_cp10k
 from strank.progress import Advance
 from strank.slides.slide import Slide, open_slide, thumbnail
@@ -88,7 +88,7 @@ def write_gene_maps(
     Parameters
     ----------
     folder
-        Where to; files are named by the genes, escaped.
+        Where to; files are named by the genes, escaped, and told apart by more than capitals.
     predictions
         From `strank.predict`.
     genes
@@ -133,8 +133,8 @@ def write_gene_maps(
     side_um = max(slide.size) * slide.um_per_pixel
     small, scale = thumbnail(slide, max(_THUMBNAIL_UM, side_um / _MOST_PIXELS))
     paths = []
-    for gene in genes:
-        path = folder / f"{safe_name(gene)}.png"
+    for gene, name in file_names(genes).items():
+        path = folder / f"{name}.png"
         shown = [layer for layer in layers if gene in layer.genes]
         figure = draw_maps(small, scale / slide.um_per_pixel, slide.um_per_pixel, shown, gene)
         with atomic_path(path) as part:

@@ -55,10 +55,20 @@ def open_told(path: Path, um_per_pixel: float | None, override: bool = False) ->
 
     What a cohort or scores know of an image was checked when they were made: `open_slide`.
     """
+    check_override(um_per_pixel, override)
     slide = open_slide(path, um_per_pixel)
     if um_per_pixel is not None and not override:
         check_told(path, um_per_pixel, slide.source.stated)
     return slide
+
+
+def check_override(um_per_pixel: float | None, override: bool) -> None:
+    """Refuse to override what a file says by nothing."""
+    if override and um_per_pixel is None:
+        raise InputError(
+            "`um_per_pixel_override` takes `um_per_pixel` in the place of what files say; give it "
+            "too"
+        )
 
 
 def check_told(path: Path, um_per_pixel: float, known: Stated, who: str = "the file says") -> None:
