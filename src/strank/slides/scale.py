@@ -122,7 +122,7 @@ def _other_than_rgb(pixels: ElementTree.Element) -> str:
         if (n := pixels.get(axis, "1")) != "1"
     )
     channels = pixels.findall("{*}Channel")
-    names = [channel.get("Fluor") or channel.get("Name", "") for channel in channels]
+    names = [channel.get("Fluor") or channel.get("Name") or "" for channel in channels]
     lit = [c for c in channels if any("Wavelength" in key or key == "Fluor" for key in c.attrib)]
     plain = len(set(names)) < 2 or "".join(name[:1] for name in names).casefold() == "rgb"
     plain = plain or all(re.fullmatch(r"(?i)(ch|channel|c)?\W*\d*", name) for name in names)
