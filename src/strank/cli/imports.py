@@ -53,6 +53,14 @@ Layer = Annotated[
 ]
 GeneId = Annotated[bool, typer.Option("--gene-id", help="Name genes by Ensembl id, not symbol.")]
 SpaceRanger = Annotated[list[Path], typer.Argument(help="Outputs of Space Ranger, one a section.")]
+Squares = Annotated[
+    float | None,
+    typer.Option("--bin", help="Side of pseudo-spots in µm; single cells if not given."),
+]
+Alignment = Annotated[
+    Path | None,
+    typer.Option(help="3 x 3 matrix from pixels of the H&E to those of the run; see docs/data.md."),
+]
 imports = typer.Typer(help="1. Read sections of a platform into a cohort.", no_args_is_help=True)
 
 
@@ -114,8 +122,16 @@ def visium_hd(
     runs: SpaceRanger,
     output: Output,
     bin_um: Annotated[
-        float, typer.Option("--bin", help="Side of a bin in µm; other than 8 and 16, of 2 µm bins.")
-    ] = 16.0,
+        float | None,
+        typer.Option(
+            "--bin",
+            help="Side of a bin in µm, 16 if not given; other than 8 and 16, of 2 µm bins. With "
+            "--cells as for xenium.",
+        ),
+    ] = None,
+    cells: Annotated[
+        bool, typer.Option("--cells", help="The cells that Space Ranger 4 has segmented.")
+    ] = False,
     image: Images = None,
     section: Names = None,
     patient: Patient = None,
@@ -125,26 +141,21 @@ def visium_hd(
     gene_id: GeneId = False,
     as_json: Json = False,
 ) -> None:
-    """Read Visium HD in bins of 8, 16 or any other even number of µm.
+    """Read Visium HD in bins of 8, 16 or any other even number of µm, or by cell.
 
     [bold]Example:[/] strank import visium-hd S1/outs --image S1.tif --patient P1 --bin 48 -o cohort
     """
-    _import("visium_hd", path="runs", **locals())
+    given = locals()
+    _import("visium_hd_cells" if given.pop("cells") else "visium_hd", path="runs", **given)
 
 
 @imports.command("xenium")
 def xenium(
     runs: Annotated[list[Path], typer.Argument(help="Output bundles, one a section.")],
     output: Output,
-    bin_um: Annotated[
-        float | None,
-        typer.Option("--bin", help="Side of pseudo-spots in µm; single cells if not given."),
-    ] = None,
+    bin_um: Squares = None,
     image: Images = None,
-    alignment: Annotated[
-        Path | None,
-        typer.Option(help="Explorer's matrix; <image>*_he_imagealignment.csv if not given."),
-    ] = None,
+    alignment: Alignment = None,
     section: Names = None,
     patient: Patient = None,
     patients: Patients = None,
@@ -155,11 +166,57 @@ def xenium(
 ) -> None:
     """Read Xenium: single cells, or pseudo-spots that meet models of Visium.
 
+    Without --alignment, <image>alignment.csv is taken, as 10x Genomics puts it beside *_he_image.
+
     [bold]Example:[/] strank import xenium bundle --image he.tif --bin 100 --patient P1 -o cohort
     """
-    if alignment is not None and len(runs) > 1:
-        raise InputError("--alignment is of one image; of several, keep each beside its image")
-    _import("xenium", path="runs", **locals())
+    _import_cells("xenium", **locals())
+
+
+@imports.command("cosmx")
+def cosmx(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of flat files, one a slide.")],
+    output: Output,
+    bin_um: Squares = None,
+    image: Images = None,
+    alignment: Alignment = None,
+    section: Names = None,
+    patient: Patient = None,
+    patients: Patients = None,
+    um_per_pixel: Mpp = None,
+    um_per_pixel_override: Override = False,
+    gene_id: GeneId = False,
+    as_json: Json = False,
+) -> None:
+    """Read CosMx: single cells, or pseudo-spots that meet models of Visium.
+
+    [bold]Example:[/] strank import cosmx slide --image he.tif --alignment he.csv --bin 100
+    --patient P1 -o cohort
+    """
+    _import_cells("cosmx", **locals())
+
+
+@imports.command("merscope")
+def merscope(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of regions, one a section.")],
+    output: Output,
+    bin_um: Squares = None,
+    image: Images = None,
+    alignment: Alignment = None,
+    section: Names = None,
+    patient: Patient = None,
+    patients: Patients = None,
+    um_per_pixel: Mpp = None,
+    um_per_pixel_override: Override = False,
+    gene_id: GeneId = False,
+    as_json: Json = False,
+) -> None:
+    """Read MERSCOPE: single cells, or pseudo-spots that meet models of Visium.
+
+    [bold]Example:[/] strank import merscope region_0 --image he.tif --alignment he.csv --bin 100
+    --patient P1 -o cohort
+    """
+    _import_cells("merscope", **locals())
 
 
 @imports.command("hest")
@@ -250,6 +307,13 @@ def spatialdata(
     [bold]Example:[/] strank import spatialdata mine.zarr --mpp 0.5 --patient P1 -o cohort
     """
     _import("spatialdata", path="zarr", image_folder=output / "images", **locals())
+
+
+def _import_cells(platform: str, **given: Any) -> None:
+    if given["alignment"] is not None and len(given["runs"]) > 1:
+        beside = ", or keep each beside its image" * (platform == "xenium")
+        raise InputError(f"--alignment is of one image; import runs one after the other{beside}")
+    _import(platform, path="runs", **given)
 
 
 def _import(platform: str, *, path: str, output: Path, as_json: bool, **given: Any) -> None:

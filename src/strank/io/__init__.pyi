@@ -1,11 +1,14 @@
+from .cosmx import read_cosmx as read_cosmx
 from .exports import write_geojson as write_geojson
 from .exports import write_spatialdata as write_spatialdata
 from .generic import find_anndata as find_anndata
 from .generic import read_anndata as read_anndata
+from .hd_cells import read_visium_hd_cells as read_visium_hd_cells
 from .hest import download_hest as download_hest
 from .hest import find_hest as find_hest
 from .hest import read_hest as read_hest
 from .hest_bench import read_hest_task as read_hest_task
+from .merscope import read_merscope as read_merscope
 from .sections import write_sections as write_sections
 from .spatialdata import read_spatialdata as read_spatialdata
 from .st import find_st as find_st

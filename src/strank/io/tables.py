@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
+from strank.cohort.names import clean_names
 from strank.errors import InputError, some
+
+_ROWS = 5000
 
 
 def read_table(path: Path, needed: Iterable[str], **options: Any) -> pd.DataFrame:
@@ -24,6 +28,35 @@ def read_table(path: Path, needed: Iterable[str], **options: Any) -> pd.DataFram
     table.columns = pd.Index([c.strip() if isinstance(c, str) else c for c in table.columns])
     check_columns(table, needed, path)
     return table
+
+
+def read_counts_table(
+    path: Path, named: Collection[str] = ()
+) -> tuple[pd.DataFrame, sparse.csr_matrix, pd.Index]:
+    """Read a table with a row a cell and a column a gene; the first column, and ``named``, say who.
+
+    Returned are these columns as text, the counts, and the genes.
+    """
+    # pandas would rename a gene that stands twice without a word.
+    head: dict[str, Any] = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False}
+    names = clean_names(read_table(path, [], **head).iloc[0])
+    check_unique(names, f"{path}: column")
+    is_key = names.isin(list(named))
+    is_key[0] = True
+    texts = dict.fromkeys(np.flatnonzero(is_key), str)
+    options: dict[str, Any] = {"header": None, "skiprows": 1, "chunksize": _ROWS, "dtype": texts}
+    keys, counts = [], []
+    try:
+        # A part at a time: most are zeros, of hundreds of thousands of cells.
+        for part in pd.read_csv(path, low_memory=False, **options):
+            if part.shape[1] != len(names):
+                raise ValueError(f"{len(names)} columns in the header, {part.shape[1]} below")
+            keys.append(part.loc[:, is_key].set_axis(names[is_key], axis=1))
+            counts.append(sparse.csr_matrix(part.loc[:, ~is_key].to_numpy(np.float64)))
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: not a readable table of counts ({error})") from error
+    found = pd.concat(keys, ignore_index=True)
+    return found, sparse.csr_matrix(sparse.vstack(counts)), names[~is_key]
 
 
 def check_columns(table: pd.DataFrame, needed: Iterable[str], path: Path) -> None:

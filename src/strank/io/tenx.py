@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import tarfile
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ class TenxMatrix(NamedTuple):
     counts: sparse.csr_matrix
     barcodes: pd.Index
     symbols: pd.Index
-    ids: pd.Index
+    ids: pd.Index | None
     #: Of what is no gene (antibodies, controls): kind to number.
     dropped_features: dict[str, int]
 
@@ -60,6 +61,14 @@ def read_matrix(path: Path) -> TenxMatrix:
     dropped = features.loc[~genes, "kind"].value_counts().to_dict()
     symbols, ids = (pd.Index(features.loc[genes, column]) for column in ("symbol", "id"))
     return TenxMatrix(counts, barcodes, symbols, ids, dropped)
+
+
+def needed_file(folder: Path, names: Iterable[str], what: str) -> Path:
+    """Find a file, or say that ``what`` is to be given."""
+    found = find_file(folder, *names)
+    if found is None:
+        raise InputError(f"{folder}: no {' or '.join(names)}; give {what}")
+    return found
 
 
 def find_matrix(folder: Path, name: str, hint: str = "") -> Path:
@@ -116,6 +125,16 @@ def _aggregated(folder: Path) -> dict[str, str]:
         return {}
     names = read_table(table, ["library_id"], dtype=str)["library_id"]
     return {name: str(number) for number, name in enumerate(names, 1)}
+
+
+def without_controls(
+    counts: sparse.csr_matrix, cells: pd.Index, names: pd.Index, controls: Mapping[str, str]
+) -> TenxMatrix:
+    """Take out and count what is no gene: kind to a pattern of its names, in capitals or not."""
+    of_kind = {kind: names.str.contains(pattern, case=False) for kind, pattern in controls.items()}
+    genes = ~np.any(list(of_kind.values()), axis=0)
+    dropped = {kind: int(found.sum()) for kind, found in of_kind.items() if found.any()}
+    return TenxMatrix(counts[:, genes], cells, names[genes], None, dropped)
 
 
 def find_file(folder: Path, *names: str) -> Path | None:

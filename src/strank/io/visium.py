@@ -292,7 +292,7 @@ def read_visium_hd(
     counts_file = find_matrix(folder, "filtered_feature_bc_matrix")
     positions_file = folder / "spatial" / "tissue_positions.parquet"
     slide = open_measured(
-        image, _um_per_pixel(folder / "spatial"), um_per_pixel, um_per_pixel_override
+        image, hd_um_per_pixel(folder / "spatial"), um_per_pixel, um_per_pixel_override
     )
     matrix = read_matrix(counts_file)
     bins = _read_bin_positions(positions_file)
@@ -339,7 +339,8 @@ def _find_bins(outs: Path, bin_um: float) -> tuple[Path, bool]:
     return finest, True
 
 
-def _um_per_pixel(spatial: Path) -> float:
+def hd_um_per_pixel(spatial: Path) -> float:
+    """Read what Space Ranger has measured of the full-resolution image."""
     path = spatial / "scalefactors_json.json"
     found = read_json(path).get("microns_per_pixel")
     if not found:

@@ -12,31 +12,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
-from scipy import sparse
-from scipy.spatial import cKDTree
 
-from strank.errors import InputError, some
-from strank.files import read_json, sha256
-from strank.io.sections import (
-    Patients,
-    build_section,
-    is_inside,
-    name_genes,
-    needed_image,
-    open_measured,
-    patient_of,
-    section_name,
-)
+from strank.errors import InputError
+from strank.files import read_json
+from strank.io.cells import Cells, align, cells_section, check_bin, check_centres
+from strank.io.sections import Patients, needed_image, patient_of, section_name
 from strank.io.tables import decoded, read_table
-from strank.io.tenx import find_file, join_points, pool_points, read_matrix
-from strank.slides.slide import Slide
+from strank.io.tenx import needed_file, read_matrix
 
+_WHAT = "the output folder of a Xenium run"
 _EXPERIMENT = ("experiment.xenium",)
 _CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
 _MATRICES = tuple(f"cell_feature_matrix{suffix}" for suffix in (".h5", "", ".tar.gz"))
-# Explorer's matrices rotate, mirror and scale; one that stretches is of something else.
-_MOST_STRETCH = 1.05
 
 
 def read_xenium(
@@ -100,67 +87,33 @@ def read_xenium(
     section = section_name(bundle, section)
     patient = patient_of(section, patient, patients)
     image = needed_image(bundle, image)
-    if bin_um is not None and not bin_um > 0:
-        raise InputError(f"`bin_um={bin_um:g}`: the size of a pseudo-spot must be positive")
-    pixel_um, about = _read_experiment(_present(bundle, _EXPERIMENT))
-    alignment = _alignment_of(image) if alignment is None else Path(alignment)
-    to_morphology = _read_alignment(alignment)
-    scale = float(np.sqrt(abs(np.linalg.det(to_morphology[:2, :2]))))
-    slide = open_measured(image, pixel_um * scale, um_per_pixel, um_per_pixel_override)
-    counts_file, cells_file = _present(bundle, _MATRICES), _present(bundle, _CELLS)
-    matrix = read_matrix(counts_file)
-    counts, spots, joined = join_points(matrix, _read_cells(cells_file), name=str(cells_file))
-    if bin_um is None:
-        distance, _ = cKDTree(spots).query(spots, k=2)
-        pitch = float(np.median(distance[:, 1]))
-    else:
-        pitch = float(bin_um)
-        counts, spots = _pool_cells(counts, spots, pitch)
-    morphology = np.column_stack([spots[["x_um", "y_um"]] / pixel_um, np.ones(len(spots))])
-    spots[["x", "y"]] = (morphology @ np.linalg.inv(to_morphology).T)[:, :2]
-    inside = _inside(spots, slide, alignment)
-    joined["dropped_spots"] |= {"beyond the image": int((~inside).sum())}
-    return build_section(
-        counts[inside],
-        spots=spots[inside].drop(columns=["x_um", "y_um"]),
-        genes=name_genes(matrix.symbols, matrix.ids, gene_id=gene_id, name=str(counts_file)),
+    check_bin(bin_um)
+    pixel_um, about = _read_experiment(needed_file(bundle, _EXPERIMENT, _WHAT))
+    aligned = align(
+        image,
+        _alignment_of(image) if alignment is None else Path(alignment),
+        pixel_um,
+        um_per_pixel=um_per_pixel,
+        override=um_per_pixel_override,
+    )
+    matrix_file, cells_file = (needed_file(bundle, names, _WHAT) for names in (_MATRICES, _CELLS))
+    cells = Cells(
+        read_matrix(matrix_file),
+        _read_cells(cells_file),
+        np.diag([1 / pixel_um, 1 / pixel_um, 1]),
+        matrix_file,
+        cells_file,
+    )
+    return cells_section(
+        cells,
+        aligned,
+        bin_um=bin_um,
+        gene_id=gene_id,
+        provenance={"reader": "xenium", **about},
         section=section,
         patient=patient,
-        slide=slide,
         technology="Xenium",
-        spot_diameter_um=pitch,
-        spot_pitch_um=pitch,
-        provenance={
-            "reader": "xenium",
-            **about,
-            "counts_file": str(counts_file.resolve()),
-            "cells_file": str(cells_file.resolve()),
-            "alignment_file": str(alignment.resolve()),
-            "alignment_sha256": sha256(alignment),
-            **joined,
-            "dropped_features": matrix.dropped_features,
-        },
     )
-
-
-def _read_alignment(path: Path) -> NDArray[np.float64]:
-    """Matrix from pixels of the H&E image to pixels of the morphology image, ``[3, 3]``."""
-    try:
-        matrix = pd.read_csv(path, header=None).to_numpy(np.float64)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable 3 x 3 matrix ({error})") from error
-    if matrix.shape != (3, 3) or not np.allclose(matrix[2], [0, 0, 1]):
-        raise InputError(
-            f"{path}: not an image alignment; it must be 3 x 3 with the last row 0,0,1, as Xenium "
-            "Explorer exports it (keypoints are another file)"
-        )
-    scales = np.linalg.svd(matrix[:2, :2], compute_uv=False)
-    if not 0 < scales[0] <= _MOST_STRETCH * scales[1]:
-        raise InputError(
-            f"{path}: the alignment scales one direction by {scales[0]:.4g} and another by "
-            f"{scales[1]:.4g}; it must rotate, mirror, scale and shift only"
-        )
-    return matrix
 
 
 def _alignment_of(image: Path) -> Path:
@@ -184,43 +137,9 @@ def _read_experiment(path: Path) -> tuple[float, dict[str, str]]:
     return float(pixel_um), {name: str(found[key]) for name, key in about.items() if key in found}
 
 
-def _present(bundle: Path, names: tuple[str, ...]) -> Path:
-    found = find_file(bundle, *names)
-    if found is None:
-        raise InputError(
-            f"{bundle}: no {' or '.join(names)}; give the output folder of a Xenium run"
-        )
-    return found
-
-
 def _read_cells(path: Path) -> pd.DataFrame:
     """Centres in µm of the run, columns ``x_um y_um``, indexed by cell."""
-    columns = {"cell_id": "cell", "x_centroid": "x_um", "y_centroid": "y_um"}
-    cells = read_table(path, columns)[list(columns)].rename(columns=columns)
+    columns = ["cell_id", "x_centroid", "y_centroid"]
+    cells = read_table(path, columns)[columns]
     # Numbers, bytes or text, by the version of the software.
-    cells = cells.set_index(decoded(cells.pop("cell"))).astype(np.float64)
-    wrong = ~np.isfinite(cells).all(axis=1)
-    if wrong.any():
-        raise InputError(f"{path}: cell {some(cells.index[wrong])} has no centre")
-    return cells
-
-
-def _pool_cells(
-    counts: sparse.csr_matrix, cells: pd.DataFrame, size_um: float
-) -> tuple[sparse.csr_matrix, pd.DataFrame]:
-    pooled = pool_points(counts, cells[["x_um", "y_um"]].to_numpy(), size_um)
-    names = pd.Index([f"{x}x{y}" for x, y in pooled.squares])
-    spots = pd.DataFrame((pooled.squares + 0.5) * size_um, index=names, columns=["x_um", "y_um"])
-    return pooled.counts, spots.assign(n_cells=pooled.n_points)
-
-
-def _inside(spots: pd.DataFrame, slide: Slide, alignment: Path) -> NDArray[np.bool_]:
-    inside = is_inside(spots, slide)
-    if inside.mean() < 0.5:
-        (width, height), x, y = slide.size, spots["x"], spots["y"]
-        raise InputError(
-            f"{slide.path}: with {alignment.name} only {inside.mean():.0%} of the cells lie on the "
-            f"image (x {x.min():.0f} to {x.max():.0f}, y {y.min():.0f} to {y.max():.0f}; it is "
-            f"{width} x {height}); is it the alignment of this image, at full resolution?"
-        )
-    return inside.to_numpy()
+    return check_centres(cells.set_index(decoded(cells.pop("cell_id"))), path)
