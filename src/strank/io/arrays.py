@@ -124,10 +124,14 @@ def find_array(grid: Lattice, *, among: tuple[Printed, ...] = (VISIUM, ST_2K)) -
         if (
             grid.staggered is array.staggered
             and 3**-0.25 < alike < 3**0.25
-            and all(n <= most for n, most in zip(grid.span, array.most, strict=True))
+            and _in_range(grid, array)
         ):
             return array
     return None
+
+
+def _in_range(grid: Lattice, array: Printed) -> bool:
+    return all(n <= most for n, most in zip(grid.span, array.most, strict=True))
 
 
 def array_of_pitch(grid: Lattice, pitch_um: float) -> Printed:
@@ -140,19 +144,24 @@ def array_of_pitch(grid: Lattice, pitch_um: float) -> Printed:
     steps = {_HEXAGONAL: 3**0.25 / 2, 1.0: 2**-0.5}[shape] if staggered else 1.0
     for known in (VISIUM, ST_2K, ST_1K):
         same = (known.staggered, known.stretch) == (staggered, shape)
-        if same and abs(pitch_um / known.pitch_um - 1) <= _CLOSE:
+        if same and abs(pitch_um / known.pitch_um - 1) <= _CLOSE and _in_range(grid, known):
             return known._replace(pitch_um=pitch_um, step_um=pitch_um * steps)
     name = "staggered grid" if staggered else "square grid"
     return Printed(name, pitch_um, pitch_um, pitch_um * steps, staggered, shape, grid.span)
 
 
-def array_positions(obs: pd.DataFrame) -> NDArray[np.float64] | None:
-    """Array positions as Space Ranger, scanpy and squidpy call them; ``None`` without them."""
-    if not {"array_row", "array_col"} <= set(obs):
+def lattice_of(spots: pd.DataFrame) -> Lattice | None:
+    """Measure the array of spots in pixels ``x y`` by ``array_row array_col``, if those tell it."""
+    names = ["array_col", "array_row"]
+    if not set(names) <= set(spots):
         return None
-    columns = [pd.to_numeric(obs[c], errors="coerce") for c in ("array_row", "array_col")]
-    found = np.column_stack(columns).astype(np.float64)
-    return found if np.isfinite(found).all() else None
+    array = spots[names].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    if not np.isfinite(array).all():
+        return None
+    try:
+        return measure_grid(array, spots[["x", "y"]], name="")
+    except InputError:  # a row of spots, or several sections in one
+        return None
 
 
 def check_extent(

@@ -16,12 +16,14 @@ from strank.cohort.contract import as_numbers, naming, raw_counts
 from strank.cohort.names import clean_name, clean_names
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some
+from strank.io.arrays import ST_1K, Printed, array_of_pitch, find_array, lattice_of
 from strank.io.sections import (
     Patients,
     build_section,
     choose_section,
     name_genes,
     needed_image,
+    open_measured,
     patient_of,
 )
 from strank.slides.slide import check_image, open_told
@@ -45,6 +47,9 @@ def read_anndata(
 ) -> AnnData:
     """Read a section of any AnnData file with raw counts and positions into the data contract.
 
+    Where ``obs`` has ``array_row`` and ``array_col``, as scanpy and squidpy make it of Visium, the
+    array of spots is told and measured as `read_visium` does.
+
     Parameters
     ----------
     path
@@ -58,7 +63,7 @@ def read_anndata(
     patient, patients, um_per_pixel_override, gene_id
         As in `read_visium`; the first two come before ``obs["patient"]``.
     um_per_pixel
-        Of the image; if ``None``, as stored there.
+        Of the image; if ``None``, as an array of spots measures it, or as stored in the image.
     layer
         Where raw counts are; ``X`` if ``None``. ``"raw"`` is ``.raw``, with its genes, where no
         layer is so called.
@@ -66,8 +71,9 @@ def read_anndata(
     Returns
     -------
     AnnData
-        ``X`` the raw counts ``[n_spots, n_genes]``, ``obsm["spatial"]`` the positions; the pitch of
-        spots is the median distance of neighbours, the diameter what scanpy keeps of it.
+        ``X`` the raw counts ``[n_spots, n_genes]``, ``obsm["spatial"]`` the positions; without a
+        known array the pitch of spots is the median distance of neighbours, the diameter what
+        scanpy keeps of it.
 
     Raises
     ------
@@ -154,12 +160,16 @@ def read_object(
     layer: str | None = None,
 ) -> AnnData:
     """Put one section with ``obsm["spatial"]`` in pixels of an image into the data contract."""
-    slide = open_told(image, um_per_pixel, um_per_pixel_override)
-    check_image(slide)
     spots, held = object_spots(adata, path), layer
+    measured = measured_um(spots)
+    if measured is None:
+        slide = open_told(image, um_per_pixel, um_per_pixel_override)
+    else:
+        slide = open_measured(image, measured, um_per_pixel, um_per_pixel_override)
+    check_image(slide)
+    array = _array_of(adata, spots, slide.um_per_pixel)
     if layer == _RAW and layer not in adata.layers and adata.raw is not None:
         adata, held = adata.raw.to_adata(), None
-    diameter, pitch = spot_size_um(adata, spots, slide.um_per_pixel)
     return build_section(
         object_counts(adata, path, held),
         spots=spots,
@@ -167,15 +177,37 @@ def read_object(
         section=section,
         patient=patient,
         slide=slide,
-        technology="unknown",
-        spot_diameter_um=diameter,
-        spot_pitch_um=pitch,
+        technology=array.technology,
+        spot_diameter_um=array.diameter_um,
+        spot_pitch_um=array.pitch_um,
         provenance={
             "reader": "spatialdata" if path.is_dir() else "anndata",
             "counts_file": str(path.resolve()),
             "layer": layer or "X",
-        },
+        }
+        | ({} if array.technology == "unknown" else {"array": array.told}),
     )
+
+
+def measured_um(spots: pd.DataFrame) -> float | None:
+    """Measure µm per pixel by the array of spots in pixels, if it is a known one."""
+    grid = lattice_of(spots)
+    array = grid and find_array(grid)
+    return array.step_um / grid.step_px if grid and array else None
+
+
+def _array_of(adata: AnnData, spots: pd.DataFrame, um_per_pixel: float) -> Printed:
+    """Tell the array, or say what is known of spots that are none."""
+    diameter, pitch = spot_size_um(adata, spots, um_per_pixel)
+    grid = lattice_of(spots)
+    if grid is not None and (array := find_array(grid)) is not None:
+        return array
+    if grid is None or grid.staggered is not False:
+        return Printed("unknown", diameter, pitch, pitch, False, 1.0, (0, 0))
+    pitch = grid.step_px * um_per_pixel
+    array = array_of_pitch(grid, pitch)
+    known = array.technology == ST_1K.technology
+    return array if known else array._replace(diameter_um=min(diameter, pitch))
 
 
 def object_counts(adata: AnnData, path: Path, layer: str | None = None) -> sparse.csr_matrix:

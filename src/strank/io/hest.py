@@ -16,6 +16,7 @@ from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some
 from strank.files import output_folder, read_json
 from strank.hub import download
+from strank.io.arrays import ST_1K, ST_2K, VISIUM, find_array, lattice_of
 from strank.io.generic import object_counts, object_genes, object_spots, spot_size_um
 from strank.io.hest_bench import read_folds
 from strank.io.patches import Patches, image_file, patches_um, read_patches, write_mosaic
@@ -37,6 +38,7 @@ _PARTS = ("st", "wsis", "patches", "metadata")
 _TABLES = "HEST_v*.csv"
 # Probes that measure no gene; HEST keeps them among the genes of Xenium.
 _CONTROLS = r"NegControl|BLANK|Unassigned|Deprecated|antisense_|Intergenic"
+_SAME_DISTANCE = 0.2
 _NUMBER = re.compile(r"\d+")
 
 
@@ -200,7 +202,7 @@ def read_hest(
     adata, spots = adata[with_patch, genes], spots[with_patch]
     counts = object_counts(adata, sample.counts)
     named = object_genes(adata, sample.counts, gene_id=gene_id)
-    diameter, pitch = _spot_size(adata, spots, um, facts)
+    diameter, pitch, notes = _spot_size(adata, spots, um, facts)
     if has_slide:
         slide = open_slide(sample.slide, um)
         check_image(slide)
@@ -225,6 +227,7 @@ def read_hest(
             "image_from": "slide" if has_slide else "patches",
             "dropped_spots": {"without a patch": int((~with_patch).sum())},
             "dropped_controls": int((~genes).sum()),
+            "notes": notes,
         },
     )
 
@@ -339,13 +342,45 @@ def _matched(spots: pd.DataFrame, patches: Patches, section: str, sample: HestSa
 
 def _spot_size(
     adata: AnnData, spots: pd.DataFrame, um_per_pixel: float, facts: Mapping[str, Any]
-) -> tuple[float, float]:
-    """Diameter and pitch; those stated for Xenium and Visium HD are not of what HEST pooled."""
+) -> tuple[float, float, list[str]]:
+    """Diameter, pitch and doubts; those stated for Xenium and Visium HD are not of what is pooled.
+
+    Of what is stated the positions decide; some samples have the two swapped.
+    """
     diameter, pitch = (float(facts.get(k, 0)) for k in ("spot_diameter", "inter_spot_dist"))
+    by_scanpy, apart = spot_size_um(adata, spots, um_per_pixel)
     pooled = facts.get("st_technology") not in ("Visium", "Spatial Transcriptomics")
-    if diameter > 0 and pitch > 0 and not pooled:
-        return diameter, pitch
-    return spot_size_um(adata, spots, um_per_pixel)
+    if pooled or not (diameter > 0 and pitch > 0):
+        return by_scanpy, apart, []
+    told = f"the metadata say spots of {diameter:g} µm, {pitch:g} µm apart"
+    stand = f"at {um_per_pixel:.4g} µm per pixel they stand {apart:.0f} µm apart"
+    notes = _other_scale(spots, um_per_pixel)
+    if diameter <= pitch:
+        doubt = f"{told}, but {stand}; is µm per pixel right (`um_per_pixel`)?"
+        return diameter, pitch, notes or [doubt] * (not _near(pitch, apart))
+    if _near(diameter, apart) and not _near(pitch, apart):
+        return pitch, diameter, [*notes, f"{told}: the two are swapped, since {stand}"]
+    size = f"{told}, which would overlap; {stand}, which is taken for both"
+    return apart, apart, [*notes, size]
+
+
+def _near(stated: float, measured: float) -> bool:
+    """Whether two distances are one; jitter and missing neighbours add some."""
+    return abs(stated / measured - 1) <= _SAME_DISTANCE
+
+
+def _other_scale(spots: pd.DataFrame, um_per_pixel: float) -> list[str]:
+    """Doubt µm per pixel that makes a known array larger or smaller than it was printed."""
+    grid = lattice_of(spots)
+    array = find_array(grid, among=(ST_1K, ST_2K, VISIUM)) if grid else None
+    if grid is None or array is None:
+        return []
+    um = array.step_um / grid.step_px
+    doubt = (
+        f"the array of {array.told} makes it {um:.4g} µm per pixel, and not {um_per_pixel:.4g}; if "
+        f"that is right, give `um_per_pixel={um:.4g}` and `um_per_pixel_override=True`"
+    )
+    return [doubt] * Stated(um, um).contradicts(um_per_pixel)
 
 
 def hest_patient(facts: Mapping[str, Any]) -> str:

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from strank.cohort.store import check_matrices
 from strank.errors import InputError, some
-from strank.io.generic import object_counts, object_patient, read_object
+from strank.io.generic import (
+    measured_um,
+    object_counts,
+    object_patient,
+    object_spots,
+    read_object,
+)
 from strank.io.patches import BAND, image_file, write_tiff
 from strank.io.sections import Patients
 
@@ -46,7 +52,7 @@ def read_spatialdata(
     patient, patients, um_per_pixel_override, gene_id
         As in `read_visium`; the first two come before ``obs["patient"]``.
     um_per_pixel
-        Of the image; if ``None``, as stored in the file.
+        Of the image; if ``None``, as an array of spots measures it, or as stored in a file.
     layer
         Where raw counts are in the table, as in `read_anndata`.
     table
@@ -89,6 +95,8 @@ def read_spatialdata(
         raise InputError(f"{path}: the table annotates {some(absent)}, which the element lacks")
     adata.obsm["spatial"] = centres.loc[rows, ["x", "y"]].to_numpy()
     object_counts(adata, path, layer)  # refused before an image is written
+    if chosen is not None and um_per_pixel is None:
+        um_per_pixel = measured_um(object_spots(adata, path))
     if chosen is None:
         file = Path(str(image))
     elif um_per_pixel is None:
