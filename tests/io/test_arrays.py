@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import pyvips
+from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from strank.cohort.contract import section_info
 from strank.errors import InputError
-from strank.io import read_st, read_visium
+from strank.io import read_anndata, read_spatialdata, read_st, read_visium
 from strank.io.arrays import (
     ST_1K,
     ST_2K,
@@ -377,6 +380,8 @@ def write_dbit(outs: Path, write_space_ranger, kind: str, **how) -> np.ndarray:
     features = pd.DataFrame({"id": [f"ENSG{i:011}" for i in range(3)], "symbol": list("ABC")})
     counts = np.random.default_rng(0).poisson(3, size=(len(um), 3))
     write_space_ranger(outs, counts, features, table)
+    with h5py.File(outs / "filtered_feature_bc_matrix.h5", "r+") as file:
+        file.attrs["library_ids"] = np.array(["S1"], dtype="S")
     return pixels
 
 
@@ -430,3 +435,149 @@ def test_a_scale_that_no_slide_has_room_for_is_refused_even_where_it_is_meant(
     assert "the capture area of Visium has 11 x 11 mm at most" in told
     assert "check --mpp" in told
     assert not (tmp_path / "c").exists()
+
+
+# ---- AnnData and SpatialData that other tools made ----
+
+
+def facts_of(section: AnnData) -> dict:
+    info = section_info(section)
+    names = "um_per_pixel", "technology", "spot_diameter_um", "spot_pitch_um"
+    return {name: getattr(info, name) for name in names} | {"array": info.provenance.get("array")}
+
+
+def by_scanpy(outs: Path) -> AnnData:
+    scanpy = pytest.importorskip("scanpy")
+    adata = scanpy.read_visium(outs)
+    adata.var_names_make_unique()
+    return adata
+
+
+def by_squidpy(outs: Path) -> AnnData:
+    adata = pytest.importorskip("squidpy").read.visium(outs)
+    adata.var_names_make_unique()
+    return adata
+
+
+def check_alike(section: AnnData, other: AnnData) -> None:
+    """The same section, by five digits of its scale: others drop spots outside the tissue."""
+    one, two = facts_of(section), facts_of(other)
+    assert two.pop("um_per_pixel") == pytest.approx(one.pop("um_per_pixel"), rel=1e-5)
+    assert one == two
+    rows = section.obs_names
+    np.testing.assert_allclose(other[rows].obsm["spatial"], section.obsm["spatial"], rtol=1e-12)
+    assert (other[rows].X != section.X).nnz == 0
+
+
+@pytest.mark.parametrize("read_it", [by_scanpy, by_squidpy])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("6.5 mm", {"scale": 2.0, "turn": 1.1}),
+        ("11 mm", {"scale": 2.5, "turn": 90.4, "mirrored": True}),
+        ("2k", {"scale": 3.0, "turn": 181}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_scanpy_and_squidpy_read_is_measured_as_its_own_reader_does(
+    tmp_path, write_space_ranger, command, read_it, kind, how
+):
+    pixels = write_dbit(tmp_path / "S1/outs", write_space_ranger, kind, **how)
+    image = write_he(tmp_path / "he.png", pixels)
+    adata = read_it(tmp_path / "S1/outs")
+    adata.write_h5ad(tmp_path / "S1.h5ad")
+    given = {"image": image, "patient": "P1"}
+    section = read_visium(tmp_path / "S1/outs", **given)
+    check_alike(section, read_anndata(tmp_path / "S1.h5ad", **given))
+    start = "import", "anndata", tmp_path / "S1.h5ad", "--image", image, "--patient", "P1"
+    told = command(*start, "-o", tmp_path / "c").stdout
+    assert f"µm per pixel by the array of {WHOLE[kind][0].told}" in told
+    far = command(*start, "-o", tmp_path / "c", "--mpp", 0.7 * how["scale"], code=2).stderr
+    assert "but the positions make it" in far
+    near = read_anndata(tmp_path / "S1.h5ad", **given, um_per_pixel=1.02 * how["scale"])
+    assert section_info(near).um_per_pixel == 1.02 * how["scale"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_real_run_is_measured_alike(tmp_path):
+    """Of the smallest picture of Space Ranger, enlarged, since the image is not published."""
+    outs = Path(__file__).resolve().parents[3] / "shared/data/platforms/visium-1.0.0"
+    if not outs.is_dir():
+        pytest.skip(f"{outs} is not there")
+    scale = json.loads((outs / "spatial/scalefactors_json.json").read_text())
+    small = pyvips.Image.new_from_file(str(outs / "spatial/tissue_lowres_image.png"))[:3]
+    image = tmp_path / "he.tif"
+    enlarged = small.resize(1 / scale["tissue_lowres_scalef"], kernel="nearest")
+    enlarged.tiffsave(str(image), tile=True, compression="jpeg")
+    given = {"image": image, "patient": "P1"}
+    section = read_visium(outs, section="S1", **given)
+    assert facts_of(section)["um_per_pixel"] == pytest.approx(0.725184, abs=1e-6)
+    for read_it in (by_scanpy, by_squidpy):
+        adata = read_it(outs)
+        adata.write_h5ad(tmp_path / "S1.h5ad")
+        check_alike(section, read_anndata(tmp_path / "S1.h5ad", **given))
+
+
+def as_anndata(kind: str, keep: float = 1.0, **how) -> AnnData:
+    """As scanpy keeps it, without scale factors."""
+    rng = np.random.default_rng(0)
+    positions, um = disc(kind, 2.0)
+    pixels = in_pixels(um, **how)
+    kept = rng.random(len(um)) < keep
+    obs = pd.DataFrame(positions[kept], columns=["array_row", "array_col"]).set_index(
+        pd.Index([f"s{i}" for i in range(kept.sum())])
+    )
+    counts = rng.poisson(3, size=(kept.sum(), 3)).astype(np.float32)
+    return AnnData(counts, obs, obsm={"spatial": (pixels - pixels.min(0) + 100)[kept]})
+
+
+@pytest.mark.parametrize(
+    ("kind", "mpp", "technology", "diameter", "pitch"),
+    [
+        ("6.5 mm", None, "Visium", 55, 100),
+        ("2k", None, "ST 2k", 100, 141.42),
+        ("1k", 2.0, "ST", 100, 200),
+        ("DBiT-seq", 2.0, "square grid", 50, 50),
+        ("AtlasXomics", 2.0, "square grid", 30, 30),
+    ],
+)
+@pytest.mark.parametrize("keep", [0.2, 1.0])
+def test_arrays_in_any_anndata(tmp_path, kind, mpp, technology, diameter, pitch, keep):
+    adata = as_anndata(kind, keep, scale=2.0, turn=7)
+    adata.write_h5ad(tmp_path / "S1.h5ad")
+    image = write_he(tmp_path / "he.png", adata.obsm["spatial"])
+    given = {"image": image, "patient": "P1"}
+    if mpp is not None:
+        with pytest.raises(InputError, match="does not say its µm per pixel"):
+            read_anndata(tmp_path / "S1.h5ad", **given)
+    facts = facts_of(read_anndata(tmp_path / "S1.h5ad", **given, um_per_pixel=mpp))
+    assert facts["technology"] == technology
+    found = [facts[k] for k in ("um_per_pixel", "spot_diameter_um", "spot_pitch_um")]
+    assert found == pytest.approx([2.0, diameter, pitch], rel=1e-4)
+
+
+def test_positions_that_tell_no_array_leave_an_anndata_as_it_was(tmp_path):
+    adata = as_anndata("6.5 mm", scale=2.0)
+    image = write_he(tmp_path / "he.png", adata.obsm["spatial"])
+    shuffled = adata.copy()
+    shuffled.obs = shuffled.obs.sample(frac=1, random_state=0).set_index(adata.obs_names)
+    unknown = adata.copy()
+    unknown.obs["array_row"] = np.nan
+    for one in (shuffled, unknown, adata[:10].copy()):
+        one.write_h5ad(tmp_path / "S1.h5ad")
+        section = read_anndata(tmp_path / "S1.h5ad", image=image, patient="P1", um_per_pixel=2.0)
+        facts = facts_of(section)
+        assert (facts["technology"], facts["array"]) == ("unknown", None)
+        assert facts["spot_pitch_um"] == pytest.approx(100, rel=0.8)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_spatialdata_of_visium_is_measured_too(tmp_path, write_space_ranger):
+    visium = pytest.importorskip("spatialdata_io").visium
+    pixels = write_dbit(tmp_path / "S1/outs", write_space_ranger, "6.5 mm", scale=4.0)
+    image = write_he(tmp_path / "he.png", pixels)
+    data = visium(tmp_path / "S1/outs", dataset_id="S1", fullres_image_file=image)
+    data.write(tmp_path / "S1.zarr")
+    section = read_visium(tmp_path / "S1/outs", image=image, patient="P1")
+    given = {"image": "S1_full_image", "image_folder": tmp_path / "images", "patient": "P1"}
+    check_alike(section, read_spatialdata(tmp_path / "S1.zarr", **given))

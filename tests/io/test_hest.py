@@ -196,6 +196,62 @@ def test_visium_keeps_its_own_spot_size(hest):
     assert (info.technology, info.spot_diameter_um, info.spot_pitch_um) == ("Visium", 55.0, 100.0)
 
 
+@pytest.mark.parametrize("technology", ["Visium", "Spatial Transcriptomics"])
+@pytest.mark.parametrize(
+    ("diameter", "pitch", "taken", "told"),
+    [
+        (55, 100, (55, 100), None),
+        (50, 110, (50, 110), None),
+        (100, 55, (55, 100), "spots of 100 µm, 55 µm apart: the two are swapped, since at 2 µm"),
+        (110, 70, (70, 110), "spots of 110 µm, 70 µm apart: the two are swapped"),
+        (150, 100, (100, 100), "100 µm apart, which would overlap; at 2 µm per pixel they stand"),
+        (100, 200, (100, 200), "apart, but at 2 µm per pixel they stand 100 µm apart; is µm per"),
+        (25, 50, (25, 50), "50 µm apart, but at 2 µm per pixel they stand 100 µm apart"),
+    ],
+)
+def test_stated_sizes_of_spots_are_questioned(hest, technology, diameter, pitch, taken, told):
+    """Spots are 100 µm apart; of some samples the table has the diameter above the pitch."""
+    size = {"spot_diameter": diameter, "inter_spot_dist": pitch, "st_technology": technology}
+    write_facts(hest, "X1", pixel_size_um_estimated=UM, patient="P", **size)
+    info = section_info(load(hest, ["X1"])["X1"])
+    assert (info.spot_diameter_um, info.spot_pitch_um) == taken
+    notes = info.provenance["notes"]
+    assert len(notes) == (told is not None)
+    assert told is None or told in notes[0]
+
+
+def test_the_command_says_which_sizes_are_swapped(hest, tmp_path, command):
+    size = {"spot_diameter": 100.0, "inter_spot_dist": 55.0, "st_technology": "Visium"}
+    write_facts(hest, "X1", pixel_size_um_estimated=UM, patient="P", **size)
+    start = "import", "hest", hest, "--samples", "X1", "-o", tmp_path / "c"
+    assert "section X1: the metadata say spots of 100 µm, 55 µm" in command(*start).stderr
+    done = json.loads(command(*start, "--json").stdout)
+    assert "the two are swapped" in done["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("step", "stagger", "technology", "um"),
+    [((50, 50), 2, "ST 2k", 2.0), ((43.3, 25), 2, "Visium", 2.0), ((50, 50), 1, "ST", 4.0)],
+)
+def test_a_scale_that_the_array_contradicts_is_pointed_out(hest, step, stagger, technology, um):
+    """Metadata that took one array for another are of another scale."""
+    y, x = np.mgrid[0:5, 0:6].reshape(2, -1)
+    x = stagger * x + (y % 2 if stagger == 2 else 0)
+    spots, centres = [f"s{i}" for i in range(30)], 70 + np.column_stack([x, y]) * step[::-1] / 2
+    write_counts(hest / "st/X1.h5ad", np.ones((30, 5)), centres, spots=spots, genes=GENES)
+    adata = anndata.read_h5ad(hest / "st/X1.h5ad")
+    adata.obs["array_row"], adata.obs["array_col"] = y, x
+    adata.write_h5ad(hest / "st/X1.h5ad")
+    (hest / "patches/X1.h5").unlink()
+    size = {"st_technology": "Spatial Transcriptomics"}
+    size |= {"spot_diameter": 100.0, "inter_spot_dist": 200.0}
+    write_facts(hest, "X1", pixel_size_um_estimated=um, patient="P", **size)
+    notes = section_info(load(hest, ["X1"])["X1"]).provenance["notes"]
+    right = {"ST 2k": "4", "Visium": "4", "ST": "8"}[technology]
+    assert f"the array of {technology}: " in notes[0]
+    assert notes[0].endswith(f"`um_per_pixel={right}` and `um_per_pixel_override=True`")
+
+
 def test_what_no_metadata_say_is_asked_for(hest):
     write_facts(hest, "X1", pixel_size_um_estimated=UM)
     assert "section X1: the patient is not known" in refused(hest)

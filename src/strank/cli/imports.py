@@ -280,6 +280,8 @@ def anndata(
 ) -> None:
     """Read any AnnData with raw counts, positions in pixels, and an image.
 
+    Of Visium (`array_row` and `array_col` in obs, as scanpy keeps them) --mpp is measured.
+
     [bold]Example:[/] strank import anndata mine.h5ad --image mine.tif --patient P1 -o cohort
     """
     _import("anndata", path="file", **locals())
