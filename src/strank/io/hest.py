@@ -207,9 +207,8 @@ def read_hest(
         slide = open_slide(sample.slide, um)
         check_image(slide)
     else:
-        slide, spots = _patches_as_slide(
-            patches, image_file(sample.patches, section, image_folder), spots
-        )
+        mosaic = image_file(sample.patches, section, image_folder)
+        slide, spots = _patches_as_slide(patches, mosaic, spots)
     technology = str(facts.get("st_technology", "unknown"))
     return build_section(
         counts,
