@@ -259,6 +259,8 @@ def test_whole_arrays_fit_on_their_slides_and_twice_as_large_ones_do_not(kind, t
         ("Xenium", (10.4, 22.4), True),
         ("Xenium", (22.4, 10.4), True),
         ("Xenium", (22.4, 22.4), False),
+        ("Xenium", (5.0, 30.0), False),
+        ("ST", (2.0, 8.0), False),
         ("Visium HD", (6.7, 6.7), True),
         ("Visium HD", (11, 11), True),
         ("Visium HD", (26, 26), False),
