@@ -217,6 +217,17 @@ def test_layouts(run, layout):
     check_whole(run, run.read())
 
 
+@pytest.mark.parametrize("start", ["", "1", "22"])
+def test_names_that_are_numbers(tmp_path, start):
+    """MERSCOPE calls cells by numbers; leading zeros stay, which no number has."""
+    run, long = make("merscope", tmp_path / "S1"), "1108834247646119244002"
+    for name in ("cell_by_gene.csv", "cell_metadata.csv"):
+        edit(run, name, lambda text: text.replace(long, start))
+    adata = run.read()
+    assert list(adata.obs_names) == [name.replace(long, start) for name in run.names]
+    np.testing.assert_array_equal(adata.X.toarray(), run.counts[:, :N_GENES])
+
+
 def test_a_large_table_is_read_in_parts(run, monkeypatch):
     monkeypatch.setattr("strank.io.tables._ROWS", 7)
     check_whole(run, run.read())
