@@ -197,7 +197,7 @@ def test_many_bins_without_a_position_are_a_warning(run, share, size):
     absent = round(share * len(tissue))
     table.drop(index=tissue[:absent]).to_parquet(path)
     notes = section_info(read(run, size)).provenance["notes"]
-    told = f"{absent} of {len(tissue)} barcodes ({share:.0%}) have no position in"
+    told = f"{absent} of {len(tissue)} barcodes ({share:.0%}) have no usable position in"
     assert [note.startswith(told) for note in notes] == [True] * (share > 0.1)
 
 
@@ -292,7 +292,7 @@ def test_the_command_warns(run, tmp_path, command):
     done = command(*start, "--image", run.parent / "he.png", "--bin", 8, "--json")
     (warning,) = json.loads(done.stdout)["warnings"]
     assert "section H1: " in warning
-    assert "have no position in tissue_positions.parquet, and are left out" in warning
+    assert "have no usable position in tissue_positions.parquet, and are left out" in warning
     assert f"Note: {warning}" in done.stderr
 
 

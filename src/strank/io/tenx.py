@@ -215,7 +215,7 @@ def warn_unplaced(n_barcodes: int, n_placed: int, name: str) -> list[str]:
     if absent <= _MOST_UNPLACED * n_barcodes:
         return []
     share = f"{absent} of {n_barcodes} barcodes ({absent / n_barcodes:.0%})"
-    return [f"{share} have no position in {name}, and are left out; are they of one run?"]
+    return [f"{share} have no usable position in {name}, and are left out; are they of one run?"]
 
 
 def join_points(
