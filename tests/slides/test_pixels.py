@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -188,6 +189,74 @@ def test_truncated_images_are_refused(name, tmp_path):
     path.write_bytes(path.read_bytes()[: -int(path.stat().st_size * cut)])
     with pytest.raises(InputError, match=f"{name}: (damaged or truncated|truncated|not an image)"):
         check_image(open_slide(path, 1.0))
+
+
+CODECS = ["lzw", "adobe_deflate", "packbits", "jpeg", "webp", "zstd", "lzma", "jpeg2000", 33003]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("tile", [None, (64, 64)])
+def test_what_cannot_be_unpacked_is_never_black(codec, tile, picture, tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, picture, photometric="rgb", compression=codec, tile=tile)
+    told, region = "", picture
+    try:
+        region = read_region(open_slide(path, 0.5), 0, 0, *SIZE)
+    except InputError as error:  # libvips comes with some codecs and without others
+        told = str(error)
+    assert re.search(r"^$|packed in a way that this libvips cannot unpack \(\w+\)", told)
+    assert np.abs(region.astype(int) - picture).mean() < (10 if codec == "jpeg" else 0.5)
+
+
+@pytest.mark.parametrize("codec", ["lzw", "adobe_deflate", "webp", "jpeg"])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_damaged_tile_is_never_black(codec, levels, picture, tmp_path):
+    path = tmp_path / "a.tif"
+    options = {"photometric": "rgb", "compression": codec, "tile": (64, 64)}
+    with tifffile.TiffWriter(path) as file:
+        for level in levels_of(picture)[:levels]:
+            file.write(level, **options)
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[levels - 1]
+        start, n_bytes = page.dataoffsets[8], page.databytecounts[8]
+    whole = bytearray(path.read_bytes())
+    whole[start : start + n_bytes] = bytes([0 if codec == "jpeg" else 254]) * n_bytes
+    path.write_bytes(whole)
+    slide = open_slide(path, 0.5)
+    with pytest.raises(InputError, match=r"a.tif: damaged or truncated image \(.*; copy or export"):
+        slide.source.read(levels - 1, 0, 0, *slide.source.sizes[levels - 1])
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
+def test_colours_of_print_are_refused(name, picture, tmp_path):
+    Image.fromarray(picture).convert("CMYK").save(tmp_path / name)
+    with pytest.raises(InputError, match=r"a\..*: has the colours of print .*cmyk.*; export it as"):
+        open_slide(tmp_path / name, 0.5)
+
+
+def test_a_palette_is_read_as_its_colours(picture, tmp_path):
+    reduced = Image.fromarray(picture).quantize(64)
+    for name in ("a.png", "a.tif", "a.gif"):
+        reduced.save(tmp_path / name)
+        region = read_region(open_slide(tmp_path / name, 0.5), 0, 0, *SIZE)
+        np.testing.assert_array_equal(region, np.asarray(reduced.convert("RGB")))
+
+
+def test_reasons_of_other_libraries_are_short(tmp_path):
+    tags = [(60000 + i, "s", 0, "odd " * 50, True) for i in range(40)]
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((64, 64, 3), np.uint8), tile=(64, 64), extratags=tags, **LZW)
+    whole = path.read_bytes()
+    with tifffile.TiffFile(path) as file:
+        start, n_bytes = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
+    path.write_bytes(whole[:start] + b"\xfe" * n_bytes + whole[start + n_bytes :])
+    with pytest.raises(InputError) as caught:
+        check_image(open_slide(path, 0.5))
+    assert len(str(caught.value)) < 300 + len(str(path))
+    assert "\n" not in str(caught.value)
+
+
+LZW = {"photometric": "rgb", "compression": "lzw"}
 
 
 def test_other_refusals(tmp_path):

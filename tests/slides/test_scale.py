@@ -68,7 +68,8 @@ def test_ome_units_however_they_are_spelled(size, unit, tmp_path):
     [
         (sides("0.25", "0.25", "pixel"), "PhysicalSizeXUnit is 'pixel', no known unit of length"),
         (sides("0.25", "0.25", "?m"), r"'\?m', no known unit"),
-        (sides("0,25", "0,25", "µm"), "is absent"),
+        (sides("0,25", "0,25", "µm"), "PhysicalSizeX is '0,25', no number"),
+        (sides("0.25", "0.25 µm", None), "PhysicalSizeY is '0.25 µm', no number"),
         (sides("352.8", "352.8", "µm"), "makes it 352.8 x 352.8: no slide has such pixels"),
         ('PhysicalSizeX="0.25"', "one of two is absent"),
         ("", "PhysicalSizeX and PhysicalSizeY of its OME-XML is absent; no resolution"),
@@ -223,6 +224,16 @@ def test_a_grey_pyramid_is_read_in_grey(smaller, where, tmp_path):
     check_image(slide)
     assert len(slide.source.sizes) == 1 + smaller
     np.testing.assert_array_equal(read_region(slide, 0, 0, 448, 320), np.stack([grey] * 3, -1))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_mask_of_the_slides_size_is_not_the_slide(order, tmp_path):
+    pages = [(PICTURE, "rgb"), (PICTURE[..., 0].copy(), "minisblack")]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for pixels, colours in (pages[i] for i in order):
+            file.write(pixels, photometric=colours)
+    region = read_region(open_slide(tmp_path / "a.tif", 0.5), 0, 0, 448, 320)
+    np.testing.assert_array_equal(region, PICTURE)
 
 
 PLANES = np.moveaxis(PICTURE, -1, 0).copy()

@@ -183,11 +183,12 @@ class _VipsLevel:
         return np.frombuffer(window, np.uint8).reshape(height, width, 3)
 
 
-def _open(path: Path, **options: int) -> pyvips.Image:
+def _open(path: Path, **options: int | str) -> pyvips.Image:
     import pyvips
 
     # Else libvips may answer with what stood in the file before, and with all that it cached.
-    return pyvips.Image.new_from_file(str(path), fail_on="error", revalidate=True, **options)
+    given = {"fail_on": "error", "revalidate": True} | options
+    return pyvips.Image.new_from_file(str(path), **given)
 
 
 def _number(image: pyvips.Image, field: str) -> int:
@@ -201,6 +202,11 @@ def _rgb(path: Path, parts: list[TiffPart]) -> pyvips.Image:
         raise InputError(
             f"{path}: not an image of 8 bits a colour ({image.format}); export it as RGB of 8 bits "
             "(QuPath, ImageJ)"
+        )
+    if image.interpretation not in ("srgb", "rgb", "b-w"):
+        raise InputError(
+            f"{path}: has the colours of print or of a measurement ({image.interpretation}), and "
+            "what they are in RGB is a choice; export it as RGB (QuPath, ImageJ)"
         )
     if others:
         return image.bandjoin(others).copy(interpretation="srgb")
@@ -255,6 +261,14 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except pyvips.Error as error:
         reason = " ".join(str(error).split())
+        if found := re.search(
+            r"(\w+) compression support is not|scheme (\d+) .*not impl|built without (\w+)", reason
+        ):
+            codec = next(filter(None, found.groups()))
+            raise InputError(
+                f"{path}: its tiles are packed in a way that this libvips cannot unpack ({codec}); "
+                "export it with JPEG or deflate (QuPath), or install a libvips that can"
+            ) from error
         if "not a known file format" in reason:
             raise InputError(
                 f"{path}: not an image that can be read (whole-slide formats of openslide, TIFF, "

@@ -126,7 +126,7 @@ def _other_than_rgb(pixels: ElementTree.Element) -> str:
     lit = [c for c in channels if any("Wavelength" in key or key == "Fluor" for key in c.attrib)]
     plain = len(set(names)) < 2 or "".join(name[:1] for name in names).casefold() == "rgb"
     plain = plain or all(re.fullmatch(r"(?i)(ch|channel|c)?\W*\d*", name) for name in names)
-    n_channels = pixels.get("SizeC", str(len(channels)))
+    n_channels = pixels.get("SizeC", "3")
     if n_channels == "1" or (n_channels == "3" and plain and not lit):
         return stack
     told = f"{n_channels} channels" + f": {', '.join(names)}" * any(names)
@@ -136,10 +136,12 @@ def _other_than_rgb(pixels: ElementTree.Element) -> str:
 def _ome_stated(pixels: dict[str, str]) -> Stated:
     sides = []
     for axis in (f"PhysicalSize{a}" for a in "XY"):
-        unit = pixels.get(f"{axis}Unit", "µm")
-        if axis in pixels and math.isnan(unit_um(unit)):
+        unit, size = pixels.get(f"{axis}Unit", "µm"), pixels.get(axis)
+        if size is not None and math.isnan(unit_um(unit)):
             return Stated(why=f"{axis}Unit is {unit!r}, no known unit of length")
-        sides.append(_number(pixels.get(axis)) * unit_um(unit))
+        if size is not None and not math.isfinite(_number(size)):
+            return Stated(why=f"{axis} is {size!r}, no number")
+        sides.append(_number(size) * unit_um(unit))
     return Stated.by("PhysicalSizeX and PhysicalSizeY of its OME-XML", *sides)
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 # The share of the largest image from which another may be the slide as well.
 _RIVAL = 0.5
 
-TiffPart = dict[str, int]  # what libvips is to open: a page, or one of its sub-images
+# What libvips is to open, a page or one of its sub-images, and which of its errors are fatal.
+TiffPart = dict[str, int | str]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ def tiff_layout(path: Path) -> Layout:
     """Find the slide in a TIFF; a file that ends before its pixels do is refused."""
     pages, inner, description = _pages(path)
     _check_whole(path, [page for group in (pages, *inner) for page in group])
-    chosen = max(range(len(pages)), key=lambda i: pages[i].width * pages[i].height)
+    # Of two of one size, a mask beside the slide say, the coloured one.
+    chosen = max(
+        range(len(pages)), key=lambda i: (pages[i].width * pages[i].height, pages[i].bands)
+    )
     full = pages[chosen]
     images = ome_images(description) if "OME" in description else []
     others = {image.size for image in images} - {full.size}
@@ -73,7 +77,8 @@ def tiff_layout(path: Path) -> Layout:
             "export it as RGB OME-TIFF (QuPath)"
         )
     image = next((i for i in images if i.size == full.size or len(images) == 1), None)
-    _check_colours(path, full, [page for page in pages if page.size == full.size], image)
+    same = [page for page in pages if (page.size, page.bands) == (full.size, full.bands)]
+    _check_colours(path, full, same, image)
     levels = [_channels(page, pages, inner) for page in (full, *smaller)]
     stated = Stated() if image is None else image.stated
     if image is None and ("<OME" in description or ":OME" in description):
@@ -112,6 +117,10 @@ def damaged(path: Path, error: Exception) -> InputError:
 
 
 def _page(page: TiffPage, part: TiffPart) -> _Page:
+    # libvips takes for a warning, and for black, a tile that it cannot unpack; only of JPEG are
+    # there warnings that do no harm.
+    if page.compression not in (6, 7):
+        part = part | {"fail_on": "warning"}
     places = zip(page.dataoffsets, page.databytecounts, strict=True)
     bands = int(page.samplesperpixel)
     if min(page.imagewidth, page.imagelength) < 1:
@@ -160,11 +169,9 @@ def _check_alone(path: Path, pages: list[_Page], images: list[OmeImage], full: _
 def _check_colours(path: Path, full: _Page, same: list[_Page], image: OmeImage | None) -> None:
     """Refuse pages of one size, and samples, that are not the colours of one image."""
     what = "a stack, or channels of fluorescence?" if image is None else image.other_than_rgb
-    alone = full.bands == 1 and len(same) == 1
-    rgb = full.bands == 1 and len(same) == 3 and image is not None and not what
     if full.odd_samples:
         found = f"{full.bands} samples a pixel that it does not call colours"
-    elif alone or rgb or (full.bands > 1 and (image is None or not what)):
+    elif len(same) == 1 or (image is not None and not what and (full.bands > 1 or len(same) == 3)):
         return
     else:
         found = f"{len(same)} {'grey ' * (full.bands == 1)}pages of one size ({what or 'no RGB'})"
