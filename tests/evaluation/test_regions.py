@@ -29,11 +29,17 @@ TWO = {"type": "MultiPolygon", "coordinates": [[square(20, 0, 5)], [square(40, 0
 POINTS = np.array([[1, 1], [5, 5], [22, 2], [42, 2], [99, 99]], float)
 
 
+def collection(features: list) -> dict:
+    return {"type": "FeatureCollection", "features": features}
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
-        lambda features: {"type": "FeatureCollection", "features": features},
+        collection,
         lambda features: features,
+        lambda features: collection([collection(features[:2]), collection(features[2:])]),
+        lambda features: [collection([collection(features)])],
     ],
 )
 def test_regions_as_qupath_exports_them(tmp_path, wrap):
@@ -62,6 +68,18 @@ def test_one_feature_or_geometry_is_one_region(tmp_path, content):
     (tmp_path / "r.json").write_text(json.dumps(content))
     found = spots_within(outlines(tmp_path / "r.json")[0], POINTS)
     assert found["unnamed"].tolist() == [True, False, False, False, False]
+
+
+def test_collections_within_collections_of_geometries(tmp_path):
+    inner = {"type": "GeometryCollection", "geometries": [WITH_HOLE]}
+    both = {"type": "GeometryCollection", "geometries": [TWO, inner]}
+    point = {"type": "GeometryCollection", "geometries": [{"type": "Point", "coordinates": [9, 9]}]}
+    path = tmp_path / "r.geojson"
+    path.write_text(json.dumps([feature(both, name="both"), feature(point, name="point")]))
+    regions, left_out = outlines(path)
+    assert left_out == ["1 point or line"]
+    found = spots_within(regions, POINTS)
+    assert found["both"].tolist() == [True, False, True, True, False]
 
 
 def test_an_outline_that_crosses_itself_is_mended(tmp_path):

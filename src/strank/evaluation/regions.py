@@ -29,6 +29,7 @@ Regions = dict[str, NDArray[np.bool_]]
 Groups: TypeAlias = str | Path | list[Any] | NDArray[Any] | pd.Series
 
 _POLYGONS = [shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON]
+_COLLECTION = shapely.GeometryType.GEOMETRYCOLLECTION
 _DAMAGE = (
     *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
     ShapelyError,
@@ -189,6 +190,9 @@ def _features(path: Path) -> Iterator[tuple[Any, Mapping[str, Any]]]:
         feature = waiting.pop()
         if not isinstance(feature, Mapping) or not feature.keys() & {"type", "geometry"}:
             raise InputError(f"{path}: not GeoJSON as QuPath exports it: {reprlib.repr(feature)}")
+        if isinstance(inner := feature.get("features"), list):  # collections of collections
+            waiting += inner[::-1]
+            continue
         if "geometry" not in feature and feature["type"] != "Feature":
             yield feature, {}
             continue
@@ -207,6 +211,8 @@ def _polygons(path: Path, number: int, geometry: Any) -> tuple[NDArray[Any], int
     try:
         with np.errstate(invalid="ignore"):
             parts = np.asarray(shapely.get_parts(shape(geometry)))
+        while (nested := shapely.get_type_id(parts) == _COLLECTION).any():
+            parts = np.concatenate([parts[~nested], shapely.get_parts(parts[nested])])
     except _DAMAGE as error:
         raise InputError(
             f"{path}: not GeoJSON as QuPath exports it: geometry of feature {number} ({error!r})"
