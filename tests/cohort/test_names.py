@@ -19,8 +19,15 @@ IDS = [f"ENSG0000010000{i}" for i in range(6)]
         ("P 1", "P 1"),
         ("Mu\u0308ller", "M\u00fcller"),
         (7, "7"),
+        (7.0, "7"),
+        (np.float64(7), "7"),
+        (7.5, "7.5"),
+        ("7.0", "7.0"),
         ("Nana", "Nana"),
-        *((name, "") for name in (None, np.nan, pd.NA, "", " ", "NaN", "N/A", "NULL")),
+        *(
+            (name, "")
+            for name in (None, np.nan, pd.NA, "", " ", "NaN", "N/A", "#N/A", "NaT", "NULL")
+        ),
     ],
 )
 def test_a_name_is_stripped_or_none(name, clean):
@@ -37,6 +44,7 @@ def test_a_name_is_stripped_or_none(name, clean):
         (["P1", "\uff301", "P\uff11", "P2"], [["P1", "P\uff11", "\uff301"]]),
         (["HER2+", "HER2-", "her2 +"], [["HER2+", "her2 +"]]),
         (["a-1+", "A1-", "A1"], []),
+        (["1", "1.0", "1.5"], [["1", "1.0"]]),
         (["+", "-"], []),
     ],
 )

@@ -279,6 +279,10 @@ def test_labels_that_are_no_names():
         "b": [2],
     }
     assert left_out == ["3 spots with the label NA, None, nan"]
+    # Of clusters where some are missing tables make fractions.
+    for clusters in ([1.0, 2.0, np.nan], [1, 2, None], ["1", "2", "#N/A"], [1, np.float32(2), ""]):
+        regions, _ = find_regions(AnnData(np.zeros((3, 1))), clusters)
+        assert list(regions) == ["1", "2"]
 
 
 def test_a_column_of_obs():

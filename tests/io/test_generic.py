@@ -193,6 +193,16 @@ def test_what_is_no_name_is_no_patient(image, patient):
         )
 
 
+@pytest.mark.parametrize("rest", ["P2", "nan", "p1", None])
+def test_several_patients_of_one_section_are_named(image, rest):
+    adata = make(obs=pd.DataFrame({"patient": ["P1"] * 29 + [rest]}, index=SPOTS))
+    told = refused(image, adata, patient=None)
+    assert "section mine: the patient is not known" in told
+    several = f"P1, {rest}" if rest in ("P2", "p1") else "none, P1"
+    assert told.endswith(f'; obs["patient"] says several: {several}')
+    assert list(load(image, adata)) == ["mine"]
+
+
 def test_names_of_an_anndata_are_stripped(image):
     obs = pd.DataFrame({"patient": ["P1", "P1 "] * 15, "section": " S1\t"}, index=SPOTS)
     var = pd.DataFrame(index=["A ", " B", "C\u00a0", "D"])

@@ -245,6 +245,22 @@ def test_patients(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"section;patient\nS1;P1\n", "it has section;patient; columns are separated by commas"),
+        (b"section\tpatient\nS1\tP1\n", "columns are separated by commas"),
+        ("section,patient\nS1,Mü\n".encode("latin-1"), "save it as CSV in UTF-8, with commas"),
+        ("section,patient\nS1,P1\n".encode("utf-16"), "save it as CSV in UTF-8, with commas"),
+        (b"", "save it as CSV in UTF-8, with commas"),
+    ],
+)
+def test_tables_of_other_programs_are_told_how_to_save(tmp_path, content, message):
+    (tmp_path / "patients.csv").write_bytes(content)
+    with pytest.raises(InputError, match=rf"patients.csv: .*{message}$"):
+        read_patients(tmp_path / "patients.csv")
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "section, patient\nS1, P1\nS2, P1\n",

@@ -7,12 +7,13 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 
 from strank.errors import InputError, some
 
 # What tables and their readers write where nothing is known.
-_NO_NAMES = {"", "nan", "na", "n/a", "<na>", "null", "none"}
+_NO_NAMES = {"", "nan", "na", "n/a", "#n/a", "<na>", "nat", "null", "none"}
 # Blanks, and what is as invisible: marks of byte order, joiners of no width.
 _BLANKS = r"[\s\ufeff\u200b-\u200d\u2060]+"
 _AROUND = re.compile(f"^{_BLANKS}|{_BLANKS}$")
@@ -30,6 +31,8 @@ _DIFFERENCES: dict[str, Callable[[str], str]] = {
 
 def clean_name(name: object) -> str:
     """Strip a name of blanks; empty where it is none: absent, nan, NA, null, none or blank."""
+    if isinstance(name, (float, np.floating)) and name.is_integer():
+        name = int(name)  # tables make fractions of whole numbers where some are missing
     text = "" if name is None or name is pd.NA else _AROUND.sub("", str(name))
     text = unicodedata.normalize("NFC", text)  # macOS writes ü as u with dots
     return "" if text.casefold() in _NO_NAMES else text
@@ -51,7 +54,7 @@ def alike(names: Iterable[str]) -> list[list[str]]:
     """Group names that a person may have meant for one: P1, p1, P-1, P01 and full-width P1."""
     groups: dict[object, list[str]] = {}
     for name in sorted(set(names)):
-        plain = unicodedata.normalize("NFKC", name).casefold()
+        plain = unicodedata.normalize("NFKC", name).casefold().removesuffix(".0")
         tokens = [token.lstrip("0") or "0" for token in _TOKEN.findall(plain)]
         groups.setdefault(tuple(tokens) or name, []).append(name)
     return [group for group in groups.values() if len(group) > 1]

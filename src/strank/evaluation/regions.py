@@ -61,9 +61,11 @@ def find_regions(spots: AnnData, groups: Groups) -> tuple[Regions, list[str]]:
 
 
 def _labelled(labels: pd.Series) -> tuple[Regions, list[str]]:
-    known = {at: str(label) for at, label in enumerate(labels) if not pd.isna(label)}
+    known = {at: label for at, label in enumerate(labels) if not pd.isna(label)}
     named = {at: name for at, label in known.items() if (name := clean_name(label))}
-    nameless = [label for at, label in known.items() if at not in named and label.strip()]
+    nameless = [
+        text for at, label in known.items() if at not in named and (text := str(label).strip())
+    ]
     values = np.array([named.get(at, "") for at in range(len(labels))])
     regions = {name: values == name for name in sorted(set(named.values()))}
     told = some(sorted(set(nameless)))
@@ -254,11 +256,8 @@ def _text(value: Any) -> str:
         return ": ".join(part for part in map(_text, value) if part)
     if isinstance(value, bool) or not isinstance(value, (str, int, float, NoneType)):
         raise TypeError("no name")
-    # Tables turn whole numbers into fractions where some are missing.
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
     # Half a surrogate pair could not be written.
-    return clean_name(str(value).encode(errors="replace").decode())
+    return clean_name(value).encode(errors="replace").decode()
 
 
 def _parsed(text: str) -> Any:

@@ -264,7 +264,13 @@ def object_patient(
 ) -> str:
     """Name the patient; ``obs["patient"]`` counts where neither argument knows."""
     known = {clean_name(name) for name in adata.obs.get("patient", pd.Series()).unique()}
-    return patient_of(section, patient, patients, known.pop() if len(known) == 1 else None)
+    try:
+        return patient_of(section, patient, patients, min(known) if len(known) == 1 else None)
+    except InputError as error:
+        if patient is not None or len(known) < 2:
+            raise
+        several = some([name or "none" for name in sorted(known)])
+        raise InputError(f'{error}; obs["patient"] says several: {several}') from error
 
 
 def object_spots(adata: AnnData, path: Path) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from strank.cohort.names import clean_names
-from strank.errors import InputError, some
+from strank.errors import InputError, said_by, some
 
 # 160 MB of 20,000 genes.
 _ROWS = 1000
@@ -25,7 +25,8 @@ def read_table(path: Path, needed: Iterable[str], **options: Any) -> pd.DataFram
         read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
         table = read(path, **options)
     except (ValueError, OSError, EOFError) as error:  # pyarrow's errors are ValueErrors
-        raise InputError(f"{path}: not a readable table ({error})") from error
+        how = "" if path.suffix == ".parquet" else "; save it as CSV in UTF-8, with commas"
+        raise InputError(f"{path}: not a readable table ({said_by(error)}){how}") from error
     table.columns = pd.Index([c.strip() if isinstance(c, str) else c for c in table.columns])
     check_columns(table, needed, path)
     return table
@@ -63,7 +64,10 @@ def read_counts_table(
 def check_columns(table: pd.DataFrame, needed: Iterable[str], path: Path) -> None:
     """Refuse a table that lacks columns."""
     if absent := [column for column in needed if column not in table]:
-        raise InputError(f"{path}: lacks column {some(absent)}; it has {some(table.columns, 8)}")
+        commas = "; columns are separated by commas" * (len(table.columns) == 1)
+        raise InputError(
+            f"{path}: lacks column {some(absent)}; it has {some(table.columns, 8)}{commas}"
+        )
 
 
 def check_numbers(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
