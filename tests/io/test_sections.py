@@ -76,7 +76,7 @@ def test_all_readers_have_one_shape(name):
 def test_every_command_takes_what_its_reader_takes():
     """What is no argument of the reader is the path, where to write, and which samples."""
     commands = typer.main.get_group(imports).commands
-    assert len(commands) == len(READERS) + 1  # HEST has two
+    assert len(commands) == len(READERS)  # HEST has two, bins and cells of Visium HD one
     for verb, command in commands.items():
         reader = getattr(strank.io, "read_" + verb.removesuffix("-bench").replace("-", "_"))
         options = {p.name for p in command.params if p.param_type_name == "option"}
