@@ -74,13 +74,13 @@ def test_all_readers_have_one_shape(name):
 
 
 def test_every_command_takes_what_its_reader_takes():
-    """What is no argument of the reader is the path, where to write, and which samples."""
+    """What is no argument of the reader is the path, where to write, which samples, and cells."""
     commands = typer.main.get_group(imports).commands
     assert len(commands) == len(READERS)  # HEST has two, bins and cells of Visium HD one
     for verb, command in commands.items():
         reader = getattr(strank.io, "read_" + verb.removesuffix("-bench").replace("-", "_"))
         options = {p.name for p in command.params if p.param_type_name == "option"}
-        options -= {"help", "output", "as_json", "samples"}
+        options -= {"help", "output", "as_json", "samples", "cells"}
         assert options <= set(inspect.signature(reader).parameters), verb
 
 
@@ -174,6 +174,16 @@ def test_nothing_is_written_unless_all_can_be_read(image, tmp_path):
         with pytest.raises(InputError, match="not the name of a file"):
             write_sections([build(image, name=name)], tmp_path / "cohort")
     assert not (tmp_path / "cohort").exists()
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 255), (40, 255, 90)])
+def test_an_image_of_fluorescence_is_told(colour, image, tmp_path):
+    assert not section_info(build(image)).provenance["notes"]
+    light = 255 - np.asarray(Image.open(image))[..., :1].astype(float)
+    light = np.where(light < 20, 0, light / 2) / 255 * np.array(colour)
+    Image.fromarray(light.astype(np.uint8)).save(tmp_path / "dapi.png")
+    notes = section_info(build(tmp_path / "dapi.png")).provenance["notes"]
+    assert [text for text in notes if "as fluorescence (DAPI) is, and H&E is not; import" in text]
 
 
 @pytest.mark.parametrize("name", ["nan", "NA", " none", "null", ""])

@@ -29,7 +29,7 @@ from strank.io.tables import read_table
 from strank.progress import Say
 from strank.slides.scale import Stated
 from strank.slides.slide import Slide, check_image, check_override, open_slide
-from strank.slides.tissue import check_on_tissue
+from strank.slides.tissue import check_on_tissue, is_dark_field
 
 T = TypeVar("T")
 Patients = Mapping[str, str] | Path | str | None
@@ -126,6 +126,11 @@ def build_section(
     centres_um = centres * slide.um_per_pixel
     notes = provenance.get("notes", [])
     notes = [*notes, *check_extent(centres_um, spot_pitch_um, technology, name=section)]
+    if is_dark_field(slide):
+        notes.append(
+            f"{slide.path.name} is dim wherever it is not black, as fluorescence (DAPI) is, and "
+            "H&E is not; import with the H&E image"
+        )
     check_on_tissue(slide, centres, name=section)
     info = SectionInfo(
         image=str(image),

@@ -44,7 +44,8 @@ def open_slide(path: Path, um_per_pixel: float | None = None) -> Slide:
     source = open_pixels(path)
     scale = source.stated.um_per_pixel if um_per_pixel is None else um_per_pixel
     if scale is None:
-        raise InputError(f"{path}: {source.stated} give it as `um_per_pixel`")
+        but = ", with `um_per_pixel_override=True`" if math.isfinite(source.stated.x) else ""
+        raise InputError(f"{path}: {source.stated} give it as `um_per_pixel`{but}")
     if not (scale > 0 and np.isfinite(scale)):
         raise InputError(f"{path}: µm per pixel must be positive; got {scale:g}")
     return Slide(source, float(scale), path)
