@@ -299,13 +299,18 @@ def test_a_frozen_image_network_is_an_encoder_as_any_other(cohort, image_network
     assert "timm_tiny" in told
     options = ("--encoder", "timm_tiny", "--genes", 4, "--sections", "A1,B1")
     run("fit", cohort, "-o", tmp_path / "m", *options)
-    run("predict", cohort / "C1.h5ad", "--model", tmp_path / "m", "-o", tmp_path / "p")
+    predict = ("predict", cohort / "C1.h5ad", "--model", tmp_path / "m")
+    # A folder that a file names is not opened.
+    told = refuse(*predict, "-o", tmp_path / "p")
+    assert f"if you trust it, embed with it first, or give --encoder timm:{image_network}" in told
+    predict = (*predict, "--encoder", f"timm:{image_network}")
+    run(*predict, "-o", tmp_path / "p")
     assert np.ptp(anndata.read_h5ad(tmp_path / "p" / "scores.h5ad").X, axis=0).min() > 0
     # Of another version, it is refused.
     stored = json.loads((tmp_path / "m" / "model.json").read_text())
     stored["encoder"]["version"] = "0" * 16
     (tmp_path / "m" / "model.json").write_text(json.dumps(stored))
-    error = refuse("predict", cohort / "C1.h5ad", "--model", tmp_path / "m", "-o", tmp_path / "q")
+    error = refuse(*predict, "-o", tmp_path / "q")
     assert "another timm_tiny than the model's (version differ)" in error
 
 

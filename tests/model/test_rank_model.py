@@ -114,8 +114,8 @@ def damage(name, change):
         (lambda f: (f / "model.json").unlink(), "model.json: no such file"),
         (lambda f: (f / "head.safetensors").unlink(), "damaged model folder"),
         (damage("model.json", lambda c: c[:50]), "model.json: not a readable JSON"),
-        (damage("model.json", lambda c: b"{}"), "damaged model folder"),
-        (damage("model.json", lambda c: c.replace(b'"gene": ', b'"name": ')), "damaged model"),
+        (damage("model.json", lambda c: b"{}"), "model.json: format: missing"),
+        (damage("model.json", lambda c: c.replace(b'"gene": ', b'"name": ')), "panel.0.gene: miss"),
         (damage("model.json", lambda c: c.replace(b'"linear"', b'"cubist"')), "head 'cubist'"),
         (
             damage("model.json", lambda c: c.replace(b'"format": 1', b'"format": 7')),

@@ -1,7 +1,7 @@
 """From a name to a pretrained network: of the catalogue, timm or transformers.
 
 No code of a hub is run and nothing but tensors is read: architectures come from the installed
-library.
+library, and of their arguments a file sets those that `strank.encoders.config` lists.
 """
 
 from __future__ import annotations
@@ -26,16 +26,21 @@ from strank.encoders.backbone import (
     weights_checksum,
 )
 from strank.encoders.catalogue import CATALOGUE, LIBRARIES, EncoderEntry
-from strank.encoders.weights import match_weights, read_weights
+from strank.encoders.config import (
+    TIMM_FACTS,
+    check_network,
+    prepared,
+    timm_arguments,
+    transformers_arguments,
+)
+from strank.encoders.weights import check_size, match_weights, read_weights
 from strank.errors import InputError, some
 from strank.files import read_json, safe_name
 from strank.hub import download
 
 _WEIGHTS = "model.safetensors"
-_HUB_FILES = ["config.json", "preprocessor_config.json", "model*.safetensors", f"{_WEIGHTS}.*"]
-# What timm's description of pretrained weights says about the architecture and its input.
-_TIMM_FACTS = {"num_classes", "label_offset", "input_size", "fixed_input_size", "pool_size"}
-_TIMM_FACTS |= {"first_conv", "classifier", "mean", "std"}
+_PREPARE = "preprocessor_config.json"
+_HUB_FILES = ["config.json", _PREPARE, "model*.safetensors"]
 
 
 def load_encoder(
@@ -75,7 +80,8 @@ def load_backbone(
 
 
 def backbone_from_config(config: Mapping[str, Any]) -> Backbone:
-    """Build the network of another `Backbone`, whose state dict fits; nothing is downloaded."""
+    """Build the network of another `Backbone`, whose state dict fits; nothing is opened."""
+    check_network(config)
     library = config["library"]
     with _explained(f"{config['name']}: cannot be built", f"install another version of {library}"):
         build = _build_timm if library == "timm" else _build_transformers
@@ -173,69 +179,106 @@ def _folder(name: str, library: str, source: str) -> Path:
 
 
 def _load_timm(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    stored = read_json(folder / "config.json")
+    stored = _read_config(folder / "config.json")
     if not (folder / _WEIGHTS).is_file():
         raise InputError(f"{folder}: no {_WEIGHTS}; weights of other formats are not read")
     # Old exports have one level, later ones two, of which the upper holds.
-    known = {**stored.get("pretrained_cfg", {}), **stored}
+    below = stored.get("pretrained_cfg")
+    known = {**(below if isinstance(below, dict) else {}), **stored}
     architecture = {
-        "architecture": known["architecture"],
-        "model_args": known.get("model_args", {}),
-        "pretrained_cfg": {fact: known[fact] for fact in sorted(_TIMM_FACTS & known.keys())},
+        "architecture": known.get("architecture"),
+        "model_args": known.get("model_args") or {},
+        "pretrained_cfg": {fact: known[fact] for fact in sorted(TIMM_FACTS & known.keys())},
     }
-    model: Any = _build_timm(architecture, folder / _WEIGHTS)
+    timm_arguments(architecture, f"{folder}: config.json")
+    weights = read_weights(folder / _WEIGHTS)
+    check_size(lambda: _timm_network(architecture), weights, str(folder))
+    model: Any = _timm_network(architecture, folder / _WEIGHTS)
+    # Only now, because timm tolerates missing weights when it makes a model without classifier.
+    model.reset_classifier(0)
     facts = {"mean": model.pretrained_cfg["mean"], "std": model.pretrained_cfg["std"]}
     pixels = model.pretrained_cfg["input_size"][-1]
     return model, {"architecture": architecture, **facts, "pixels": pixels}
 
 
-def _build_timm(architecture: Mapping[str, Any], weights: Path | None = None) -> nn.Module:
+def _read_config(path: Path) -> dict[str, Any]:
+    stored = read_json(path)
+    if not isinstance(stored, dict):
+        raise InputError(f"{path}: describes no network; download it again")
+    return stored
+
+
+def _build_timm(architecture: Mapping[str, Any]) -> nn.Module:
+    if (name := architecture["architecture"]) in TOWERS:
+        given = architecture["model_args"]
+        return TOWERS[name](**{key: given[key] for key in given.keys() & {"img_size"}})
+    model: Any = _timm_network(architecture)
+    model.reset_classifier(0)
+    return model
+
+
+def _timm_network(architecture: Mapping[str, Any], weights: Path | None = None) -> nn.Module:
     from timm import create_model
     from timm.layers.mlp import SwiGLUPacked
 
-    name, model_args = architecture["architecture"], dict(architecture["model_args"])
-    if name in TOWERS:
-        return TOWERS[name](**{key: model_args[key] for key in model_args.keys() & {"img_size"}})
-    if model_args.get("mlp_layer") == "swiglu":
+    model_args = dict(architecture["model_args"])
+    if "mlp_layer" in model_args:
         model_args["mlp_layer"] = SwiGLUPacked
-    model: Any = create_model(
-        name,
+    network: nn.Module = create_model(
+        architecture["architecture"],
         pretrained=weights is not None,
         pretrained_cfg=dict(architecture["pretrained_cfg"]),
         pretrained_cfg_overlay={"file": str(weights), "custom_load": False} if weights else None,
         **model_args,
     )
-    # Only now, because timm tolerates missing weights when it makes a model without classifier.
-    model.reset_classifier(0)
-    return model
+    return network
 
 
 def _load_transformers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoModel
 
-    model, loaded = AutoModel.from_pretrained(
-        folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    stored = _read_config(folder / "config.json")
+    architecture = transformers_arguments(stored, f"{folder}: config.json")
+    weights: dict[str, Tensor] = {}
+    for path in _shards(folder):
+        weights |= read_weights(path)
+    check_size(lambda: _build_transformers(architecture), weights, str(folder))
+    config = _transformers_config(architecture)
+    # Given no folder it looks for none: neither for adapters that name another, nor for code.
+    kind: Any = AutoModel._model_mapping[type(config)]
+    model, loaded = kind.from_pretrained(
+        None, config=config, state_dict=weights, output_loading_info=True
     )
     model = _plain(model)
     missing = set(loaded["missing_keys"]) & set(model.state_dict())
     if missing:
         raise InputError(f"{folder}: lacks the weights {some(sorted(missing))}; download it again")
-    architecture = json.loads(model.config.to_json_string(use_diff=False))
-    architecture.pop("_name_or_path", None)
-    prepare = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False).to_dict()
-    facts = {"mean": prepare["image_mean"], "std": prepare["image_std"]}
-    if not prepare["do_normalize"]:
-        facts = {"mean": [0.0] * 3, "std": [1.0] * 3}
-    size = prepare["crop_size" if prepare.get("do_center_crop") else "size"]
-    pixels = size.get("height") or size["shortest_edge"]
-    return model, {"architecture": architecture, **facts, "pixels": pixels}
+    facts = prepared(read_json(folder / _PREPARE), f"{folder}: {_PREPARE}")
+    return model, {"architecture": architecture, **facts}
+
+
+def _shards(folder: Path) -> list[Path]:
+    """Files of a network's weights: one, or those that an index names, all in the folder."""
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    shards = sorted(folder.glob("model-*-of-*.safetensors"))
+    if not shards:
+        raise InputError(f"{folder}: no {_WEIGHTS}; weights of other formats are not read")
+    return shards
 
 
 def _build_transformers(architecture: Mapping[str, Any]) -> nn.Module:
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    config = AutoConfig.for_model(**architecture)
+    config = _transformers_config(architecture)
     return _plain(AutoModel.from_config(config, trust_remote_code=False))
+
+
+def _transformers_config(architecture: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    # Older versions of strank stored what every config has, too.
+    return AutoConfig.for_model(**transformers_arguments(architecture, "config"))
 
 
 def _plain(model: Any) -> Any:

@@ -6,6 +6,7 @@ Image networks are imported when one is asked for, so that the others need no to
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -44,8 +45,9 @@ def get_encoder(
         File with the weights of a network of the catalogue, in place of those on the hub:
         safetensors, or a checkpoint of torch that holds nothing but tensors.
     own
-        Whether ``module:callable`` is imported: not where the name comes out of a file, such as a
-        model that was downloaded, which could name any code.
+        Whether the name is the user's: out of a file, such as a model that was downloaded, it may
+        be that of the catalogue or of a network that timm registers; code, folders and other
+        repositories of the hub, to which a token would be sent, are neither run nor opened.
 
     Returns
     -------
@@ -74,6 +76,8 @@ def get_encoder(
         if name in CATALOGUE or name.partition(":")[0] in LIBRARIES:
             from strank.encoders.load import load_encoder
 
+            if not own and name not in CATALOGUE:
+                _refuse_foreign(name)
             return load_encoder(name, um=um, weights=weights)
     for option, given in {"weights": weights, "um": um}.items():
         if given is not None:
@@ -95,6 +99,16 @@ def get_encoder(
     module, _, attribute = ENCODERS[name].partition(":")
     encoder: Encoder = getattr(import_module(module), attribute)()
     return encoder
+
+
+def _refuse_foreign(name: str) -> None:
+    source = name.partition(":")[2]
+    if re.fullmatch(r"timm:[a-z0-9_.]+", name) and not Path(source).exists():
+        return
+    raise InputError(
+        f"{name}: a folder or repository that a file names is not opened; if you trust it, embed "
+        f"with it first, or give `encoder={name}`"
+    )
 
 
 def _made_by(name: str) -> Encoder:

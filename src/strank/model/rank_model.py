@@ -5,40 +5,42 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from strank.cohort.contract import positions_um
 from strank.encoders.backbone import Backbone
+from strank.encoders.weights import filled
 from strank.errors import InputError, some
-from strank.files import atomic_path, read_json, sha256
+from strank.files import atomic_path, sha256
 from strank.functional.groups import centre_within
 from strank.hub import download, upload
 from strank.model.card import hub_header, model_card, read_evidence
 from strank.model.novelty import Novelty
+from strank.model.schema import FORMAT, read_model
 from strank.neural.data import find_neighbours
 from strank.neural.heads import HEADS, Traits, stored_head
 from strank.version import __version__
 
-FORMAT = 1
-
 _MODEL, _CARD = "model.json", "README.md"
 _HEAD, _BACKBONE, _NOVELTY = "head.safetensors", "encoder.safetensors", "novelty.safetensors"
 # All that a model's folder may hold; what happens to lie beside it is not copied.
-_FILES = (_MODEL, _CARD, "*.safetensors")
+_FILES = (_MODEL, _CARD, _HEAD, _BACKBONE, _NOVELTY)
 
 _ROWS = 8192
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 # What reading a file that is not as it was written can raise.
 _DAMAGE = (AttributeError, LookupError, TypeError, ValueError, OSError, RuntimeError)
@@ -130,7 +132,7 @@ class RankModel:
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
-        """Read a model's folder.
+        """Read a model's folder, and no other file; no code is run and no network asked.
 
         Raises
         ------
@@ -140,20 +142,15 @@ class RankModel:
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such model folder; train one with `strank fit`")
-        stored = read_json(folder / _MODEL)
+        _refuse_links(folder)
+        stored = read_model(folder / _MODEL)
         try:
-            if stored["format"] != FORMAT:
-                raise InputError(f"{folder}: model format {stored['format']}; update strank")
             panel = pd.DataFrame(stored["panel"]).set_index("gene")
             # Modules draw first weights from torch's generator, which is not to be moved.
             with torch.random.fork_rng():
                 head = _load_head(folder, stored["head"], stored["encoder"]["n_features"], panel)
                 backbone = _load_backbone(folder, stored.get("backbone"))
-            novelty = _load_novelty(folder, stored.get("novelty"))
-            told = stored["provenance"]
-            if "objective" in told or isinstance(told.get("method"), str):
-                # It names its method in words, which the tables of today would not know.
-                raise InputError(f"{folder}: written by an earlier strank; fit the model again")
+            novelty = _load_novelty(folder, stored.get("novelty"), stored["encoder"])
             return cls(head, panel, stored["encoder"], stored["provenance"], backbone, novelty)
         except InputError:
             raise
@@ -374,8 +371,8 @@ def pull_model(source: str, folder: Path | str, *, revision: str | None = None) 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder) as part:
         part.mkdir()
-        for file in (file for pattern in _FILES for file in found.glob(pattern)):
-            shutil.copyfile(file, part / file.name)
+        for name in filter(lambda name: (found / name).is_file(), _FILES):
+            shutil.copyfile(found / name, part / name)
     return folder
 
 
@@ -425,9 +422,8 @@ def _load_head(
 ) -> nn.Module:
     if unknown := _kinds(stored) - set(HEADS):
         raise InputError(f"{folder}: the model has a head {unknown.pop()!r}, unknown here")
-    head = HEADS[stored["kind"]](n_features, len(panel), **stored.get("options", {}))
-    head.load_state_dict(load_file(_checked(folder / _HEAD, stored)))
-    return head.eval()
+    kind, options = HEADS[stored["kind"]], stored.get("options", {})
+    return _filled(folder, _HEAD, stored, lambda: kind(n_features, len(panel), **options)).eval()
 
 
 def _load_backbone(folder: Path, stored: Mapping[str, Any] | None) -> Backbone | None:
@@ -436,13 +432,39 @@ def _load_backbone(folder: Path, stored: Mapping[str, Any] | None) -> Backbone |
     # What builds networks is not needed by models without one.
     from strank.encoders.load import backbone_from_config
 
-    backbone = backbone_from_config(stored["config"])
-    load_model(backbone, _checked(folder / _BACKBONE, stored))
-    return backbone
+    return _filled(folder, _BACKBONE, stored, lambda: backbone_from_config(stored["config"]))
 
 
-def _load_novelty(folder: Path, stored: Mapping[str, Any] | None) -> Novelty | None:
-    return None if stored is None else Novelty(**load_file(_checked(folder / _NOVELTY, stored)))
+def _filled(
+    folder: Path, name: str, stored: Mapping[str, Any], make: Callable[[], _Module]
+) -> _Module:
+    path = _checked(folder / name, stored)
+    try:
+        return filled(make, path)
+    except InputError as error:
+        raise InputError(f"{folder / _MODEL}: {error}") from error
+
+
+def _load_novelty(
+    folder: Path, stored: Mapping[str, Any] | None, encoder: Mapping[str, Any]
+) -> Novelty | None:
+    if stored is None:
+        return None
+    path = _checked(folder / _NOVELTY, stored)
+    novelty = Novelty(**load_file(path))
+    shapes = (novelty.mean.shape, novelty.whitening.shape[:1], (encoder["n_features"],))
+    if len(set(shapes)) > 1 or not all(t.isfinite().all() for t in vars(novelty).values()):
+        raise InputError(f"{path}: not of {encoder['n_features']} features, or not finite")
+    return novelty
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse files of a model that lie elsewhere, but for the hub's own cache."""
+    place = folder.resolve()
+    homes = (place, place.parents[min(1, len(place.parents) - 1)] / "blobs")
+    for name in _FILES:
+        if (folder / name).is_symlink() and (folder / name).resolve().parent not in homes:
+            raise InputError(f"{folder / name}: a link out of the model's folder; copy the file")
 
 
 def _kinds(stored: Mapping[str, Any]) -> set[str | None]:
