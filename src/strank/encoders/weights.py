@@ -24,7 +24,7 @@ _MOST_BYTES = 2**29
 # What it may have besides the weights of a file, by resizing positions or a new classifier.
 _TIMES, _SOME = 2, 2**24
 
-Module = TypeVar("Module", bound=nn.Module)
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ def match_weights(
     return {key: weights[key].to(value.dtype) for key, value in wanted.items()}
 
 
-def filled(make: Callable[[], Module], path: Path) -> Module:
+def filled(make: Callable[[], _Module], path: Path) -> _Module:
     """Make a module and fill it with the tensors of a file, which must be exactly its own.
 
     It is made without memory and compared with the file first, so that what a description asks for
@@ -136,7 +136,7 @@ def check_size(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], sou
         )
 
 
-def _imagined(make: Callable[[], Module]) -> Module:
+def _imagined(make: Callable[[], _Module]) -> _Module:
     """Make a module without memory, and refuse one that would compute too much."""
     try:
         with torch.device("meta"):

@@ -82,8 +82,16 @@ class _Section(_Open):
     counts_sha256: str
 
 
+class _Method(Strict):
+    name: str
+    head: str
+    loss: str
+    recipe: str
+    library_size: bool
+
+
 class _Provenance(_Open):
-    method: dict[str, str | bool] = {}
+    method: _Method = Field(default_factory=_Method.model_construct)
     sections: dict[str, _Section] = {}
     spot_pitch_um: _Positive = 1.0
     spot_diameter_um: _Positive = 1.0
