@@ -158,7 +158,9 @@ def _cell(value: Any) -> str:
 
 def _escaped(text: object) -> str:
     """Text that Markdown shows as it is, whatever a section or gene is called."""
-    return re.sub(r"([\\`*_\[\]<>|~#!&$])", r"\\\1", " ".join(str(text).split()))
+    # Without what a terminal takes for a command.
+    shown = "".join(c for c in " ".join(str(text).split()) if c.isprintable())
+    return re.sub(r"([\\`*_\[\]<>|~#!&$])", r"\\\1", shown)
 
 
 _USE = """\
