@@ -99,7 +99,11 @@ def test_a_name_is_shown_as_it_is(name):
 
 
 def test_a_table_has_no_row_more_for_a_broken_line():
-    known = {"sections": {"a|b\nc": {"patient": "P", "n_spots": 1, "counts_sha256": "0" * 64}}}
+    known = {
+        "sections": {
+            "a|b\nc\x1b\x9b\x07": {"patient": "P", "n_spots": 1, "counts_sha256": "0" * 64}
+        }
+    }
     panel = pd.DataFrame(index=["<script>"])
     card = RankModel(LinearHead(3, 1), panel, FACTS, known).card()
     assert "| a\\|b c | P | 1 |" in card

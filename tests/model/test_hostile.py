@@ -96,6 +96,11 @@ def hf(**given):
     return change
 
 
+def large(model, _):
+    """Within all ranges, and 2.4 GB."""
+    network(model)["model_args"] |= {"embed_dim": 2048, "depth": 12, "num_heads": 8}
+
+
 ARGS = "backbone/config/architecture/model_args/"
 NET = "backbone/config/architecture/"
 
@@ -117,6 +122,8 @@ ATTACKS = {
     "model_args.img_size": put(ARGS + "img_size", [10**6, 10**6]),
     "model_args.num_classes": put(ARGS + "num_classes", 10**12),
     "model_args.patch_size": put(ARGS + "patch_size", 0),
+    "not the weights of the network": large,
+    "not the weights of the network: the head": put("head/options/width", 2**20),
     "architecture: 1": put(NET + "architecture", "local-dir:{}/elsewhere"),
     "architecture: 2": put(NET + "architecture", "hf-hub:evil/net"),
     "architecture: 3": put(NET + "architecture", "hf_hub:evil/net"),
@@ -375,7 +382,7 @@ NETWORKS = {
     "test_vit": config(),
     "swin": _timm("swin_tiny_patch4_window7_224"),
     "eva": _timm("eva02_tiny_patch14_224"),
-    "relative": _timm("test_vit_relpos", 160),
+    "relative": _timm("vit_relpos_small_patch16_224"),
     "levit": _timm("levit_128s"),
     "tiny_vit": _timm("tiny_vit_5m_224"),
     "twice": _timm("coat_lite_tiny"),
