@@ -98,7 +98,8 @@ def hf(**given):
 
 def large(model, _):
     """Within all ranges, and 2.4 GB."""
-    network(model)["model_args"] |= {"embed_dim": 2048, "depth": 12, "num_heads": 8}
+    architecture = model["backbone"]["config"]["architecture"]
+    architecture["model_args"] |= {"embed_dim": 2048, "depth": 12, "num_heads": 8}
 
 
 ARGS = "backbone/config/architecture/model_args/"
