@@ -317,6 +317,15 @@ def test_a_link_out_of_the_folder_is_not_followed(place, tmp_path, name):
     assert not (tmp_path / "pulled").exists()
 
 
+@pytest.mark.parametrize("name", ["model.json", "head.safetensors", "encoder.safetensors"])
+def test_a_pipe_is_not_waited_for(place, tmp_path, name):
+    folder = _copied(place / "plain", tmp_path / "m")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(InputError, match=f"{name}: no ordinary file"):
+        RankModel.load(folder)
+
+
 def test_only_files_of_a_model_are_pulled(place, tmp_path):
     folder = _copied(place / "good", tmp_path / "m")
     for name in ("evil.pth", "config.json", "evil.safetensors", "code.py"):

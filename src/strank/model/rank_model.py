@@ -459,12 +459,14 @@ def _load_novelty(
 
 
 def _refuse_links(folder: Path) -> None:
-    """Refuse files of a model that lie elsewhere, but for the hub's own cache."""
+    """Refuse files of a model that lie elsewhere, but for the hub's own cache, or are no files."""
     place = folder.resolve()
     homes = (place, place.parents[min(1, len(place.parents) - 1)] / "blobs")
-    for name in _FILES:
-        if (folder / name).is_symlink() and (folder / name).resolve().parent not in homes:
-            raise InputError(f"{folder / name}: a link out of the model's folder; copy the file")
+    for path in (folder / name for name in _FILES):
+        if path.is_symlink() and path.resolve().parent not in homes:
+            raise InputError(f"{path}: a link out of the model's folder; copy the file")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: no ordinary file; make the model's folder anew")
 
 
 def _kinds(stored: Mapping[str, Any]) -> set[str | None]:
