@@ -50,7 +50,7 @@ from strank.cohort.store import read_h5ad
 from strank.cohort.training_set import training_data
 from strank.evaluation.methods import BASELINES, fit_method
 from strank.evaluation.scores import score_section
-from strank.files import atomic_path
+from strank.files import write_table
 from strank.neural.recipe import Machine
 
 KEY = ["method", "loss", "seed", "section"]
@@ -215,8 +215,7 @@ def shown(table: pd.DataFrame) -> str:
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as part:
-        table.to_csv(part, index=False, float_format="%.6g")
+    write_table(path, table, float_format="%.6g")
 
 
 def main(

@@ -1,64 +1,95 @@
-"""Files that are whole or absent: atomic writes, checksums, output folders."""
+"""What is written for people and later runs: tables, JSON, and whose an output folder is."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
+import io
 import json
 import os
-import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
 from strank.errors import InputError, some
+from strank.storage import (
+    NUMBER,
+    Claim,
+    new_file,
+    read_sealed,
+    recover,
+    remove,
+    remove_rest,
+    writing,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # What Windows takes for a device, with any suffix.
 _PORTS = {f"{port}{n}" for port in ("COM", "LPT") for n in range(10)}
 _DEVICES = _PORTS | {"CON", "PRN", "AUX", "NUL"}
+_SEAL = "strank_sha256"
+# Of a process among those that share a training.
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+_Given = ParamSpec("_Given")
+_Found = TypeVar("_Found")
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write a file or folder to; move it there on success."""
-    # Readers see the old content or the new, never a part; after an error nothing is left. Only of
-    # a folder that takes the place of an older one is the old one gone a moment before.
-    # The suffix stays, since many writers choose the format by it.
-    part = path.with_name(f".{path.stem}.{uuid4().hex[:8]}.part{path.suffix}")
-    try:
-        yield part
-        if part.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(part, path)
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        else:
-            part.unlink(missing_ok=True)
+def claimed(path: Path) -> Iterator[None]:
+    """Have an output to oneself, or refuse it; sweep what killed runs have left of it.
 
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Explain why a file could not be written: a full disk most of all."""
-    try:
-        yield
-    # Of HDF5, which raises the second kind when it closes a file, only the number can be read.
-    except (OSError, RuntimeError) as error:
-        number = re.search(r"errno = (\d+)", str(error))
-        if number is not None:
-            reason = os.strerror(int(number[1]))
-        elif isinstance(error, OSError):
-            reason = error.strerror or str(error)
-        else:
-            raise
+    Whether it can be written is known before the work.
+    """
+    path = path.expanduser().absolute()
+    check_output(path if path.is_dir() else path.parent)
+    made = [folder for folder in path.parents if not folder.exists()]
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside it, since it may be swapped; inside where that cannot be, as a mounted volume.
+        beside = os.access(path.parent, os.W_OK) or not path.is_dir()
+        claim = Claim.take(path if beside else path / path.name, wait=False)
+    if claim is None:
         raise InputError(
-            f"{path}: cannot be written ({reason}); make room there and run again: what is done is "
-            "kept"
-        ) from error
+            f"{path}: another run is writing there; wait for it, or choose another `folder`"
+        )
+    try:
+        recover(path)
+        for part in path.rglob(f".*.{NUMBER}.part*"):
+            remove_rest(part)
+        yield
+    finally:
+        claim.release()
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def claims(output: str) -> Callable[[Callable[_Given, _Found]], Callable[_Given, _Found]]:
+    """Let a function run only while it has the folder of this argument, if given, to itself."""
+
+    def decorate(work: Callable[_Given, _Found]) -> Callable[_Given, _Found]:
+        signature = inspect.signature(work)
+
+        @wraps(work)
+        def alone(*args: _Given.args, **options: _Given.kwargs) -> _Found:
+            path = signature.bind(*args, **options).arguments.get(output)
+            # Of processes that share a training, the first has it for all.
+            if path is None or any(os.environ.get(name, "0") != "0" for name in _RANKS):
+                return work(*args, **options)
+            with claimed(Path(path)):
+                return work(*args, **options)
+
+        return alone
+
+    return decorate
 
 
 def output_folder(path: Path) -> Path:
@@ -107,13 +138,16 @@ def claim_folder(
     What is told ``about`` the run is not compared.
     """
     path = folder / f"{kind}.json"
-    ours, empty = path.is_file(), not folder.exists() or not any(folder.iterdir())
+    ours, empty = path.is_file(), not folder.exists() or not any(folder.glob("[!.]*"))
     if resume and not ours:
         raise InputError(f"{folder}: no {kind} to resume; start anew, or choose another `folder`")
     if not (ours or empty):
         raise InputError(f"{folder}: exists and is not a {kind}; choose another `folder`")
     if ours and resume is False:
-        shutil.rmtree(folder)
+        # The facts go last, by those that take their place: a run that is killed here has ours.
+        for rest in folder.iterdir():
+            if rest != path:
+                remove(rest)
         ours = False
     now, more = _as_read_back(facts), _as_read_back(growing or {})
     before = read_json(path) if ours else {}
@@ -127,7 +161,11 @@ def claim_folder(
             f"{folder}: {kind} of another {some(different)}; choose another `folder`, or remove it"
         )
     output_folder(folder)
-    write_json(path, now | grown | told)
+    write_json(path, now | grown | told, seal=True)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _as_read_back(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,18 +207,42 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, readable and in a stable order."""
-    with atomic_path(path) as part:
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-        part.write_text(text + "\n", encoding="utf-8")
+def write_bytes(path: Path, content: bytes, *, seal: bool = False) -> None:
+    """Write a file that is whole or absent."""
+    with new_file(path, seal=seal) as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, in UTF-8, with the ends of lines that it has."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: Any, *, seal: bool = False) -> None:
+    """Write JSON, readable and in a stable order; with a seal `read_json` knows it again."""
+    if seal:
+        content = {**content, _SEAL: _checksum(content)}
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_sealed_table(path: Path, **options: Any) -> pd.DataFrame:
+    """Read a table that was written with a seal, with options of `pandas.read_csv`."""
+    import pandas as pd
+
+    return pd.read_csv(io.BytesIO(read_sealed(path)), **options)
+
+
+def write_table(path: Path, table: pd.DataFrame, *, seal: bool = False, **options: Any) -> None:
+    """Write a table as CSV, without its index; with options of `pandas.DataFrame.to_csv`."""
+    with new_file(path, seal=seal) as file:
+        table.to_csv(file, **({"index": False, "lineterminator": "\n"} | options))
 
 
 def read_json(path: Path) -> Any:
     """Read JSON; of a file that is absent or damaged say so."""
     try:
         # From bytes, the encoding is found: UTF-8, 16 or 32, with a byte order mark or without.
-        return json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
@@ -190,3 +252,6 @@ def read_json(path: Path) -> Any:
         ) from error
     except (ValueError, RecursionError, OSError) as error:
         raise InputError(f"{path}: not a readable JSON file ({error})") from error
+    if isinstance(content, dict) and content.pop(_SEAL, None) not in (None, _checksum(content)):
+        raise InputError(f"{path}: damaged (it is not as it was written)")
+    return content

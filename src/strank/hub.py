@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strank.errors import InputError, some
-from strank.files import atomic_path, check_room, sha256
+from strank.files import check_room, sha256
+from strank.storage import new_file
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, RepoFile
@@ -250,9 +251,8 @@ def _without_hub(
     if folder is None:
         return cached
     for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder / name) as part:
-            shutil.copyfile(cached / name, part)
+        with new_file(folder / name) as file, (cached / name).open("rb") as source:
+            shutil.copyfileobj(source, file)
     return folder
 
 

@@ -19,13 +19,14 @@ from strank.encoders.embedding import embed_spots
 from strank.encoders.registry import get_encoder
 from strank.encoders.tiles import check_scale
 from strank.errors import InputError, some
-from strank.files import atomic_path, check_output, output_folder, sha256
+from strank.files import claims, sha256, write_table
 from strank.model.novelty import novelty_of, warning_of
 from strank.model.rank_model import RankModel
 from strank.neural.heads import Traits
 from strank.progress import Advance, Say
 from strank.slides.slide import Slide, check_override, open_told, slide_of
 from strank.slides.tissue import is_dark_field, tile_centres
+from strank.storage import is_whole
 from strank.version import __version__
 
 # Features of all tiles stand in memory at once, since a head may subtract their mean; this many
@@ -45,6 +46,7 @@ _Kind = TypeVar("_Kind", bound=Subject)
 Bar = Callable[[str, int], AbstractContextManager[Advance | None]]
 
 
+@claims("output")
 def predict(
     slides: Subject | Iterable[Subject] | Mapping[str, Subject],
     model: RankModel | Path | str,
@@ -141,10 +143,7 @@ def predict(
 
     def score(subject: Subject, where: Path | None) -> AnnData:
         slide, _ = open_subject(subject, um_per_pixel, um_per_pixel_override)
-        path = None
-        if where is not None:
-            check_output(where)
-            path = where / "scores.h5ad"
+        path = None if where is None else where / "scores.h5ad"
         scores, _ = scorer.score(slide, path, bar=lambda *_: nullcontext(advance))
         if warning := novelty_warning(scores):
             tell(f"{slide.path}: {warning}")
@@ -178,7 +177,6 @@ def each_alone(
     explain: Callable[[Exception], str | None] = lambda _: None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Work on one slide after another, whatever fails; keep what became of each in a table."""
-    check_output(output)
     done: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
     rows = []
@@ -192,10 +190,11 @@ def each_alone(
             failed[name] = row["error"] = _told(error, row["slide"], explain(error))
             tell(failed[name])
         rows.append(row)
-        table = pd.DataFrame(rows, columns=_TABLE).astype({"n_tiles": "Int64"})
-        # Kept at once, since a run may be killed; a full disk was told by the slide.
-        with suppress(OSError), atomic_path(output_folder(output) / _RUN) as part:
-            table.to_csv(part, index=False)
+        # Kept at once, since a run may be killed.
+        last = len(rows) == len(named)
+        with nullcontext() if last else suppress(InputError):
+            table = pd.DataFrame(rows, columns=_TABLE).astype({"n_tiles": "Int64"})
+            write_table(output / _RUN, table)
     return done, failed
 
 
@@ -272,10 +271,9 @@ class Scorer:
 
 def _before(path: Path, facts: Mapping[str, Any]) -> AnnData | None:
     """Read scores of the same image, model and tiles."""
-    try:
-        found = read_h5ad(path)
-    except InputError:
+    if not is_whole(path):
         return None
+    found = read_h5ad(path)
     stored = found.uns.get("strank", {})
     # A file that was moved is still the same.
     same = all(stored.get(key) == value for key, value in facts.items() if key != "image")

@@ -148,9 +148,10 @@ def test_rows_from_the_first_that_did_not_reach_the_disk_are_done_again(
     for start in range(0, done, 5):
         begun.add(rows[start : min(start + 5, done)])
     stored = bytearray(path.read_bytes())
-    start = len(stored) - rows.nbytes
-    for value in torn:  # what was never written is as it was at first
-        stored[start + 4 * value : start + 4 * value + 4] = np.float32(np.nan).tobytes()
+    start = len(stored) - rows.nbytes - 4 * len(rows)
+    for value in torn:  # what was never written is as it was at first; what is damaged, is not
+        wrong = np.float32(np.nan) if value % 2 else rows.flat[value] + 1
+        stored[start + 4 * value : start + 4 * value + 4] = wrong.tobytes()
     path.write_bytes(bytes(stored))
     again = part()
     assert again.n_done == min([done, *(value // 3 for value in torn)])
@@ -240,7 +241,7 @@ def test_a_second_run_takes_what_the_first_has_not_and_waits(folder, expected):
 
 
 def lock_of(folder, name):
-    return features_path(folder, "means", name).with_name(f".{name}.lock")
+    return features_path(folder, "means", name).with_name(f".{name}.h5ad.lock")
 
 
 def test_a_run_that_was_stopped_claims_nothing(folder, expected):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from strank.cli.console import Json, finish, note, records, show_table, with_options
+from strank.files import claims
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +36,7 @@ _Block = Annotated[
 _Seed = Annotated[int, typer.Option(min=0, help="Seed of the resampling.")]
 
 
+@claims("output")
 def contrast_command(
     predictions: _Predictions,
     groups: _Groups,
@@ -55,12 +57,10 @@ def contrast_command(
     --between Tumor,Stroma --counts cohort/C5.h5ad -o contrast
     """
     from strank.evaluation.fold_change import contrast
-    from strank.files import output_folder
     from strank.report.plots import write_volcano
 
     given = {} if block is None else {"block_um": block}
     found = contrast(predictions, groups, counts, between=between, seed=seed, **given)
-    output_folder(output)
     write_volcano(output / "volcano.png", found.table)
     found.write(output)
     (a, b), (up, down) = found.facts["between"], _most(found.table)

@@ -20,6 +20,7 @@ from strank.cli.console import (
 )
 from strank.cli.fit import NETWORKS, HeadName, LossName, RecipeName, Seed
 from strank.errors import InputError
+from strank.files import claims
 from strank.progress import progress
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ _Encoder = Annotated[
 ]
 
 
+@claims("output")
 def evaluate_command(
     context: typer.Context,
     cohort: _Cohort,
@@ -81,12 +83,10 @@ def evaluate_command(
     from strank.cohort.store import read_cohort
     from strank.evaluation.held_out import cross_validate
     from strank.evaluation.methods import fit_model_of
-    from strank.files import check_output
     from strank.fitting.method import Method
 
     if (model is None) == (folds is None):
         raise InputError("give either --model or --folds")
-    check_output(output)
     if model is not None:
         typed = given_options(context, NETWORKS)
         default = (head, loss, recipe) == ("linear", "list", None)

@@ -11,6 +11,7 @@ import typer
 
 from strank.cli.console import Json, finish, given_options, note, split_names
 from strank.errors import InputError
+from strank.files import claims
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -134,6 +135,7 @@ _Resume = Annotated[
 ]
 
 
+@claims("output")
 def fit(
     context: typer.Context,
     cohort: _Cohort,

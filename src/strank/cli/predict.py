@@ -9,6 +9,7 @@ import typer
 
 from strank.cli.console import Json, explained, fail, finish, note, split_names
 from strank.errors import InputError, some
+from strank.files import claims
 from strank.progress import progress
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ _Spatialdata = Annotated[
 _Geojson = Annotated[bool, typer.Option("--geojson", help="Also write scores.geojson (QuPath).")]
 
 
+@claims("output")
 def predict_command(
     slides: _Slides,
     model: _Model,
@@ -129,12 +131,10 @@ def _predict_one(
     genes: list[str],
     exports: dict[str, bool],
 ) -> dict[str, Any]:
-    from strank.files import check_output
     from strank.prediction import novelty_warning, open_subject
     from strank.report.maps import write_gene_maps
 
     slide, section = open_subject(path, *told)
-    check_output(folder)
 
     def check(n_tiles: int) -> None:
         if exports["geojson"]:

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import anndata
+import h5py
 import numpy as np
 from anndata import AnnData
+from anndata.io import write_elem
 
 from strank.cohort.contract import check_naming, check_section, spots_checksum
 from strank.errors import InputError, said_by, some
-from strank.files import atomic_path, writing
+from strank.storage import check_seal, new_file
 
 
 def section_names(folder: Path) -> list[str]:
@@ -136,10 +138,12 @@ def join_features(adata: AnnData, path: Path, encoder: str) -> None:
 def read_h5ad(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
     """Read an AnnData file; an :class:`InputError` if it is absent or damaged.
 
-    With ``backed="r"`` the values of ``X`` stay on disk, and are not checked.
+    With ``backed="r"`` the values of ``X`` stay on disk, and neither they nor a seal are checked.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    if backed is None:
+        check_seal(path)
     try:
         adata = anndata.read_h5ad(path, backed=backed)
     except Exception as error:  # h5py and anndata raise many kinds for a damaged file
@@ -173,8 +177,8 @@ def _check_matrix(values: Any, slot: str) -> None:
         raise InputError(f"{slot} is damaged ({said_by(error)}); write the file again") from error
 
 
-def write_h5ad(adata: AnnData, path: Path) -> None:
-    """Write an AnnData file atomically, compressed; an :class:`InputError` on a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path), atomic_path(path) as part:
-        adata.write_h5ad(part, compression="gzip")
+def write_h5ad(adata: AnnData, path: Path, *, compression: str | None = "gzip") -> None:
+    """Write an AnnData file with a seal, whole or absent; an `InputError` on a full disk."""
+    adata.strings_to_categoricals()
+    with new_file(path, seal=True, calm=True) as file, h5py.File(file, "w") as target:
+        write_elem(target, "/", adata, dataset_kwargs={"compression": compression})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from filelock import FileLock, Timeout
 from numpy.typing import DTypeLike, NDArray
 
 from strank.cohort.contract import section_info, spots_checksum
-from strank.cohort.store import features_path, read_h5ad, read_section, section_names
+from strank.cohort.store import features_path, read_h5ad, read_section, section_names, write_h5ad
 from strank.encoders.backbone import on_gpu
 from strank.encoders.base import Encoder, encoder_facts
 from strank.encoders.registry import get_encoder
 from strank.encoders.tiles import TileBatch, check_scale, encode_batches
 from strank.errors import InputError, some
-from strank.files import atomic_path, sha256, writing
+from strank.files import sha256
 from strank.progress import Advance, Say
 from strank.slides.slide import Slide, slide_of
+from strank.storage import Claim, check_seal, tidy, writing
 
 _DTYPES = ("float32", "float16")
 # More processes bring nothing: so many feed one GPU.
@@ -168,8 +169,8 @@ def embed_spots(
 class Part:
     """Features of a section under way: those of the first ``n_done`` spots outlive the process.
 
-    The file is a line of JSON, what they belong to, and all rows, which are NaN until they are
-    known. A file of other facts or of another length is begun anew.
+    The file is a line of JSON, what they belong to, all rows, and a checksum of each; a row whose
+    checksum is another is not known yet. A file of other facts or length is begun anew.
     """
 
     def __init__(
@@ -180,18 +181,19 @@ class Part:
         self.n_done = 0
         facts = belongs_to | {"dtype": self.features.dtype.name, "shape": shape}
         header = (json.dumps(facts) + "\n").encode()
-        self._start = len(header)
-        if path.is_file() and path.stat().st_size == len(header) + self.features.nbytes:
+        self._start, self._sums = len(header), len(header) + self.features.nbytes
+        if path.is_file() and path.stat().st_size == self._sums + 4 * len(self.features):
             with path.open("rb") as file:
                 if file.read(len(header)) == header:
-                    self.features = np.fromfile(file, dtype).reshape(shape)
-                    known = np.isfinite(self.features).all(1)
+                    self.features = np.fromfile(file, dtype, shape[0] * shape[1]).reshape(shape)
+                    known = np.fromfile(file, np.uint32) == _row_sums(self.features, 0)
                     self.n_done = len(known) if known.all() else int(known.argmin())
                     return
         # Written, not mapped: where a disk is full, a write to a mapped file kills the process.
         with writing(path), path.open("wb") as file:
             file.write(header)
             file.write(self.features.data)
+            file.write(np.zeros(len(self.features), np.uint32).data)
 
     def add(self, rows: NDArray) -> None:
         """Keep the features of the next spots."""
@@ -200,6 +202,14 @@ class Part:
         with writing(self.path), self.path.open("r+b") as file:
             file.seek(self._start + first * self.features[:1].nbytes)
             file.write(self.features[first : self.n_done].data)
+            file.seek(self._sums + 4 * first)
+            file.write(_row_sums(self.features[first : self.n_done], first).data)
+
+
+def _row_sums(rows: NDArray, first: int) -> NDArray[np.uint32]:
+    """Checksum of every row and its place."""
+    sums = [zlib.crc32(row.data, first + i + 1) for i, row in enumerate(rows)]
+    return np.array(sums, np.uint32)
 
 
 @dataclass
@@ -211,7 +221,7 @@ class _Work:
     image_sha256: Future[str]
     path: Path
     part: Part
-    lock: FileLock
+    lock: Claim
 
 
 @dataclass
@@ -247,6 +257,8 @@ class _Run:
         section.file.close()
         if lacks is not None:
             self.todo.append(name)
+        else:
+            self._sweep(features_path(self.folder, self.encoder.name, name))
         if lacks:
             self.say(f"section {name}: embedded again, because {lacks}")
         return int(section.n_obs)
@@ -293,7 +305,7 @@ class _Run:
         section = read_section(self.folder / f"{name}.h5ad")
         if self._lacks(name, section) is None:
             self.advance(section.n_obs)
-            _release(lock)
+            lock.release()
             return None
         slide = slide_of(section)
         check_scale(slide, self.encoder)
@@ -311,19 +323,26 @@ class _Run:
             return None
         return work
 
-    def _claim(self, path: Path, *, wait: bool) -> FileLock | None:
-        """Have a section's features to itself; the claim ends with the process at the latest."""
-        lock = FileLock(_beside(path, "lock"))
+    def _claim(self, path: Path, *, wait: bool) -> Claim | None:
+        """Have a section's features to itself."""
         if wait:
-            self.say(f"section {path.stem}: another run is at it; waiting ({lock.lock_file})")
+            self.say(f"section {path.stem}: another run is at it; waiting ({Claim.place(path)})")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(blocking=wait)
-            except Timeout:
-                return None
-        self._claims.callback(_release, lock)
-        return lock
+            claim = Claim.take(path, wait=wait)
+        if claim is not None:
+            self._claims.callback(claim.release)
+        return claim
+
+    def _sweep(self, path: Path) -> None:
+        """Remove what a run has left that was killed when the features were written."""
+        tidy(path)
+        part = _beside(path, "part")
+        if part.exists() or Claim.place(path).exists():
+            claim = Claim.take(path, wait=False)
+            if claim is not None:
+                part.unlink(missing_ok=True)
+                claim.release()
 
     def _finish(self, work: _Work) -> None:
         section, info = work.section, section_info(work.section)
@@ -337,10 +356,9 @@ class _Run:
             uns=_facts(section, self.encoder) | _known(self.encoder),
         )
         # Not compressed: features hardly shrink, and a GPU would wait for it.
-        with writing(work.path), atomic_path(work.path) as part:
-            features.write_h5ad(part)
+        write_h5ad(features, work.path, compression=None)
         work.part.path.unlink()
-        _release(work.lock)
+        work.lock.release()
         self.embedded.add(work.path.stem)
 
     def _lacks(self, name: str, section: AnnData) -> str | None:
@@ -352,6 +370,7 @@ class _Run:
         if not path.is_file():
             return ""
         try:
+            check_seal(path)
             stored = read_h5ad(path, backed="r")
             uns, dtype = dict(stored.uns), stored.X.dtype
             stored.file.close()
@@ -383,14 +402,6 @@ def _known(encoder: Encoder) -> dict[str, str]:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.stem}.{suffix}")
-
-
-def _release(lock: FileLock) -> None:
-    if lock.is_locked:
-        # Before the release, after which it may be the lock of another process.
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()
-        lock.release()
 
 
 def _ignore(_: object) -> None:

@@ -22,7 +22,7 @@ from strank.cohort.names import told_apart
 from strank.cohort.store import read_h5ad, read_section
 from strank.errors import InputError, some
 from strank.evaluation.regions import Groups, Regions, choose_pair, disjoint, find_regions
-from strank.files import atomic_path, output_folder, sha256, write_json
+from strank.files import output_folder, sha256, write_json, write_table
 from strank.version import __version__
 
 _Array = NDArray[np.float64]
@@ -75,8 +75,7 @@ class Contrast:
     def write(self, folder: Path | str) -> None:
         """Write ``contrast.csv`` and ``contrast.json``."""
         folder = output_folder(Path(folder))
-        with atomic_path(folder / "contrast.csv") as part:
-            self.table.to_csv(part, index=False, float_format="%.6g")
+        write_table(folder / "contrast.csv", self.table, float_format="%.6g")
         write_json(folder / "contrast.json", {**self.facts, "warnings": list(self.warnings)})
 
 

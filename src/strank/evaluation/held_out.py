@@ -15,7 +15,7 @@ from strank.cohort.folds import FoldUnit, make_folds, shared_patients
 from strank.errors import InputError, some
 from strank.evaluation.methods import Predicted, predict_all
 from strank.evaluation.scores import score_section, summarise
-from strank.files import atomic_path, output_folder, write_json
+from strank.files import output_folder, write_json, write_table
 from strank.fitting.method import fit as fit_model
 from strank.model.rank_model import RankModel
 from strank.progress import Advance
@@ -53,8 +53,7 @@ class Evaluation:
         """Write ``scores.csv``, ``summary.csv`` and ``evaluation.json``."""
         folder = output_folder(Path(folder))
         for name, table in {"scores.csv": self.scores, "summary.csv": self.summary}.items():
-            with atomic_path(folder / name) as part:
-                table.to_csv(part, index=False, float_format="%.6g")
+            write_table(folder / name, table, float_format="%.6g")
         write_json(folder / "evaluation.json", {**self.facts, "warnings": list(self.warnings)})
 
 

@@ -20,7 +20,7 @@ from strank.cohort.panel import PanelRule, check_genes, choose_panel, shared_gen
 from strank.errors import InputError, no_such, some
 from strank.evaluation.paper_tasks import PAPER_TASKS
 from strank.evaluation.scores import Depth
-from strank.files import atomic_path
+from strank.files import write_text
 from strank.io.hest_bench import read_folds, read_panel
 
 HEADLINES = (
@@ -295,8 +295,7 @@ class Protocol:
 
     def write(self, path: Path | str) -> None:
         """Write ``to_toml`` to a file, to share it."""
-        with atomic_path(Path(path)) as part:
-            part.write_text(self.to_toml(), encoding="utf-8")
+        write_text(Path(path), self.to_toml())
 
     @property
     def sections(self) -> list[str] | None:

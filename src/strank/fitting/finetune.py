@@ -20,6 +20,7 @@ from strank.encoders.backbone import Backbone, BackboneEncoder, weights_checksum
 from strank.encoders.base import encoder_facts
 from strank.encoders.load import load_encoder
 from strank.errors import InputError
+from strank.files import claims
 from strank.fitting.networks import MakeHead, TrainingPlan, depth_of, start_head
 from strank.fitting.objectives import Objective
 from strank.losses import SectionLoss
@@ -44,6 +45,7 @@ _MEASURED = 1024
 
 # First weights are drawn from torch's generator, which is the user's.
 @torch.random.fork_rng()
+@claims("folder")
 def fit_finetuned(
     cohort: Mapping[str, AnnData],
     how: Finetune,

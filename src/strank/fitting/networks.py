@@ -25,7 +25,7 @@ from strank.cohort.training_set import (
 )
 from strank.encoders.backbone import Backbone
 from strank.errors import InputError, some
-from strank.files import claim_folder
+from strank.files import claim_folder, claims
 from strank.fitting.exact import ExactOptions, fit_exact, solve_list
 from strank.fitting.objectives import DepthOf, Objective
 from strank.fitting.published import torch_start
@@ -199,6 +199,7 @@ def depth_of(objective: Objective, recipe: Recipe, method: Mapping[str, Any]) ->
 
 # First weights are drawn from torch's generator, which is the user's.
 @torch.random.fork_rng()
+@claims("folder")
 def fit_networks(
     cohort: Mapping[str, AnnData],
     make: MakeHead,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 import geopandas
@@ -17,8 +18,8 @@ from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity, Scale
 
 from strank.errors import InputError
-from strank.files import atomic_path
 from strank.slides.slide import Slide, open_slide, thumbnail
+from strank.storage import new_file, new_folder
 
 # About 100 MB, what QuPath opens without complaint; an outline is ten numbers.
 _MOST_NUMBERS = 6_000_000
@@ -105,7 +106,7 @@ def write_geojson(
         table["novelty"] = predictions.obs["novelty"].to_numpy(np.float64)
     # Hundredths of a pixel: more would only be digits.
     squares = shapely.set_precision(tile_squares(predictions), 0.01, mode="pointwise")
-    with atomic_path(Path(path)) as part, part.open("w", encoding="utf-8") as file:
+    with new_file(Path(path)) as part, TextIOWrapper(part, "utf-8", newline="") as file:
         file.write('{"type":"FeatureCollection","features":[')
         for start in range(0, len(table), _BLOCK):
             rows = slice(start, start + _BLOCK)
@@ -169,7 +170,7 @@ def write_spatialdata(
             )
         },
     )
-    with warnings.catch_warnings(), atomic_path(Path(path)) as part:
+    with warnings.catch_warnings(), new_folder(Path(path)) as part:
         # anndata announces a default of its next version, once an array.
         warnings.filterwarnings("ignore", "zarr v3 autosharding", UserWarning)
         data.write(part, update_sdata_path=False)

@@ -19,8 +19,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from strank.errors import InputError
-from strank.files import atomic_path, safe_name
+from strank.files import safe_name
 from strank.io.tables import check_unique, decoded, open_hdf5
+from strank.storage import new_file
 
 BAND = 512
 # µm per pixel of HEST's patches, where they do not say it.
@@ -130,10 +131,9 @@ def write_tiff(
         "compressionargs": {"level": 1},
         "predictor": True,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     per_cm = (1e4 / um_per_pixel, 1e4 / um_per_pixel)
     bigtiff = width * height * 3 > _MOST_CLASSIC_BYTES
-    with atomic_path(path) as part, tifffile.TiffWriter(part, bigtiff=bigtiff) as file:
+    with new_file(path) as part, tifffile.TiffWriter(part, bigtiff=bigtiff) as file:
         file.write(
             _tiles(bands, small),
             shape=(height, width, 3),

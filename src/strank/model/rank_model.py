@@ -16,14 +16,14 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file, save_model
-from torch import nn
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
 from strank.cohort.contract import positions_um
 from strank.encoders.backbone import Backbone
 from strank.encoders.weights import filled
 from strank.errors import InputError, some
-from strank.files import atomic_path, sha256
+from strank.files import claims, sha256, write_bytes, write_json, write_text
 from strank.functional.groups import centre_within
 from strank.hub import download, upload
 from strank.model.card import hub_header, model_card, read_evidence
@@ -31,6 +31,7 @@ from strank.model.novelty import Novelty
 from strank.model.schema import FORMAT, read_model
 from strank.neural.data import find_neighbours
 from strank.neural.heads import HEADS, Traits, stored_head
+from strank.storage import new_file, new_folder, recover
 from strank.version import __version__
 
 _MODEL, _CARD = "model.json", "README.md"
@@ -115,20 +116,15 @@ class RankModel:
         folder = Path(folder)
         _stored_head(self.head)
         refuse_other(folder)
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(folder) as part:
-                part.mkdir()
-                save_file(self.head.state_dict(), part / _HEAD)
-                if self.backbone is not None:
-                    save_model(self.backbone, str(part / _BACKBONE))
-                if self.novelty is not None:
-                    save_file(vars(self.novelty), part / _NOVELTY)
-                (part / _MODEL).write_text(self._json(part), encoding="utf-8")
-                if card is not None:
-                    (part / _CARD).write_text(card, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
+        with new_folder(folder) as part:
+            write_bytes(part / _HEAD, save(self.head.state_dict()))
+            if self.backbone is not None:
+                write_bytes(part / _BACKBONE, _without_copies(self.backbone))
+            if self.novelty is not None:
+                write_bytes(part / _NOVELTY, save(vars(self.novelty)))
+            write_json(part / _MODEL, self._facts(part))
+            if card is not None:
+                write_text(part / _CARD, card)
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -140,6 +136,7 @@ class RankModel:
             If it is not a model, is damaged, or was written by an earlier or later strank.
         """
         folder = Path(folder)
+        recover(folder)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such model folder; train one with `strank fit`")
         _refuse_links(folder)
@@ -346,7 +343,7 @@ class RankModel:
             raise InputError(f"features of spot {some(adata.obs_names[wrong])} are not finite")
         return features
 
-    def _json(self, folder: Path) -> str:
+    def _facts(self, folder: Path) -> dict[str, Any]:
         content = {
             "format": FORMAT,
             "strank": __version__,
@@ -360,19 +357,28 @@ class RankModel:
             content["backbone"] = {"config": self.backbone.config, "sha256": checksum}
         if self.novelty is not None:
             content["novelty"] = {"sha256": sha256(folder / _NOVELTY)}
-        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return content
 
 
+def _without_copies(network: nn.Module) -> bytes:
+    """Weights, those that share their memory once, as `load_model` takes them."""
+    once: dict[Any, tuple[str, Tensor]] = {}
+    for name, weight in network.state_dict().items():
+        key = weight.data_ptr(), weight.shape, weight.stride()
+        once.setdefault(key if weight.numel() else name, (name, weight.contiguous()))
+    return save(dict(once.values()))
+
+
+@claims("folder")
 def pull_model(source: str, folder: Path | str, *, revision: str | None = None) -> Path:
     """Copy a model, byte by byte and checked, from the hub or from a folder in its layout."""
     found, folder = _found(source, revision, None), Path(folder)
     RankModel.load(found)
     refuse_other(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder) as part:
-        part.mkdir()
+    with new_folder(folder) as part:
         for name in filter(lambda name: (found / name).is_file(), _FILES):
-            shutil.copyfile(found / name, part / name)
+            with new_file(part / name) as copy, (found / name).open("rb") as original:
+                shutil.copyfileobj(original, copy)
     return folder
 
 

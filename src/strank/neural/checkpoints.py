@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from strank.files import atomic_path
+from strank.files import write_bytes
+from strank.storage import is_whole, new_file, warn_of_damage
 
 #: Weights of the best epoch; all that a run goes on from; one row an epoch, when it has ended.
 BEST, LAST, HISTORY = "best.safetensors", "last.ckpt", "history.csv"
@@ -58,40 +59,37 @@ class Keep:
         """Whether it is time for a checkpoint."""
         return self.folder is not None and time.monotonic() - self._written > _SECONDS
 
-    def write(self, **parts: Any) -> None:
-        """Write a checkpoint of what has a ``state_dict``."""
+    def write(self, *, finished: bool = False, **parts: Any) -> None:
+        """Write a checkpoint of what has a ``state_dict``, and beside it the best weights."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         content = {name: part.state_dict() for name, part in parts.items()}
         content |= {"history": self.history, "best_weights": self.best_weights}
-        with atomic_path(self.folder / LAST) as part:
-            torch.save(content, part)
-        with atomic_path(self.folder / BEST) as part:
-            save_file(self.best_weights, part)
+        with new_file(self.folder / LAST, seal=True) as file:
+            torch.save(content | {"finished": finished}, file)
+        write_bytes(self.folder / BEST, save(self.best_weights))
         self._written = time.monotonic()
 
-    def read(self, **parts: Any) -> None:
-        """Go on from a checkpoint, if there is one."""
-        if self.folder is None or not (self.folder / LAST).is_file():
-            return
+    def read(self, **parts: Any) -> bool:
+        """Go on from a checkpoint, if there is one that is whole; whether the run has ended."""
+        if self.folder is None or not is_whole(self.folder / LAST):
+            return False
         content = torch.load(self.folder / LAST, weights_only=True, map_location="cpu")
         for name, part in parts.items():
             part.load_state_dict(content[name])
         self.history, self.best_weights = content["history"], content["best_weights"]
         self.best_epoch = best_epoch([row[self.monitor] for row in self.history], self.monitor)
+        return bool(content["finished"])
 
-    def finish(self) -> None:
-        """Write the history, which says that the run has ended."""
-        if self.folder is not None:
-            with atomic_path(self.folder / HISTORY) as part:
-                pd.DataFrame(self.history).to_csv(part, index=False)
-
-    def read_finished(self) -> bool:
-        """Read a run that has ended, if it has."""
-        if self.folder is None or not (self.folder / HISTORY).is_file():
-            return False
-        table = pd.read_csv(self.folder / HISTORY, float_precision="round_trip")
-        self.history = table.to_dict("records")
-        self.best_weights = load_file(self.folder / BEST)
-        return True
+    def show(self, *, there: bool) -> None:
+        """Write what people look at, and no run believes; say if it was ``there``, and damaged."""
+        if self.folder is None:
+            return
+        history = pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n").encode()
+        for name, content in {BEST: save(self.best_weights), HISTORY: history}.items():
+            path = self.folder / name
+            if path.is_file() and path.read_bytes() == content:
+                continue
+            if there:
+                warn_of_damage(path)
+            write_bytes(path, content)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from anndata import AnnData
-from numpy.lib.format import open_memmap
+from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 from torch import nn
 
@@ -22,9 +22,9 @@ from strank.cohort.contract import spots_checksum
 from strank.encoders.backbone import Backbone
 from strank.encoders.base import Field
 from strank.errors import InputError
-from strank.files import atomic_path
 from strank.progress import progress
 from strank.slides.slide import read_field, slide_of
+from strank.storage import is_whole, new_file
 
 Module = TypeVar("Module", bound=nn.Module)
 _AT_ONCE = 256
@@ -193,19 +193,24 @@ def cut_patches(
     path = folder / f"patches-{known.hexdigest()[:12]}.npy"
     while wait and not path.is_file():
         time.sleep(0.2)
-    if not path.is_file():
+    if not (wait or is_whole(path)):
         shape = len(section), field.pixels, field.pixels, 3
         with (
-            atomic_path(path) as part,
+            new_file(path, seal=True) as file,
             progress("Cutting patches", len(section), hidden=not verbose) as advance,
         ):
-            patches = open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+            facts = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            write_array_header_1_0(file, facts)
+            first, n_bytes = file.tell(), int(np.prod(shape[1:]))
             for name, adata in cohort.items():
                 slide, rows = slide_of(adata), np.flatnonzero(section == name)
                 for start in range(0, len(rows), _AT_ONCE):
                     some = rows[start : start + _AT_ONCE]
                     centres = positions[some] / slide.um_per_pixel
-                    patches[some] = read_field(slide, centres, um=field.um, pixels=field.pixels)
+                    patches = read_field(slide, centres, um=field.um, pixels=field.pixels)
+                    # Written, not mapped: a full disk would kill the process.
+                    for row, patch in zip(some, patches, strict=True):
+                        file.seek(first + int(row) * n_bytes)
+                        file.write(patch.tobytes())
                     advance(len(some))
-            patches.flush()
     return np.load(path, mmap_mode="r")

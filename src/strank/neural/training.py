@@ -208,11 +208,12 @@ def train(
 ) -> Trained:
     """Train a network in place, and give it the weights of its best epoch."""
     keep = Keep(run.monitor, run.folder)
-    if not (run.resume and keep.read_finished()):
+    ended = run.resume and keep.read()
+    if not ended:
         with torch.random.fork_rng():
             _Loop(fabric or make_fabric(run.machine), network, loss, spots, run, keep).go(names)
-        if is_first_process():
-            keep.finish()
+    if is_first_process():
+        keep.show(there=ended)
     network.cpu().load_state_dict(keep.best_weights)
     network.eval()
     return Trained(pd.DataFrame(keep.history), run.monitor)
@@ -274,7 +275,7 @@ class _Loop:
                 if self.keep.due and is_first_process():
                     self.keep.write(**self.parts)
         if is_first_process():
-            self.keep.write(**self.parts)
+            self.keep.write(finished=True, **self.parts)
 
     def _is_over(self, epoch: int) -> bool:
         return bool(self.keep.history) and epoch > self.keep.best_epoch + self.run.recipe.patience

@@ -17,10 +17,11 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
 from strank.cohort.contract import section_info
-from strank.files import atomic_path, file_names, output_folder
+from strank.files import file_names, output_folder
 from strank.metrics.correlation import log1p_cp10k
 from strank.progress import Advance
 from strank.slides.slide import Slide, open_slide, thumbnail
+from strank.storage import new_file
 
 # Of the picture below the marks: fine for a small section, and no larger than can be seen.
 _THUMBNAIL_UM, _MOST_PIXELS = 4.0, 2000
@@ -137,8 +138,8 @@ def write_gene_maps(
         path = folder / f"{name}.png"
         shown = [layer for layer in layers if gene in layer.genes]
         figure = draw_maps(small, scale / slide.um_per_pixel, slide.um_per_pixel, shown, gene)
-        with atomic_path(path) as part:
-            figure.savefig(part, dpi=130)
+        with new_file(path) as file:
+            figure.savefig(file, dpi=130)
         paths.append(path)
         if advance is not None:
             advance(1)

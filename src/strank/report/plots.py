@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from sklearn.isotonic import isotonic_regression
 
 from strank.errors import InputError
-from strank.files import atomic_path
+from strank.storage import new_file
 
 _SURE = 0.05
 _LABELS = 8
@@ -67,9 +67,8 @@ def write_volcano(path: Path | str, table: pd.DataFrame) -> None:
     >>> file.exists()
     True
     """
-    path = Path(path)
-    with atomic_path(path) as part:
-        draw_contrast(table).savefig(part, dpi=130)
+    with new_file(Path(path)) as file:
+        draw_contrast(table).savefig(file, dpi=130)
 
 
 def _volcano(ax: Axes, table: pd.DataFrame, a: str, b: str) -> None:
@@ -228,8 +227,8 @@ def draw_learning_curves(folder: Path | str) -> Path:
         text.set(text=name, parse_math=False)
     for axes in (loss, score):
         axes.spines[["top", "right"]].set_visible(False)
-    with atomic_path(folder / "learning.png") as part:
-        FigureCanvasAgg(figure).print_figure(part, dpi=150)
+    with new_file(folder / "learning.png") as file:
+        FigureCanvasAgg(figure).print_figure(file, dpi=150)
     return folder / "learning.png"
 
 

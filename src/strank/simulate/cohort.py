@@ -15,11 +15,13 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from strank.cohort.store import write_h5ad
 from strank.errors import InputError
-from strank.files import atomic_path
+from strank.files import write_bytes, write_table
 from strank.simulate.counts import CountDesign, Genes, SectionCounts, draw_counts, draw_genes
 from strank.simulate.drawing import Stain, draw_section, draw_stain
 from strank.simulate.tissue import GLASS, LAYOUT_UM, REGIONS, Tissue, TissueDesign, grow_tissue
+from strank.storage import new_folder
 
 PITCH_UM, RADIUS_UM = 200.0, 50.0
 _JITTER = 0.04
@@ -117,11 +119,8 @@ def simulate_cohort(
     design = replace(counts or CountDesign(), signal=signal)
     genes = draw_genes(n_genes, design=design, rng=_rng(seed, _GENES))
     cohort = _Cohort(seed, tissue or TissueDesign(), design, genes)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder) as part:
+    with new_folder(folder) as part:
         names = []
-        for kind in ("images", "counts", "spots", "truth"):
-            (part / kind).mkdir(parents=True)
         for section in _sections(cohort, n_patients, n_sections):
             _write(section, part)
             names.append(section.name)
@@ -227,21 +226,19 @@ def _truth(seen: pd.DataFrame, drawn: SectionCounts, cohort: _Cohort) -> AnnData
 
 def _write(section: Section, folder: Path) -> None:
     # Quality as scanners have it; OpenCV wants blue first.
-    written = cv2.imwrite(
-        str(folder / "images" / f"{section.name}.jpg"),
-        cv2.cvtColor(section.image, cv2.COLOR_RGB2BGR),
-        [cv2.IMWRITE_JPEG_QUALITY, 90],
-    )
-    if not written:
-        raise OSError(f"{folder}: cannot write the image of section {section.name}")
-    section.counts.to_csv(
+    pixels = cv2.cvtColor(section.image, cv2.COLOR_RGB2BGR)
+    _, image = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    write_bytes(folder / "images" / f"{section.name}.jpg", image.tobytes())
+    write_table(
         folder / "counts" / f"{section.name}.tsv.gz",
+        section.counts,
+        index=True,
         sep="\t",
         # Without a time stamp the same cohort is the same bytes.
         compression={"method": "gzip", "mtime": 0},
     )
-    section.spots.to_csv(folder / "spots" / f"{section.name}_selection.tsv", sep="\t", index=False)
-    section.truth.write_h5ad(folder / "truth" / f"{section.name}.h5ad")
+    write_table(folder / "spots" / f"{section.name}_selection.tsv", section.spots, sep="\t")
+    write_h5ad(section.truth, folder / "truth" / f"{section.name}.h5ad", compression=None)
 
 
 def _rng(seed: int, *branch: int) -> np.random.Generator:

@@ -16,7 +16,7 @@ from strank.encoders.embedding import embed
 from strank.errors import InputError
 from strank.evaluation.held_out import Evaluation, evaluate
 from strank.evaluation.methods import BASELINES, predict_all
-from strank.files import atomic_path, output_folder
+from strank.files import claims, output_folder, write_table
 from strank.fitting.method import fit
 from strank.io.sections import write_sections
 from strank.io.st import find_st, read_st
@@ -39,6 +39,7 @@ class DemoResult:
     maps: list[Path]  # Pictures of the held-out section
 
 
+@claims("folder")
 def run_demo(folder: Path, *, seed: int = 0, n_genes: int = 100, say: Say = print) -> DemoResult:
     """Simulate a cohort, train without one patient, score and draw that patient's sections."""
     if folder.exists() and any(folder.iterdir()):
@@ -74,8 +75,7 @@ def run_demo(folder: Path, *, seed: int = 0, n_genes: int = 100, say: Say = prin
         for name, found in predict_all(model, test, train=train).sections.items()
     }
     table = class_table(scores, predictions, truth)
-    with atomic_path(folder / "table.csv") as part:
-        table.to_csv(part, index=False, float_format="%.4f")
+    write_table(folder / "table.csv", table, float_format="%.4f")
     name = next(iter(test))
     say(f"predict: maps of section {name}")
     maps = _draw(folder / "maps", model, test[name], truth[name])

@@ -15,13 +15,16 @@ import sklearn
 
 from strank.errors import InputError, no_such, some
 from strank.files import (
-    atomic_path,
     check_output,
     claim_folder,
+    claims,
     read_json,
+    read_sealed_table,
     safe_name,
     sha256,
     write_json,
+    write_table,
+    write_text,
 )
 from strank.io.hest_bench import (
     PANEL,
@@ -31,6 +34,7 @@ from strank.io.hest_bench import (
     sample_files,
 )
 from strank.progress import progress
+from strank.storage import is_whole
 from strank.studies.hest_task import OURS, RIDGE, RIDGE_CV, HestFeatures, run_task
 from strank.studies.workers import each
 from strank.version import __version__
@@ -181,12 +185,15 @@ class _Cell:
 
     def read(self, sums: Mapping[str, str]) -> _Done | None:
         """Read what was found before, of these very files."""
-        if self.kept is None or not (self.kept / f"{self.features}.json").is_file():
+        if self.kept is None or not is_whole(self.kept / f"{self.features}.csv"):
             return None
-        facts = read_json(self.kept / f"{self.features}.json")
+        try:
+            facts = read_json(self.kept / f"{self.features}.json")
+        except InputError:
+            return None
         if facts["sha256"] != sums:
             return None
-        table = pd.read_csv(
+        table = read_sealed_table(
             self.kept / f"{self.features}.csv",
             dtype=dict.fromkeys(_KEYS[:-1], str),
             keep_default_na=False,
@@ -198,9 +205,8 @@ class _Cell:
     def write(self, done: _Done) -> None:
         """Keep results; the facts come last, and so mark them as whole."""
         if self.kept is not None:
-            self.kept.mkdir(parents=True, exist_ok=True)
-            _write_table(self.kept / f"{self.features}.csv", done[0])
-            write_json(self.kept / f"{self.features}.json", done[1])
+            write_table(self.kept / f"{self.features}.csv", done[0], seal=True)
+            write_json(self.kept / f"{self.features}.json", done[1], seal=True)
 
 
 def _run(options: Mapping[str, int], cell: _Cell) -> tuple[_Cell, _Done | str, bool]:
@@ -219,6 +225,7 @@ def _run(options: Mapping[str, int], cell: _Cell) -> tuple[_Cell, _Done | str, b
     return cell, (results.assign(**about)[_KEYS], facts), False
 
 
+@claims("output")
 def hest_benchmark(
     data: Path | str,
     embeddings: Path | str,
@@ -367,13 +374,7 @@ def _write(out: Path, result: HestBenchmarkResult) -> None:
     board = result.leaderboard
     tables = {"results": result.results, "summary": result.summary, "leaderboard": board}
     for name, table in tables.items():
-        _write_table(out / f"{name}.csv", table)
+        write_table(out / f"{name}.csv", table)
     shown = board.map(lambda value: f"{value:.4f}" if isinstance(value, float) else str(value))
     rows = [board.columns, ["---"] * len(board.columns), *shown.to_numpy()]
-    with atomic_path(out / "leaderboard.md") as part:
-        part.write_text("".join(f"| {' | '.join(row)} |\n" for row in rows), encoding="utf-8")
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    with atomic_path(path) as part:
-        table.to_csv(part, index=False)
+    write_text(out / "leaderboard.md", "".join(f"| {' | '.join(row)} |\n" for row in rows))

@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 
 from strank.cohort.store import section_names
 from strank.errors import InputError
-from strank.files import atomic_path
+from strank.files import write_bytes
 from strank.report.benchmark.data import (
     Benchmark,
     ChangeSums,
@@ -96,8 +96,7 @@ def write_report(folder: Path | str, *, cohort: Path | str | None = None) -> Rep
     }
     html = _render(benchmark, data, notes)
     path = benchmark.folder / "report.html"
-    with atomic_path(path) as part:
-        part.write_bytes(html)
+    write_bytes(path, html)
     return Report(path, len(html), tuple(notes))
 
 

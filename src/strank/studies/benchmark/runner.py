@@ -32,11 +32,12 @@ from strank.evaluation.methods import (
 )
 from strank.evaluation.protocol import Protocol, fold_facts, get_protocol
 from strank.evaluation.scores import SCORES, ceilings, score_section
-from strank.files import atomic_path, claim_folder, read_json, safe_name, write_json
+from strank.files import claim_folder, claims, read_json, safe_name, write_json, write_table
 from strank.fitting.method import HEST_RIDGE, OWN_RECIPE, REFERENCE, Method
 from strank.fitting.objectives import OBJECTIVES
 from strank.neural.recipe import RECIPES
 from strank.progress import Advance, progress
+from strank.storage import is_whole, new_file
 from strank.studies.benchmark.tables import summarise_benchmark, write_tables
 from strank.studies.workers import each
 from strank.version import __version__
@@ -288,6 +289,7 @@ class BenchmarkResult:
     facts: dict[str, Any]
 
 
+@claims("output")
 def benchmark(
     cohort: Path | str,
     output: Path | str,
@@ -389,7 +391,7 @@ def run_benchmark(
     started = time.perf_counter()
     facts, tasks = _claim(cohort, protocol, grid, out)
     cells = grid.cells(tasks)
-    left = [cell for cell in cells if not cell.path(out).is_file()]
+    left = [cell for cell in cells if not is_whole(cell.path(out))]
     with bar("Fitting", len(left)) as advance:
         fit = partial(_fit, protocol, cohort, out)
         failed = [failure for failure in _each(fit, left, jobs, advance) if failure]
@@ -404,7 +406,7 @@ def run_benchmark(
     with bar("Writing", 1) as advance:
         _write(out, _joined(results), _joined(genes), protocol.headline)
         advance(1)
-    write_json(out / "benchmark.json", facts)
+    write_json(out / "benchmark.json", facts, seal=True)
     return facts
 
 
@@ -514,8 +516,9 @@ def _write(out: Path, results: pd.DataFrame, genes: pd.DataFrame, headline: str)
     order += ["gene", "score", "value"]
     results = results[order].sort_values(order[:-1], ignore_index=True)
     for name, table in {"results": results, "genes": genes}.items():
-        with atomic_path(out / f"{name}.parquet") as part:
-            table.to_parquet(part, index=False)
-    with atomic_path(out / "results.csv.gz") as part:
-        results.to_csv(part, index=False, float_format="%.6g", compression="gzip")
+        with new_file(out / f"{name}.parquet") as file:
+            table.to_parquet(file, index=False)
+    # Without a time stamp the same results are the same bytes.
+    packed = {"method": "gzip", "mtime": 0}
+    write_table(out / "results.csv.gz", results, float_format="%.6g", compression=packed)
     write_tables(out, summarise_benchmark(results, genes), headline)

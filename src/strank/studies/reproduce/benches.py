@@ -13,8 +13,9 @@ import pandas as pd
 
 from strank.errors import InputError
 from strank.evaluation.protocol import Protocol
-from strank.files import atomic_path, read_json
+from strank.files import read_json, read_sealed_table, write_table
 from strank.progress import Advance
+from strank.storage import is_whole
 from strank.studies.benchmark.runner import Grid, Task, run_benchmark
 from strank.studies.reproduce.tables import read_leak_free, read_published, task_table
 
@@ -50,17 +51,17 @@ class Bench:
     @property
     def work(self) -> int:
         """Count the cells that are not done, and the folds that are to be scored."""
-        if self.table.is_file():
+        if is_whole(self.table):
             return 0
         folds = self.protocol.make_folds(self.patients)
         [encoder], [n_genes] = self.grid.encoders, self.grid.n_genes
         cells = self.grid.cells(Task(encoder, n_genes, fold) for fold in folds)
-        return len(folds) + sum(not cell.path(self.out).is_file() for cell in cells)
+        return len(folds) + sum(not is_whole(cell.path(self.out)) for cell in cells)
 
     def run(self, jobs: int, advance: Advance) -> pd.DataFrame:
         """Run what is not done, and read what was found."""
-        if self.table.is_file():
-            return pd.read_csv(self.table)
+        if is_whole(self.table):
+            return read_sealed_table(self.table)
         bar, how = partial(_shared_bar, advance), (self.cohort, self.protocol, self.grid, self.out)
         try:
             facts = run_benchmark(*how, jobs=jobs, bar=bar)
@@ -68,8 +69,7 @@ class Bench:
             raise InputError(f"{self.what}, {self.part}: {error}") from error
         table = (read_published if self.part == "published" else read_leak_free)(self.out)
         if not facts["failed"]:
-            with atomic_path(self.table) as part:
-                table.to_csv(part, index=False)
+            write_table(self.table, table, seal=True)
         return table
 
 

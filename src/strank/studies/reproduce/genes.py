@@ -19,9 +19,10 @@ from strank.encoders.base import Encoder, encoder_facts
 from strank.encoders.embedding import embed
 from strank.errors import InputError, no_such, some
 from strank.evaluation.protocol import PRESETS, Protocol
-from strank.files import claim_folder, read_json, write_json
+from strank.files import claim_folder, claims, read_json, write_json
 from strank.io import find_st, read_st
 from strank.progress import progress
+from strank.storage import is_whole
 from strank.studies.benchmark.runner import Grid
 from strank.studies.reproduce.benches import Bench, BenchPart, compare
 from strank.studies.reproduce.tables import Reproduction, write_beside_paper
@@ -50,6 +51,7 @@ _SPLIT = (
 )
 
 
+@claims("output")
 def genes(
     output: Path | str,
     data: Path | str,
@@ -143,7 +145,7 @@ def genes(
     table = compare(found, about["sizes"], jobs, bar).rename(columns={"task": "genes"})
     _say_questionable(about, quick)
     told = read_json(output / "reproduction.json") | about
-    write_json(output / "reproduction.json", told)
+    write_json(output / "reproduction.json", told, seal=True)
     remarks = "\n".join(f"- {text}" for text in (about["split"], *about["questionable"]))
     write_beside_paper(output, table, f"{remarks}\n\n")
     return Reproduction(table, told)
@@ -190,7 +192,7 @@ def _import(
     data: Path, cohort: Path, names: Sequence[str], jobs: int, bar: Callable[[str, int], Any]
 ) -> None:
     """Write each section that is not there yet."""
-    lacking = [name for name in names if not (cohort / f"{name}.h5ad").is_file()]
+    lacking = [name for name in names if not is_whole(cohort / f"{name}.h5ad")]
     with bar("Reading sections", len(lacking)) as advance:
         for _ in each(partial(_import_section, data, cohort), lacking, jobs):
             advance(1)

@@ -14,7 +14,7 @@ from strank.encoders.embedding import embed
 from strank.errors import InputError
 from strank.evaluation.paper_tasks import PAPER_TASKS, PaperTask
 from strank.evaluation.protocol import PRESETS
-from strank.files import claim_folder, read_json, write_json
+from strank.files import claim_folder, claims, read_json, write_json
 from strank.fitting.method import Method
 from strank.progress import progress
 from strank.studies.benchmark.runner import Grid
@@ -41,6 +41,7 @@ _QUICK = (
 )
 
 
+@claims("output")
 def hest(
     output: Path | str,
     data: Path | str | None = None,
@@ -142,7 +143,7 @@ def hest(
     table = compare(benches, about["tasks"], jobs, bar)
     table = with_mean(table) if len(wanted) > 1 else table
     told = read_json(output / "reproduction.json") | about
-    write_json(output / "reproduction.json", told)
+    write_json(output / "reproduction.json", told, seal=True)
     write_beside_paper(output, table, _QUICK if quick else "")
     return Reproduction(table, told, write_hest_page(output, table, told))
 

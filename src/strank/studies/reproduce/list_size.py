@@ -20,11 +20,12 @@ from strank.errors import InputError
 from strank.evaluation.paper_tasks import PaperTask
 from strank.evaluation.protocol import PRESETS, Protocol
 from strank.evaluation.scores import score_section
-from strank.files import atomic_path, claim_folder, read_json
+from strank.files import claim_folder, claims, read_json, read_sealed_table, write_table, write_text
 from strank.fitting.method import fit
 from strank.io.hest import hest_samples
 from strank.neural.recipe import get_recipe
 from strank.progress import progress
+from strank.storage import is_whole
 from strank.studies.reproduce.tables import Reproduction, number
 from strank.studies.reproduce.task_data import (
     import_task,
@@ -59,6 +60,7 @@ _NOTES = (
 )
 
 
+@claims("output")
 def list_size(
     output: Path | str,
     data: Path | str | None = None,
@@ -212,12 +214,12 @@ class _Xenium:
         """Train what is not done, and gather all scores."""
         sizes = _QUICK_SIZES if self.quick else tuple(_PAPER)
         cells = [_Cell(n_k, seed) for n_k in sizes for seed in range(n_seeds)]
-        left = [cell for cell in cells if not (self.folder / cell.name).is_file()]
+        left = [cell for cell in cells if not is_whole(self.folder / cell.name)]
         with bar("Training on Breast Xenium", len(left)) as advance:
             for _ in each(self.score, left, jobs):
                 advance(1)
         tables = [
-            pd.read_csv(self.folder / cell.name).assign(n_k=cell.n_k, seed=cell.seed)
+            read_sealed_table(self.folder / cell.name).assign(n_k=cell.n_k, seed=cell.seed)
             for cell in cells
         ]
         by_seed = pd.concat(tables).groupby(["n_k", "seed"])["scc"].mean()
@@ -248,8 +250,8 @@ class _Xenium:
             )
             for name in fold.test
         ]
-        with atomic_path(self.folder / cell.name) as part:
-            pd.concat(scored)[["section", "gene", "scc"]].to_csv(part, index=False)
+        found = pd.concat(scored)[["section", "gene", "scc"]]
+        write_table(self.folder / cell.name, found, seal=True)
 
 
 def _write(folder: Path, table: pd.DataFrame, quick: bool) -> None:
@@ -268,7 +270,5 @@ def _write(folder: Path, table: pd.DataFrame, quick: bool) -> None:
     remarks = [*(["A first look, not the study: few steps."] if quick else []), *_NOTES]
     text = "".join(f"- {remark}\n" for remark in remarks)
     text += "\n" + shown.rename_axis("N_k").to_markdown(disable_numparse=True) + "\n"
-    with atomic_path(folder / "table.csv") as part:
-        table.to_csv(part, index=False, float_format="%.6g")
-    with atomic_path(folder / "table.md") as part:
-        part.write_text(text, encoding="utf-8")
+    write_table(folder / "table.csv", table, float_format="%.6g")
+    write_text(folder / "table.md", text)

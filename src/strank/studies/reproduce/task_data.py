@@ -20,6 +20,7 @@ from strank.io import download_hest, read_hest
 from strank.io.hest import HestSample, hest_facts, hest_patient, hest_samples
 from strank.io.patches import read_patches
 from strank.progress import Advance
+from strank.storage import is_whole
 
 # Slides are most of a sample; the paper used its patches.
 _PARTS = ("st", "patches", "metadata")
@@ -116,7 +117,7 @@ def import_task(
     jobs: int = 1,
 ) -> None:
     """Write each section that is not there yet; one whose patient is not known is of its own."""
-    lacking = [name for name in task.samples if not (cohort / f"{name}.h5ad").is_file()]
+    lacking = [name for name in task.samples if not is_whole(cohort / f"{name}.h5ad")]
     check_room(cohort, sum(sum(_to_write(samples[name])) for name in lacking))
     patients = {name: name for name in unknown_patients({n: samples[n] for n in lacking})}
     advance(len(task.samples) - len(lacking))
@@ -168,7 +169,7 @@ def task_facts(task: PaperTask, samples: Mapping[str, HestSample], cohort: Path)
             "the others share"
         )
     facts = {"validation": task.validation, "test": task.test, **by_sample}
-    write_json(path, facts)
+    write_json(path, facts, seal=True)
     return facts
 
 

@@ -14,9 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from strank.files import atomic_path
+from strank.files import write_text
 from strank.fitting.objectives import OBJECTIVES
 from strank.simulate.curves import FUNCTIONS, curve
+from strank.storage import new_file
 
 # Okabe and Ito's colours, which keep apart in all common colour deficiencies.
 _COLOURS = {
@@ -63,8 +64,8 @@ def write_page(
         "sweeps": (_draw_sweeps(tables["sweeps"]), _SWEEPS_CAPTION),
     }
     for name, (figure, _) in figures.items():
-        with atomic_path(folder / f"{name}.png") as part:
-            figure.savefig(part, dpi=110)
+        with new_file(folder / f"{name}.png") as file:
+            figure.savefig(file, dpi=110)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("strank.studies.synthetic"), autoescape=True
     )
@@ -74,8 +75,7 @@ def write_page(
         figures={name: caption for name, (_, caption) in figures.items()},
         table1=table.to_html(na_rep="–", border=0, float_format="{:.3f}".format),
     )
-    with atomic_path(folder / "index.html") as part:
-        part.write_text(html, encoding="utf-8")
+    write_text(folder / "index.html", html)
 
 
 def _beside(table: pd.DataFrame) -> pd.DataFrame:

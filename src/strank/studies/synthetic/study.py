@@ -13,9 +13,17 @@ import pandas as pd
 from joblib import cpu_count
 
 from strank.errors import InputError
-from strank.files import atomic_path, claim_folder, output_folder, read_json
+from strank.files import (
+    claim_folder,
+    claims,
+    output_folder,
+    read_json,
+    read_sealed_table,
+    write_table,
+)
 from strank.progress import progress
 from strank.simulate.curves import CurveDesign
+from strank.storage import is_whole
 from strank.studies.synthetic.cells import CellResult, CurveCell, CurveRecipe, run_curve_cell
 from strank.studies.synthetic.objectives import COMPARED, LISTS, PUBLISHED_CENTRE
 from strank.studies.synthetic.page import write_page
@@ -24,6 +32,7 @@ from strank.studies.workers import each
 from strank.version import __version__
 
 _MOST_JOBS = 8
+_DIGITS = "%.6g"
 _SAMPLINGS = ("uniform", "imbalanced")
 _EXACT = ("list", "mse", "poisson")
 _SWEPT = ("mse", "poisson", "rank", "pcc", "section-pcc", "pair", "list")
@@ -102,6 +111,7 @@ def _sweep_cells(factor: str, value: float, options: dict[str, Any]) -> list[Cur
     ]
 
 
+@claims("output")
 def synthetic(
     output: Path | str,
     *,
@@ -174,15 +184,17 @@ def run_cells(
 ) -> Scores:
     """Run what is missing in the folder, and read all scores."""
     output_folder(folder / "cells")
-    left = [cell for cell in cells if not _path(folder, cell).exists()]
+    left = [cell for cell in cells if not _is_done(folder, cell)]
     with bar("Training (thousand steps)", sum(cell.work for cell in left)) as advance:
         for cell, result in _run(left, seed, jobs):
             if cell.study == "table1":
-                _write_csv(_path(folder, cell, "curves"), result.curves)
+                write_table(
+                    _path(folder, cell, "curves"), result.curves, seal=True, float_format=_DIGITS
+                )
             # Written last: where it is, the cell is done.
-            _write_csv(_path(folder, cell), result.scores)
+            _keep(_path(folder, cell), result.scores)
             advance(cell.work)
-    return Scores(pd.concat([pd.read_csv(_path(folder, cell)) for cell in cells]))
+    return Scores(pd.concat([read_sealed_table(_path(folder, cell)) for cell in cells]))
 
 
 def _run(
@@ -205,9 +217,9 @@ def _write_results(folder: Path, cells: list[CurveCell], scores: Scores) -> Stud
         folder / "index.html",
     )
     for name in ("table1", "table3", "sweeps"):
-        _write_csv(folder / f"{name}.csv", getattr(result, name))
+        write_table(folder / f"{name}.csv", getattr(result, name), float_format=_DIGITS)
     curves = {
-        cell.design.sampling: pd.read_csv(_path(folder, cell, "curves"))
+        cell.design.sampling: read_sealed_table(_path(folder, cell, "curves"))
         for cell in cells
         if cell.study == "table1"
     }
@@ -220,10 +232,14 @@ def _write_results(folder: Path, cells: list[CurveCell], scores: Scores) -> Stud
     return result
 
 
+def _keep(path: Path, table: pd.DataFrame) -> None:
+    write_table(path, table, seal=True, float_format=_DIGITS)
+
+
+def _is_done(folder: Path, cell: CurveCell) -> bool:
+    kinds = ("scores", "curves") if cell.study == "table1" else ("scores",)
+    return all(is_whole(_path(folder, cell, kind)) for kind in kinds)
+
+
 def _path(folder: Path, cell: CurveCell, kind: str = "scores") -> Path:
     return folder / "cells" / f"{cell.name}-{kind}.csv"
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    with atomic_path(path) as part:
-        table.to_csv(part, index=False, float_format="%.6g")
