@@ -30,7 +30,7 @@ from strank.files import (
     write_bytes,
     write_json,
     write_table,
-    write_text,
+    write_utf8,
 )
 from strank.storage import (
     DamageWarning,
@@ -69,7 +69,7 @@ def test_any_order_of_writes_gives_what_a_file_in_memory_gives(
 
 
 def write_lines(path):
-    write_text(path, "new\n" * 50_000)
+    write_utf8(path, "new\n" * 50_000)
 
 
 def write_matrix(path):
@@ -252,8 +252,8 @@ def test_scanpy_may_write_to_what_was_sealed(tmp_path):
 
 def fill(path, text):
     with new_folder(path) as part:
-        write_text(part / "a.txt", text)
-        write_text(part / "b" / "c.txt", text)
+        write_utf8(part / "a.txt", text)
+        write_utf8(part / "b" / "c.txt", text)
 
 
 def content(path):

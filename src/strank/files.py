@@ -49,6 +49,8 @@ def claimed(path: Path) -> Iterator[None]:
     Whether it can be written is known before the work.
     """
     path = path.expanduser().absolute()
+    if path.is_file():
+        raise InputError(f"{path}: cannot write there (it is a file); choose another `folder`")
     check_output(path if path.is_dir() else path.parent)
     made = [folder for folder in path.parents if not folder.exists()]
     with writing(path):
@@ -213,7 +215,7 @@ def write_bytes(path: Path, content: bytes, *, seal: bool = False) -> None:
         file.write(content)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_utf8(path: Path, text: str) -> None:
     """Write a text, in UTF-8, with the ends of lines that it has."""
     write_bytes(path, text.encode())
 
@@ -222,7 +224,7 @@ def write_json(path: Path, content: Any, *, seal: bool = False) -> None:
     """Write JSON, readable and in a stable order; with a seal `read_json` knows it again."""
     if seal:
         content = {**content, _SEAL: _checksum(content)}
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_utf8(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_sealed_table(path: Path, **options: Any) -> pd.DataFrame:

@@ -25,6 +25,13 @@ from uuid import uuid4
 
 from strank.errors import InputError
 
+fcntl: Any = None
+msvcrt: Any = None
+with suppress(ImportError):
+    import fcntl
+with suppress(ImportError):
+    import msvcrt
+
 # A part is compared by blocks, since HDF5 and TIFF come back to what they have written.
 _BLOCK = 2**16
 # HDF5, and torch, do not mind what stands behind their own end.
@@ -370,32 +377,19 @@ def _told(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be written ({reason}); {do}")
 
 
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(file: int, *, wait: bool) -> bool:
-        while True:
-            try:
-                msvcrt.locking(file, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-            except OSError:
-                if not wait:
-                    return False
-            else:
-                return True
-
-else:
-    import fcntl
-
-    def _lock(file: int, *, wait: bool) -> bool:
-        """Lock an open file until it is closed, or the process ends; False if another has it."""
-        try:
+def _lock(file: int, *, wait: bool) -> bool:
+    """Lock an open file until it is closed, or the process ends; False if another has it."""
+    try:
+        if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            return False
-        except OSError:
-            # A file system without locks: then there are none.
-            return True
-        return True
+        elif msvcrt is not None:
+            msvcrt.locking(file, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        if error.errno == errno.EDEADLK and wait:  # Windows tries for ten seconds only
+            return _lock(file, wait=wait)
+        # A file system without locks has none that another could hold.
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 class Claim:

@@ -20,7 +20,7 @@ from strank.cohort.panel import PanelRule, check_genes, choose_panel, shared_gen
 from strank.errors import InputError, no_such, some
 from strank.evaluation.paper_tasks import PAPER_TASKS
 from strank.evaluation.scores import Depth
-from strank.files import write_text
+from strank.files import write_utf8
 from strank.io.hest_bench import read_folds, read_panel
 
 HEADLINES = (
@@ -295,7 +295,7 @@ class Protocol:
 
     def write(self, path: Path | str) -> None:
         """Write ``to_toml`` to a file, to share it."""
-        write_text(Path(path), self.to_toml())
+        write_utf8(Path(path), self.to_toml())
 
     @property
     def sections(self) -> list[str] | None:

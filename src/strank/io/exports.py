@@ -173,7 +173,11 @@ def write_spatialdata(
     with warnings.catch_warnings(), new_folder(Path(path)) as part:
         # anndata announces a default of its next version, once an array.
         warnings.filterwarnings("ignore", "zarr v3 autosharding", UserWarning)
-        data.write(part, update_sdata_path=False)
+        # It wants to make its folder itself.
+        data.write(part / "made", update_sdata_path=False)
+        for made in (part / "made").iterdir():
+            made.rename(part / made.name)
+        (part / "made").rmdir()
 
 
 def _image(slide: Slide) -> object:

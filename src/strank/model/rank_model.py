@@ -23,7 +23,7 @@ from strank.cohort.contract import positions_um
 from strank.encoders.backbone import Backbone
 from strank.encoders.weights import filled
 from strank.errors import InputError, some
-from strank.files import claims, sha256, write_bytes, write_json, write_text
+from strank.files import claims, sha256, write_bytes, write_json, write_utf8
 from strank.functional.groups import centre_within
 from strank.hub import download, upload
 from strank.model.card import hub_header, model_card, read_evidence
@@ -124,7 +124,7 @@ class RankModel:
                 write_bytes(part / _NOVELTY, save(vars(self.novelty)))
             write_json(part / _MODEL, self._facts(part))
             if card is not None:
-                write_text(part / _CARD, card)
+                write_utf8(part / _CARD, card)
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:

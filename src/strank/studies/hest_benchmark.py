@@ -24,7 +24,7 @@ from strank.files import (
     sha256,
     write_json,
     write_table,
-    write_text,
+    write_utf8,
 )
 from strank.io.hest_bench import (
     PANEL,
@@ -377,4 +377,4 @@ def _write(out: Path, result: HestBenchmarkResult) -> None:
         write_table(out / f"{name}.csv", table)
     shown = board.map(lambda value: f"{value:.4f}" if isinstance(value, float) else str(value))
     rows = [board.columns, ["---"] * len(board.columns), *shown.to_numpy()]
-    write_text(out / "leaderboard.md", "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    write_utf8(out / "leaderboard.md", "".join(f"| {' | '.join(row)} |\n" for row in rows))

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from strank.evaluation.scores import SCORES
-from strank.files import write_text
+from strank.files import write_utf8
 from strank.fitting.method import REFERENCE
 from strank.metrics.significance import combine_table, false_discovery_rate, mean_intervals
 
@@ -110,7 +110,7 @@ def write_tables(folder: Path, summary: pd.DataFrame, headline: str) -> None:
         "summary.tex": shown.to_latex(index=False, escape=True).translate(_IN_LATEX),
     }
     for name, text in texts.items():
-        write_text(folder / name, text)
+        write_utf8(folder / name, text)
 
 
 def paper_table(summary: pd.DataFrame, headline: str) -> pd.DataFrame:

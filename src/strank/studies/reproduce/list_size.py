@@ -20,7 +20,7 @@ from strank.errors import InputError
 from strank.evaluation.paper_tasks import PaperTask
 from strank.evaluation.protocol import PRESETS, Protocol
 from strank.evaluation.scores import score_section
-from strank.files import claim_folder, claims, read_json, read_sealed_table, write_table, write_text
+from strank.files import claim_folder, claims, read_json, read_sealed_table, write_table, write_utf8
 from strank.fitting.method import fit
 from strank.io.hest import hest_samples
 from strank.neural.recipe import get_recipe
@@ -271,4 +271,4 @@ def _write(folder: Path, table: pd.DataFrame, quick: bool) -> None:
     text = "".join(f"- {remark}\n" for remark in remarks)
     text += "\n" + shown.rename_axis("N_k").to_markdown(disable_numparse=True) + "\n"
     write_table(folder / "table.csv", table, float_format="%.6g")
-    write_text(folder / "table.md", text)
+    write_utf8(folder / "table.md", text)

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from strank.files import write_text
+from strank.files import write_utf8
 from strank.studies.reproduce.tables import IMPOSSIBLE, LEAK_FREE, MEAN, interval, number, spread
 
 _OURS, _PAPER = "#D55E00", "#1f2933"
@@ -60,7 +60,7 @@ def write_hest_page(folder: Path, table: pd.DataFrame, facts: Mapping[str, Any])
         # At 96 pixels an inch letters are as large as the text's.
         figure_width=round(96 * figure.get_figwidth()),
     )
-    write_text(folder / "index.html", html)
+    write_utf8(folder / "index.html", html)
     return folder / "index.html"
 
 

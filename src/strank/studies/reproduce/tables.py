@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from strank.files import write_text
+from strank.files import write_utf8
 from strank.fitting.method import Method
 from strank.studies.benchmark.runner import Grid
 from strank.studies.benchmark.tables import summarise_benchmark
@@ -105,7 +105,7 @@ def write_beside_paper(folder: Path, table: pd.DataFrame, remark: str) -> None:
         + "\n",
     }
     for name, text in texts.items():
-        write_text(folder / name, text)
+        write_utf8(folder / name, text)
 
 
 def shown_table(table: pd.DataFrame) -> pd.DataFrame:

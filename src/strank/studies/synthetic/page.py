@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from strank.files import write_text
+from strank.files import write_utf8
 from strank.fitting.objectives import OBJECTIVES
 from strank.simulate.curves import FUNCTIONS, curve
 from strank.storage import new_file
@@ -75,7 +75,7 @@ def write_page(
         figures={name: caption for name, (_, caption) in figures.items()},
         table1=table.to_html(na_rep="–", border=0, float_format="{:.3f}".format),
     )
-    write_text(folder / "index.html", html)
+    write_utf8(folder / "index.html", html)
 
 
 def _beside(table: pd.DataFrame) -> pd.DataFrame:
