@@ -9,11 +9,12 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test torture lint format clean
 
 help:
 	@echo "make demo    simulate a small cohort and run import, embed, fit, evaluate and predict"
 	@echo "make test    run the tests (FAST=1 without the slow ones, PYTEST_ARGS='-k name' for some)"
+	@echo "make torture let every single write of every command fail, in six ways (hours)"
 	@echo "make lint    linters, type check and import contract"
 	@echo "make format  format the code"
 
@@ -23,6 +24,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(if $(FAST),-m "not slow") $(PYTEST_ARGS)
+
+torture: $(VENV)/.dev
+	TORTURE=1 $(BIN)/pytest tests/torture -s $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
