@@ -209,7 +209,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_bytes(path: Path, content: bytes, *, seal: bool = False) -> None:
+def write_bytes(path: Path, content: bytes | memoryview, *, seal: bool = False) -> None:
     """Write a file that is whole or absent."""
     with new_file(path, seal=seal) as file:
         file.write(content)

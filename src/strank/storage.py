@@ -43,17 +43,16 @@ _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 @contextmanager
-def new_file(path: Path, *, seal: bool = False, calm: bool = False) -> Iterator[BinaryIO]:
+def new_file(path: Path, *, seal: bool = False) -> Iterator[BinaryIO]:
     """Yield a file to write to, in any order; on success it becomes ``path``, else it goes.
 
-    An :class:`InputError` if anything of it could not be written, or is read back otherwise. If
-    ``calm`` that is raised at the end: HDF5 cannot close a file on which it fails, and crashes.
+    An :class:`InputError` if anything of it could not be written, or is read back otherwise, even
+    where the writer goes on. Not for HDF5, which may crash when a write fails.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         tidy(path)
         part, file = _begin(path, _Part)
-        file.calm = calm
     try:
         try:
             yield cast(BinaryIO, file)
@@ -79,7 +78,6 @@ class _Part(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.error: BaseException | None = None
-        self.calm = False
         self._file = open(path, "x+b", buffering=0)  # noqa: SIM115
         self._meant: dict[int, tuple[int, int]] = {}  # checksum of so many first bytes of a block
         self._at = self._end = 0
@@ -111,21 +109,19 @@ class _Part(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data)
         n_bytes = view.nbytes
-        if n_bytes and self.error is None:
+        if n_bytes:
             with self._remembering():
                 self._write(view.cast("B"))
         return n_bytes
 
     def truncate(self, size: int | None = None) -> int:
         size = self._at if size is None else size
-        if self.error is None:
-            with self._remembering():
-                self._truncate(size)
+        with self._remembering():
+            self._truncate(size)
         return size
 
     def finish(self, *, seal: bool) -> None:
         """Bring it to the disk, and compare what is read back."""
-        self.calm = False
         if self.error is not None:
             raise self.error
         digest = self._compare()
@@ -147,9 +143,8 @@ class _Part(io.RawIOBase):
         try:
             yield
         except BaseException as error:
-            self.error = error
-            if not self.calm:
-                raise
+            self.error = self.error or error
+            raise
 
     def _write(self, view: memoryview) -> None:
         meant = dict(self._changed(view))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from io import TextIOWrapper
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from strank.cli import contrast, embed, evaluate, fit, imports, model, predict, reproduce, studies
-from strank.cli.console import ErrorGroup
+from strank.cli.console import ErrorGroup, note
+from strank.storage import DamageWarning
 from strank.version import __version__
 
 _HELP = """Learn relative gene expression from pathology images.
@@ -76,4 +78,13 @@ def main() -> None:
         # A console that lacks a letter (Windows, LC_ALL=C) must not end a run.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    plain = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if issubclass(category, DamageWarning):
+            note(str(message))
+        else:
+            plain(message, category, *rest)
+
+    warnings.showwarning = show  # type: ignore[assignment]
     app()

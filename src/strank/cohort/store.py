@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from anndata.io import write_elem
 
 from strank.cohort.contract import check_naming, check_section, spots_checksum
 from strank.errors import InputError, said_by, some
-from strank.storage import check_seal, new_file
+from strank.files import write_bytes
+from strank.storage import check_seal
 
 
 def section_names(folder: Path) -> list[str]:
@@ -180,5 +182,8 @@ def _check_matrix(values: Any, slot: str) -> None:
 def write_h5ad(adata: AnnData, path: Path, *, compression: str | None = "gzip") -> None:
     """Write an AnnData file with a seal, whole or absent; an `InputError` on a full disk."""
     adata.strings_to_categoricals()
-    with new_file(path, seal=True, calm=True) as file, h5py.File(file, "w") as target:
+    # In memory, where no write can fail: HDF5 passes over errors when it closes a file, or crashes.
+    content = BytesIO()
+    with h5py.File(content, "w") as target:
         write_elem(target, "/", adata, dataset_kwargs={"compression": compression})
+    write_bytes(path, content.getbuffer(), seal=True)
