@@ -361,7 +361,7 @@ class RankModel:
 
 
 def _without_copies(network: nn.Module) -> bytes:
-    """Weights, those that share their memory once, as `load_model` takes them."""
+    """Weights, each once: of parts that are used twice one name."""
     once: dict[Any, tuple[str, Tensor]] = {}
     for name, weight in network.state_dict().items():
         key = weight.data_ptr(), weight.shape, weight.stride()
