@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import quote
-from uuid import uuid4
 
 from strank.errors import InputError, some
 from strank.storage import (
@@ -98,9 +98,8 @@ def output_folder(path: Path) -> Path:
     """Make a folder for results, if that and writing there are possible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".{uuid4().hex[:8]}"
-        probe.touch()
-        probe.unlink()
+        # Without a name, where that can be: it goes with the process.
+        TemporaryFile(dir=path).close()
     except OSError as error:
         raise InputError(
             f"{path}: cannot write there ({error.strerror}); choose another `folder`"
@@ -255,5 +254,5 @@ def read_json(path: Path) -> Any:
     except (ValueError, RecursionError, OSError) as error:
         raise InputError(f"{path}: not a readable JSON file ({error})") from error
     if isinstance(content, dict) and content.pop(_SEAL, None) not in (None, _checksum(content)):
-        raise InputError(f"{path}: damaged (it is not as it was written)")
+        raise InputError(f"{path}: damaged (it is not as it was written); make it again")
     return content

@@ -480,4 +480,4 @@ def warn_of_damage(path: Path) -> None:
 def _check_digest(path: Path, digest: Any, seal: bytes) -> None:
     found = _SEALED.fullmatch(seal)
     if found is None or digest.hexdigest() != found[1].decode():
-        raise InputError(f"{path}: damaged (it is not as it was written)")
+        raise InputError(f"{path}: damaged (it is not as it was written); make it again")

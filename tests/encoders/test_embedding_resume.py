@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from strank.cohort.store import features_path, read_cohort
@@ -207,6 +207,22 @@ def test_a_full_disk_is_said_and_no_half_written_file_is_believed(
     # Nothing that was kept is encoded again; of the second section no more than two batches.
     assert 2 * N_SPOTS <= sum(first.n_spots + rest.n_spots) <= 2 * N_SPOTS + 8
     assert sum(rest.n_spots) == N_SPOTS * (2 if name == ".A1.part" else 1)
+    check(folder, expected)
+
+
+@given(place=st.floats(0, 1), bit=st.integers(0, 7))
+@settings(max_examples=8, deadline=None, suppress_health_check=[*HealthCheck])
+def test_a_flipped_bit_in_features_is_refused_and_they_are_made_anew(folder, expected, place, bit):
+    embed(folder, Means(), batch_size=4)
+    path = features_path(folder, "means", "A1")
+    content, said = bytearray(path.read_bytes()), []
+    # The seal itself is no feature.
+    content[int(place * (len(content) - 81))] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"means/A1\.h5ad: damaged .*; make it again"):
+        features(folder)
+    embed(folder, Means(), batch_size=4, say=said.append)
+    assert said == [f"section A1: embedded again, because {path} is damaged"]
     check(folder, expected)
 
 

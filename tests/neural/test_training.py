@@ -25,6 +25,7 @@ from strank.neural.data import BatchPlan
 from strank.neural.heads import ContextHead, MLPHead
 from strank.neural.recipe import Machine, Recipe
 from strank.neural.training import Step
+from strank.storage import DamageWarning
 
 QUICK = Recipe(learning_rate=0.02, weight_decay=0.01, max_epochs=15, patience=15, networks=1)
 SMALL = partial(MLPHead, width=16)
@@ -205,6 +206,23 @@ def test_an_interrupted_run_resumes_bit_for_bit(fit, section_of, tmp_path, monke
     assert len(histories[0]) == 2
     for one, other in zip(*histories, strict=True):
         assert one.read_text() == other.read_text()
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.safetensors", "history.csv"])
+def test_what_is_damaged_is_named_and_made_anew(fit, tmp_path, name):
+    """Never believed, wherever the bit is; only a damaged checkpoint is trained again."""
+    whole, folder = fit(folder=tmp_path / "t", validation=["D1"]), tmp_path / "t" / "without-D1"
+    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    size = len(kept[name])
+    for place in (0, 9, size // 3, size // 2, size - 90, size - 40, size - 1):
+        wrong = bytearray(kept[name])
+        wrong[place] ^= 1 << place % 8
+        (folder / name).write_bytes(wrong)
+        with pytest.warns(DamageWarning, match=rf"without-D1/{name}: damaged .*; it is made anew"):
+            again = fit(folder=tmp_path / "t", validation=["D1"], resume=True)
+        for key, value in whole.head.state_dict().items():
+            assert torch.equal(value, again.head.state_dict()[key])
+        assert {n: (folder / n).read_bytes() for n in kept} == kept
 
 
 def test_checkpoints_are_read_without_unpickling(fit, tmp_path):

@@ -24,6 +24,7 @@ from strank.cohort.store import read_h5ad
 from strank.errors import InputError
 from strank.evaluation.protocol import Protocol, get_protocol
 from strank.fitting.method import Method
+from strank.storage import DamageWarning
 from strank.studies.benchmark import runner
 from strank.studies.benchmark.runner import LOSSES, Cell, Grid, Task
 
@@ -188,6 +189,18 @@ def test_what_is_done_is_not_done_again(bench, done, tmp_path, monkeypatch):
     changed = {n for n in before if before[n] != after[n] and n.startswith("predictions")}
     assert changed == {str(gone.relative_to(out))}
     assert json.loads((out / "benchmark.json").read_text())["seconds"] > about["seconds"]
+
+
+@pytest.mark.parametrize("place", [8, 0.3, 0.6, 0.9, -81, -30])
+def test_a_damaged_cell_is_named_and_fitted_again(bench, done, tmp_path, place):
+    out = shutil.copytree(done, tmp_path / "out")
+    cell = out / "predictions/mine/3/B/ridge.h5ad"
+    content = bytearray(cell.read_bytes())
+    content[int(place * len(content)) if isinstance(place, float) else place] ^= 4
+    cell.write_bytes(content)
+    with pytest.warns(DamageWarning, match=r"B/ridge\.h5ad: damaged .*; it is made anew"):
+        bench.run(out)
+    assert_same_results(out, done)
 
 
 def test_more_may_be_asked_later(bench, tmp_path, monkeypatch):
