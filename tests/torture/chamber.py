@@ -50,7 +50,7 @@ def commands(root: Path) -> dict[str, Command]:
     network = ["--head", "mlp", "--epochs", "2", "--validation", "D1"]
     fit = ["fit", str(cohort), "-o", str(work / "model")]
     contrasted = ["contrast", str(root / "scores.h5ad"), "--groups", str(root / "regions.geojson")]
-    contrasted += ["-o", str(work / "out"), "--seed"]
+    contrasted += ["-o", str(work / "out"), "--block", "200", "--seed"]
     study = ["benchmark", str(cohort), "-o", str(work / "out"), "--losses", "mse", "--jobs", "1"]
     study += ["--protocol", "section"]
     other = str(root / "other")
