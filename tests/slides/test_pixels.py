@@ -227,6 +227,73 @@ def test_a_damaged_tile_is_never_black(codec, levels, picture, tmp_path):
         slide.source.read(levels - 1, 0, 0, *slide.source.sizes[levels - 1])
 
 
+@pytest.mark.parametrize("kind", ["cielab", "icclab"])
+@pytest.mark.parametrize("tile", [None, (128, 128)])
+def test_colours_of_a_measurement_are_no_damage(kind, tile, picture, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", picture, photometric=kind, tile=tile)
+    with pytest.raises(InputError, match=r"a.tif: has the colours of print or of a "):
+        check_image(open_slide(tmp_path / "a.tif", 0.5))
+
+
+def write_sparse(
+    path: Path, picture: np.ndarray, absent: np.ndarray, overview_first=False, **options
+):
+    """A pyramid whose tiles are not written where ``absent`` [rows, columns] of the first is."""
+    with tifffile.TiffWriter(path) as file:
+        if overview_first:
+            file.write(picture[::8, ::8], photometric="rgb")
+        for level, image in enumerate(levels_of(picture)[:2]):
+            tiles = []
+            for y in range(0, image.shape[0], 128):
+                for x in range(0, image.shape[1], 128):
+                    gone = absent[y << level >> 7, x << level >> 7] and level == 0
+                    tile = np.zeros((128, 128, 3), np.uint8)
+                    part = image[y : y + 128, x : x + 128]
+                    tile[: part.shape[0], : part.shape[1]] = part
+                    tiles.append(None if gone else tile)
+            shape = {"shape": image.shape, "dtype": np.uint8, "subfiletype": int(level > 0)}
+            given = {**TILES, **(HALF_UM if level == 0 else {}), **shape, **options}
+            file.write(iter(tiles), **given)
+
+
+@pytest.mark.parametrize("codec", [None, "zlib", "lzw", "jpeg"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_tiles_that_were_not_scanned_are_glass(codec, share, picture, tmp_path):
+    absent = np.random.default_rng(1).random((6, 8)) < share
+    absent[0, 0] = False  # by which tifffile knows the type
+    write_sparse(tmp_path / "a.tif", picture, absent, compression=codec)
+    slide = open_slide(tmp_path / "a.tif")
+    check_image(slide)
+    assert slide.um_per_pixel == pytest.approx(0.5)
+    assert slide.source.sizes == (SIZE, (450, 350))
+    white = np.kron(absent, np.ones((128, 128), bool))[: SIZE[1], : SIZE[0]]
+    found = read_region(pickle.loads(pickle.dumps(slide)), 0, 0, *SIZE)
+    assert (found[white] == 255).all()
+    off = np.abs(found[~white].astype(int) - picture[~white])
+    assert off.max() == 0 if codec != "jpeg" else off.mean() < 4
+    thumbnail(slide, 2.0)
+
+
+def test_what_no_library_reads_sparse_is_told(picture, tmp_path):
+    absent = np.zeros((6, 8), bool)
+    absent[2, 3] = True
+    write_sparse(tmp_path / "a.tif", picture, absent, overview_first=True)
+    with pytest.raises(
+        InputError, match=r"a.tif: the file is whole, but .* \(sparse\).* export"
+    ):
+        open_slide(tmp_path / "a.tif", 0.5)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_pixels_are_read_as_stored_and_a_turn_is_known(name, orientation, picture, tmp_path):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(picture).save(tmp_path / name, exif=exif)
+    slide = open_slide(tmp_path / name, 0.5)
+    assert (slide.size, slide.source.orientation) == (SIZE, orientation)
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
 def test_colours_of_print_are_refused(name, picture, tmp_path):
     Image.fromarray(picture).convert("CMYK").save(tmp_path / name)

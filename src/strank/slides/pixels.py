@@ -48,6 +48,10 @@ class Pixels(Protocol):
     def stated(self) -> Stated:
         """µm per pixel of the full resolution as the file says it."""
 
+    @property
+    def orientation(self) -> int:
+        """How the file says to show it, as EXIF numbers turns and mirrors; read as stored, 1."""
+
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """RGB ``[height, width, 3]`` of a window that lies inside the level."""
 
@@ -55,7 +59,7 @@ class Pixels(Protocol):
 class ArrayPixels:
     """An image in memory: RGB, uint8 ``[height, width, 3]``."""
 
-    stated = Stated()
+    stated, orientation = Stated(), 1
 
     def __init__(self, array: NDArray[np.uint8]) -> None:
         self.array = array
@@ -76,20 +80,33 @@ def open_pixels(path: Path) -> Pixels:
     try:
         # Tiles of a TIFF that no scanner's program wrote, libvips reads four times as fast; and of
         # OME-TIFF openslide knows neither the scale nor the levels.
-        if openslide.OpenSlide.detect_format(path) not in (None, "generic-tiff"):
+        scanner = openslide.OpenSlide.detect_format(path)
+        if scanner not in (None, "generic-tiff"):
             return _OpenSlidePixels(path)
+        pixels = _VipsPixels(path)
+        if not pixels.sparse:
+            return pixels
+        # libvips refuses tiles that were never written, or takes them for black.
+        sparse = None if scanner is None else _OpenSlidePixels(path, pixels.stated)
     except openslide.OpenSlideError as error:
         raise damaged(path, error) from error
-    return _VipsPixels(path)
+    if sparse is None or sparse.sizes[0] != pixels.sizes[0]:
+        raise InputError(
+            f"{path}: the file is whole, but tiles that were not scanned were not written "
+            "(sparse), and neither libvips nor openslide reads it so; export it as OME-TIFF (QuPath)"
+        )
+    return sparse
 
 
 class _OpenSlidePixels:
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    orientation = 1
+
+    def __init__(self, path: Path, stated: Stated | None = None) -> None:
+        self.path, self._stated = path, stated
         self.sizes: tuple[Size, ...] = self._slide.level_dimensions
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path,)
+        return type(self), (self.path, self._stated)
 
     @cached_property
     def _slide(self) -> openslide.OpenSlide:
@@ -99,6 +116,8 @@ class _OpenSlidePixels:
 
     @property
     def stated(self) -> Stated:
+        if self._stated is not None:
+            return self._stated
         known = self._slide.properties
         sides = [known.get(f"openslide.mpp-{axis}") for axis in "xy"]
         return stated_by_scanner(known.get("openslide.vendor", "unknown"), *sides)
@@ -139,17 +158,26 @@ class _VipsPixels:
             _check_size(self.path, first)
             if not first.get("vips-loader").startswith("tiff"):
                 why = "JPEG and PNG say at best how large they are printed"
-                return Layout([[{}]], Stated(why=why))
+                return Layout([[{}]], Stated(why=why), orientation=_orientation(first))
             layout = tiff_layout(self.path)
             full = _open(self.path, **layout.levels[0][0])
             _check_size(self.path, full)
             unit = "resolution-unit" in full.get_fields()
             tags = stated_by_tags((full.xres, full.yres), unit, layout.description)
-            return replace(layout, stated=layout.stated.or_else(tags))
+            stated = layout.stated.or_else(tags)
+            return replace(layout, stated=stated, orientation=_orientation(full))
 
     @property
     def stated(self) -> Stated:
         return self._layout.stated
+
+    @property
+    def sparse(self) -> bool:
+        return self._layout.sparse
+
+    @property
+    def orientation(self) -> int:
+        return self._layout.orientation
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         with _explained(self.path):
@@ -191,6 +219,10 @@ def _open(path: Path, **options: int | str) -> pyvips.Image:
     return pyvips.Image.new_from_file(str(path), **given)
 
 
+def _orientation(image: pyvips.Image) -> int:
+    return _number(image, "orientation") or 1
+
+
 def _number(image: pyvips.Image, field: str) -> int:
     return int(image.get(field)) if field in image.get_fields() else 0
 
@@ -204,15 +236,19 @@ def _rgb(path: Path, parts: list[TiffPart]) -> pyvips.Image:
             "(QuPath, ImageJ)"
         )
     if image.interpretation not in ("srgb", "rgb", "b-w"):
-        raise InputError(
-            f"{path}: has the colours of print or of a measurement ({image.interpretation}), and "
-            "what they are in RGB is a choice; export it as RGB (QuPath, ImageJ)"
-        )
+        raise _no_colours(path, image.interpretation)
     if others:
         return image.bandjoin(others).copy(interpretation="srgb")
     if image.interpretation != "srgb":
         image = image.colourspace("srgb")
     return image.extract_band(0, n=3) if image.bands > 3 else image
+
+
+def _no_colours(path: Path, space: str) -> InputError:
+    return InputError(
+        f"{path}: has the colours of print or of a measurement ({space}), and what they are in RGB "
+        "is a choice; export it as RGB (QuPath, ImageJ)"
+    )
 
 
 def _check_size(path: Path, image: pyvips.Image) -> None:
@@ -269,6 +305,8 @@ def _explained(path: Path) -> Iterator[None]:
                 f"{path}: its tiles are packed in a way that this libvips cannot unpack ({codec}); "
                 "export it with JPEG or deflate (QuPath), or install a libvips that can"
             ) from error
+        if "labq" in reason:
+            raise _no_colours(path, "CIELAB") from error
         if "not a known file format" in reason:
             raise InputError(
                 f"{path}: not an image that can be read (whole-slide formats of openslide, TIFF, "

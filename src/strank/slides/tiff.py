@@ -27,6 +27,8 @@ class Layout:
     levels: list[list[TiffPart]]
     stated: Stated = field(default_factory=Stated)  # by its OME-XML; the resolution tags come after
     description: str = ""
+    sparse: bool = False  # tiles that were not scanned were not written
+    orientation: int = 1  # how to show it, as EXIF numbers turns and mirrors
 
 
 class _Page(NamedTuple):
@@ -36,6 +38,7 @@ class _Page(NamedTuple):
     bands: int
     planar_tiles: bool
     odd_samples: bool
+    sparse: bool
     end: int  # of its pixels in the file
 
     @property
@@ -83,7 +86,8 @@ def tiff_layout(path: Path) -> Layout:
     stated = Stated() if image is None else image.stated
     if image is None and ("<OME" in description or ":OME" in description):
         stated = Stated(why="its OME-XML does not tell of this image")
-    return Layout(levels, stated, description)
+    sparse = any(page.sparse for page in (full, *smaller))
+    return Layout(levels, stated, description, sparse)
 
 
 def _pages(path: Path) -> tuple[list[_Page], list[list[_Page]], str]:
@@ -133,6 +137,7 @@ def _page(page: TiffPage, part: TiffPart) -> _Page:
         page.is_tiled and bands > 1 and page.planarconfig == 2,
         # Grey with alpha is all that libvips reads right.
         page.photometric in (0, 1) and (bands > 2 or (bands == 2 and page.planarconfig == 2)),
+        page.is_tiled and 0 in page.databytecounts,
         max((offset + n for offset, n in places), default=0),
     )
 
