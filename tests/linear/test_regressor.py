@@ -288,6 +288,23 @@ def _on_10k(counts):
     return counts / (counts.sum(1, keepdims=True) + 1) * 1e4
 
 
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        (lambda y: y > 1, "True and False"),
+        (lambda y: sparse.csr_matrix(y > 1), "True and False"),
+        (lambda y: pd.DataFrame(y > 1), "True and False"),
+        (lambda y: (y > 1).tolist(), "True and False"),
+        (lambda y: y.astype(int).astype(str), "text"),
+        (lambda y: y.astype(int).astype(str).astype(object), "text"),
+        (lambda y: pd.DataFrame(y.astype(int)).astype({0: str}), "text"),
+    ],
+)
+def test_what_only_becomes_numbers_warns(spots, form, told):
+    with pytest.warns(UserWarning, match=f"y holds {told}, which is no count"):
+        fit(STRankRegressor(), spots, counts=form(np.asarray(spots["counts"])))
+
+
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, pd.DataFrame])
 @pytest.mark.parametrize(
     "change", [lambda y: np.log1p(_on_10k(y)), _on_10k, lambda y: y + 0.5, lambda y: y / 3]

@@ -95,6 +95,17 @@ def part_of_a_count(counts: sparse.csr_matrix | NDArray) -> float | None:
     return None
 
 
+def no_numbers(y: Any) -> str | None:
+    """Say what a target holds that only becomes numbers, ``None`` for numbers themselves."""
+    if isinstance(y, pd.DataFrame) and (y := y.select_dtypes(exclude="number")).empty:
+        return None
+    values = y.data if sparse.issparse(y) else np.asarray(y)
+    kind, first = values.dtype.kind, values.reshape(-1)[0] if values.size else 0
+    if kind == "b" or (kind == "O" and isinstance(first, bool)):
+        return "True and False"
+    return "text" if kind in "SU" or (kind == "O" and isinstance(first, str)) else None
+
+
 def is_read_by_rows(X: Any) -> bool:
     """Whether features stay where they are: on disk, in blocks, or on a GPU."""
     if isinstance(X, torch.Tensor):

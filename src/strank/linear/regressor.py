@@ -15,7 +15,15 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from strank.functional.groups import deal
-from strank.linear.data import Data, Rows, gather, is_read_by_rows, one_a_spot, part_of_a_count
+from strank.linear.data import (
+    Data,
+    Rows,
+    gather,
+    is_read_by_rows,
+    no_numbers,
+    one_a_spot,
+    part_of_a_count,
+)
 from strank.linear.design import Design, few_threads
 from strank.linear.exact import Solution, fit_genes
 from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES, choose_penalty
@@ -314,9 +322,12 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         counts = check_array(
             y, accept_sparse="csr", dtype=_PRECISIONS, ensure_2d=False, input_name="y"
         )
-        if (part := part_of_a_count(counts)) is not None:
+        odd = no_numbers(y)
+        if odd is None and (part := part_of_a_count(counts)) is not None:
+            odd = f"{part:g}"
+        if odd is not None:
             warnings.warn(
-                f"y holds {part:g}, which is no count: raw counts are expected, neither normalised "
+                f"y holds {odd}, which is no count: raw counts are expected, neither normalised "
                 "nor logarithms; the depth of spots goes to `offset`",
                 UserWarning,
                 stacklevel=3,
