@@ -434,7 +434,7 @@ def test_a_scale_that_no_slide_has_room_for_is_refused_even_where_it_is_meant(
     given = "--mpp", 40, "--mpp-override", "-o", tmp_path / "c"
     told = command(*start, *given, code=2).stderr
     assert "section S1: the spots span 19." in told
-    assert "the capture area of Visium has 11 x 11 mm at most" in told
+    assert "the capture area of Visium of 78 x 128 positions has 6.5 x 6.7 mm at most" in told
     assert "check --mpp" in told
     assert not (tmp_path / "c").exists()
 

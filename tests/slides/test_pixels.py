@@ -278,9 +278,7 @@ def test_what_no_library_reads_sparse_is_told(picture, tmp_path):
     absent = np.zeros((6, 8), bool)
     absent[2, 3] = True
     write_sparse(tmp_path / "a.tif", picture, absent, overview_first=True)
-    with pytest.raises(
-        InputError, match=r"a.tif: the file is whole, but .* \(sparse\).* export"
-    ):
+    with pytest.raises(InputError, match=r"a.tif: the file is whole, but .* \(sparse\).* export"):
         open_slide(tmp_path / "a.tif", 0.5)
 
 

@@ -14,6 +14,11 @@ from strank.errors import InputError, some
 
 # What tables and their readers write where nothing is known.
 _NO_NAMES = {"", "nan", "na", "n/a", "#n/a", "<na>", "nat", "null", "none"}
+# Of HEST's patients the study follows.
+_NOBODY = re.compile(
+    r"[\W_]*((unk|unkn?own|undefined|unnamed|anonymous|missing|tbd|n\.?[ad]"
+    r"|not[ _](known|given|available))[\W_]*)?( \(.*\))?"
+)
 # Blanks, and what is as invisible: marks of byte order, joiners of no width.
 _BLANKS = r"[\s\ufeff\u200b-\u200d\u2060]+"
 _AROUND = re.compile(f"^{_BLANKS}|{_BLANKS}$")
@@ -81,10 +86,21 @@ def difference(one: pd.Index, other: pd.Index) -> str:
     return ""
 
 
+def no_persons(patients: Mapping[str, str]) -> list[str]:
+    """Point out patients whose names say that nobody knows them, in sentences."""
+    odd = sorted({who for who in patients.values() if who and _NOBODY.fullmatch(who.casefold())})
+    return [
+        f"patient {who!r} of section {some(sorted(s for s, w in patients.items() if w == who))} is "
+        "taken for one person; if nobody is meant, name patients that are surely apart"
+        for who in odd
+    ]
+
+
 def look_alikes(patients: Mapping[str, str], genes: Mapping[str, pd.Index]) -> list[str]:
     """Point out patients, sections and genes of a cohort that may be the same, in sentences."""
     people = filter(None, patients.values())
-    told = [
+    told = no_persons(patients)
+    told += [
         f"{text} and import again"
         for what, names in {"patients": people, "sections": patients}.items()
         for text in told_apart(what, names)

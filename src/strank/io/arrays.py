@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import cv2
@@ -19,14 +20,22 @@ _CLOSE = 0.05
 _LARGER = 1.1
 # Nothing on a glass slide, 51 x 76 mm at most, is wider; spots are larger than pixels of a scanner.
 _WIDEST_MM, _FINEST_UM = 80.0, 1.0
+# Of Visium's two slides, the smaller one's rows and columns, and a stray.
+_SMALLER = (79, 129)
 # Where spots or cells can be, the largest of a technology's slides.
 _CAPTURE_MM = {
     "ST": (6.2, 6.6),
     "ST 2k": (6.2, 6.6),
     "Visium": (11.0, 11.0),
+    "Visium of 78 x 128 positions": (6.5, 6.7),
     "Visium HD": (11.0, 11.0),
     "Xenium": (10.45, 22.45),
 }
+
+
+_BIN = r"s_(\d{3})um_(\d{5})_(\d{5})"
+# That Space Ranger writes.
+_BINS_UM = (2.0, 8.0, 16.0)
 
 
 class Printed(NamedTuple):
@@ -117,6 +126,19 @@ def measure_grid(array: ArrayLike, pixels: ArrayLike, *, name: str) -> Lattice:
     )
 
 
+def hd_barcodes(names: pd.Index) -> pd.DataFrame | None:
+    """Read size, row and column of bins of Visium HD by their names, ``None`` for others."""
+    if len(names) == 0 or not re.search(_BIN, str(names[0])):
+        return None
+    found = names.astype(str).str.extract(_BIN).astype(float)
+    return None if found.isna().to_numpy().any() else found.set_axis(["um", "row", "col"], axis=1)
+
+
+def hd_bins(size_um: float) -> Printed:
+    """Bins of Visium HD."""
+    return Printed("Visium HD", size_um, size_um, size_um, False, 1.0, (6720, 6720))
+
+
 def find_array(grid: Lattice, *, among: tuple[Printed, ...] = (VISIUM, ST_2K)) -> Printed | None:
     """Tell which array it is, by parity, range and the shape of a step; ``None`` for no such."""
     for array in among:
@@ -134,6 +156,24 @@ def _in_range(grid: Lattice, array: Printed) -> bool:
     return all(n <= most for n, most in zip(grid.span, array.most, strict=True))
 
 
+def choose_array(
+    grid: Lattice, pitch_um: float | None, among: tuple[Printed, ...]
+) -> tuple[Printed | None, list[str]]:
+    """Take what a user says, or what the positions tell, and what is to be said of it."""
+    found = find_array(grid, among=among)
+    if pitch_um is None:
+        return found, []
+    array = array_of_pitch(grid, pitch_um)
+    if found is None or array.technology == found.technology:
+        return array, []
+    # Not refused: hexagonal bins of other platforms, and chessboards, come in any size.
+    return array, [
+        f"`pitch_um={pitch_um:g}` is taken, but positions are as those of {found.told}, which "
+        f"would make µm per pixel {found.step_um / array.step_um:.3g} times as large; if it is "
+        "such an array, leave `pitch_um` out"
+    ]
+
+
 def array_of_pitch(grid: Lattice, pitch_um: float) -> Printed:
     """Take what a user says of the distance between neighbours; a known array if it is its own."""
     if not 0 < pitch_um < np.inf:
@@ -146,22 +186,55 @@ def array_of_pitch(grid: Lattice, pitch_um: float) -> Printed:
         same = (known.staggered, known.stretch) == (staggered, shape)
         if same and abs(pitch_um / known.pitch_um - 1) <= _CLOSE and _in_range(grid, known):
             return known._replace(pitch_um=pitch_um, step_um=pitch_um * steps)
+    for um in _BINS_UM * (grid.span[1] > max(VISIUM.most)):
+        if not staggered and abs(pitch_um / um - 1) <= _CLOSE:
+            return hd_bins(um)._replace(pitch_um=pitch_um, step_um=pitch_um)
     name = "staggered grid" if staggered else "square grid"
     return Printed(name, pitch_um, pitch_um, pitch_um * steps, staggered, shape, grid.span)
 
 
+def assumed_width(array: Printed) -> list[str]:
+    """Say that nothing tells how wide the spots of an array are, if so."""
+    if array.diameter_um != array.pitch_um or not array.technology.endswith("grid"):
+        return []
+    return [
+        f"spots are taken to be as wide as they stand apart, {array.pitch_um:g} µm, since no file "
+        "says it (spot_diameter_fullres); channels of DBiT-seq are half as wide"
+    ]
+
+
 def lattice_of(spots: pd.DataFrame) -> Lattice | None:
-    """Measure the array of spots in pixels ``x y`` by ``array_row array_col``, if those tell it."""
-    names = ["array_col", "array_row"]
-    if not set(names) <= set(spots):
-        return None
-    array = spots[names].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    """Measure spots in pixels ``x y`` by their names or ``array_row array_col``, if those tell."""
+    bins = hd_barcodes(spots.index)
+    if bins is None:
+        bins = spots.reindex(columns=["array_row", "array_col"]).set_axis(["row", "col"], axis=1)
+    array = bins[["col", "row"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     if not np.isfinite(array).all():
         return None
     try:
         return measure_grid(array, spots[["x", "y"]], name="")
     except InputError:  # a row of spots, or several sections in one
         return None
+
+
+def positions_twice(spots: pd.DataFrame) -> bool:
+    """Whether several spots have one place on the array, as of sections that were put together."""
+    names = ["array_row", "array_col"]
+    if not set(names) <= set(spots):
+        return False
+    placed = spots[names].dropna()
+    # Columns that were filled with a number tell nothing.
+    return _FEWEST <= len(placed.drop_duplicates()) < len(placed)
+
+
+def slide_of_array(spots: pd.DataFrame, technology: str) -> str:
+    """Say which slide of Visium it is, by ``array_row array_col`` if there are such."""
+    names = ["array_row", "array_col"]
+    if technology != VISIUM.technology or not set(names) <= set(spots):
+        return technology
+    span = spots[names].apply(pd.to_numeric, errors="coerce")
+    small = bool(((span.max() - span.min()).to_numpy() < _SMALLER).all())
+    return f"{technology} of 78 x 128 positions" if small else technology
 
 
 def check_extent(

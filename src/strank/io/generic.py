@@ -16,7 +16,16 @@ from strank.cohort.contract import as_numbers, naming, raw_counts
 from strank.cohort.names import clean_name, clean_names
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some
-from strank.io.arrays import ST_1K, Printed, array_of_pitch, find_array, lattice_of
+from strank.io.arrays import (
+    Lattice,
+    Printed,
+    array_of_pitch,
+    find_array,
+    hd_barcodes,
+    hd_bins,
+    lattice_of,
+    positions_twice,
+)
 from strank.io.sections import (
     Patients,
     build_section,
@@ -137,6 +146,12 @@ def find_anndata(path: Path | str) -> list[str]:
 
 
 def _section_names(adata: AnnData, path: Path) -> pd.Series:
+    libraries = adata.obs.get("library_id", pd.Series(dtype=object)).dropna().unique()
+    if "section" not in adata.obs and len(libraries) > 1:
+        raise InputError(
+            f'{path}: obs["library_id"] names several ({some(map(str, libraries), 10)}); if they '
+            'are sections, call the column section: obs["section"] = obs["library_id"]'
+        )
     unnamed = pd.Series(path.stem, index=adata.obs_names)
     names = adata.obs.get("section", unnamed).astype(object).map(clean_name)
     if (lacking := names == "").any():
@@ -192,21 +207,27 @@ def read_object(
 def measured_um(spots: pd.DataFrame) -> float | None:
     """Measure µm per pixel by the array of spots in pixels, if it is a known one."""
     grid = lattice_of(spots)
-    array = grid and find_array(grid)
+    array = _known_array(grid, spots)
     return array.step_um / grid.step_px if grid and array else None
+
+
+def _known_array(grid: Lattice | None, spots: pd.DataFrame) -> Printed | None:
+    if (bins := hd_barcodes(spots.index)) is not None:
+        return hd_bins(float(bins["um"].iloc[0]))
+    return find_array(grid) if grid else None
 
 
 def _array_of(adata: AnnData, spots: pd.DataFrame, um_per_pixel: float) -> Printed:
     """Tell the array, or say what is known of spots that are none."""
     diameter, pitch = spot_size_um(adata, spots, um_per_pixel)
     grid = lattice_of(spots)
-    if grid is not None and (array := find_array(grid)) is not None:
+    if (array := _known_array(grid, spots)) is not None:
         return array
     if grid is None or grid.staggered is not False:
         return Printed("unknown", diameter, pitch, pitch, False, 1.0, (0, 0))
     pitch = grid.step_px * um_per_pixel
     array = array_of_pitch(grid, pitch)
-    known = array.technology == ST_1K.technology
+    known = array.technology != "square grid"
     return array if known else array._replace(diameter_um=min(diameter, pitch))
 
 
@@ -288,7 +309,13 @@ def object_spots(adata: AnnData, path: Path) -> pd.DataFrame:
     wrong = ~np.isfinite(positions[:, :2]).all(1)
     if wrong.any():
         raise InputError(f"{path}: position of spot {some(adata.obs_names[wrong])} is not finite")
-    return adata.obs.assign(x=positions[:, 0], y=positions[:, 1])
+    spots = adata.obs.assign(x=positions[:, 0], y=positions[:, 1])
+    if positions_twice(spots):
+        raise InputError(
+            f"{path}: several spots have one place on the array (array_row, array_col): sections "
+            f'that were put together; tell them apart in obs["section"]'
+        )
+    return spots
 
 
 def spot_size_um(adata: AnnData, spots: pd.DataFrame, um_per_pixel: float) -> tuple[float, float]:

@@ -29,7 +29,7 @@ from strank.io.sections import (
 )
 from strank.io.tables import read_table
 from strank.slides.scale import Stated
-from strank.slides.slide import Slide, check_image, check_told, open_slide
+from strank.slides.slide import Slide, check_image, check_override, check_told, open_slide
 
 TASKS = ("IDC", "PRAD", "PAAD", "SKCM", "COAD", "READ", "CCRCC", "HCC", "LUNG", "LYMPH_IDC")
 _BENCHMARK, _SAMPLES = "MahmoodLab/hest-bench", "MahmoodLab/hest"
@@ -235,6 +235,7 @@ def _told_um(
     um_per_pixel: float | None, override: bool, facts: Mapping[str, Any], sample: HestSample
 ) -> float | None:
     """Take what is given, which may not contradict the metadata or the patches, or the metadata."""
+    check_override(um_per_pixel, override)
     path, who, known = sample.slide, "the metadata say", facts.get("pixel_size_um_estimated")
     if um_per_pixel is None or override:
         return known if um_per_pixel is None else um_per_pixel

@@ -24,7 +24,7 @@ from strank.cohort.names import clean_name, clean_names, given_name, look_alikes
 from strank.cohort.store import read_h5ad, write_h5ad
 from strank.errors import InputError, some
 from strank.files import output_folder, sha256
-from strank.io.arrays import check_extent
+from strank.io.arrays import check_extent, slide_of_array
 from strank.io.tables import read_table
 from strank.progress import Say
 from strank.slides.scale import Stated
@@ -120,12 +120,20 @@ def build_section(
     counts_file = str(provenance.get("counts_file", f"section {section}"))
     counts = whole_counts(counts)
     check_counts(counts, spots=spots.index, genes=genes.index, name=counts_file)
+    if counts.nnz == 0 or not counts.data.any():
+        raise InputError(f"{counts_file}: section {section} has no counts at all; is it the file?")
     check_image(slide)
     _check_inside(spots, slide, section)
     centres = spots[["x", "y"]].to_numpy(float)
     centres_um = centres * slide.um_per_pixel
-    notes = provenance.get("notes", [])
-    notes = [*notes, *check_extent(centres_um, spot_pitch_um, technology, name=section)]
+    notes, on = provenance.get("notes", []), slide_of_array(spots, technology)
+    notes = [*notes, *check_extent(centres_um, spot_pitch_um, on, name=section)]
+    if (turned := slide.source.orientation) != 1:
+        notes.append(
+            f"{slide.path.name} asks to be shown turned or mirrored (orientation {turned} of EXIF) "
+            "and is read as stored; if positions were found on the turned image, save it turned "
+            "and import that one"
+        )
     if is_dark_field(slide):
         notes.append(
             f"{slide.path.name} is dim wherever it is not black, as fluorescence (DAPI) is, and "

@@ -27,8 +27,8 @@ from strank.io.arrays import (
     VISIUM,
     Lattice,
     Printed,
-    array_of_pitch,
-    find_array,
+    assumed_width,
+    choose_array,
     measure_grid,
 )
 from strank.io.sections import (
@@ -112,7 +112,7 @@ def read_st(
             f"{spots_file.name} (e.g. {some(spot_names, 2)}; {some(selected.index, 2)})"
         )
     grid = measure_grid(spots[["x", "y"]], spots[["pixel_x", "pixel_y"]], name=str(spots_file))
-    array = _array_of(grid, pitch_um, spots_file)
+    array, doubts = _array_of(grid, pitch_um, spots_file)
     kept = selected.loc[common].rename(columns={"x": "array_x", "y": "array_y"})
     kept = kept.rename(columns={"pixel_x": "x", "pixel_y": "y"})
     return build_section(
@@ -131,6 +131,7 @@ def read_st(
             "counts_sha256": sha256(counts_file),
             "spots_file": str(spots_file.resolve()),
             "array": array.told,
+            "notes": [*doubts, *assumed_width(array)],
             "dropped_spots": {
                 "in counts only": int((~spot_names.isin(spots.index)).sum()),
                 "in selection only": int((~spots.index.isin(spot_names)).sum()),
@@ -188,18 +189,16 @@ def _find(folder: Path) -> dict[str, list[Path]]:
     return {name: [files[name] for files in kinds.values()] for name in names}
 
 
-def _array_of(grid: Lattice, pitch_um: float | None, spots_file: Path) -> Printed:
+def _array_of(grid: Lattice, pitch_um: float | None, spots_file: Path) -> tuple[Printed, list[str]]:
     """Take the array that a user says or that the positions tell."""
-    if pitch_um is not None:
-        return array_of_pitch(grid, pitch_um)
-    array = find_array(grid, among=(ST_1K, ST_2K, VISIUM))
+    array, doubts = choose_array(grid, pitch_um, (ST_1K, ST_2K, VISIUM))
     if array is None:
         raise InputError(
             f"{spots_file}: {grid.told}: neither a 1k array of ST (33 x 35, every position used) "
             "nor a 2k array (every other position); give the distance between the centres of "
             "neighbouring spots in µm with `pitch_um`"
         )
-    return array
+    return array, doubts
 
 
 def _files(folder: Path) -> list[Path]:

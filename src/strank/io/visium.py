@@ -13,7 +13,16 @@ from scipy import sparse
 
 from strank.errors import InputError, some
 from strank.files import read_json
-from strank.io.arrays import Lattice, Printed, array_of_pitch, find_array, measure_grid
+from strank.io.arrays import (
+    ST_2K,
+    VISIUM,
+    Lattice,
+    Printed,
+    assumed_width,
+    choose_array,
+    hd_barcodes,
+    measure_grid,
+)
 from strank.io.sections import (
     Patients,
     build_section,
@@ -115,6 +124,8 @@ def read_visium(
     matrix_file, positions_file = _find(path, "raw" if raw else "filtered")
     matrix, positions, notes = _read_sample(matrix_file, positions_file, section)
     counts, barcodes, symbols, ids, dropped_features = matrix
+    if hd_barcodes(barcodes) is not None:
+        raise InputError(f"{matrix_file}: bins of Visium HD ({barcodes[0]}); use visium-hd")
     held, tissue = positions.index.isin(barcodes), positions["in_tissue"] == 1
     spots = positions[held & tissue]
     if spots.empty:
@@ -125,8 +136,9 @@ def read_visium(
     # Spots outside the tissue, too: the wider the grid, the better it is measured.
     pixels = positions[["pixel_x", "pixel_y"]]
     grid = measure_grid(positions[_ARRAY[::-1]], pixels, name=str(positions_file))
-    array = _array_of(grid, pitch_um, positions_file)
+    array, doubts = _array_of(grid, pitch_um, positions_file)
     slide = open_measured(image, array.step_um / grid.step_px, um_per_pixel, um_per_pixel_override)
+    array = _with_width(array, positions_file.parent, slide.um_per_pixel)
     return build_section(
         counts[barcodes.get_indexer(spots.index)],
         spots=spots.rename(columns={"pixel_x": "x", "pixel_y": "y"}).drop(columns="in_tissue"),
@@ -148,24 +160,34 @@ def read_visium(
                 "in positions only": int((tissue & ~held).sum()),
                 "not in tissue": int((held & ~tissue).sum()),
             },
-            "notes": notes,
+            "notes": [*notes, *doubts, *assumed_width(array)],
             "dropped_features": dropped_features,
         },
     )
 
 
-def _array_of(grid: Lattice, pitch_um: float | None, positions_file: Path) -> Printed:
+def _array_of(
+    grid: Lattice, pitch_um: float | None, positions_file: Path
+) -> tuple[Printed, list[str]]:
     """Take the array that a user says or that the positions tell."""
-    if pitch_um is not None:
-        return array_of_pitch(grid, pitch_um)
-    if (array := find_array(grid)) is None:
+    array, doubts = choose_array(grid, pitch_um, (VISIUM, ST_2K))
+    if array is None:
         what = "a square grid" if grid.staggered is False else "not the array of Visium"
         raise InputError(
             f"{positions_file}: {what} ({grid.told}), and a Visium slide uses every other of 78 x "
             "128 or 128 x 224 positions; give the distance between the centres of neighbouring "
             "spots in µm with `pitch_um` (DBiT-seq, AtlasXomics: twice the width of a channel)"
         )
-    return array
+    return array, doubts
+
+
+def _with_width(array: Printed, spatial: Path, um_per_pixel: float) -> Printed:
+    """Take the width of spots of an array that is not known from the scale factors."""
+    file = find_file(spatial, "scalefactors_json.json")
+    if file is None or array.diameter_um != array.pitch_um:
+        return array
+    wide = um_per_pixel * float(read_json(file).get("spot_diameter_fullres") or 0)
+    return array._replace(diameter_um=wide) if 0 < wide <= array.pitch_um else array
 
 
 def _full_image(section: str, image: Path | str | None) -> Path:
@@ -182,7 +204,8 @@ def _find(folder: Path, kind: str) -> tuple[Path, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     outs = folder / "outs" if (folder / "outs").is_dir() else folder
-    hint = "; for Visium HD use visium-hd" * (outs / "binned_outputs").is_dir()
+    is_hd = any((outs / name).is_dir() for name in ("binned_outputs", "segmented_outputs"))
+    hint = "; for Visium HD use visium-hd" * is_hd
     matrix = find_matrix(outs, f"{kind}_feature_bc_matrix", hint)
     tables = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
     names = [n for table in tables for n in (table, f"{table}.gz")]
@@ -325,7 +348,13 @@ def _find_bins(outs: Path, bin_um: float) -> tuple[Path, bool]:
     bases = [outs / "outs" / "binned_outputs", outs / "binned_outputs", outs]
     base = next((base for base in bases if any(base.glob("square_*um"))), None)
     if base is None:
-        raise InputError(f"{outs}: no binned_outputs/square_*um there; it is not of Visium HD")
+        segmented = "segmented_outputs", "*cell_segmentations.geojson"
+        cells = any(any(f.glob(name)) for f in (outs, outs / "outs") for name in segmented)
+        why = "there are cells only: `strank import visium-hd --cells`, or read_visium_hd_cells"
+        raise InputError(
+            f"{outs}: no binned_outputs/square_*um there; "
+            + (why if cells else "it is not of Visium HD")
+        )
     wanted, finest = (base / f"square_{size:03.0f}um" for size in (bin_um, _FINEST_UM))
     if bin_um < _FINEST_UM or bin_um % _FINEST_UM:
         raise InputError(f"{base}: bins of {bin_um:g} µm cannot be made; give a multiple of 2")

@@ -93,7 +93,7 @@ def open_pixels(path: Path) -> Pixels:
     if sparse is None or sparse.sizes[0] != pixels.sizes[0]:
         raise InputError(
             f"{path}: the file is whole, but tiles that were not scanned were not written "
-            "(sparse), and neither libvips nor openslide reads it so; export it as OME-TIFF (QuPath)"
+            "(sparse), and neither libvips nor openslide reads that; export it anew (QuPath)"
         )
     return sparse
 
