@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
+import anndata
 import h5py
 import numpy as np
 import pandas as pd
@@ -27,6 +29,7 @@ from strank.io.arrays import (
     check_extent,
     find_array,
     measure_grid,
+    slide_of_array,
 )
 
 KNOWN = (ST_1K, ST_2K, VISIUM)
@@ -415,6 +418,148 @@ def test_square_grids_in_space_rangers_layout_are_asked_for_their_pitch(
     assert "with --pitch (DBiT" in command(*start, "-o", tmp_path / "c", code=2).stderr
     done = command(*start, "-o", tmp_path / "c", "--pitch", pitch).stdout
     assert f"S1: {info.technology}, patient P1" in done
+
+
+@pytest.mark.parametrize(
+    ("kind", "pitch", "kept", "wide"),
+    [
+        ("DBiT-seq", 50, {"spot_diameter_fullres": 12.5}, 25),
+        ("AtlasXomics", 30, {"spot_diameter_fullres": 7.5}, 15),
+        ("220 channels", 20, {"spot_diameter_fullres": 5}, 10),
+        ("DBiT-seq", 50, {"spot_diameter_fullres": 89.0}, None),
+        ("DBiT-seq", 50, {"spot_diameter_fullres": "25"}, None),
+        ("DBiT-seq", 50, {}, None),
+        ("DBiT-seq", 50, [1, 2], None),
+        ("6.5 mm", 55, {}, None),
+    ],
+)
+def test_spots_of_an_unknown_array_are_as_wide_as_scale_factors_say(
+    tmp_path, write_space_ranger, kind, pitch, kept, wide
+):
+    pixels = write_dbit(tmp_path / "S1/outs", write_space_ranger, kind, scale=2.0)
+    (tmp_path / "S1/outs/spatial/scalefactors_json.json").write_text(json.dumps(kept))
+    given = {"image": write_he(tmp_path / "he.png", pixels), "patient": "P1"}
+    info = section_info(read_visium(tmp_path / "S1/outs", **given, pitch_um=pitch))
+    assert info.spot_diameter_um == pytest.approx(wide or pitch)
+    assumed = [text for text in info.provenance["notes"] if "taken to be as wide as" in text]
+    assert len(assumed) == (wide is None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pitch", "times"), [("6.5 mm", 50, "2"), ("11 mm", 130, "0.769"), ("2k", 100, "1.41")]
+)
+def test_a_pitch_against_a_known_array_is_pointed_out(
+    tmp_path, write_space_ranger, command, kind, pitch, times
+):
+    pixels = write_dbit(tmp_path / "S1/outs", write_space_ranger, kind, scale=4.0)
+    image = write_he(tmp_path / "he.png", pixels)
+    start = "import", "visium", tmp_path / "S1", "--image", image, "--patient", "P1"
+    told = command(*start, "-o", tmp_path / "c", "--pitch", pitch).stderr
+    array = WHOLE[kind][0]
+    assert f"--pitch {pitch} is taken, but positions are as those of {array.told}" in told
+    assert f"µm per pixel {times} times as large" in told
+    right = command(*start, "-o", tmp_path / "d", "--pitch", array.pitch_um).stderr
+    assert "--pitch" not in right
+    st_folder = write_st(tmp_path / "st", "1k")
+    notes = section_info(read_st(st_folder, pitch_um=150)).provenance["notes"]
+    assert "positions are as those of ST: every position used" in notes[0]
+
+
+def bins(um: int, n: int = 60, keep: float = 1.0, suffix: str = "-1") -> AnnData:
+    """Bins of Visium HD, of 1 µm a pixel, in the middle of a slide."""
+    rng = np.random.default_rng(0)
+    positions = np.stack(np.mgrid[0:n, 0:n], -1).reshape(-1, 2)
+    positions = positions[rng.random(n * n) < keep]
+    names = [f"s_{um:03}um_{r + 300:05}_{c + 400:05}{suffix}" for r, c in positions]
+    obs = pd.DataFrame(positions + np.array([300, 400]), names, columns=["array_row", "array_col"])
+    counts = rng.poisson(3, size=(len(obs), 3)).astype(np.float32)
+    return AnnData(counts, obs, obsm={"spatial": positions[:, ::-1] * um + 100.0})
+
+
+@pytest.mark.parametrize("um", [2, 8, 16, 48])
+@pytest.mark.parametrize("keep", [0.1, 1.0])
+@pytest.mark.parametrize("with_array", [False, True])
+@pytest.mark.parametrize("suffix", ["-1", "-1-S1", ""])
+def test_bins_of_visium_hd_are_told_by_their_names(tmp_path, um, keep, with_array, suffix):
+    adata = bins(um, keep=keep, suffix=suffix)
+    if not with_array:
+        adata.obs = adata.obs[[]]
+    adata.write_h5ad(tmp_path / "S1.h5ad")
+    image = write_he(tmp_path / "he.png", adata.obsm["spatial"])
+    facts = facts_of(read_anndata(tmp_path / "S1.h5ad", image=image, patient="P1"))
+    told = f"Visium HD: every position used, spots {um} µm apart"
+    assert (facts["technology"], facts["array"]) == ("Visium HD", told)
+    found = [facts[k] for k in ("um_per_pixel", "spot_diameter_um", "spot_pitch_um")]
+    assert found == pytest.approx([1.0, um, um])
+
+
+def test_bins_of_visium_hd_without_names_or_elsewhere(tmp_path, write_space_ranger):
+    many, given = bins(8, n=240), {"patient": "P1", "image": tmp_path / "he.png"}
+    many.obs_names = [f"b{i}" for i in range(many.n_obs)]
+    write_he(tmp_path / "he.png", many.obsm["spatial"])
+    many.write_h5ad(tmp_path / "S1.h5ad")
+    facts = facts_of(read_anndata(tmp_path / "S1.h5ad", **given, um_per_pixel=1.0))
+    assert (facts["technology"], facts["spot_pitch_um"]) == ("Visium HD", pytest.approx(8))
+    both = AnnData(
+        np.ones((2 * 3600, 2), np.float32),
+        pd.concat([bins(8).obs, bins(16).obs])[[]],
+        obsm={"spatial": np.concatenate([bins(8).obsm["spatial"], bins(16).obsm["spatial"]])},
+    )
+    both.write_h5ad(tmp_path / "S1.h5ad")
+    with pytest.raises(InputError, match="Visium HD of 8, 16 µm; keep those of one"):
+        read_anndata(tmp_path / "S1.h5ad", **given)
+
+
+def put_together(label: str | None, shift: float) -> AnnData:
+    """Two sections in one object."""
+    one, other = as_anndata("6.5 mm", scale=4.0), as_anndata("6.5 mm", 0.9, scale=4.0)
+    other.obsm["spatial"] = other.obsm["spatial"] + [shift, 0.0]
+    return anndata.concat({"L1": one, "L2": other}, label=label, index_unique="-")
+
+
+@pytest.mark.parametrize("shift", [3.0, 900.0])
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        (None, "several spots have one place on the array"),
+        ("sample", "several spots have one place on the array"),
+        ("library_id", r'obs\["library_id"\] names several \(L1, L2\)'),
+        ("section", None),
+    ],
+)
+def test_sections_that_were_put_together_are_told_apart(tmp_path, label, told, shift):
+    adata = put_together(label, shift)
+    adata.write_h5ad(tmp_path / "S1.h5ad")
+    image = write_he(tmp_path / "he.png", adata.obsm["spatial"])
+    given = {"image": image, "patient": "P1"}
+    if told is None:
+        facts = facts_of(read_anndata(tmp_path / "S1.h5ad", section="L2", **given))
+        assert (facts["technology"], round(facts["um_per_pixel"], 4)) == ("Visium", 4.0)
+    else:
+        with pytest.raises(InputError, match=told):
+            read_anndata(tmp_path / "S1.h5ad", **given)
+
+
+def test_a_column_that_was_filled_is_no_array(tmp_path):
+    adata = as_anndata("6.5 mm", scale=2.0)
+    adata.obs["array_row"] = 0
+    adata.write_h5ad(tmp_path / "S1.h5ad")
+    image = write_he(tmp_path / "he.png", adata.obsm["spatial"])
+    section = read_anndata(tmp_path / "S1.h5ad", image=image, patient="P1", um_per_pixel=2.0)
+    assert facts_of(section)["technology"] == "unknown"
+
+
+def test_the_smaller_slide_of_visium_is_told_by_its_positions():
+    for kind, fits in {"6.5 mm": (True, False), "11 mm": (True, True)}.items():
+        positions, um = printed(kind)
+        spots = pd.DataFrame(positions, columns=["array_row", "array_col"])
+        on = slide_of_array(spots, "Visium")
+        for times, room in zip((1.0, 1.7 if kind == "6.5 mm" else 1.0), fits, strict=True):
+            refused = pytest.raises(InputError, match="area of Visium of 78 x 128 positions")
+            with nullcontext() if room else refused:
+                check_extent(um * times, 100.0 * times, on, name="S1")
+    assert slide_of_array(spots, "Xenium") == "Xenium"
+    assert slide_of_array(spots[["array_row"]], "Visium") == "Visium"
 
 
 def test_an_array_of_st_in_space_rangers_layout_is_told(tmp_path, write_space_ranger):

@@ -18,7 +18,7 @@ from scipy.spatial import distance_matrix
 from strank.cohort.contract import section_info
 from strank.cohort.store import read_section
 from strank.errors import InputError
-from strank.io import read_visium_hd_cells
+from strank.io import read_visium, read_visium_hd, read_visium_hd_cells
 
 UM_PER_PIXEL = 0.4
 N_CELLS = 300
@@ -265,3 +265,14 @@ def test_the_command_reads_cells(outs, tmp_path, command, size):
     assert "H1: Visium HD, patient P," in done.stdout
     written = read_section(tmp_path / "cohort/H1.h5ad")
     np.testing.assert_array_equal(written.X.toarray(), read(outs, bin_um=size).X.toarray())
+
+
+@pytest.mark.parametrize("folder", [".", "outs", "outs/segmented_outputs"])
+def test_bins_that_are_none_but_cells_are_told(outs, folder):
+    run = outs.parent
+    told = "no binned_outputs/square_.* there are cells only: `strank import visium-hd --cells`"
+    with pytest.raises(InputError, match=told):
+        read_visium_hd(run / folder, image=run.parent / "he.png", patient="P")
+    if folder != "outs/segmented_outputs":
+        with pytest.raises(InputError, match="for Visium HD use visium-hd"):
+            read_visium(run / folder, image=run.parent / "he.png", patient="P")

@@ -280,6 +280,11 @@ def test_another_scale_than_the_metadata_or_the_patches_must_be_meant(wrong, hes
     assert section_info(load(hest, ["X1"], **meant)["X1"]).um_per_pixel == wrong
 
 
+def test_nothing_is_overridden_by_nothing(hest):
+    with pytest.raises(InputError, match="`um_per_pixel_override` takes `um_per_pixel` in the"):
+        read_hest(hest, section="X1", um_per_pixel_override=True)
+
+
 def test_patches_of_older_versions(hest):
     """Without attributes the patches are of 0.5 µm per pixel, `um_per_pixel` says the slide's."""
     pixels, _, centres = write_sample(hest, "X2", 1)

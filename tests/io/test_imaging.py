@@ -419,3 +419,35 @@ def test_the_command_reads_and_pools(run, tmp_path, command):
     shutil.copytree(run.folder, tmp_path / "S2")
     told = command(*start[:2], tmp_path / "S2", *start[2:], "--image", "x.png", code=2).stderr
     assert "--alignment is of one image; import runs one after the other" in told
+
+
+def edit_table(run: Run, name: str, change, **how) -> None:
+    path = run.file(name)
+    change(pd.read_csv(path, **how)).to_csv(path, index=False)
+
+
+def test_numbers_of_cells_as_other_programs_write_them(cosmx):
+    edit_table(cosmx, "metadata_file", lambda table: table.astype({"cell_ID": float, "fov": float}))
+    check_whole(cosmx, cosmx.read())
+    edit_table(cosmx, "exprMat_file", lambda table: table.astype({"cell_ID": float}))
+    check_whole(cosmx, cosmx.read())
+
+
+@pytest.mark.parametrize("at", [0, 2, -1])
+def test_the_column_that_names_cells_may_stand_anywhere(tmp_path, at):
+    run = make("merscope", tmp_path / "S1")
+
+    def moved(table: pd.DataFrame) -> pd.DataFrame:
+        others = list(table.columns.drop("EntityID"))
+        return table[[*others[:at], "EntityID", *others[at:]]]
+
+    edit_table(run, "cell_metadata", moved, dtype={"EntityID": str})
+    check_whole(run, run.read())
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_a_cell_that_is_counted_twice_is_named(run, n):
+    name = {"cosmx": "exprMat_file", "merscope": "cell_by_gene"}[run.platform]
+    edit_table(run, name, lambda table: pd.concat([table, table.iloc[9 : 9 + n]]), dtype=str)
+    with pytest.raises(InputError, match=f"{name}.csv: cell .* stands twice"):
+        run.read()

@@ -213,6 +213,41 @@ def test_the_import_points_out_what_may_be_one(image, tmp_path):
         write_sections([apart], tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    "who", ["unknown", "-", "?", "Unknown (A study)", "n.a.", "not_known", "__"]
+)
+def test_the_import_points_out_patients_whom_nobody_knows(who, image, tmp_path):
+    section = build(image)
+    section.obs["patient"] = who
+    doubts = []
+    write_sections([section], tmp_path / "cohort", say=doubts.append)
+    (told,) = doubts
+    assert told.startswith(f"patient {who!r} of section S1 is taken for one person")
+    for known in ("P1", "X", "A-?", "Unknown7", "Nadia", "7", "HER2-", "Unger"):
+        section.obs["patient"] = known
+        write_sections([section], tmp_path / "cohort", say=doubts.append)
+    assert len(doubts) == 1
+
+
+@pytest.mark.parametrize("counts", [np.zeros((4, 3)), sparse.csr_matrix(COUNTS) * 0])
+def test_a_section_without_any_count_is_refused(counts, image):
+    with pytest.raises(InputError, match=r"counts.h5: section S1 has no counts at all"):
+        build(image, counts=counts)
+    build(image, counts=np.eye(4, 3))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_an_image_that_asks_to_be_turned_is_told(suffix, image):
+    for orientation in (1, 2, 6, 8):
+        exif = Image.Exif()
+        exif[274] = orientation
+        with Image.open(image) as pixels:
+            pixels.save(image.with_name(f"a.{suffix}"), exif=exif)
+        notes = section_info(build(image.with_name(f"a.{suffix}"))).provenance["notes"]
+        told = f"a.{suffix} asks to be shown turned or mirrored (orientation {orientation} of"
+        assert [note.startswith(told) for note in notes] == [True] * (orientation != 1)
+
+
 def test_sections_that_some_disks_would_take_for_one_are_refused(image, tmp_path):
     both = [build(image), build(image, name="s1")]
     with pytest.raises(InputError, match="sections S1 and s1 are one file where capitals are not"):

@@ -102,6 +102,16 @@ def as_version_1_with_header(outs: Path) -> None:
     (outs / "spatial/tissue_positions.csv").rename(outs / "spatial/tissue_positions_list.csv")
 
 
+def with_other_titles(outs: Path) -> None:
+    path = outs / "spatial/tissue_positions.csv"
+    path.write_text(grid().rename(columns=lambda name: f" {name.upper()}").to_csv(index=False))
+
+
+def with_true_and_false(outs: Path) -> None:
+    path = outs / "spatial/tissue_positions.csv"
+    grid().assign(in_tissue=grid()["in_tissue"] == 1).to_csv(path, index=False)
+
+
 def as_folder(outs: Path) -> None:
     (outs / "filtered_feature_bc_matrix.h5").unlink()
 
@@ -140,6 +150,8 @@ LAYOUTS = {
     "parquet": as_parquet,
     "1.x": as_version_1,
     "1.x with header": as_version_1_with_header,
+    "other titles": with_other_titles,
+    "True and False": with_true_and_false,
     "folder": as_folder,
     "unpacked folder": as_unpacked_folder,
     "archive": as_archive,

@@ -198,8 +198,8 @@ def assumed_width(array: Printed) -> list[str]:
     if array.diameter_um != array.pitch_um or not array.technology.endswith("grid"):
         return []
     return [
-        f"spots are taken to be as wide as they stand apart, {array.pitch_um:g} µm, since no file "
-        "says it (spot_diameter_fullres); channels of DBiT-seq are half as wide"
+        f"spots are taken to be as wide as they stand apart, {array.pitch_um:g} µm: no scale "
+        "factors (spot_diameter_fullres) say less; channels of DBiT-seq are half as wide"
     ]
 
 
@@ -223,8 +223,8 @@ def positions_twice(spots: pd.DataFrame) -> bool:
     if not set(names) <= set(spots):
         return False
     placed = spots[names].dropna()
-    # Columns that were filled with a number tell nothing.
-    return _FEWEST <= len(placed.drop_duplicates()) < len(placed)
+    # A column that was filled with one number tells nothing.
+    return placed.nunique().min() > 2 and bool(placed.duplicated().any())
 
 
 def slide_of_array(spots: pd.DataFrame, technology: str) -> str:

@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 from strank.errors import InputError, some
 from strank.files import sha256
 from strank.io.sections import build_section, is_inside, name_genes, open_measured
+from strank.io.tables import check_unique
 from strank.io.tenx import TenxMatrix, join_points, pool_points
 from strank.slides.slide import Slide, open_told
 
@@ -131,6 +132,7 @@ def cells_section(
     What lies beyond the image is dropped, and counted. ``named`` are section, patient, technology.
     """
     matrix, file = cells.matrix, aligned.file
+    check_unique(matrix.barcodes, f"{cells.matrix_file}: cell")
     counts, spots, joined = join_points(matrix, cells.centres, name=str(cells.cells_file))
     if bin_um is None:
         distance, _ = cKDTree(spots).query(spots, k=2)

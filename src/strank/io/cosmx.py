@@ -127,7 +127,8 @@ def _pixel_um(folder: Path) -> float | None:
 def _named(keys: pd.DataFrame, path: Path) -> pd.Index:
     # Numbers of cells begin anew in every field of view.
     check_columns(keys, _KEYS, path)
-    return pd.Index(keys["cell_ID"] + "_" + keys["fov"])
+    cell, fov = (keys[key].str.removesuffix(".0") for key in _KEYS)
+    return pd.Index(cell + "_" + fov)
 
 
 def _read_centres(path: Path) -> pd.DataFrame:

@@ -213,7 +213,11 @@ def measured_um(spots: pd.DataFrame) -> float | None:
 
 def _known_array(grid: Lattice | None, spots: pd.DataFrame) -> Printed | None:
     if (bins := hd_barcodes(spots.index)) is not None:
-        return hd_bins(float(bins["um"].iloc[0]))
+        if len(sizes := bins["um"].unique()) > 1:
+            raise InputError(
+                f"bins of Visium HD of {some([f'{um:g}' for um in sizes])} µm; keep those of one"
+            )
+        return hd_bins(float(sizes[0]))
     return find_array(grid) if grid else None
 
 

@@ -108,6 +108,7 @@ def read_merscope(
 
 
 def _read_centres(path: Path) -> pd.DataFrame:
-    # The first column names the cells, EntityID or without a title; 19 digits and more.
-    cells = read_table(path, _CENTRE, dtype={0: str})
-    return check_centres(cells[_CENTRE].set_axis(pd.Index(cells.iloc[:, 0])), path)
+    # EntityID names the cells, or the first column without a title; 19 digits and more.
+    cells = read_table(path, _CENTRE, dtype={0: str, "EntityID": str})
+    names = cells.get("EntityID", cells.iloc[:, 0])
+    return check_centres(cells[_CENTRE].set_axis(pd.Index(names)), path)

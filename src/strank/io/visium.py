@@ -186,7 +186,7 @@ def _with_width(array: Printed, spatial: Path, um_per_pixel: float) -> Printed:
     file = find_file(spatial, "scalefactors_json.json")
     if file is None or array.diameter_um != array.pitch_um:
         return array
-    wide = um_per_pixel * float(read_json(file).get("spot_diameter_fullres") or 0)
+    wide = um_per_pixel * _scale_factor(file, "spot_diameter_fullres")
     return array._replace(diameter_um=wide) if 0 < wide <= array.pitch_um else array
 
 
@@ -223,11 +223,13 @@ def _read_positions(path: Path) -> pd.DataFrame:
     table = read_table(path, [], **({} if path.suffix == ".parquet" else _AS_TEXT))
     if path.suffix != ".parquet":
         # By content, since files of version 1 were given headers, too.
-        titled = int(table.iloc[0, 0] == "barcode")
-        head = table.iloc[0] if titled else ["barcode", *_NUMBERS]
+        first = table.iloc[0].str.strip().str.casefold()
+        titled = int(first.iloc[0] == "barcode")
+        head = first if titled else ["barcode", *_NUMBERS]
         table = table[titled:].rename(columns=dict(enumerate(head)))
     check_columns(table, ["barcode", *_NUMBERS], path)
     table = table.set_index("barcode")[_NUMBERS]
+    table["in_tissue"] = table["in_tissue"].replace({"True": "1", "False": "0"})
     check_unique(table.index, f"{path}: barcode")
     check_numbers(table, _NUMBERS, f"{path}: barcode")
     # pandas' own parser is a last digit off, now and then.
@@ -371,10 +373,17 @@ def _find_bins(outs: Path, bin_um: float) -> tuple[Path, bool]:
 def hd_um_per_pixel(spatial: Path) -> float:
     """Read what Space Ranger has measured of the full-resolution image."""
     path = spatial / "scalefactors_json.json"
-    found = read_json(path).get("microns_per_pixel")
-    if not found:
+    found = _scale_factor(path, "microns_per_pixel")
+    if not found > 0:
         raise InputError(f"{path}: lacks microns_per_pixel; it is not of Visium HD")
-    return float(found)
+    return found
+
+
+def _scale_factor(path: Path, name: str) -> float:
+    """Read a number of Space Ranger's, 0 where it is absent or none."""
+    factors = read_json(path)
+    found = factors.get(name) if isinstance(factors, dict) else None
+    return float(found) if isinstance(found, int | float) else 0.0
 
 
 def _read_bin_positions(path: Path) -> pd.DataFrame:
