@@ -549,6 +549,41 @@ def test_a_column_that_was_filled_is_no_array(tmp_path):
     assert facts_of(section)["technology"] == "unknown"
 
 
+@pytest.mark.parametrize("form", [int, bool, str, "category"])
+def test_spots_off_the_tissue_measure_the_array_and_are_left_out(tmp_path, form):
+    adata = as_anndata("6.5 mm", scale=2.0)
+    image = write_he(tmp_path / "he.png", adata.obsm["spatial"])
+    under = np.arange(adata.n_obs) % 3 > 0
+    for kept in (under, np.zeros(adata.n_obs, bool)):  # filled with a number it tells nothing
+        adata.obs["in_tissue"] = kept.astype(int) if form is str else kept
+        adata.obs["in_tissue"] = adata.obs["in_tissue"].astype(form)
+        adata.write_h5ad(tmp_path / "S1.h5ad")
+        section = read_anndata(tmp_path / "S1.h5ad", image=image, patient="P1")
+        names = adata.obs_names[kept] if kept.any() else adata.obs_names
+        assert list(section.obs_names) == list(names)
+        dropped = section_info(section).provenance["dropped_spots"]
+        assert dropped == {"not in tissue": adata.n_obs - len(names)}
+        assert facts_of(section)["technology"] == "Visium"
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        np.array([1, 2]),
+        {"L": {"scalefactors": {"spot_diameter_fullres": "wide"}}},
+        {"L": {"scalefactors": np.array([1.0])}},
+        {"L": {"scalefactors": {"spot_diameter_fullres": -3.0}}},
+    ],
+)
+def test_scale_factors_that_are_none_are_not_known(tmp_path, kept):
+    adata = as_anndata("6.5 mm", scale=2.0)
+    adata.obs, adata.uns["spatial"] = adata.obs[[]], kept
+    adata.write_h5ad(tmp_path / "S1.h5ad")
+    image = write_he(tmp_path / "he.png", adata.obsm["spatial"])
+    section = read_anndata(tmp_path / "S1.h5ad", image=image, patient="P1", um_per_pixel=2.0)
+    assert facts_of(section)["spot_diameter_um"] == pytest.approx(100)
+
+
 def test_the_smaller_slide_of_visium_is_told_by_its_positions():
     for kind, fits in {"6.5 mm": (True, False), "11 mm": (True, True)}.items():
         positions, um = printed(kind)

@@ -285,6 +285,17 @@ def test_nothing_is_overridden_by_nothing(hest):
         read_hest(hest, section="X1", um_per_pixel_override=True)
 
 
+@pytest.mark.parametrize("odd", ["100 um", "", "none", -5, 0, [3]])
+def test_sizes_that_are_no_numbers_are_not_known(odd, hest):
+    sizes = {"spot_diameter": odd, "inter_spot_dist": odd, "st_technology": "Visium"}
+    write_facts(hest, "X1", patient="P", pixel_size_um_estimated=UM, **sizes)
+    usual = section_info(read_hest(hest, section="X1", image_folder=hest / "images"))
+    assert usual.spot_pitch_um > 0
+    (hest / "patches/X1.h5").unlink()
+    write_facts(hest, "X1", patient="P", pixel_size_um_estimated=odd)
+    assert "the metadata do not say the µm per pixel" in refused(hest, "X1")
+
+
 def test_patches_of_older_versions(hest):
     """Without attributes the patches are of 0.5 µm per pixel, `um_per_pixel` says the slide's."""
     pixels, _, centres = write_sample(hest, "X2", 1)

@@ -158,3 +158,13 @@ def test_the_case_of_the_issue(command, tmp_path):
     start = "import", "visium", outs, "--image", outs.parent / "he.jpg", "--patient", "P"
     told = command(*start, "-o", tmp_path / "cohort", code=2).stderr
     assert "(2405 end in -1, 2405 end in -2), as `spaceranger aggr` writes them" in told
+
+
+@pytest.mark.parametrize(
+    "names", [["left", "left", "007"], [" left", "left ", "right"], ["7", "7", "7"]]
+)
+def test_samples_of_one_name_are_not_taken_for_each_other(tmp_path, image, write_tenx, names):
+    outs = write_aggregate(tmp_path, write_tenx, [1, 2, 3])
+    pd.DataFrame({"library_id": names}).to_csv(outs / "aggregation.csv", index=False)
+    with pytest.raises(InputError, match=r"aggregation.csv: library_id .* stands twice"):
+        read_visium(outs, image=image, patient="P", section=names[0])

@@ -183,6 +183,10 @@ def read_object(
         slide = open_measured(image, measured, um_per_pixel, um_per_pixel_override)
     check_image(slide)
     array = _array_of(adata, spots, slide.um_per_pixel)
+    # As of Space Ranger's raw matrix: measured by, but not of the tissue.
+    off = pd.to_numeric(spots.get("in_tissue", pd.Series(1, spots.index)), errors="coerce") == 0
+    off &= not off.all()
+    adata, spots = adata[~off.to_numpy()], spots[~off]
     if layer == _RAW and layer not in adata.layers and adata.raw is not None:
         adata, held = adata.raw.to_adata(), None
     return build_section(
@@ -199,6 +203,7 @@ def read_object(
             "reader": "spatialdata" if path.is_dir() else "anndata",
             "counts_file": str(path.resolve()),
             "layer": layer or "X",
+            "dropped_spots": {"not in tissue": int(off.sum())},
         }
         | ({} if array.technology == "unknown" else {"array": array.told}),
     )
@@ -331,8 +336,10 @@ def spot_size_um(adata: AnnData, spots: pd.DataFrame, um_per_pixel: float) -> tu
     distances, _ = KDTree(positions).query(positions, k=min(5, len(spots)))
     pitch = float(np.median(distances[:, 1:])) * um_per_pixel
     libraries = adata.uns.get("spatial", {})
-    scales = [lib.get("scalefactors", {}) for lib in libraries.values() if isinstance(lib, Mapping)]
-    stated = [float(s["spot_diameter_fullres"]) for s in scales if "spot_diameter_fullres" in s]
+    held = libraries.values() if isinstance(libraries, Mapping) else ()
+    scales = [lib.get("scalefactors", {}) for lib in held if isinstance(lib, Mapping)]
+    found = [s.get("spot_diameter_fullres") for s in scales if isinstance(s, Mapping)]
+    stated = [float(px) for px in pd.to_numeric(pd.Series(found), errors="coerce") if px > 0]
     return (stated[0] * um_per_pixel if len(stated) == 1 else pitch), pitch
 
 

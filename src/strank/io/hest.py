@@ -236,7 +236,8 @@ def _told_um(
 ) -> float | None:
     """Take what is given, which may not contradict the metadata or the patches, or the metadata."""
     check_override(um_per_pixel, override)
-    path, who, known = sample.slide, "the metadata say", facts.get("pixel_size_um_estimated")
+    path, who = sample.slide, "the metadata say"
+    known = _positive(facts, "pixel_size_um_estimated") or None
     if um_per_pixel is None or override:
         return known if um_per_pixel is None else um_per_pixel
     if known is None and sample.patches.is_file():
@@ -244,6 +245,15 @@ def _told_um(
     if known is not None:
         check_told(path, um_per_pixel, Stated(float(known), float(known)), who)
     return um_per_pixel
+
+
+def _positive(facts: Mapping[str, Any], key: str) -> float:
+    """Take a number from the metadata, 0 for what is none."""
+    try:
+        number = float(facts.get(key, 0))
+    except (TypeError, ValueError):
+        return 0.0
+    return number if 0 < number < np.inf else 0.0
 
 
 def _known_um(um: object, section: str, sample: HestSample) -> float:
@@ -347,7 +357,7 @@ def _spot_size(
 
     Of what is stated the positions decide; some samples have the two swapped.
     """
-    diameter, pitch = (float(facts.get(k, 0)) for k in ("spot_diameter", "inter_spot_dist"))
+    diameter, pitch = (_positive(facts, key) for key in ("spot_diameter", "inter_spot_dist"))
     by_scanpy, apart = spot_size_um(adata, spots, um_per_pixel)
     pooled = facts.get("st_technology") not in ("Visium", "Spatial Transcriptomics")
     if pooled or not (diameter > 0 and pitch > 0):

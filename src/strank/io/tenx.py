@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.io import mmread
 
+from strank.cohort.names import clean_names
 from strank.errors import InputError, some
 from strank.files import sha256
 from strank.io.tables import check_unique, read_table
@@ -123,7 +124,8 @@ def _aggregated(folder: Path) -> dict[str, str]:
     table = find_file(folder, "aggregation.csv", "aggregation.csv.gz")
     if table is None:
         return {}
-    names = read_table(table, ["library_id"], dtype=str)["library_id"]
+    names = clean_names(read_table(table, ["library_id"], dtype=str)["library_id"])
+    check_unique(names, f"{table}: library_id")
     return {name: str(number) for number, name in enumerate(names, 1)}
 
 
