@@ -25,7 +25,7 @@ from strank.model.rank_model import RankModel
 from strank.neural.heads import Traits
 from strank.progress import Advance, Say
 from strank.slides.slide import Slide, check_override, open_told, slide_of
-from strank.slides.tissue import is_dark_field, tile_centres
+from strank.slides.tissue import FLUORESCENCE, find_tissue, is_dark_field, tile_centres
 from strank.storage import is_whole
 from strank.version import __version__
 
@@ -34,10 +34,7 @@ from strank.version import __version__
 _MOST_BYTES = 8 * 2**30
 # What is kept of every slide of a run.
 _RUN, _TABLE = "slides.csv", ["name", "slide", "scores", "n_tiles", "warning", "error"]
-_FLUORESCENCE = (
-    "the slide is dim wherever it is not black, as fluorescence (DAPI) is, and H&E is not; do not "
-    "use this map: give the H&E image of the section"
-)
+_FLUORESCENCE = f"{FLUORESCENCE}; do not use this map: give the H&E image of the section"
 
 # A slide, its file, or a section of a cohort, of which the image is taken.
 Subject: TypeAlias = Path | str | Slide | AnnData
@@ -100,7 +97,8 @@ def predict(
     AnnData, or a dict of them by name for several slides
         ``X`` = scores ``[n_tiles, n_genes]`` (natural log, float32, 0 at the mean of a gene),
         ``var`` = the panel, ``obsm["spatial"]`` = centres (x, y) in pixels of the image,
-        ``uns["strank"]`` = image, µm per pixel, size and distance of tiles. For a model that knows
+        ``uns["strank"]`` = image, µm per pixel, size and distance of tiles, and what of the image
+        was ``ignored`` as padding or ink, in words. For a model that knows
         how far its training features spread, ``obs["novelty"]`` is how far a tile lies outside
         (above 1), and ``uns["strank_novelty"]`` has the share of such tiles and a ``warning``
         (empty for none). Of several slides with ``output``, paths of the files instead, so that any
@@ -145,8 +143,9 @@ def predict(
         slide, _ = open_subject(subject, um_per_pixel, um_per_pixel_override)
         path = None if where is None else where / "scores.h5ad"
         scores, _ = scorer.score(slide, path, bar=lambda *_: nullcontext(advance))
-        if warning := novelty_warning(scores):
-            tell(f"{slide.path}: {warning}")
+        for told in (ignored_part(scores), novelty_warning(scores)):
+            if told:
+                tell(f"{slide.path}: {told}")
         return scores
 
     if isinstance(slides, (Path, str, Slide, AnnData)):
@@ -263,7 +262,7 @@ class Scorer:
         check(tiles.n_obs)
         with bar(f"Scoring tiles of {slide.path.stem}", tiles.n_obs) as advance:
             scores = predict_slide(slide, self.model, tiles, encoder=self.encoder, advance=advance)
-        scores.uns["strank"] = facts
+        scores.uns["strank"] = facts | {"ignored": tiles.uns["strank"]["ignored"]}
         if path is not None:
             write_h5ad(scores, path)
         return scores, False
@@ -325,6 +324,11 @@ def novelty_warning(scores: AnnData) -> str:
     return str(scores.uns.get("strank_novelty", {}).get("warning", ""))
 
 
+def ignored_part(scores: AnnData) -> str:
+    """Say what of the image was taken for padding or ink; empty for nothing."""
+    return str(scores.uns["strank"].get("ignored", ""))
+
+
 def grid_facts(slide: Slide, model: RankModel, *, stride_um: float | None = None) -> dict[str, Any]:
     """State what a grid of tiles hangs on; it becomes ``uns["strank"]``."""
     diameter = float(model.provenance["spot_diameter_um"])
@@ -365,14 +369,18 @@ def tile_grid(
     """Lay tiles of the model's spot size over the tissue: no counts, `grid_facts` in ``uns``."""
     check_scale(slide, encoder or encoder_of(model))
     facts = grid_facts(slide, model, stride_um=stride_um)
-    centres = tile_centres(slide, stride_um=facts["stride_um"], tile_um=facts["tile_um"])
+    tissue, tile_um = find_tissue(slide), facts["tile_um"]
+    centres = tile_centres(tissue, stride_um=facts["stride_um"], tile_um=tile_um)
+    centres /= slide.um_per_pixel
+    if not len(centres):
+        raise InputError(f"{slide.path}: no tile of {tile_um:g} µm is half full of tissue")
     return AnnData(
         obs=pd.DataFrame(
             {"section": pd.Categorical([slide.path.stem] * len(centres))},
             index=pd.Index([f"tile{i}" for i in range(len(centres))]),
         ),
         obsm={"spatial": centres},
-        uns={"strank": facts},
+        uns={"strank": facts | {"ignored": "; ".join(tissue.notes)}},
     )
 
 

@@ -131,8 +131,8 @@ def _predict_one(
     genes: list[str],
     exports: dict[str, bool],
 ) -> dict[str, Any]:
-    from strank.prediction import novelty_warning, open_subject
-    from strank.report.maps import write_gene_maps
+    from strank.prediction import ignored_part, novelty_warning, open_subject
+    from strank.report.maps import write_gene_maps, write_tissue_map
 
     slide, section = open_subject(path, *told)
 
@@ -147,18 +147,22 @@ def _predict_one(
         absent = scores.var_names.difference(section.var_names)
         if len(absent):
             note(f"{path} has no counts of {some(absent)}: predicted only")
-    warning = novelty_warning(scores)
-    if warning:
-        note(f"{path}: {warning}")
+    ignored, warning = ignored_part(scores), novelty_warning(scores)
+    for text in (ignored, warning):
+        if text:
+            note(f"{path}: {text}")
     with progress(f"Drawing {path.stem}", len(genes)) as advance:
         maps = write_gene_maps(folder, scores, genes, section=section, slide=slide, advance=advance)
+    tissue = write_tissue_map(folder, slide)
     return {
         "slide": str(path),
         "scores": str(folder / "scores.h5ad"),
         "scored_before": before,
         "n_tiles": scores.n_obs,
         "n_genes": scores.n_vars,
+        "ignored": ignored,
         "warning": warning,
+        "tissue": str(tissue),
         "maps": [str(drawn) for drawn in maps],
         **_export(slide, scores, folder, genes, exports),
     }

@@ -27,9 +27,9 @@ from strank.files import output_folder, sha256
 from strank.io.arrays import check_extent, slide_of_array
 from strank.io.tables import read_table
 from strank.progress import Say
+from strank.slides.placement import check_on_tissue
 from strank.slides.scale import Stated
 from strank.slides.slide import Slide, check_image, check_override, open_slide
-from strank.slides.tissue import check_on_tissue, is_dark_field
 
 T = TypeVar("T")
 Patients = Mapping[str, str] | Path | str | None
@@ -134,12 +134,7 @@ def build_section(
             "and is read as stored; if positions were found on the turned image, save it turned "
             "and import that one"
         )
-    if is_dark_field(slide):
-        notes.append(
-            f"{slide.path.name} is dim wherever it is not black, as fluorescence (DAPI) is, and "
-            "H&E is not; import with the H&E image"
-        )
-    check_on_tissue(slide, centres, name=section)
+    notes += check_on_tissue(slide, centres, name=section)
     info = SectionInfo(
         image=str(image),
         image_sha256=sha256(image),

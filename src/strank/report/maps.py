@@ -21,6 +21,7 @@ from strank.files import file_names, output_folder
 from strank.metrics.correlation import log1p_cp10k
 from strank.progress import Advance
 from strank.slides.slide import Slide, open_slide, thumbnail
+from strank.slides.tissue import find_tissue
 from strank.storage import new_file
 
 # Of the picture below the marks: fine for a small section, and no larger than can be seen.
@@ -144,6 +145,54 @@ def write_gene_maps(
         if advance is not None:
             advance(1)
     return paths
+
+
+def write_tissue_map(folder: Path | str, slide: Slide) -> Path:
+    """Write ``tissue.png``: what of a slide was taken for tissue, and what was ignored.
+
+    Parameters
+    ----------
+    folder
+        Where to.
+    slide
+        An open slide.
+
+    Returns
+    -------
+    Path
+        The PNG file.
+
+    Raises
+    ------
+    strank.errors.InputError
+        If no tissue is found, or the slide cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from strank.slides.pixels import ArrayPixels
+    >>> pixels = np.full((400, 400, 3), 240, np.uint8)
+    >>> pixels[100:300, 100:300] = np.random.default_rng(0).integers(60, 200, (200, 200, 3))
+    >>> slide = Slide(ArrayPixels(pixels), 2.0, Path("made.png"))
+    >>> write_tissue_map(tempfile.mkdtemp(), slide).name
+    'tissue.png'
+    """
+    tissue, path = find_tissue(slide), output_folder(Path(folder)) / "tissue.png"
+    height, width = tissue.mask.shape
+    figure = Figure(figsize=(6.0, max(2.5, 6.0 * height / width) + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    ax.imshow(tissue.image)
+    if tissue.ignored.any():
+        ax.contourf(tissue.ignored, [0.5, 1.5], colors="none", hatches=["////"])
+    ax.contour(tissue.mask, [0.5], colors="#00a000", linewidths=1.0)
+    ax.set(xticks=[], yticks=[])
+    area = tissue.mask.sum() * (tissue.um_per_pixel / 1000) ** 2
+    ax.set_title("\n".join([f"tissue: {area:.3g} mm²", *tissue.notes]), fontsize="medium")
+    _scale_bar(ax, tissue.um_per_pixel, width)
+    with new_file(path) as file:
+        figure.savefig(file, dpi=130)
+    return path
 
 
 def draw_maps(

@@ -241,7 +241,8 @@ def _rgb(path: Path, parts: list[TiffPart]) -> pyvips.Image:
         return image.bandjoin(others).copy(interpretation="srgb")
     if image.interpretation != "srgb":
         image = image.colourspace("srgb")
-    return image.extract_band(0, n=3) if image.bands > 3 else image
+    # What is transparent is glass, whatever colour lies below.
+    return image.flatten(background=[255, 255, 255]) if image.hasalpha() else image
 
 
 def _no_colours(path: Path, space: str) -> InputError:
