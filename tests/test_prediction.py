@@ -45,7 +45,7 @@ def pixels() -> np.ndarray:
     image = np.full((800, 1000, 3), 245, np.uint8)
     x = np.arange(1000)[None, :]
     rng = np.random.default_rng(0)
-    colour = np.stack(np.broadcast_arrays(40 + x // 6, 60 + 0 * x, 200 - x // 10), axis=-1)
+    colour = np.stack(np.broadcast_arrays(100 + x // 10, 60 + 0 * x, 180 - x // 20), axis=-1)
     colour = colour + rng.integers(-20, 20, (800, 1000, 3))
     inside = cv2.ellipse(np.zeros((800, 1000), np.uint8), (500, 400), (400, 300), 0, 0, 360, 1, -1)
     image[inside == 1] = colour[inside == 1]
@@ -73,7 +73,7 @@ def test_a_score_is_of_the_window_around_its_tile(slide, model, pixels):
     means = np.array([pixels[y : y + 50, x : x + 50].mean((0, 1)) for x, y in corners])
     expected = (means - means.mean(0))[:, [0, 2]] * [1, -1]
     np.testing.assert_allclose(predictions.X, expected, atol=1e-2)
-    assert predictions.uns["strank"] == grid_facts(slide, model)
+    assert predictions.uns["strank"] == grid_facts(slide, model) | {"ignored": ""}
     assert predictions.uns["strank"]["stride_um"] == 100
 
 

@@ -99,7 +99,11 @@ def test_several_slides_have_a_folder_each(slides, model, tmp_path):
     ]
     assert found["failed"] == {}
     for name in ("one", "two", "three"):
-        assert sorted(p.name for p in (out / name).iterdir()) == ["VWF.png", "scores.h5ad"]
+        assert sorted(p.name for p in (out / name).iterdir()) == [
+            "VWF.png",
+            "scores.h5ad",
+            "tissue.png",
+        ]
     # A slide alone is written to the folder itself, with the same scores.
     alone = json.loads(run(slides[1], "--mpp", 2, "--model", model, "-o", out, "--json").stdout)
     assert alone["scores"] == str(out / "scores.h5ad")

@@ -183,7 +183,7 @@ def test_an_image_of_fluorescence_is_told(colour, image, tmp_path):
     light = np.where(light < 20, 0, light / 2) / 255 * np.array(colour)
     Image.fromarray(light.astype(np.uint8)).save(tmp_path / "dapi.png")
     notes = section_info(build(tmp_path / "dapi.png")).provenance["notes"]
-    assert [text for text in notes if "as fluorescence (DAPI) is, and H&E is not; import" in text]
+    assert [text for text in notes if "as fluorescence (DAPI) is, and H&E is not; whether" in text]
 
 
 @pytest.mark.parametrize("name", ["nan", "NA", " none", "null", ""])

@@ -9,7 +9,7 @@ import pytest
 from strank.errors import InputError
 from strank.slides.pixels import ArrayPixels
 from strank.slides.slide import Slide, read_field
-from strank.slides.tissue import tile_centres, tissue_mask
+from strank.slides.tissue import find_tissue, tile_centres
 
 UM = 2.0
 
@@ -26,7 +26,8 @@ def slide() -> Slide:
 
 
 def test_tissue_is_the_ellipse(slide):
-    mask, scale = tissue_mask(slide)
+    tissue = find_tissue(slide)
+    mask, scale = tissue.mask, tissue.um_per_pixel
     area = mask.sum() * (scale / 1000) ** 2
     assert area == pytest.approx(np.pi * 0.8 * 0.6, rel=0.05)
     y, x = np.nonzero(mask)
@@ -34,7 +35,7 @@ def test_tissue_is_the_ellipse(slide):
 
 
 def test_tiles_lie_on_a_grid_over_the_tissue(slide):
-    centres = tile_centres(slide, stride_um=100, tile_um=100)
+    centres = tile_centres(find_tissue(slide), stride_um=100, tile_um=100) / UM
     inside = ((centres - [700, 600]) / [400, 300]) ** 2
     assert (inside.sum(1) < 1.2).all()
     # One tile for each 100 x 100 µm of tissue.
@@ -46,8 +47,8 @@ def test_tiles_lie_on_a_grid_over_the_tissue(slide):
 def test_the_grid_does_not_depend_on_the_pixel_size(slide):
     half = cv2.resize(slide.source.array, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     coarse = Slide(ArrayPixels(half), 2 * UM, slide.path)
-    one = tile_centres(slide, stride_um=100, tile_um=100) * UM
-    other = tile_centres(coarse, stride_um=100, tile_um=100) * 2 * UM
+    one = tile_centres(find_tissue(slide), stride_um=100, tile_um=100)
+    other = tile_centres(find_tissue(coarse), stride_um=100, tile_um=100)
     assert len(one) == pytest.approx(len(other), rel=0.03)
     np.testing.assert_allclose(one.mean(0), other.mean(0), atol=10)
 
@@ -57,13 +58,13 @@ def test_glass_alone_has_no_tissue(slide):
     with pytest.raises(
         InputError, match=r"glass.png: no tissue found; is µm per pixel right \(2\)"
     ):
-        tissue_mask(glass)
+        find_tissue(glass)
 
 
 def test_an_image_without_glass_is_all_tissue():
     rng = np.random.default_rng(0)
     pixels = rng.normal([150, 90, 160], 15, (600, 600, 3)).clip(0, 255).astype(np.uint8)
-    mask, _ = tissue_mask(Slide(ArrayPixels(pixels), UM, Path("crop.png")))
+    mask = find_tissue(Slide(ArrayPixels(pixels), UM, Path("crop.png"))).mask
     assert mask.mean() > 0.95
 
 

@@ -26,9 +26,12 @@ PALE = 0.3
 _MOST_RED, _MOST_BLUE, _LEAST_BLUE, _DENSEST = 1.2, 0.8, 0.48, 0.9
 # Hematoxylin may be low in blue, but is then pale in red, too.
 _BLUISH_RED = 0.8
-# Ink is more even than tissue: the deviation of its density from pixel to pixel, as a share.
-_EVEN = 0.12
-_STROKE_UM, _FRINGE_UM = 20.0, 25.0
+# Ink is more even than tissue: the deviation of its density from pixel to pixel, as a share, or, as
+# compression roughens what is dark, of its light.
+_EVEN, _EVEN_LIGHT = 0.12, 0.025
+# Grey that is not dark may be a grey image's tissue, unless it is as even as padding.
+_GREY, _DARK, _EVEN_GREY = 0.7, 0.5, 0.006
+_STROKE_UM, _FRINGE_UM = 20.0, 50.0
 
 
 def density_of(image: NDArray[np.uint8]) -> Density:
@@ -78,27 +81,37 @@ def find_padding(image: NDArray[np.uint8], density: Density, um_per_pixel: float
 
 
 def find_ink(
-    density: Density, glass: NDArray[np.float32], where: Mask, um_per_pixel: float
+    density: Density, padding: Mask, glass: NDArray[np.float32], um_per_pixel: float
 ) -> Mask:
-    """Find strokes of a colour that H&E has not, at least 40 µm wide.
+    """Find strokes of a colour that H&E has not, at least 40 µm wide, and the fringe of padding.
 
     Ink that lets tissue through is told by its hue; red, brown and dark ink, which blood and dense
     nuclei come close to, by being even as well.
     """
+    dark = padding & (density.max(-1) > PALE / 2)
+    where = ~padding | dark
     smooth = mean_within(density, where, lambda x: cv2.GaussianBlur(x, (0, 0), 5 / um_per_pixel))
     red, least_blue, most_blue = _hue(smooth, glass)
     strongest, green = smooth.max(-1), smooth[..., 1]
     odd = (red > _MOST_RED) | (least_blue > _MOST_BLUE) | (green > _DENSEST)
     odd |= (red > _BLUISH_RED) & (most_blue < _LEAST_BLUE)
-    uneven = np.max([roughness(density[..., c], where, 3) for c in range(3)], axis=0)
-    even = uneven < _EVEN * strongest
-    stroke = where & (strongest > PALE) & ((red > 1.05 * _MOST_RED) | (even & odd))
+    uneven = _unevenness(10**-density, where)
+    even = (_unevenness(density, where) < _EVEN * strongest) | (uneven < _EVEN_LIGHT)
+    grey = (red > _GREY) & (least_blue > _MOST_BLUE) & (strongest < _DARK)
+    even &= ~grey | (uneven < _EVEN_GREY)
+    hue_alone = (strongest > PALE) & (red > 1.05 * _MOST_RED)
+    stroke = dark | (where & (hue_alone | ((strongest > 0.2) & even & odd)))
     stroke = cv2.morphologyEx(
         stroke.astype(np.uint8), cv2.MORPH_OPEN, disc(_STROKE_UM / um_per_pixel)
     )
-    fringe = odd & (strongest > PALE / 2)
-    fringe &= cv2.dilate(stroke, disc(_FRINGE_UM / um_per_pixel)) > 0
-    return np.asarray(where & (fringe | (stroke > 0)))
+    near = cv2.dilate(stroke, disc(_FRINGE_UM / um_per_pixel)) > 0
+    fringe = near & odd & (density.max(-1) > PALE / 2)
+    return np.asarray(~padding & (fringe | (stroke > 0)))
+
+
+def _unevenness(values: Density, where: Mask) -> Density:
+    """Take the largest deviation of any colour from pixel to pixel."""
+    return np.asarray(np.max([roughness(values[..., c], where, 3) for c in range(3)], axis=0))
 
 
 def _hue(density: Density, glass: NDArray[np.float32]) -> tuple[Density, Density, Density]:

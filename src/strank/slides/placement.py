@@ -13,8 +13,9 @@ from strank.slides.tissue import FLUORESCENCE, Tissue, find_tissue, is_dark_fiel
 _LEAST_SHARE, _CLEARLY_MORE = 0.5, 0.25
 # With less glass, or more tissue, spots stand on tissue wherever they are put.
 _LEAST_GLASS, _MOST_TISSUE = 0.02, 0.9
-# Share of the tissue within the spots' outline below which positions may be of a smaller image.
-_LEAST_COVERED = 0.2
+# Share of the tissue within the outline of many spots below which positions may be of a smaller
+# image.
+_LEAST_COVERED, _MANY = 0.2, 50
 
 
 def check_on_tissue(slide: Slide, centres: NDArray[np.float64], *, name: str) -> list[str]:
@@ -59,7 +60,7 @@ def _doubts(tissue: Tissue, positions_um: NDArray[np.float64]) -> list[str]:
         np.zeros(tissue.mask.shape, np.uint8), np.round(outline).astype(np.int32), 1
     )
     covered = float((tissue.mask & (inside > 0)).sum() / tissue.mask.sum())
-    if covered >= _LEAST_COVERED:
+    if covered >= _LEAST_COVERED or len(positions_um) < _MANY:
         return []
     return [
         f"the spots lie around {covered:.0%} of the tissue on the image; if it does not hold other "

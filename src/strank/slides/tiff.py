@@ -136,7 +136,8 @@ def _page(page: TiffPage, part: TiffPart) -> _Page:
         bands,
         page.is_tiled and bands > 1 and page.planarconfig == 2,
         # Grey with alpha is all that libvips reads right.
-        page.photometric in (0, 1) and (bands > 2 or (bands == 2 and page.planarconfig == 2)),
+        page.photometric in (0, 1)
+        and (bands > 2 or (bands == 2 and (page.planarconfig == 2 or 0 in page.extrasamples))),
         page.is_tiled and 0 in page.databytecounts,
         max((offset + n for offset, n in places), default=0),
     )

@@ -116,9 +116,9 @@ def tissue_of(image: NDArray[np.uint8], um_per_pixel: float) -> Tissue:
     # and there where it has the colour of other glass.
     clear = density[glass if glass.any() else white]
     level = np.median(clear, axis=0) if len(clear) else np.zeros(3, np.float32)
-    glass |= white & (np.abs(density - level).max(-1) <= _spread(clear, level))
+    glass |= white & _like(density, clear)
     padding &= ~glass
-    ink = find_ink(density, level, ~_grown(padding, around), um_per_pixel)
+    ink = find_ink(density, padding, level, um_per_pixel)
     usable = ~_grown(padding | ink, around)
     glass &= usable
     green = _smoothed(density[..., 1], usable, um_per_pixel)
@@ -130,14 +130,17 @@ def tissue_of(image: NDArray[np.uint8], um_per_pixel: float) -> Tissue:
         um_per_pixel,
         _without_specks(mask, um_per_pixel),
         ignored,
-        _shares(image, padding, ink, density),
+        _shares(image, padding, ink, um_per_pixel),
         float((glass | white).mean()),
     )
 
 
-def _spread(clear: Density, level: Density) -> float:
-    """How far the colour of glass goes from its median, in any colour."""
-    return 0.01 + float(np.quantile(np.abs(clear - level), 0.99)) if len(clear) else 0.0
+def _like(density: Density, clear: Density) -> Mask:
+    """Tell which pixels have the colour of glass, which may be lit unevenly."""
+    if not len(clear):
+        return np.zeros(density.shape[:2], bool)
+    lightest, densest = np.quantile(clear, [0.05, 0.95], axis=0)
+    return np.asarray(((density > lightest - 0.01) & (density < densest + 0.01)).all(-1))
 
 
 def _find_glass(density: Density, where: Mask, um_per_pixel: float) -> Mask:
@@ -166,10 +169,14 @@ def _cut(glass: Density, other: Density, level: float) -> float:
     """Density from which it is tissue: some way from glass to tissue, where both are known."""
     if not len(glass) or not len(other):
         return level + _FAINTEST_OD
+    least, _ = _parting(glass, other)
+    other = other[other > least]
+    if not len(other):
+        return least
     middle = float(np.median(glass))
     way = middle + _WAY * (float(np.median(other)) - middle)
-    # Pale tissue may be a tenth; what parts glass and the rest best is the least.
-    return max(_parting(glass, other)[0], min(way, float(np.quantile(other, 0.1))))
+    # Pale tissue may be a tenth.
+    return max(least, min(way, float(np.quantile(other, 0.1))))
 
 
 def _parting(low: Density, high: Density) -> tuple[float, float]:
@@ -197,19 +204,24 @@ def _grown(mask: Mask, by: NDArray[np.uint8]) -> Mask:
 
 
 def _shares(
-    image: NDArray[np.uint8], padding: Mask, ink: Mask, density: Density
+    image: NDArray[np.uint8], padding: Mask, ink: Mask, um_per_pixel: float
 ) -> dict[str, float]:
     """Shares of the image by kind."""
-    dark, bright = density.min(-1) > PALE, image.min(-1) >= 250
+    least, most = image.min(-1), image.max(-1)
+    coloured = padding & (most - least > 60)
+    dark = padding & ~coloured & (most < 100)
     # Padding reaches the edge of the image; a black ring of a pen does not.
-    _, labels = cv2.connectedComponents((padding & dark).astype(np.uint8))
+    _, labels = cv2.connectedComponents(dark.astype(np.uint8))
     edge = np.unique(np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()]))
-    outer = padding & dark & np.isin(labels, edge)
+    outer = dark & np.isin(labels, edge)
+    inked = ink | coloured | (dark & ~outer)
+    fringe = inked & ~coloured & _grown(padding & ~inked, disc(50 / um_per_pixel))
+    bright = padding & (least >= 250)
     kinds = {
         "black padding": outer,
-        "white padding, or transparent": padding & bright,
-        "of one colour": padding & ~dark & ~bright,
-        "ink": ink | (padding & dark & ~outer),
+        "white padding, or transparent": bright,
+        "of one colour": padding & ~coloured & ~dark & ~bright,
+        "ink, of colours that H&E has not": inked & ~fringe,
     }
     return {what: float(where.mean()) for what, where in kinds.items() if where.any()}
 
