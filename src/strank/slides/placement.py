@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from strank.errors import InputError
 from strank.slides.slide import Slide
-from strank.slides.tissue import FLUORESCENCE, Tissue, find_tissue, is_dark_field
+from strank.slides.tissue import FLUORESCENCE, TissueMask, find_tissue, is_dark_field
 
 _LEAST_SHARE, _CLEARLY_MORE = 0.5, 0.25
 # With less glass, or more tissue, spots stand on tissue wherever they are put.
@@ -46,7 +46,7 @@ def check_on_tissue(slide: Slide, centres: NDArray[np.float64], *, name: str) ->
     return [*tissue.notes, *_doubts(tissue, centres * slide.um_per_pixel)]
 
 
-def _share(tissue: Tissue, positions_um: NDArray[np.float64]) -> float:
+def _share(tissue: TissueMask, positions_um: NDArray[np.float64]) -> float:
     """Share of positions (x, y) on tissue; outside the image is glass."""
     mask = tissue.mask
     column, row = np.floor(positions_um / tissue.um_per_pixel).astype(int).T
@@ -54,7 +54,7 @@ def _share(tissue: Tissue, positions_um: NDArray[np.float64]) -> float:
     return float(mask[row[inside], column[inside]].sum() / len(positions_um))
 
 
-def _doubts(tissue: Tissue, positions_um: NDArray[np.float64]) -> list[str]:
+def _doubts(tissue: TissueMask, positions_um: NDArray[np.float64]) -> list[str]:
     outline = cv2.convexHull((positions_um / tissue.um_per_pixel).astype(np.float32))
     inside = cv2.fillConvexPoly(
         np.zeros(tissue.mask.shape, np.uint8), np.round(outline).astype(np.int32), 1

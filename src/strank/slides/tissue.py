@@ -51,7 +51,7 @@ FLUORESCENCE = (
 
 
 @dataclass(frozen=True)
-class Tissue:
+class TissueMask:
     """The tissue of a slide, and what of the image was left out of the search for it."""
 
     #: The slide, shrunken, RGB ``[height, width, 3]``.
@@ -86,7 +86,7 @@ def is_dark_field(slide: Slide) -> bool:
     return lit.size > 0 and float(np.median(lit @ np.array([0.299, 0.587, 0.114]))) < _DIM
 
 
-def find_tissue(slide: Slide) -> Tissue:
+def find_tissue(slide: Slide) -> TissueMask:
     """Find tissue as what is denser than glass in green, which both stains absorb.
 
     Glass is told by being smooth and pale. Padding and ink count as neither. Holes smaller than a
@@ -104,7 +104,7 @@ def find_tissue(slide: Slide) -> Tissue:
     return found
 
 
-def tissue_of(image: NDArray[np.uint8], um_per_pixel: float) -> Tissue:
+def tissue_of(image: NDArray[np.uint8], um_per_pixel: float) -> TissueMask:
     """Find tissue on a thumbnail; the mask may be empty."""
     density = density_of(image)
     padding = find_padding(image, density, um_per_pixel)
@@ -125,7 +125,7 @@ def tissue_of(image: NDArray[np.uint8], um_per_pixel: float) -> Tissue:
     cut = _cut(green[glass], green[usable & ~glass], float(level[1]))
     ignored = padding | ink
     mask = _cleaned((green > cut) & ~ignored, um_per_pixel) & ~ignored
-    return Tissue(
+    return TissueMask(
         image,
         um_per_pixel,
         _without_specks(mask, um_per_pixel),
@@ -227,7 +227,7 @@ def _shares(
 
 
 def tile_centres(
-    tissue: Tissue, *, stride_um: float, tile_um: float, least_tissue: float = 0.5
+    tissue: TissueMask, *, stride_um: float, tile_um: float, least_tissue: float = 0.5
 ) -> NDArray[np.float64]:
     """Lay a square grid over the tissue: centres (x, y) in µm, row by row, ``[n_tiles, 2]``.
 
