@@ -34,6 +34,9 @@ iteration: one step of the solver against the two dense products that it cannot 
 
 scaling: fits of simulated cohorts; "products s" is what the products of as many evaluations take,
 and x what the fit takes of that.
+
+wide: more features than spots, along the axes of the spots and by the covariance of all features;
+"square s" is of as few features as spots.
 """
 
 from __future__ import annotations
@@ -266,7 +269,17 @@ def run_cuda(options: argparse.Namespace) -> None:
         print("\nno CUDA device")
 
 
-RUNS = {"her2st": run_her2st, "iteration": run_iteration, "scaling": run_scaling, "cuda": run_cuda}
+def run_wide(options: argparse.Namespace) -> None:
+    show("wide", solver_scale.wide(options.quick, options.threads), options.out)
+
+
+RUNS = {
+    "her2st": run_her2st,
+    "iteration": run_iteration,
+    "scaling": run_scaling,
+    "wide": run_wide,
+    "cuda": run_cuda,
+}
 
 
 def main() -> None:

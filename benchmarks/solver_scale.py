@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
-from solver_sides import Task, exact, measure
+from solver_sides import Side, Task, exact, exact_cv, measure
 
-from strank.linear.data import gather
+from strank.linear.data import Rows, gather
 from strank.linear.design import Design
 from strank.linear.objective import Problem, value_and_gradient
 from strank.linear.solver import STEPS_KEPT, Optimum, _Search, minimise
@@ -181,6 +182,40 @@ def scaling(quick: bool, threads: int, seconds: float) -> pd.DataFrame:
     each = rows[-1]["seconds"] / memory[0]
     spots = min(most, int(seconds / each) // 1000 * 1000)
     rows.append(case("largest", max(spots, memory[0]), *largest, **how))
+    return pd.DataFrame(rows)
+
+
+def primal(task: Task, form: Side) -> tuple[np.ndarray, dict]:
+    """Fit by the covariance of all features, as before there were axes of few spots."""
+    with patch.object(Rows, "wide", False):
+        return form(task, max_memory=24.0)
+
+
+def wide(quick: bool, threads: int) -> pd.DataFrame:
+    """More features than spots: both forms in turns, beside as few features as spots."""
+    sizes = [(100, 10_000, exact), (500, 2_048, exact), (500, 2_048, exact_cv)]
+    rows = []
+    for spots, features, side in [(60, 300, exact_cv)] if quick else sizes:
+        how = {"threads": threads, "fresh": not quick}
+        make = functools.partial(simulate, spots, features, 50)
+        few = functools.partial(simulate, spots, spots, 50)
+        dual, square = measure(side, make, **how), measure(side, few, **how)
+        other = measure(primal, make, form=side, **how)
+        scale = np.abs(other.weights).max()
+        rows.append(
+            {
+                "side": side.__name__,
+                "spots": spots,
+                "features": features,
+                "square s": square.seconds,
+                "seconds": dual.seconds,
+                "GiB": dual.gib,
+                "primal s": other.seconds,
+                "primal GiB": other.gib,
+                "times faster": other.seconds / dual.seconds,
+                "difference": np.abs(dual.weights - other.weights).max() / scale,
+            }
+        )
     return pd.DataFrame(rows)
 
 

@@ -53,6 +53,12 @@ def test_genes_that_share_nothing_lose_nothing():
     assert given > without - 0.02
 
 
+def of_features(root, geometry):
+    """A symmetric root along the axes, for standardised features."""
+    axes = geometry.scale[:, None] * geometry.basis
+    return (axes @ root @ axes.T).numpy()
+
+
 def test_the_optimum_is_that_of_transformed_features():
     """A prior covariance R R' is a ridge on features times R."""
     (_, model), _ = both("program", 0)
@@ -61,14 +67,15 @@ def test_the_optimum_is_that_of_transformed_features():
     data = gather(features[train], counts[train], section[train], None, section[train])
     design = Design(data)
     given, _, _ = borrow(design, choose_penalty(design, STRankRegressorCV().penalties))
-    root = given._roots[None].numpy()
+    # Axes R Q of the prior, at right angles in its metric: R Q Q' R' = R R'.
+    root = model.scale_[:, None] * given.geometry(None).basis.numpy()
     transformed = features[train] / model.scale_ @ root
     genes = np.flatnonzero(model.borrows_)
     assert len(genes) > 40
     by_hand = STRankRegressor(model.penalty_[genes], standardize=False, tolerance=1e-9)
     by_hand.fit(transformed, counts[train][:, genes], section=section[train])
     np.testing.assert_allclose(
-        by_hand.coef_ @ root / model.scale_, model.coef_[genes], atol=2e-4, rtol=1e-3
+        by_hand.coef_ @ root.T / model.scale_, model.coef_[genes], atol=2e-4, rtol=1e-3
     )
 
 
@@ -80,7 +87,7 @@ def test_the_prior_of_a_fold_knows_nothing_of_what_is_left_out():
     for observed in (counts, changed):
         design = Design(gather(features, observed, section, None, section))
         prior = estimate_prior(design, np.full(60, 100.0))
-        roots.append({fold: root.numpy() for fold, root in prior.items()})
+        roots.append({f: of_features(root, design.geometry(f)) for f, root in prior.items()})
     # What the section weighs in the axes of the solver moves rounding, and no more.
     np.testing.assert_allclose(roots[0][2], roots[1][2], atol=1e-3)
     assert np.abs(roots[0][1] - roots[1][1]).max() > 0.05

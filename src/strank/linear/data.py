@@ -151,6 +151,11 @@ class Rows:
         return int(self.source.shape[1])
 
     @property
+    def wide(self) -> bool:
+        """Whether there are fewer spots than features: then few axes have all that varies."""
+        return self.bounds[-1] < self.n_features
+
+    @property
     def n_bytes(self) -> int:
         """Size of a copy in memory."""
         return self.bounds[-1] * self.n_features * self.dtype.itemsize

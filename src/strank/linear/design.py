@@ -77,7 +77,6 @@ class Design:
         self.max_memory, self.standardize = max_memory, standardize
         self._budget = max_memory * 2**30
         self._geometry: dict[int | None, Geometry] = {}
-        self._roots: Mapping[int | None, Tensor] = {}
         raw = self._stored_rows()
         offset = torch.as_tensor(data.offset).to(raw.device)
         self.offset = [offset[raw.of(s)] for s in range(raw.n_sections)]
@@ -100,15 +99,13 @@ class Design:
         """Scale and axes of all groups but one."""
         if left_out not in self._geometry:
             kept = (m for g, m in enumerate(self.moments) if g != left_out)
-            self._geometry[left_out] = Geometry.of(
-                kept, standardize=self.standardize, root=self._roots.get(left_out)
-            )
+            self._geometry[left_out] = Geometry.of(kept, standardize=self.standardize)
         return self._geometry[left_out]
 
     def with_prior(self, roots: Mapping[int | None, Tensor]) -> Design:
-        """Return the same with a prior of the weights, by what is left out."""
+        """Return the same with a prior of the weights along the axes, by what is left out."""
         other = copy(self)
-        other._roots, other._geometry = roots, {}
+        other._geometry = {g: self.geometry(g).with_prior(root) for g, root in roots.items()}
         return other
 
     def of_genes(self, index: NDArray[np.intp]) -> Design:
@@ -158,9 +155,13 @@ class Design:
         sections, geometry, rows = self._sections(groups), self.geometry(left_out), self.rows
         xtc = geometry.basis.T @ block.xtc[groups].sum(0)
         counts = block.totals[sections].sum(0)
-        rotated = rows.centre is None and rows.bounds[-1] <= _SPOTS_PER_GENE * len(counts)
+        pays = rows.wide or rows.bounds[-1] <= _SPOTS_PER_GENE * len(counts)
+        rotated = rows.centre is None and pays
         if rotated:
-            rows = replace(rows, source=rows.source @ geometry.basis.to(rows.dtype))
+            # Where there are few axes, in float64: it costs nothing.
+            precise = torch.float64 if rows.wide else rows.dtype
+            source = rows.source.to(precise) @ geometry.basis.to(precise)
+            rows = replace(rows, source=source)
         return Problem(
             rows=rows,
             geometry=geometry,
@@ -239,13 +240,14 @@ class Design:
         rows, n_groups = self.rows, self.n_groups
         n, p = rows.bounds[-1], rows.n_features
         longest = max(min(TILE, n), *(rows.size(s) for s in range(rows.n_sections)))
+        n_axes = min(n, p)
         # Moments, axes and prior of each group that can be left out.
-        held = (4 * n_groups + 6) * p * p * 8
+        held = (4 * n_groups + 6) * p * n_axes * 8
         if rows.centre is None:
             held += (1 + self._n_threads) * rows.n_bytes
         # Numbers of 8 bytes that a gene needs: of the solver, whose history is there twice while
         # genes leave it, of its sums, and of one section.
-        each = p * (4 * STEPS_KEPT + 16) + p * (n_groups + 3) + 6 * longest
+        each = n_axes * (4 * STEPS_KEPT + 16) + p * (n_groups + 3) + 6 * longest
         if self.objective == "pair":
             each += n + 8 * longest
         width = int((self._budget - held) // (8 * each * self._n_threads))

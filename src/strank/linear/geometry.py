@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
@@ -28,16 +28,21 @@ class Moments:
     total: Tensor  #: ``[n_features]``, and so the next two
     squares: Tensor  #: of deviations from the mean of the section
     largest: Tensor  #: absolute value
-    covariance: Tensor  #: within sections, weighted by depth, times weight
+    #: within sections, weighted by depth, times weight; ``None`` of fewer spots than features, for
+    #: which it is that of the rows of these
+    covariance: Tensor | None
+    roots: tuple[Tensor, ...]  #: ``[n_spots, n_features]`` of each section
 
     def __add__(self, other: Moments) -> Moments:
+        mine, others = self.covariance, other.covariance
         return Moments(
             self.n_spots + other.n_spots,
             self.weight + other.weight,
             self.total + other.total,
             self.squares + other.squares,
             torch.maximum(self.largest, other.largest),
-            self.covariance + other.covariance,
+            None if mine is None or others is None else mine + others,
+            self.roots + other.roots,
         )
 
 
@@ -57,7 +62,8 @@ def _of_section(rows: Rows, section: int, offset: Tensor, weight: float) -> Mome
     share = offset[rows.of(section)].double().softmax(0)
     p = rows.n_features
     total, squares, largest, mean = (share.new_zeros(p) for _ in range(4))
-    covariance = share.new_zeros(p, p)
+    covariance = None if rows.wide else share.new_zeros(p, p)
+    roots = []
     shift: Tensor | None = None
     for block, features in rows.each_block(rows.of(section)):
         if not torch.isfinite(features).all():
@@ -72,14 +78,26 @@ def _of_section(rows: Rows, section: int, offset: Tensor, weight: float) -> Mome
         total += deviation.sum(0)
         squares += (deviation * deviation).sum(0)
         mean += part @ deviation
-        deviation *= part.sqrt()[:, None]
-        covariance += deviation.T @ deviation
+        if covariance is None:
+            roots.append(deviation)
+        else:
+            deviation *= part.sqrt()[:, None]
+            covariance += deviation.T @ deviation
         largest = torch.maximum(largest, features.abs().amax(0).double())
     n = rows.size(section)
-    covariance -= torch.outer(mean, mean)
+    if covariance is not None:
+        covariance = weight * covariance.sub_(torch.outer(mean, mean))
+    else:
+        roots = [torch.cat(roots).sub_(mean).mul_((weight * share).sqrt()[:, None])]
     shift = mean if shift is None else shift
     return Moments(
-        n, weight, total + n * shift, squares - total * total / n, largest, weight * covariance
+        n,
+        weight,
+        total + n * shift,
+        squares - total * total / n,
+        largest,
+        covariance,
+        tuple(roots),
     )
 
 
@@ -102,19 +120,36 @@ class Geometry:
     variances: Tensor  #: of standardised features along the axes, ``[n_axes]``
 
     @classmethod
-    def of(
-        cls, groups: Iterable[Moments], *, standardize: bool = True, root: Tensor | None = None
-    ) -> Geometry:
-        """Combine moments; ``root`` is the symmetric root of the prior covariance of weights."""
+    def of(cls, groups: Iterable[Moments], *, standardize: bool = True) -> Geometry:
+        """Combine moments."""
         moments = reduce(Moments.__add__, groups)
-        scale = (moments.squares.clamp(min=0) / moments.n_spots).sqrt()
-        unscaled = (scale <= _NEGLIGIBLE_SCALE * moments.largest) | (not standardize)
-        scale = torch.where(unscaled, 1.0, scale)
+        deviation = (moments.squares.clamp(min=0) / moments.n_spots).sqrt()
+        constant = deviation <= _NEGLIGIBLE_SCALE * moments.largest
+        scale = torch.where(constant | (not standardize), 1.0, deviation)
+        # The rounding of a large constant is no variation.
+        inverse = torch.where(constant, 0.0, 1 / scale)
         # Where no section has counts, no axis is left, and scores are constant.
         weight = moments.weight or 1.0
-        covariance = moments.covariance / weight / torch.outer(scale, scale)
-        covariance = covariance if root is None else root @ covariance @ root
-        variances, vectors = torch.linalg.eigh(covariance)
-        kept = variances > variances[-1].clamp(min=0) * _NEGLIGIBLE_VARIANCE
-        axes = vectors[:, kept] if root is None else root @ vectors[:, kept]
-        return cls(moments.total / moments.n_spots, scale, axes / scale[:, None], variances[kept])
+        if moments.covariance is None:
+            root = torch.cat(moments.roots).mul_(inverse / weight**0.5)
+            axes, deviations, _ = torch.linalg.svd(root.T, full_matrices=False)
+            variances = deviations.square()
+        else:
+            covariance = moments.covariance / weight * torch.outer(inverse, inverse)
+            variances, axes = torch.linalg.eigh(covariance)
+        kept = _varying(variances)
+        basis = axes[:, kept] * inverse[:, None]
+        return cls(moments.total / moments.n_spots, scale, basis, variances[kept])
+
+    def with_prior(self, root: Tensor) -> Geometry:
+        """Take the symmetric root of a prior covariance of weights, ``[n_axes, n_axes]``, in."""
+        variances, axes = torch.linalg.eigh(root * self.variances @ root)
+        kept = _varying(variances)
+        return replace(self, basis=self.basis @ (root @ axes[:, kept]), variances=variances[kept])
+
+
+def _varying(variances: Tensor) -> Tensor:
+    """Find the axes along which there is more than rounding."""
+    if not len(variances):
+        return variances > 0
+    return variances > variances.max().clamp(min=0) * _NEGLIGIBLE_VARIANCE

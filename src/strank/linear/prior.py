@@ -82,35 +82,40 @@ def estimate_prior(
         S = \sum_g \sqrt{T_g}\, w_g w_g^\top
 
     with weights of standardised features fitted by the penalty alone, and counts :math:`T_g`. For
-    each group that is left out, and for none (``None``): the symmetric root of :math:`\Sigma`,
-    ``[n_features, n_features]``.
+    each group that is left out, and for none (``None``): the symmetric root of :math:`\Sigma` along
+    the axes of the rest, ``[n_axes, n_axes]``, which all :math:`w_g` lie in.
     """
     folds: list[int | None] = [None, *range(design.n_groups)]
     work = partial(_second_moments, design, penalty, folds)
     # Added up as they come: of all blocks, they would not fit into memory.
-    total = reduce(torch.Tensor.add_, design.each_block(work, advance))
-    return {left_out: _root(moment) for left_out, moment in zip(folds, total, strict=True)}
+    total = reduce(_added, design.each_block(work, advance))
+    p = design.rows.n_features
+    return {left_out: _root(moment, p) for left_out, moment in zip(folds, total, strict=True)}
+
+
+def _added(total: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    return [moment.add_(other) for moment, other in zip(total, more, strict=True)]
 
 
 def _second_moments(
     design: Design, penalty: NDArray[np.float64], folds: list[int | None], block: Block
-) -> Tensor:
-    """:math:`S` of each fold, of the genes of a block, ``[n_folds, n_features, n_features]``."""
+) -> list[Tensor]:
+    """:math:`S` of each fold along its axes, of the genes of a block, ``[n_axes, n_axes]``."""
     moments = []
     for left_out in folds:
         problem = design.training(block, torch.as_tensor(penalty[block.genes].copy()), left_out)
-        start, geometry = torch.zeros_like(problem.xtc), problem.geometry
+        start = torch.zeros_like(problem.xtc)
         found = descend(problem, start, tolerance=_TOLERANCE, max_iterations=_ITERATIONS)
-        weights = geometry.scale[:, None] * (geometry.basis @ found.axes)
-        weights *= problem.counts**0.25
+        # Axes are at right angles for standardised features.
+        weights = found.axes * problem.counts**0.25
         moments.append(weights @ weights.T)
-    return torch.stack(moments)
+    return moments
 
 
-def _root(moment: Tensor) -> Tensor:
+def _root(moment: Tensor, p: int) -> Tensor:
     """Symmetric root of the covariance; the identity where no gene has any weight."""
-    p, trace = len(moment), moment.trace()
-    identity = torch.eye(p, dtype=moment.dtype, device=moment.device)
+    trace = moment.trace()
+    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     if trace <= 0:
         return identity
     values, vectors = torch.linalg.eigh((1 - _IDENTITY) * p / trace * moment + _IDENTITY * identity)

@@ -107,6 +107,10 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
     a slice (an HDF5 or zarr dataset, a dask array), the rows of a section together. A torch tensor
     on a GPU is worked on there. float32 features are multiplied in float32 and summed in float64.
 
+    Of more features than spots the optimum lies in the span of the spots: the work is along as
+    many axes as there are spots, and memory grows with features times spots (times the folds that
+    choose a penalty), not with the square of the features.
+
     Scikit-learn's ``check_estimator`` passes, but for its ``check_regressor_multioutput``, which
     gives targets below 0; counts are not.
 
