@@ -145,6 +145,37 @@ def test_tissue_unlike_the_training_is_told(slide, model, pixels):
     )
 
 
+@pytest.mark.parametrize("what", ["black strip", "blue strip", "pen"])
+def test_padding_and_ink_change_no_score_beside_them(slide, model, pixels, tmp_path, what):
+    inked = pixels.copy()
+    covered = np.zeros(pixels.shape[:2], np.uint8)
+    if what == "pen":
+        cv2.circle(covered, (700, 400), 100, 1, 30)
+    else:
+        covered[:, :160] = 1
+    inked[covered > 0] = {"black strip": 0, "blue strip": (20, 40, 220), "pen": (20, 25, 20)}[what]
+    Image.fromarray(inked).save(tmp_path / "a.png")
+    usual = np.random.default_rng(0).normal([130, 60, 160], [60, 5, 30], (400, 3))
+    novelty = fit_novelty(usual, np.repeat(list("abcd"), 100))
+    known = RankModel(model.head, model.panel, model.encoder, PROVENANCE, None, novelty)
+    said: list[str] = []
+    options = {"encoder": MeanColour(), "um_per_pixel": UM, "say": said.append}
+    scores = predict(tmp_path / "a.png", known, **options)
+    assert [text.endswith(": ignored") for text in said] == [True]
+    assert scores.uns["strank"]["ignored"] in said[0]
+    clean = predict(slide, known, encoder=MeanColour())
+    at = {tuple(place): row for row, place in enumerate(clean.obsm["spatial"].round().tolist())}
+    rows = [at[tuple(place)] for place in scores.obsm["spatial"].round().tolist()]
+    # Scores are centred on the tiles that are there.
+    whole = (scores.obs["ignored"] == 0).to_numpy()
+    assert 20 < whole.sum() < len(whole)
+    change = (scores.X - clean.X[rows])[whole]
+    np.testing.assert_allclose(change - change.mean(0), 0, atol=0.01)
+    # What is cut sees white, which is no tissue's colour, and does not count.
+    assert (scores.obs["novelty"][~whole] > 1).any()
+    assert scores.uns["strank_novelty"]["share"] == 0
+
+
 def test_fluorescence_is_told_in_a_sentence_of_its_own(slide, model, pixels):
     tiles = tile_grid(slide, model, encoder=MeanColour())
     dim = Slide(ArrayPixels((255 - pixels) // 4), UM, Path("dapi.png"))

@@ -25,7 +25,14 @@ from strank.model.rank_model import RankModel
 from strank.neural.heads import Traits
 from strank.progress import Advance, Say
 from strank.slides.slide import Slide, check_override, open_told, slide_of
-from strank.slides.tissue import FLUORESCENCE, find_tissue, is_dark_field, tile_centres
+from strank.slides.tissue import (
+    FLUORESCENCE,
+    find_tissue,
+    is_dark_field,
+    share_within,
+    tile_centres,
+    without_ignored,
+)
 from strank.storage import is_whole
 from strank.version import __version__
 
@@ -35,6 +42,9 @@ _MOST_BYTES = 8 * 2**30
 # What is kept of every slide of a run.
 _RUN, _TABLE = "slides.csv", ["name", "slide", "scores", "n_tiles", "warning", "error"]
 _FLUORESCENCE = f"{FLUORESCENCE}; do not use this map: give the H&E image of the section"
+
+# Share of a tile that may be padding or ink.
+_CUT = 0.1
 
 # A slide, its file, or a section of a cohort, of which the image is taken.
 Subject: TypeAlias = Path | str | Slide | AnnData
@@ -98,10 +108,10 @@ def predict(
         ``X`` = scores ``[n_tiles, n_genes]`` (natural log, float32, 0 at the mean of a gene),
         ``var`` = the panel, ``obsm["spatial"]`` = centres (x, y) in pixels of the image,
         ``uns["strank"]`` = image, µm per pixel, size and distance of tiles, and what of the image
-        was ``ignored`` as padding or ink, in words. For a model that knows
-        how far its training features spread, ``obs["novelty"]`` is how far a tile lies outside
-        (above 1), and ``uns["strank_novelty"]`` has the share of such tiles and a ``warning``
-        (empty for none). Of several slides with ``output``, paths of the files instead, so that any
+        was ``ignored`` as padding or ink, in words; ``obs["ignored"]`` = its share of a tile, which
+        windows see white. For a model that knows how far its training features spread,
+        ``obs["novelty"]`` is how far a tile lies outside (above 1), and ``uns["strank_novelty"]``
+        has the share of such tiles and a ``warning`` (empty for none). Of several slides with ``output``, paths of the files instead, so that any
         number of slides fits into memory.
 
     Raises
@@ -261,7 +271,8 @@ class Scorer:
         tiles = tile_grid(slide, self.model, stride_um=self.stride_um, encoder=self.encoder)
         check(tiles.n_obs)
         with bar(f"Scoring tiles of {slide.path.stem}", tiles.n_obs) as advance:
-            scores = predict_slide(slide, self.model, tiles, encoder=self.encoder, advance=advance)
+            clean = without_ignored(slide)
+            scores = predict_slide(clean, self.model, tiles, encoder=self.encoder, advance=advance)
         scores.uns["strank"] = facts | {"ignored": tiles.uns["strank"]["ignored"]}
         if path is not None:
             write_h5ad(scores, path)
@@ -371,15 +382,15 @@ def tile_grid(
     facts = grid_facts(slide, model, stride_um=stride_um)
     tissue, tile_um = find_tissue(slide), facts["tile_um"]
     centres = tile_centres(tissue, stride_um=facts["stride_um"], tile_um=tile_um)
-    centres /= slide.um_per_pixel
     if not len(centres):
         raise InputError(f"{slide.path}: no tile of {tile_um:g} µm is half full of tissue")
+    unseen = share_within(tissue.ignored, tissue.um_per_pixel, centres, tile_um)
     return AnnData(
         obs=pd.DataFrame(
-            {"section": pd.Categorical([slide.path.stem] * len(centres))},
+            {"section": pd.Categorical([slide.path.stem] * len(centres)), "ignored": unseen},
             index=pd.Index([f"tile{i}" for i in range(len(centres))]),
         ),
-        obsm={"spatial": centres},
+        obsm={"spatial": centres / slide.um_per_pixel},
         uns={"strank": facts | {"ignored": "; ".join(tissue.notes)}},
     )
 
@@ -402,6 +413,9 @@ def predict_slide(
     if model.novelty is not None:
         far = novelty_of(features, model.novelty)
         predictions.obs["novelty"] = far
+        # A tile that padding or ink cuts is unlike any, and says nothing of the slide.
+        whole = tiles.obs["ignored"] < _CUT if "ignored" in tiles.obs else far >= 0
+        far = far[whole] if whole.any() else far
         warning = warning_of(far)
         if warning and is_dark_field(slide):
             warning = _FLUORESCENCE

@@ -10,7 +10,8 @@ from strank.errors import InputError
 from strank.slides.slide import Slide
 from strank.slides.tissue import FLUORESCENCE, TissueMask, find_tissue, is_dark_field
 
-_LEAST_SHARE, _CLEARLY_MORE = 0.5, 0.25
+# Swapped positions are better by this share, and with a third of the misses.
+_LEAST_SHARE, _CLEARLY_MORE, _MISSES = 0.5, 0.15, 3
 # With less glass, or more tissue, spots stand on tissue wherever they are put.
 _LEAST_GLASS, _MOST_TISSUE = 0.02, 0.9
 # Share of the tissue within the outline of many spots below which positions may be of a smaller
@@ -30,7 +31,8 @@ def check_on_tissue(slide: Slide, centres: NDArray[np.float64], *, name: str) ->
     if tissue.clear < _LEAST_GLASS or tissue.mask.mean() > _MOST_TISSUE:
         return [*tissue.notes, f"{slide.path.name} has hardly any glass, so {unjudged}"]
     shares = [_share(tissue, order * slide.um_per_pixel) for order in (centres, centres[:, ::-1])]
-    if shares[1] > shares[0] + _CLEARLY_MORE:
+    better = shares[1] > shares[0] + _CLEARLY_MORE
+    if better and (1 - shares[0]) > _MISSES * (1 - shares[1]):
         raise InputError(
             f"section {name}: {shares[0]:.0%} of the spots stand on the tissue of "
             f"{slide.path.name}, and {shares[1]:.0%} would with x and y swapped; swap them"

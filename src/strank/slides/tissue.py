@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from strank.slides.artefacts import (
     mean_within,
     roughness,
 )
+from strank.slides.pixels import Pixels
 from strank.slides.slide import Slide, thumbnail
 
 # About the size of a pixel of the mask.
@@ -86,6 +88,8 @@ def is_dark_field(slide: Slide) -> bool:
     return lit.size > 0 and float(np.median(lit @ np.array([0.299, 0.587, 0.114]))) < _DIM
 
 
+# A slide is asked several times in a row.
+@lru_cache(maxsize=1)
 def find_tissue(slide: Slide) -> TissueMask:
     """Find tissue as what is denser than glass in green, which both stains absorb.
 
@@ -102,6 +106,34 @@ def find_tissue(slide: Slide) -> TissueMask:
             f"{slide.path}: no tissue found; {told}is µm per pixel right ({slide.um_per_pixel:g})?"
         )
     return found
+
+
+def without_ignored(slide: Slide) -> Slide:
+    """Let a slide be white where it is padding or ink, as it is beyond its edge."""
+    ignored = find_tissue(slide).ignored
+    if not ignored.any():
+        return slide
+    return replace(slide, source=_Whitened(slide.source, _grown(ignored, disc(1))))
+
+
+class _Whitened:
+    """Pixels that are white where a mask of the whole image says it."""
+
+    def __init__(self, source: Pixels, mask: Mask) -> None:
+        self.source, self.mask = source, mask
+        self.sizes, self.stated, self.orientation = (
+            source.sizes,
+            source.stated,
+            source.orientation,
+        )
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        window = self.source.read(level, x, y, width, height)
+        across, down = self.sizes[level]
+        rows = (np.arange(y, y + height) + 0.5) * self.mask.shape[0] / down
+        columns = (np.arange(x, x + width) + 0.5) * self.mask.shape[1] / across
+        covered = self.mask[np.ix_(rows.astype(int), columns.astype(int))]
+        return np.where(covered[..., None], np.uint8(255), window) if covered.any() else window
 
 
 def tissue_of(image: NDArray[np.uint8], um_per_pixel: float) -> TissueMask:
@@ -233,11 +265,17 @@ def tile_centres(
 
     ``least_tissue`` of the square of ``tile_um`` must be tissue.
     """
-    mask, scale = tissue.mask, tissue.um_per_pixel
-    side = max(1, round(tile_um / scale))
+    down, across = (n * tissue.um_per_pixel for n in tissue.mask.shape)
+    y, x = np.mgrid[stride_um / 2 : down : stride_um, stride_um / 2 : across : stride_um]
+    centres = np.column_stack([x.ravel(), y.ravel()])
+    return centres[share_within(tissue.mask, tissue.um_per_pixel, centres, tile_um) >= least_tissue]
+
+
+def share_within(
+    mask: Mask, um_per_pixel: float, centres: NDArray[np.float64], side_um: float
+) -> NDArray[np.float32]:
+    """Share of squares around centres (x, y in µm) that a mask covers; it ends with the image."""
+    side = max(1, round(side_um / um_per_pixel))
     share = cv2.blur(mask.astype(np.float32), (side, side), borderType=cv2.BORDER_CONSTANT)
-    step = stride_um / scale
-    rows, columns = (np.arange(step / 2, n, step) for n in mask.shape)
-    y, x = np.meshgrid(rows, columns, indexing="ij")
-    enough = share[y.astype(int), x.astype(int)] >= least_tissue
-    return np.column_stack([x[enough], y[enough]]) * scale
+    column, row = (centres / um_per_pixel).astype(int).T
+    return np.asarray(share[row, column])
