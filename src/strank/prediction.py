@@ -111,8 +111,8 @@ def predict(
         was ``ignored`` as padding or ink, in words; ``obs["ignored"]`` = its share of a tile, which
         windows see white. For a model that knows how far its training features spread,
         ``obs["novelty"]`` is how far a tile lies outside (above 1), and ``uns["strank_novelty"]``
-        has the share of such tiles and a ``warning`` (empty for none). Of several slides with ``output``, paths of the files instead, so that any
-        number of slides fits into memory.
+        has the share of such tiles and a ``warning`` (empty for none). Of several slides with
+        ``output``, paths of the files instead, so that any number of slides fits into memory.
 
     Raises
     ------
