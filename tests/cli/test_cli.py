@@ -79,7 +79,7 @@ def test_the_five_steps(cohort, tmp_path):
     run("predict", cohort / "B1.h5ad", "--model", tmp_path / "model", "-o", tmp_path / "p")
     predictions = anndata.read_h5ad(tmp_path / "p/scores.h5ad")
     assert predictions.n_vars == 4
-    assert len(list((tmp_path / "p").glob("*.png"))) == 4
+    assert len(list((tmp_path / "p").glob("*.png"))) == 5  # four genes and the tissue
 
 
 def test_json_on_stdout_is_all_there_is(cohort, st_folder, tmp_path):

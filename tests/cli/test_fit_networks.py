@@ -53,9 +53,9 @@ def cohort(tmp_path_factory):
         spots.index = [f"{a}x{b}" for a, b in zip(x, y, strict=True)]
         features = rng.normal(size=(36, 3)).astype(np.float32)
         # The image shows the features as colours, so that an image network can find them.
-        pixels = np.full((270, 270, 3), 128.0)
+        pixels = np.full((270, 270, 3), [150.0, 60.0, 150.0])
         for (a, b), colours in zip(np.c_[x, y], features, strict=True):
-            pixels[40 * b + 10 : 40 * b + 50, 40 * a + 10 : 40 * a + 50] += 30 * colours
+            pixels[40 * b + 10 : 40 * b + 50, 40 * a + 10 : 40 * a + 50] += 15 * colours
         image = folder.parent / f"{name}.png"
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(image)
         from strank.files import sha256

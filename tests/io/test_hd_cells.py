@@ -94,7 +94,7 @@ def test_cells_come_back_where_they_are(outs):
     assert (info.technology, info.um_per_pixel) == ("Visium HD", UM_PER_PIXEL)
     apart = distance_matrix(CENTRES, CENTRES) + 1e9 * np.eye(N_CELLS)
     assert info.spot_pitch_um == pytest.approx(np.median(apart.min(0)) * UM_PER_PIXEL)
-    assert info.provenance["notes"] == []
+    assert not [note for note in info.provenance["notes"] if "hardly any glass" not in note]
 
 
 @pytest.mark.parametrize("size", [16, 50, 100.5])

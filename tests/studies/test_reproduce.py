@@ -79,7 +79,7 @@ def write_sample(folder: Path, name: str, *, patient: str | None, n_spots: int, 
         uns={"spatial": {"ST": {"images": {}, "scalefactors": scales}}},
     ).write_h5ad(folder / f"st/{name}.h5ad")
     order = rng.permutation(n_spots - 1)
-    shade = 150 + 25 * state[order, None] * [1.0, -0.5, 0.2]
+    shade = np.array([165, 80, 150]) + state[order, None] * [20, -10, 4]
     pixels = changed.get("pixels", SIDE)
     texture = rng.normal(0, 10, (len(order), pixels // 16, pixels // 16, 1))
     img = np.repeat(np.repeat(shade[:, None, None] + texture, 16, axis=1), 16, axis=2)

@@ -134,10 +134,10 @@ def test_a_stopped_study_continues(tmp_path, monkeypatch):
     for folder in (whole, halves):
         (folder / "cells").mkdir(parents=True)
     for cell, result in study._run(cells, 0):
-        study._write_csv(study._path(whole, cell), result.scores)
+        study._keep(study._path(whole, cell), result.scores)
     for part in (cells[:1], cells[1:]):
         for cell, result in study._run(part, 0):
-            study._write_csv(study._path(halves, cell), result.scores)
+            study._keep(study._path(halves, cell), result.scores)
     for cell in cells:
         first, second = (study._path(folder, cell).read_text() for folder in (whole, halves))
         assert first == second

@@ -52,6 +52,7 @@ def test_a_fault_at_some_writes(chamber, name):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not ALL, reason="many minutes: make torture")
 @pytest.mark.parametrize("name", SLOW)
 def test_a_fault_at_some_writes_of_the_others(chamber, name):
     chamber(name, 4)

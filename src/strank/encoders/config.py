@@ -6,6 +6,7 @@ is handed on from a file, whoever wrote it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -277,7 +278,8 @@ def prepared(stored: Any, where: str) -> dict[str, Any]:
 def checked(kind: type[Checked], stored: Any, where: str, prefix: str = "") -> Checked:
     """Check what a file says against its schema; the error names the first field that is wrong."""
     try:
-        return kind.model_validate(stored)
+        # What was not stored yet may hold tuples.
+        return kind.model_validate(json.loads(json.dumps(stored, default=repr)))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = prefix + ".".join(_shown(part) for part in first["loc"])

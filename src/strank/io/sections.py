@@ -195,7 +195,7 @@ def write_sections(
     >>> strank.io.write_sections(sections, "cohort")
     Traceback (most recent call last):
     ...
-    strank.errors.InputError: patients.csv: not a readable table (...No such file...)
+    strank.errors.InputError: patients.csv: not a readable table (...No such file...)...
     """
     cohort, named = Path(cohort), dict[str, AnnData]()
     for adata in sections:

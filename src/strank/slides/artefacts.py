@@ -29,8 +29,8 @@ _BLUISH_RED = 0.8
 # Ink is more even than tissue: the deviation of its density from pixel to pixel, as a share, or, as
 # compression roughens what is dark, of its light.
 _EVEN, _EVEN_LIGHT = 0.12, 0.025
-# Grey that is not dark may be a grey image's tissue, unless it is as even as padding.
-_GREY, _DARK, _EVEN_GREY = 0.7, 0.5, 0.006
+# Grey that is not dark may be the tissue of a grey image.
+_GREY, _DARK = 0.7, 0.5
 _STROKE_UM, _FRINGE_UM = 20.0, 50.0
 
 
@@ -95,10 +95,10 @@ def find_ink(
     strongest, green = smooth.max(-1), smooth[..., 1]
     odd = (red > _MOST_RED) | (least_blue > _MOST_BLUE) | (green > _DENSEST)
     odd |= (red > _BLUISH_RED) & (most_blue < _LEAST_BLUE)
-    uneven = _unevenness(10**-density, where)
-    even = (_unevenness(density, where) < _EVEN * strongest) | (uneven < _EVEN_LIGHT)
-    grey = (red > _GREY) & (least_blue > _MOST_BLUE) & (strongest < _DARK)
-    even &= ~grey | (uneven < _EVEN_GREY)
+    even = (_unevenness(density, where) < _EVEN * strongest) | (
+        _unevenness(10**-density, where) < _EVEN_LIGHT
+    )
+    even &= (red < _GREY) | (least_blue < _MOST_BLUE) | (strongest > _DARK)
     hue_alone = (strongest > PALE) & (red > 1.05 * _MOST_RED)
     stroke = dark | (where & (hue_alone | ((strongest > 0.2) & even & odd)))
     stroke = cv2.morphologyEx(
