@@ -110,7 +110,7 @@ def embed(
     >>> folder = Path(tempfile.mkdtemp())
     >>> small = TissueDesign(side_um=600)
     >>> _ = simulate_cohort(folder / "st", n_patients=1, n_sections=1, tissue=small)
-    >>> _ = write_sections([read_st(folder / "st")], folder / "cohort")
+    >>> _ = write_sections([read_st(folder / "st", pitch_um=200)], folder / "cohort")
     >>> embed(folder / "cohort")
     [Embedded(section='A1', n_spots=..., done_before=False)]
     >>> embed(folder / "cohort")
