@@ -28,6 +28,45 @@ def said_by(error: Exception, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def printable(text: str) -> str:
+    r"""Show what a terminal would obey (control characters, marks of direction) as escapes.
+
+    Ends of lines stay.
+
+    Examples
+    --------
+    >>> print(printable("TP53\x1b[2J"))
+    TP53\x1b[2J
+    """
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def one_line(text: str, most: int) -> str:
+    r"""Put a text on one line; of a long one leave out the middle.
+
+    Its beginning, the file, and its end, what to do, are kept, and of a long path its end.
+
+    Examples
+    --------
+    >>> one_line("cohort/A1.h5ad: bad\n tile", 40)
+    'cohort/A1.h5ad: bad tile'
+    >>> one_line("a.png: " + "bad tile, " * 99 + "cut it", 40)
+    'a.png: bad tile, b...e, bad tile, cut it'
+    """
+    words = printable(" ".join(text.split())).split(" ")
+    if len(" ".join(words)) > most:
+        words = [_without_middle(word, most // 3, before=most // 12) for word in words]
+    return _without_middle(" ".join(words), most, before=(most - 3) // 2)
+
+
+def _without_middle(text: str, most: int, *, before: int) -> str:
+    if len(text) <= most:
+        return text
+    return f"{text[:before]}...{text[before + 3 - most :]}"
+
+
 def some(names: Iterable[object], most: int = 5) -> str:
     """List the first few names in a message, and how many more there are.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from strank.errors import printable
+
 Advance = Callable[[int], object]
 Say = Callable[[str], object]
 
@@ -35,8 +37,13 @@ def progress(
             speed = task.finished_speed or task.speed
             return Text(f"{speed:.0f} {unit}/s" if unit and speed else "")
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed()
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Speed(),
+    )
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
-        task = bar.add_task(description, total=total)
+        task = bar.add_task(printable(description), total=total)
         yield lambda n: bar.advance(task, n)

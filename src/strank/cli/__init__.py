@@ -11,6 +11,7 @@ import typer
 
 from strank.cli import contrast, embed, evaluate, fit, imports, model, predict, reproduce, studies
 from strank.cli.console import ErrorGroup, note
+from strank.errors import printable
 from strank.storage import DamageWarning
 from strank.version import __version__
 
@@ -68,6 +69,9 @@ def _options(
             "--version", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Say all of an error, with its traceback.")
+    ] = False,
 ) -> None:
     pass
 
@@ -84,7 +88,7 @@ def main() -> None:
         if issubclass(category, DamageWarning):
             note(str(message))
         else:
-            plain(message, category, *rest)
+            plain(printable(str(message)), category, *rest)
 
     warnings.showwarning = show  # type: ignore[assignment]
     app()

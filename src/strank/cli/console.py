@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import sys
+import traceback
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from errno import ENOSPC
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from strank.errors import InputError
+from strank.errors import InputError, one_line, printable
+from strank.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +42,9 @@ _OPTIONS = {
     "um_per_pixel": "mpp",
     "um_per_pixel_override": "mpp_override",
 }
+# What a line says at most, its first word included.
+_LONGEST = 300
+_DEBUG: ContextVar[bool] = ContextVar("whether to say all of an error", default=False)
 _RUNNING: ContextVar[Any] = ContextVar("the command that runs", default=None)
 
 
@@ -78,18 +85,33 @@ class ErrorGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        _DEBUG.set(bool(ctx.find_root().params.get("debug")))
         try:
             return super().invoke(ctx)
-        except (InputError, ModuleNotFoundError, OSError) as error:
+        except _TYPERS_OWN:
+            raise
+        except Exception as error:
             message = explained(error)
-            if message is None:
-                raise
-        fail(message)
-        raise typer.Exit(2)
+            if isinstance(error, MemoryError):
+                message = "the memory is not enough; ask for less at once, or take a larger machine"
+            if _DEBUG.get():
+                typer.echo(printable("".join(traceback.format_exception(error))), err=True)
+            fail(_bug(error, ctx) if message is None else message)
+            raise typer.Exit(1 if message is None else 2) from None
+
+
+# What ends the command line itself: `ClickException`, which older Typer has from Click and newer
+# one for itself, and a reader that has gone, as `head` does.
+_TYPERS_OWN: tuple[type[Exception], ...] = (
+    typer.Exit,
+    typer.Abort,
+    next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"),
+    BrokenPipeError,
+)
 
 
 def explained(error: Exception) -> str | None:
-    """Say an error in one line that a user can act on; ``None`` for a bug."""
+    """Say an error in words that a user can act on; ``None`` for a bug."""
     if isinstance(error, InputError):
         return with_options(str(error))
     if isinstance(error, ModuleNotFoundError):
@@ -103,10 +125,30 @@ def explained(error: Exception) -> str | None:
     return None if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
+def _bug(error: Exception, ctx: Any) -> str:
+    """Say where strank itself failed, and how to report it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = next((f for f in reversed(frames) if _HOUSE in Path(f.filename).parents), frames[-1])
+    said = one_line(f"{type(error).__name__}: {error}", 80)
+    versions = f"strank {__version__}, Python {platform.python_version()}, {sys.platform}"
+    root = str(ctx.find_root().info_name)
+    groups = ctx.command_path.removeprefix(root).split()
+    again = " ".join((root, "--debug", *groups, str(getattr(_RUNNING.get(), "name", ""))))
+    return (
+        f"a bug in {Path(at.filename).name}, line {at.lineno} ({versions}): {said}; please report "
+        f"to whoever maintains strank what `{again} ...` says"
+    )
+
+
+_HOUSE = Path(__file__).parents[1]
+
+
 def fail(message: str) -> None:
-    """Say on stderr what went wrong."""
-    typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-    typer.echo(message, err=True)
+    """Say on stderr what went wrong: in one line, or with ``--debug`` all of it."""
+    head = "Error: "
+    typer.secho(head, fg="red", bold=True, err=True, nl=False)
+    shown = printable(message) if _DEBUG.get() else one_line(message, _LONGEST - len(head))
+    typer.echo(shown, err=True)
 
 
 _WORKFLOW = [
@@ -140,14 +182,15 @@ _EXTRAS = {module: extra for extra, modules in _MODULES.items() for module in mo
 def working(description: str) -> AbstractContextManager[object]:
     """Show that something is under way whose length is not known, on stderr."""
     from rich.console import Console
+    from rich.text import Text
 
-    return Console(stderr=True).status(description)
+    return Console(stderr=True).status(Text(printable(description)))
 
 
 def note(message: str) -> None:
     """Say something on stderr that must not go unseen."""
     typer.secho("Note: ", fg="yellow", bold=True, err=True, nl=False)
-    typer.echo(with_options(message), err=True)
+    typer.echo(printable(with_options(message)), err=True)
 
 
 def finish(summary: dict[str, Any], *, as_json: bool, lines: Iterable[str]) -> None:
@@ -155,11 +198,12 @@ def finish(summary: dict[str, Any], *, as_json: bool, lines: Iterable[str]) -> N
     if as_json:
         # What is piped on Windows is seldom UTF-8; escapes are read alike everywhere.
         escaped = "utf" not in (sys.stdout.encoding or "").lower()
-        json.dump(summary, sys.stdout, indent=2, ensure_ascii=escaped, allow_nan=False, default=str)
-        sys.stdout.write("\n")
+        text = json.dumps(summary, indent=2, ensure_ascii=escaped, allow_nan=False, default=str)
+        shown = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+        sys.stdout.write("".join(shown) + "\n")
     else:
         for line in lines:
-            typer.echo(line)
+            typer.echo(printable(line))
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -174,10 +218,12 @@ def show_table(table: pd.DataFrame, title: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=Text(title), title_justify="left")
+    shown = Table(title=Text(printable(title)), title_justify="left")
     for column in table.columns:
         number = table[column].dtype.kind in "fi"
-        shown.add_column(Text(str(column)), justify="right" if number else "left", overflow="fold")
+        shown.add_column(
+            Text(printable(str(column))), justify="right" if number else "left", overflow="fold"
+        )
     for row in table.itertuples(index=False):
         shown.add_row(*(Text(_cell(value)) for value in row))
     Console().print(shown)
@@ -185,7 +231,7 @@ def show_table(table: pd.DataFrame, title: str) -> None:
 
 def _cell(value: object) -> str:
     if not isinstance(value, float):
-        return str(value)
+        return printable(str(value))
     return "–" if value != value else f"{value:.3f}"
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from strank.cli.console import Json, finish, note, records, working
-from strank.errors import InputError
+from strank.errors import InputError, printable
 
 ModelFolder = Annotated[Path, typer.Argument(help="A trained model.")]
 EvaluationFolder = Annotated[
@@ -50,7 +50,7 @@ def show(
     evidence = None if evaluation is None else read_evidence(evaluation, trained.provenance)
     card = trained.card(evaluation, for_hub=markdown or as_json)
     if not (markdown or as_json):
-        Console().print(Markdown(card))
+        Console().print(Markdown(printable(card)))
     finish(
         {
             "card": card,
