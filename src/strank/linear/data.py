@@ -130,7 +130,8 @@ class Rows:
     #: anything that gives rows for a slice (a memmap, an HDF5 or zarr dataset, a dask array)
     source: Any
     bounds: tuple[int, ...]  #: section ``s`` has the rows ``bounds[s]`` to ``bounds[s + 1]``
-    centre: Tensor | None = None  #: subtracted from every row, ``[n_features]``
+    unit: Tensor | None = None  #: every row is multiplied by it, ``[n_features]``
+    centre: Tensor | None = None  #: subtracted after that, ``[n_features]``
     block: int = 2**62  #: most rows that are read at once
     dtype: torch.dtype = torch.float64  #: precision of the products
     _last: tuple[slice, Tensor] | None = field(default=None, init=False, repr=False)
@@ -221,6 +222,8 @@ class Rows:
             # torch shares the memory of an array, and warns where that cannot be written to.
             part = torch.from_numpy(part if part.flags.writeable else part.copy())
         part = part.to(self.dtype)
+        if self.unit is not None:
+            part = part * self.unit.to(self.dtype)
         if self.centre is not None:
             part = part - self.centre.to(self.dtype)
         self._last = (block, part)

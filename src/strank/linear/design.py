@@ -19,7 +19,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from strank.linear.data import TILE, Data, Rows
-from strank.linear.geometry import Geometry, measure
+from strank.linear.geometry import Geometry, measure, units_of
 from strank.linear.objective import Likelihood, ListLikelihood, PairLikelihood, Problem
 from strank.linear.solver import STEPS_KEPT
 
@@ -78,10 +78,13 @@ class Design:
         self._budget = max_memory * 2**30
         self._geometry: dict[int | None, Geometry] = {}
         raw = self._stored_rows()
+        self._unit = units_of(raw, standardize=standardize)
+        if (self._unit != 1).any():
+            raw = replace(raw, unit=self._unit)
         offset = torch.as_tensor(data.offset).to(raw.device)
         self.offset = [offset[raw.of(s)] for s in range(raw.n_sections)]
         self.moments = measure(raw, offset, data.group.tolist(), self._section_weight())
-        self.rows = self._centred(raw, self.geometry(None).centre)
+        self.rows = self._copied(replace(raw, centre=self.geometry(None).centre))
         self._n_threads = self._threads()
         self._room = self._genes_at_once()
 
@@ -99,7 +102,7 @@ class Design:
         """Scale and axes of all groups but one."""
         if left_out not in self._geometry:
             kept = (m for g, m in enumerate(self.moments) if g != left_out)
-            self._geometry[left_out] = Geometry.of(kept, standardize=self.standardize)
+            self._geometry[left_out] = Geometry.of(kept, self._unit, standardize=self.standardize)
         return self._geometry[left_out]
 
     def with_prior(self, roots: Mapping[int | None, Tensor]) -> Design:
@@ -218,12 +221,15 @@ class Design:
         dtype = torch.float32 if single else torch.float64
         return Rows(source, self.data.bounds, block=block, dtype=dtype)
 
-    def _centred(self, raw: Rows, centre: Tensor) -> Rows:
-        """Copy the features if they fit into memory, or centre them whenever they are read."""
-        if raw.n_bytes > _COPY * self._budget:
-            return replace(raw, centre=centre)
-        blocks = [block for _, block in raw.each_block(slice(0, raw.bounds[-1]))]
-        return replace(raw, source=torch.cat(blocks).sub_(centre.to(raw.dtype)))
+    def _copied(self, rows: Rows) -> Rows:
+        """Copy the features if they fit into memory; else they are read whenever needed."""
+        if rows.n_bytes > _COPY * self._budget:
+            return rows
+        shape = rows.bounds[-1], rows.n_features
+        source = torch.empty(shape, dtype=rows.dtype, device=rows.device)
+        for block, features in rows.each_block(slice(0, shape[0])):
+            source[block] = features
+        return replace(rows, source=source, unit=None, centre=None)
 
     def _threads(self) -> int:
         """Give every thread a block of genes, if there are enough of both, and memory."""

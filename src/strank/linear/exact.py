@@ -157,7 +157,7 @@ def _solution(block: Block, problem: Problem, found: Optimum, tolerance: float) 
     norm, penalty = found.gradient.norm(dim=0), problem.penalty
     values = {
         # Without a penalty, features that vary in no section get weight 0: no axis has them.
-        "weights": problem.geometry.basis @ found.axes,
+        "weights": problem.geometry.basis @ found.axes * problem.geometry.unit[:, None],
         "objective": found.objective,
         "gradient": found.error(problem),
         # The penalty makes the objective strongly convex, by lambda: that bounds both.

@@ -14,6 +14,11 @@ from strank.linear.data import Rows
 # Rounding: relative to the largest variance of an axis, and to the largest value of a feature.
 _NEGLIGIBLE_VARIANCE = 1e-10
 _NEGLIGIBLE_SCALE = 1e-9
+# What features are brought to about 1 from, and weights back, without losing digits; and in units
+# of their own, in which they are squared as they are.
+_FITTED, _FITTED_AS_GIVEN = (1e-290, 1e290), (1e-100, 1e100)
+# Powers of two of what is about 1 as it is.
+_ORDINARY = 40
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,45 @@ class Moments:
         )
 
 
+def units_of(rows: Rows, *, standardize: bool) -> Tensor:
+    """Powers of two that bring every feature to about 1, ``[n_features]``; what cannot is refused.
+
+    A product with one is exact, so that whatever is computed has the same digits for features of
+    any size. Ordinary features keep their units, and all do where the penalty is in these.
+    """
+    largest = _largest(rows)
+    top = largest if standardize else largest.amax(0, keepdim=True)
+    least, most = _FITTED if standardize else _FITTED_AS_GIVEN
+    beyond = (top > most) | ((top > 0) & (top < least))
+    if beyond.any():
+        feature = int((beyond if standardize else largest == top).nonzero()[0])
+        raise ValueError(
+            f"X reaches {float(largest[feature]):g} in feature {feature}; what can be fitted "
+            f"reaches {least:g} to {most:g}: multiply it by a constant"
+        )
+    if not standardize:
+        return torch.ones_like(largest)
+    # Those of float32 have themselves to be a number of float32.
+    bound = 126 if rows.dtype == torch.float32 else 1000
+    exponent = torch.frexp(largest).exponent.clamp(-bound, bound)
+    exponent = torch.where(exponent.abs() <= _ORDINARY, 0, exponent)
+    return torch.ldexp(torch.ones_like(largest), -exponent)
+
+
+def _largest(rows: Rows) -> Tensor:
+    """Largest absolute value of every feature; an error for what is not finite."""
+    largest = torch.zeros(rows.n_features, dtype=torch.float64, device=rows.device)
+    for block, features in rows.each_block(slice(0, rows.bounds[-1])):
+        top = features.abs().amax(0).double()
+        if not torch.isfinite(top).all():
+            spot, feature = torch.nonzero(~torch.isfinite(features))[0].tolist()
+            raise ValueError(
+                f"X contains NaN or infinity (row {block.start + spot}, feature {feature})"
+            )
+        largest = torch.maximum(largest, top)
+    return largest
+
+
 def measure(
     rows: Rows, offset: Tensor, group: Sequence[int], weight: Sequence[float]
 ) -> list[Moments]:
@@ -66,11 +110,6 @@ def _of_section(rows: Rows, section: int, offset: Tensor, weight: float) -> Mome
     roots = []
     shift: Tensor | None = None
     for block, features in rows.each_block(rows.of(section)):
-        if not torch.isfinite(features).all():
-            spot, feature = torch.nonzero(~torch.isfinite(features))[0].tolist()
-            raise ValueError(
-                f"X contains NaN or infinity (row {block.start + spot}, feature {feature})"
-            )
         # Deviations from a mean, even a rough one, are what keeps sums of squares exact.
         shift = features.double().mean(0) if shift is None else shift
         part = share[block.start - rows.bounds[section] : block.stop - rows.bounds[section]]
@@ -114,18 +153,19 @@ class Geometry:
     standardised features (in the metric of their prior, if there is one).
     """
 
+    unit: Tensor  #: what features were multiplied by, as all below are, ``[n_features]``
     centre: Tensor  #: mean over spots, ``[n_features]``
-    scale: Tensor  #: standard deviation; 1 for a feature that varies in no section
+    scale: Tensor  #: standard deviation; as of 1 for a feature that varies in no section
     basis: Tensor  #: :math:`B`, ``[n_features, n_axes]``, without axes along which nothing varies
     variances: Tensor  #: of standardised features along the axes, ``[n_axes]``
 
     @classmethod
-    def of(cls, groups: Iterable[Moments], *, standardize: bool = True) -> Geometry:
+    def of(cls, groups: Iterable[Moments], unit: Tensor, *, standardize: bool = True) -> Geometry:
         """Combine moments."""
         moments = reduce(Moments.__add__, groups)
         deviation = (moments.squares.clamp(min=0) / moments.n_spots).sqrt()
         constant = deviation <= _NEGLIGIBLE_SCALE * moments.largest
-        scale = torch.where(constant | (not standardize), 1.0, deviation)
+        scale = torch.where(constant | (not standardize), unit, deviation)
         # The rounding of a large constant is no variation.
         inverse = torch.where(constant, 0.0, 1 / scale)
         # Where no section has counts, no axis is left, and scores are constant.
@@ -139,7 +179,7 @@ class Geometry:
             variances, axes = torch.linalg.eigh(covariance)
         kept = _varying(variances)
         basis = axes[:, kept] * inverse[:, None]
-        return cls(moments.total / moments.n_spots, scale, basis, variances[kept])
+        return cls(unit, moments.total / moments.n_spots, scale, basis, variances[kept])
 
     def with_prior(self, root: Tensor) -> Geometry:
         """Take the symmetric root of a prior covariance of weights, ``[n_axes, n_axes]``, in."""

@@ -13,6 +13,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from torch import Tensor
 
 from strank.functional.groups import deal
 from strank.linear.data import (
@@ -106,6 +107,8 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
     Features may be larger than memory: a memmap, or anything two-dimensional that gives rows for
     a slice (an HDF5 or zarr dataset, a dask array), the rows of a section together. A torch tensor
     on a GPU is worked on there. float32 features are multiplied in float32 and summed in float64.
+    Features of any size, up to 1e290 or down to 1e-290, have the same scores: they are brought to
+    about 1 by powers of two, which is exact.
 
     Of more features than spots the optimum lies in the span of the spots: the work is along as
     many axes as there are spots, and memory grows with features times spots (times the folds that
@@ -174,8 +177,9 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         ------
         ValueError
             For shapes that do not fit, negative counts, values that are not finite, an offset
-            that is no logarithm, and a ``max_memory`` that is too little for a single gene. Counts
-            that are not whole numbers are a warning.
+            that is no logarithm, features beyond 1e±290 (1e±100 if not to standardise), and a
+            ``max_memory`` that is too little for a single gene. Counts that are not whole numbers
+            are a warning.
         """
         data = self._data(X, y, section, offset)
         self._had = _given_of(section, offset)
@@ -208,8 +212,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         features = self._features(X, reset=False)
         rows = self._rows(features, (0, features.shape[0]))
-        weights = torch.as_tensor(self.coef_.T.copy()).to(rows.device)
-        scores = rows.times(rows.of(0), weights).cpu().numpy()
+        scores = rows.times(rows.of(0), self._weights(rows)).cpu().numpy()
         scores = scores[:, 0] if self._one_gene else scores
         if not isinstance(X, pd.DataFrame):
             return scores
@@ -246,7 +249,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         for start in range(0, n_genes, _GENES):
             genes = slice(start, start + _GENES)
             counts = by_gene[:, genes].tocsr()
-            weights = torch.as_tensor(self.coef_[genes].T.copy()).to(rows.device)
+            weights = self._weights(rows, genes)
             for spots in map(rows.of, range(rows.n_sections)):
                 scores = rows.times(spots, weights).cpu().numpy()
                 depth = np.exp(data.offset[spots] - data.offset[spots].max())
@@ -295,11 +298,18 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
             )
 
     def _rows(self, features: Any, bounds: tuple[int, ...]) -> Rows:
-        """Features for predictions, centred, read in blocks of an eighth of the memory."""
+        """Features for predictions, scaled and centred, in blocks of an eighth of the memory."""
         block = max(1, int(self.max_memory * 2**30 / 8) // (16 * self.n_features_in_))
         device = features.device if isinstance(features, torch.Tensor) else None
-        centre = torch.as_tensor(self.centre_, device=device)
-        return Rows(features, bounds, centre=centre, block=block)
+        # By powers of two, which are exact.
+        unit = np.ldexp(1.0, -np.frexp(self.scale_)[1])
+        unit, centre = (torch.as_tensor(v, device=device) for v in (unit, unit * self.centre_))
+        return Rows(features, bounds, unit=unit, centre=centre, block=block)
+
+    def _weights(self, rows: Rows, genes: slice = slice(None)) -> Tensor:
+        """Weights of such features, ``[n_features, n_genes]``."""
+        weights = torch.as_tensor(self.coef_[genes].T.copy()).to(rows.device)
+        return weights if rows.unit is None else weights / rows.unit[:, None]
 
     def _features(self, X: Any, *, reset: bool) -> Any:
         """Validate features; of what is read by rows, the values are checked when they are."""
@@ -364,7 +374,8 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
 
     def _keep(self, design: Design, penalty: NDArray[np.float64], solution: Solution) -> Self:
         geometry = design.geometry(None)
-        self.centre_, self.scale_ = geometry.centre.cpu().numpy(), geometry.scale.cpu().numpy()
+        own = (values / geometry.unit for values in (geometry.centre, geometry.scale))
+        self.centre_, self.scale_ = (values.cpu().numpy() for values in own)
         self.solution_ = solution
         self.coef_ = solution.weights.T
         self.penalty_ = np.array(penalty)
