@@ -20,6 +20,8 @@ from strank.errors import InputError, some
 _ENSEMBL = r"ENS[A-Z]*G\d+"
 SCHEMA = 1
 _NUMBERS = ("um_per_pixel", "spot_diameter_um", "spot_pitch_um")
+# Models are of float32, which holds a little more.
+LEAST_FEATURE, _MOST_FEATURE = 1e-30, 1e30
 
 
 def naming(names: pd.Index) -> Literal["Ensembl ids", "symbols"]:
@@ -235,6 +237,18 @@ def _check_numbers(adata: AnnData, name: str) -> None:
         raise InputError(
             f'{name}: obs["library_size"] is less than the counts of spot '
             f"{some(adata.obs_names[short])}"
+        )
+
+
+def check_features(values: NDArray, spots: pd.Index, what: str) -> None:
+    """Refuse features ``[n_spots, n_features]`` that are not finite, or that no model can hold."""
+    if not (finite := np.isfinite(values).all(1)).all():
+        raise InputError(f"{what} of spot {some(spots[~finite])} are not finite")
+    largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))
+    if largest and not LEAST_FEATURE <= largest <= _MOST_FEATURE:
+        raise InputError(
+            f"{what} reach {largest:g}; models hold what reaches {LEAST_FEATURE:g} to "
+            f"{_MOST_FEATURE:g}: multiply them by a constant"
         )
 
 

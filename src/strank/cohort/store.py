@@ -19,7 +19,7 @@ import numpy as np
 from anndata import AnnData
 from anndata.io import write_elem
 
-from strank.cohort.contract import check_naming, check_section, spots_checksum
+from strank.cohort.contract import check_features, check_naming, check_section, spots_checksum
 from strank.errors import InputError, said_by, some
 from strank.files import write_bytes
 from strank.storage import check_seal
@@ -124,11 +124,9 @@ def join_features(adata: AnnData, path: Path, encoder: str) -> None:
         raise InputError(
             f"{path}: features of other spots or another image; run `strank embed` again"
         )
-    values = np.asarray(features.X, dtype=np.float32)
-    wrong = ~np.isfinite(values).all(1)
-    if wrong.any():
-        raise InputError(f"{path}: features of spot {some(adata.obs_names[wrong])} are not finite")
-    adata.obsm[encoder] = values
+    values = np.asarray(features.X)
+    check_features(values, adata.obs_names, f"{path}: features")
+    adata.obsm[encoder] = values.astype(np.float32, copy=False)
     try:
         adata.uns[encoder] = json.loads(features.uns["encoder"])
     except (KeyError, TypeError, ValueError) as error:

@@ -11,7 +11,14 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from strank.cohort.contract import counts_checksum, patients_of, positions_um, section_info
+from strank.cohort.contract import (
+    LEAST_FEATURE,
+    check_features,
+    counts_checksum,
+    patients_of,
+    positions_um,
+    section_info,
+)
 from strank.cohort.panel import all_genes, check_genes, choose_panel, panel_counts, shared_genes
 from strank.errors import InputError, some
 
@@ -60,12 +67,9 @@ def _features(name: str, section: AnnData, encoder: str | None) -> np.ndarray:
     if encoder is None:
         return np.empty((section.n_obs, 0))
     features = np.asarray(section.obsm[encoder])
-    if not (finite := np.isfinite(features).all(1)).all():
-        raise InputError(
-            f"section {name}: {encoder} features of spot {some(section.obs_names[~finite])} are "
-            "not finite"
-        )
-    return features
+    check_features(features, section.obs_names, f"section {name}: {encoder} features")
+    # Beside others, what no model can hold is 0.
+    return np.where(np.abs(features) < LEAST_FEATURE, 0, features)
 
 
 def left_out_together(cohort: Mapping[str, AnnData]) -> tuple[str, list[str]]:

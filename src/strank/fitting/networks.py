@@ -284,7 +284,7 @@ def start_head(
     loss = objective.module(counts.shape[1], recipe.reduction, **_lists(recipe))
     head = make(features.shape[1], counts.shape[1])
     if isinstance(head, Head):
-        spread = features.std(0)
+        spread = spread_of(features)
         head.centre.copy_(features.mean(0))
         head.scale.copy_(torch.where(spread > 0, spread, 1.0))
         # Where the objective does not know a level, there is nothing to train.
@@ -292,6 +292,17 @@ def start_head(
         if objective.start_level is not None:
             head.level.data.copy_(objective.start_level(counts, offset))
     return head, loss
+
+
+def spread_of(features: Tensor) -> Tensor:
+    """Compute the standard deviation of features whose squares float32 may not hold.
+
+    >>> spread_of(torch.tensor([[1e30], [3e30], [5e30]]))
+    tensor([2.0000e+30])
+    """
+    # A product with a power of two is exact.
+    exponent = torch.frexp(features.abs().amax(0)).exponent.clamp(-100, 100)
+    return torch.ldexp(torch.ldexp(features, -exponent).std(0), exponent)
 
 
 def _lists(recipe: Recipe) -> dict[str, int]:

@@ -50,11 +50,14 @@ def fit_novelty(features: ArrayLike, group: NDArray) -> Novelty:
     values = np.asarray(features)
     rows = np.linspace(0, len(values) - 1, min(len(values), _SPOTS)).astype(int)
     values, group = values[rows].astype(np.float32), np.asarray(group)[rows]
+    # By powers of two, which are exact: float32 may not hold the squares.
+    exponent = np.frexp(np.abs(values).max(0))[1]
+    values = np.ldexp(values, -exponent)
     fold = deal(group, _FOLDS)
     if fold.max() == 0:
         fold = np.arange(len(fold)) * 5 // len(fold)
     mean, scale = values.mean(0), values.std(0)
-    scale[scale == 0] = 1
+    scale = np.where(scale > 0, scale, np.ldexp(np.float32(1), -exponent))
     values = (values - mean) / scale
     axes = np.eye(len(mean), dtype=np.float32)
     if len(mean) > _AXES:
@@ -64,8 +67,9 @@ def fit_novelty(features: ArrayLike, group: NDArray) -> Novelty:
     far = [_quantile(values[fold == left], _usual(values[fold != left])) for left in set(fold)]
     threshold = max(float(np.median(far)), 1.0)
     whitening = torch.as_tensor(axes / scale[:, None]) @ _usual(values).whitening / threshold
+    whitening = torch.ldexp(whitening.float(), torch.as_tensor(-exponent)[:, None])
     # Principal axes are drawn through the mean, so it stays the centre.
-    return Novelty(torch.as_tensor(mean), whitening.float())
+    return Novelty(torch.as_tensor(np.ldexp(mean, exponent)), whitening)
 
 
 def novelty_of(features: ArrayLike, novelty: Novelty) -> NDArray[np.float32]:

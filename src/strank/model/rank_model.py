@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from strank.cohort.contract import positions_um
+from strank.cohort.contract import check_features, positions_um
 from strank.encoders.backbone import Backbone
 from strank.encoders.weights import filled
 from strank.errors import InputError, some
@@ -111,10 +111,15 @@ class RankModel:
         ------
         InputError
             If the folder exists and is not a model, cannot be written, or for a head that is not
-            known by name.
+            known by name, or holds values that are not finite.
         """
         folder = Path(folder)
         _stored_head(self.head)
+        for name, values in self.head.state_dict().items():
+            if not values.isfinite().all():
+                raise InputError(
+                    f"a model whose {name} is not finite is not saved: it would predict nothing"
+                )
         refuse_other(folder)
         with new_folder(folder) as part:
             write_bytes(part / _HEAD, save(self.head.state_dict()))
@@ -332,16 +337,14 @@ class RankModel:
             raise InputError(f"the model needs features of {name} in obsm[{name!r}]{has}")
         if name in adata.uns:
             self.check_encoder(adata.uns[name])
-        features = np.asarray(adata.obsm[name], dtype=np.float32)
+        features = np.asarray(adata.obsm[name])
         if features.shape[1] != width:
             raise InputError(
                 f"obsm[{name!r}] has {features.shape[1]} features, but the model was trained on "
                 f"{width}"
             )
-        wrong = ~np.isfinite(features).all(1)
-        if wrong.any():
-            raise InputError(f"features of spot {some(adata.obs_names[wrong])} are not finite")
-        return features
+        check_features(features, adata.obs_names, f"{name} features")
+        return features.astype(np.float32, copy=False)
 
     def _facts(self, folder: Path) -> dict[str, Any]:
         content = {
