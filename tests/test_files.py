@@ -1,16 +1,26 @@
 """Files are whole or absent; whose an output folder is."""
 
+import csv
+import gzip
 import json
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import strank
 from strank.errors import InputError
 from strank.files import (
     check_output,
     claim_folder,
     output_folder,
     read_json,
+    read_written,
     safe_name,
+    write_table,
 )
 
 
@@ -119,3 +129,82 @@ def test_an_output_is_looked_at_without_a_trace(tmp_path):
     with pytest.raises(InputError, match="file: cannot write there"):
         check_output(tmp_path / "file" / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+HOSTILE = ["=1+1", "+1", "-x", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "'-x", "''=1", "=1,\r=2"]
+PLAIN = ["A", "'A", "HLA-A", "", "''", "a=1", " -x", "µ"]
+
+
+def cells(path: Path) -> list[list[str]]:
+    """What a spreadsheet finds in a file."""
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.mark.parametrize("kind", ["object", "string", "category"])
+@pytest.mark.parametrize("name", [*HOSTILE, *PLAIN])
+def test_a_spreadsheet_runs_no_name_and_we_read_it_as_it_was(tmp_path, name, kind):
+    table = pd.DataFrame({"gene": pd.Series([name, "A"], dtype=kind), name: [-1.5, np.nan]})
+    before = table.copy(deep=True)
+    write_table(tmp_path / "x.csv", table)
+    pd.testing.assert_frame_equal(table, before)
+    marked = f"'{name}" if name in HOSTILE else name
+    shown = cells(tmp_path / "x.csv")
+    assert shown == [["gene", marked], [marked, "-1.5"], ["A", ""]]
+    assert not any(text.startswith(tuple("=+@\t\r\n")) for row in shown for text in row)
+    back = read_written(tmp_path / "x.csv", keep_default_na=False, na_values={marked: [""]})
+    if name:
+        pd.testing.assert_frame_equal(back, table.astype({"gene": object}))
+
+
+def test_names_of_rows_are_names(tmp_path):
+    table = pd.DataFrame({"x": [1, -2]}, index=pd.Index(["-a", "b"], name="spot"))
+    write_table(tmp_path / "x.tsv", table, index=True, sep="\t")
+    assert (tmp_path / "x.tsv").read_text() == "spot\tx\n'-a\t1\nb\t-2\n"
+    back = read_written(tmp_path / "x.tsv", index_col="spot", sep="\t")
+    pd.testing.assert_frame_equal(back, table)
+
+
+def test_numbers_and_what_is_unknown_stay(tmp_path):
+    column = pd.Series([-1.5, None, "-1.5", True, pd.NA], dtype=object)
+    write_table(tmp_path / "x.csv", pd.DataFrame({"mixed": column, "n": range(-2, 3)}))
+    assert [row[0] for row in cells(tmp_path / "x.csv")] == [
+        "mixed",
+        "-1.5",
+        "",
+        "'-1.5",
+        "True",
+        "",
+    ]
+
+
+def test_packed_and_sealed_tables_are_marked_too(tmp_path):
+    table = pd.DataFrame({"gene": ["=A1"]})
+    write_table(tmp_path / "x.csv.gz", table, compression={"method": "gzip", "mtime": 0})
+    assert gzip.decompress((tmp_path / "x.csv.gz").read_bytes()) == b"gene\n'=A1\n"
+    write_table(tmp_path / "x.csv", table, seal=True)
+    assert cells(tmp_path / "x.csv")[1] == ["'=A1"]
+    for back in (
+        read_written(tmp_path / "x.csv.gz"),
+        read_written(tmp_path / "x.csv", sealed=True),
+    ):
+        pd.testing.assert_frame_equal(back, table)
+
+
+NAMES = st.text(st.sampled_from("'=+-@\t\r\n ,;\"aµ"), min_size=1, max_size=6)
+
+
+@given(st.lists(NAMES, min_size=1, max_size=4))
+def test_any_names_come_back(tmp_path_factory, names):
+    path = tmp_path_factory.mktemp("table") / "x.csv"
+    table = pd.DataFrame({"name": names, "kind": pd.Categorical(names)})
+    write_table(path, table)
+    assert not any(text[:1] in set("=+-@\t\r\n") for row in cells(path)[1:] for text in row)
+    back = read_written(path, keep_default_na=False, dtype=str)
+    assert back["name"].tolist() == back["kind"].tolist() == names
+
+
+def test_every_table_of_the_package_goes_this_way():
+    house = Path(strank.__file__).parent
+    others = [path.name for path in house.rglob("*.py") if ".to_csv(" in path.read_text()]
+    assert sorted(others) == ["files.py", "plots.py"]  # an example of a picture

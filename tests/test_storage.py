@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -26,7 +27,7 @@ from strank.files import (
     claimed,
     claims,
     read_json,
-    read_sealed_table,
+    read_written,
     write_bytes,
     write_json,
     write_table,
@@ -188,7 +189,7 @@ def sealed_bytes(folder):
 
 def sealed_table(folder):
     write_table(folder / "x.csv", pd.DataFrame({"gene": ["A", "B"], "scc": [0.1, 0.2]}), seal=True)
-    return folder / "x.csv", read_sealed_table
+    return folder / "x.csv", partial(read_written, sealed=True)
 
 
 def sealed_h5ad(folder):

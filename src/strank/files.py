@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import inspect
 import io
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 _PORTS = {f"{port}{n}" for port in ("COM", "LPT") for n in range(10)}
 _DEVICES = _PORTS | {"CON", "PRN", "AUX", "NUL"}
 _SEAL = "strank_sha256"
+# Kinds of columns.
+_TEXT = ("object", "string", "str")
+# What a spreadsheet runs, or drops, at the start of a cell; marks of ours may stand before it.
+_RUNS = re.compile(r"'*[=+\-@\t\r\n]")
 # Of a process among those that share a training.
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 _Given = ParamSpec("_Given")
@@ -226,17 +232,69 @@ def write_json(path: Path, content: Any, *, seal: bool = False) -> None:
     write_utf8(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_sealed_table(path: Path, **options: Any) -> pd.DataFrame:
-    """Read a table that was written with a seal, with options of `pandas.read_csv`."""
+def write_table(path: Path, table: pd.DataFrame, *, seal: bool = False, **options: Any) -> None:
+    """Write a table as CSV, without its index; with options of `pandas.DataFrame.to_csv`.
+
+    A ``'`` goes before text that a spreadsheet would run, ``=1+1``; `read_written` takes it away.
+    """
+    with new_file(path, seal=seal) as file:
+        _to_csv(table, file, **options)
+
+
+def table_bytes(table: pd.DataFrame) -> bytes:
+    """Make what `write_table` writes."""
+    file = io.BytesIO()
+    _to_csv(table, file)
+    return file.getvalue()
+
+
+def read_written(path: Path, *, sealed: bool = False, **options: Any) -> pd.DataFrame:
+    """Read what `write_table` wrote, with a seal if told so; options of `pandas.read_csv`."""
     import pandas as pd
 
-    return pd.read_csv(io.BytesIO(read_sealed(path)), **options)
+    table = pd.read_csv(io.BytesIO(read_sealed(path)) if sealed else path, **options)
+    return _each_text(table, _unmarked)
 
 
-def write_table(path: Path, table: pd.DataFrame, *, seal: bool = False, **options: Any) -> None:
-    """Write a table as CSV, without its index; with options of `pandas.DataFrame.to_csv`."""
-    with new_file(path, seal=seal) as file:
-        table.to_csv(file, **({"index": False, "lineterminator": "\n"} | options))
+def _to_csv(table: pd.DataFrame, file: Any, **options: Any) -> None:
+    table = _each_text(table, _marked)
+    # Python before 3.13 would not quote what only a return divides.
+    returns = any("\r" in text for text in _texts(table))
+    quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+    table.to_csv(file, **({"index": False, "lineterminator": "\n", "quoting": quoting} | options))
+
+
+def _each_text(table: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
+    """Change every text in a copy of a table, its titles included."""
+    changed = table.copy(deep=False)
+    changed.columns = table.columns.map(change)
+    if table.index.dtype.name in _TEXT:
+        changed.index = table.index.map(change)
+    for i, (_, column) in enumerate(table.items()):
+        if column.dtype.name == "category":
+            changed.isetitem(i, column.cat.rename_categories(change))
+        elif column.dtype.name in _TEXT:
+            changed.isetitem(i, column.map(change))
+    return changed
+
+
+def _texts(table: pd.DataFrame) -> Iterator[str]:
+    parts = [table.columns, table.index if table.index.dtype.name in _TEXT else ()]
+    for _, column in table.items():
+        if column.dtype.name == "category":
+            parts.append(column.cat.categories)
+        elif column.dtype.name in _TEXT:
+            parts.append(column)
+    return (value for part in parts for value in part if isinstance(value, str))
+
+
+def _marked(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and _RUNS.match(value) else value
+
+
+def _unmarked(value: Any) -> Any:
+    marked = isinstance(value, str) and value.startswith("'") and _RUNS.match(value)
+    return value[1:] if marked else value
 
 
 def read_json(path: Path) -> Any:

@@ -161,10 +161,8 @@ def _answer(error: HfHubHTTPError, repo: str, repo_type: str) -> str:
     status = error.response.status_code
     page = f"https://huggingface.co/{'datasets/' * (repo_type == 'dataset')}{repo}"
     if isinstance(error, GatedRepoError):
-        return (
-            f"gated ({status}): accept its licence at {page}, wait for the approval if it needs "
-            f"one, and {_LOG_IN}"
-        )
+        ask = f"accept its licence at {page}, wait for approval if needed"
+        return f"gated ({status}): {ask}, {_LOG_IN}"
     if isinstance(error, RevisionNotFoundError):
         return "no such revision (404); see its branches, tags and commits at " + page
     if isinstance(error, EntryNotFoundError):

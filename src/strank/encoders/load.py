@@ -94,8 +94,11 @@ def _load_entry(entry: EncoderEntry, um: float | None, path: Path | None) -> Bac
         try:
             folder = download(entry.repo, revision=entry.revision, allow_patterns=[entry.file])
         except InputError as error:
+            # Where to ask is said once: a line is not long.
+            asked = f"huggingface.co/{entry.repo}" in str(error)
+            terms = f"licence {entry.licence}" if asked else entry.terms
             raise InputError(
-                f"{error}; or give the file as `weights` ({entry.name}: {entry.terms})"
+                f"{error}; or give the file as `weights` ({entry.name}: {terms})"
             ) from error
         path, revision = folder / entry.file, _revision(folder)
     weights = read_weights(path)

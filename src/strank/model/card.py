@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from strank.errors import InputError, some
-from strank.files import read_json
+from strank.files import read_json, read_written
 
 _TAGS = ("spatial-transcriptomics", "gene-expression", "histology", "pathology", "learning-to-rank")
 _SCORES = {"scc": "SCC", "depth_matched": "depth-matched SCC", "lift": "lift"}
@@ -39,7 +39,7 @@ def read_evidence(folder: Path | str, provenance: Mapping[str, Any]) -> Evidence
     if evaluated is None:
         protocol = f"models made in this way, {protocol}"
     try:
-        summary = pd.read_csv(folder / "summary.csv")
+        summary = read_written(folder / "summary.csv")
         summary[["method", "section", "scc", "depth_matched", "lift"]]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: not the tables of `strank evaluate` ({error})") from error

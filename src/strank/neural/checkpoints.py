@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from strank.files import write_bytes
+from strank.files import table_bytes, write_bytes
 from strank.storage import is_whole, new_file, warn_of_damage
 
 #: Weights of the best epoch; all that a run goes on from; one row an epoch, when it has ended.
@@ -85,7 +85,7 @@ class Keep:
         """Write what people look at, and no run believes; say if it was ``there``, and damaged."""
         if self.folder is None:
             return
-        history = pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n").encode()
+        history = table_bytes(pd.DataFrame(self.history))
         for name, content in {BEST: save(self.best_weights), HISTORY: history}.items():
             path = self.folder / name
             if path.is_file() and path.read_bytes() == content:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from sklearn.isotonic import isotonic_regression
 
 from strank.errors import InputError
+from strank.files import read_written
 from strank.storage import new_file
 
 _SURE = 0.05
@@ -202,7 +203,7 @@ def draw_learning_curves(folder: Path | str) -> Path:
     """
     folder = Path(folder)
     histories = {
-        unquote(path.parent.name.removeprefix("without-")): pd.read_csv(path)
+        unquote(path.parent.name.removeprefix("without-")): read_written(path)
         for path in sorted(folder.glob("*/history.csv"))
     }
     if not histories:

@@ -19,7 +19,7 @@ from strank.files import (
     claim_folder,
     claims,
     read_json,
-    read_sealed_table,
+    read_written,
     safe_name,
     sha256,
     write_json,
@@ -193,8 +193,9 @@ class _Cell:
             return None
         if facts["sha256"] != sums:
             return None
-        table = read_sealed_table(
+        table = read_written(
             self.kept / f"{self.features}.csv",
+            sealed=True,
             dtype=dict.fromkeys(_KEYS[:-1], str),
             keep_default_na=False,
             na_values={"value": [""]},

@@ -26,7 +26,7 @@ from scipy.spatial import cKDTree
 from strank.cohort.contract import counts_checksum, section_info
 from strank.cohort.store import read_h5ad, read_section
 from strank.errors import InputError, some
-from strank.files import read_json
+from strank.files import read_json, read_written
 from strank.metrics.correlation import log1p_cp10k
 from strank.metrics.significance import combine_table, false_discovery_rate
 from strank.slides.pixels import ArrayPixels
@@ -84,7 +84,7 @@ def open_benchmark(folder: Path) -> Benchmark:
     if not path.is_file():
         raise InputError(f"{path}: no such file; let `strank benchmark` come to its end first")
     try:
-        summary = pd.read_csv(path, dtype={"genes": str}, keep_default_na=False, na_values=[""])
+        summary = read_written(path, dtype={"genes": str}, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable table ({error})") from error
     seen = summary.get("patient_seen", pd.Series("all", index=summary.index))
@@ -175,7 +175,7 @@ def _by_gene(rows: pd.DataFrame, names: pd.Index) -> dict[str, Any]:
 
 def _read(path: Path, columns: list[str], where: list[tuple[str, str, Any]]) -> pd.DataFrame:
     try:
-        return pq.read_table(path, columns=columns, filters=where).to_pandas()
+        return pq.read_written(path, columns=columns, filters=where).to_pandas()
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             f"{path}: not a readable table of a benchmark ({error}); run the benchmark again"

@@ -32,7 +32,15 @@ from strank.evaluation.methods import (
 )
 from strank.evaluation.protocol import Protocol, fold_facts, get_protocol
 from strank.evaluation.scores import SCORES, ceilings, score_section
-from strank.files import claim_folder, claims, read_json, safe_name, write_json, write_table
+from strank.files import (
+    claim_folder,
+    claims,
+    read_json,
+    read_written,
+    safe_name,
+    write_json,
+    write_table,
+)
 from strank.fitting.method import HEST_RIDGE, OWN_RECIPE, REFERENCE, Method
 from strank.fitting.objectives import OBJECTIVES
 from strank.neural.recipe import RECIPES
@@ -375,7 +383,7 @@ def benchmark(
     )
     bar = partial(progress, hidden=not verbose)
     facts = run_benchmark(Path(cohort), protocol, grid, Path(output), jobs=jobs, bar=bar)
-    return BenchmarkResult(pd.read_csv(Path(output) / "summary.csv"), facts)
+    return BenchmarkResult(read_written(Path(output) / "summary.csv"), facts)
 
 
 def run_benchmark(

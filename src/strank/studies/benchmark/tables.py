@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from strank.evaluation.scores import SCORES
-from strank.files import write_utf8
+from strank.files import write_table, write_utf8
 from strank.fitting.method import REFERENCE
 from strank.metrics.significance import combine_table, false_discovery_rate, mean_intervals
 
@@ -104,11 +104,11 @@ def write_tables(folder: Path, summary: pd.DataFrame, headline: str) -> None:
     """Write ``summary.csv``, and for a paper ``summary.md`` and ``summary.tex``."""
     shown = paper_table(summary, headline)
     texts = {
-        "summary.csv": summary.to_csv(index=False, float_format="%.6g"),
         # Numbers stay as they are written.
         "summary.md": shown.map(_markdown).to_markdown(index=False, disable_numparse=True) + "\n",
         "summary.tex": shown.to_latex(index=False, escape=True).translate(_IN_LATEX),
     }
+    write_table(folder / "summary.csv", summary, float_format="%.6g")
     for name, text in texts.items():
         write_utf8(folder / name, text)
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from strank.errors import InputError
 from strank.evaluation.protocol import Protocol
-from strank.files import read_json, read_sealed_table, write_table
+from strank.files import read_json, read_written, write_table
 from strank.progress import Advance
 from strank.storage import is_whole
 from strank.studies.benchmark.runner import Grid, Task, run_benchmark
@@ -61,7 +61,7 @@ class Bench:
     def run(self, jobs: int, advance: Advance) -> pd.DataFrame:
         """Run what is not done, and read what was found."""
         if is_whole(self.table):
-            return read_sealed_table(self.table)
+            return read_written(self.table, sealed=True)
         bar, how = partial(_shared_bar, advance), (self.cohort, self.protocol, self.grid, self.out)
         try:
             facts = run_benchmark(*how, jobs=jobs, bar=bar)

@@ -20,7 +20,7 @@ from strank.errors import InputError
 from strank.evaluation.paper_tasks import PaperTask
 from strank.evaluation.protocol import PRESETS, Protocol
 from strank.evaluation.scores import score_section
-from strank.files import claim_folder, claims, read_json, read_sealed_table, write_table, write_utf8
+from strank.files import claim_folder, claims, read_json, read_written, write_table, write_utf8
 from strank.fitting.method import fit
 from strank.io.hest import hest_samples
 from strank.neural.recipe import get_recipe
@@ -219,7 +219,7 @@ class _Xenium:
             for _ in each(self.score, left, jobs):
                 advance(1)
         tables = [
-            read_sealed_table(self.folder / cell.name).assign(n_k=cell.n_k, seed=cell.seed)
+            read_written(self.folder / cell.name, sealed=True).assign(n_k=cell.n_k, seed=cell.seed)
             for cell in cells
         ]
         by_seed = pd.concat(tables).groupby(["n_k", "seed"])["scc"].mean()

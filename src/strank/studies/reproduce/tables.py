@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from strank.files import write_utf8
+from strank.files import read_written, write_table, write_utf8
 from strank.fitting.method import Method
 from strank.studies.benchmark.runner import Grid
 from strank.studies.benchmark.tables import summarise_benchmark
@@ -49,7 +49,7 @@ def read_published(folder: Path) -> pd.DataFrame:
 
 def read_leak_free(folder: Path) -> pd.DataFrame:
     """Scores of every method without the leaks of the published split, with intervals."""
-    summary = pd.read_csv(folder / "summary.csv")
+    summary = read_written(folder / "summary.csv")
     if len(set(summary["patient_seen"])) > 1:
         # Sections were held out; what of their patients was seen, the warnings say.
         results, genes = (pd.read_parquet(folder / f"{name}.parquet") for name in _EVERY)
@@ -96,16 +96,11 @@ def with_mean(table: pd.DataFrame) -> pd.DataFrame:
 def write_beside_paper(folder: Path, table: pd.DataFrame, remark: str) -> None:
     """Write ``table.csv`` and, for people, ``table.md``."""
     shown = shown_table(table)
-    texts = {
-        "table.csv": table.to_csv(index=False, float_format="%.6g"),
-        "table.md": f"{remark}\n\n" * bool(remark)
-        + shown.map(lambda text: html.escape(text, quote=False).replace("|", r"\|")).to_markdown(
-            index=False, disable_numparse=True
-        )
-        + "\n",
-    }
-    for name, text in texts.items():
-        write_utf8(folder / name, text)
+    shown = shown.map(lambda text: html.escape(text, quote=False).replace("|", r"\|"))
+    text = f"{remark}\n\n" * bool(remark)
+    text += shown.to_markdown(index=False, disable_numparse=True) + "\n"
+    write_table(folder / "table.csv", table, float_format="%.6g")
+    write_utf8(folder / "table.md", text)
 
 
 def shown_table(table: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from strank.files import (
     claims,
     output_folder,
     read_json,
-    read_sealed_table,
+    read_written,
     write_table,
 )
 from strank.progress import progress
@@ -194,7 +194,7 @@ def run_cells(
             # Written last: where it is, the cell is done.
             _keep(_path(folder, cell), result.scores)
             advance(cell.work)
-    return Scores(pd.concat([read_sealed_table(_path(folder, cell)) for cell in cells]))
+    return Scores(pd.concat([read_written(_path(folder, cell), sealed=True) for cell in cells]))
 
 
 def _run(
@@ -219,7 +219,7 @@ def _write_results(folder: Path, cells: list[CurveCell], scores: Scores) -> Stud
     for name in ("table1", "table3", "sweeps"):
         write_table(folder / f"{name}.csv", getattr(result, name), float_format=_DIGITS)
     curves = {
-        cell.design.sampling: read_sealed_table(_path(folder, cell, "curves"))
+        cell.design.sampling: read_written(_path(folder, cell, "curves"), sealed=True)
         for cell in cells
         if cell.study == "table1"
     }
