@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_any_order_of_writes_gives_what_a_file_in_memory_gives(
 
 
 def write_lines(path):
-    write_utf8(path, "new\n" * 50_000)
+    write_utf8(path, "new\n" * 500_000)
 
 
 def write_matrix(path):
@@ -79,7 +79,7 @@ def write_matrix(path):
 
 
 def write_csv(path):
-    write_table(path, pd.DataFrame({"gene": ["ERBB2"] * 20_000, "score": 0.5}))
+    write_table(path, pd.DataFrame({"gene": ["ERBB2"] * 150_000, "score": 0.5}))
 
 
 WRITERS = [write_lines, write_matrix, write_csv]
@@ -89,29 +89,26 @@ WRITERS = [write_lines, write_matrix, write_csv]
 def test_a_wrong_byte_that_no_error_tells_of_is_found(tmp_path, monkeypatch, write):
     """As by a disk that says yes: one bit of one write is another."""
     path = tmp_path / "file"
-    path.write_text("old")
-    plain, count = storage._Part._write, [0]
+    plain, n_writes, wrong = storage._Part._write, [0], [-1]
 
     def flip(part, view):
         plain(part, view)
-        count[0] += 1
-        if count[0] == 2:
+        n_writes[0] += 1
+        if n_writes[0] == wrong[0]:
             place = part.tell() - 1
             last = os.pread(part.number, 1, place)
             os.pwrite(part.number, bytes([last[0] ^ 1]), place)
 
-    write_again = write if write is not write_lines else lambda p: write_in_two(p)
     monkeypatch.setattr(storage._Part, "_write", flip)
-    with pytest.raises(InputError, match="what is read back is not what was written"):
-        write_again(path)
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def write_in_two(path):
-    with new_file(path) as file:
-        file.write(b"one")
-        file.write(b"two")
+    write(path)
+    total = n_writes[0]
+    path.write_text("old")
+    for n in range(1, total + 1):
+        n_writes[0], wrong[0] = 0, n
+        with pytest.raises(InputError, match="what is read back is not what was written"):
+            write(path)
+        assert path.read_text() == "old"
+        assert os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -265,6 +262,7 @@ def content(path):
 def test_a_folder_that_was_half_swapped_is_completed_or_undone(tmp_path, monkeypatch, name):
     path, replace = tmp_path / name, os.replace
     fill(path, "old")
+    monkeypatch.setattr(storage, "_exchange", lambda part, path: False)
 
     class Killed(BaseException):
         pass
@@ -293,6 +291,7 @@ def test_a_folder_that_was_half_swapped_is_completed_or_undone(tmp_path, monkeyp
 def test_an_old_folder_comes_back_where_the_new_one_cannot_be_moved(tmp_path, monkeypatch):
     path, replace = tmp_path / "model", os.replace
     fill(path, "old")
+    monkeypatch.setattr(storage, "_exchange", lambda part, path: False)
 
     def fail(source, target):
         if ".part" in str(source) and Path(target) == path:
@@ -303,6 +302,31 @@ def test_an_old_folder_comes_back_where_the_new_one_cannot_be_moved(tmp_path, mo
     with pytest.raises(InputError, match="model: cannot be written"):
         fill(path, "new")
     assert content(path) == {"old"}
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets folders change places")
+@pytest.mark.parametrize("error", [None, 5, 28])
+def test_folders_change_places_at_once(tmp_path, monkeypatch, error):
+    """Or not at all: there is no moment without either."""
+    path, exchange = tmp_path / "model", storage._exchange
+    fill(path, "old")
+    held = []
+
+    def watch(part, path):
+        held.append(content(path))
+        if error is not None:
+            raise OSError(error, os.strerror(error))
+        done = exchange(part, path)
+        held.append(content(path))
+        return done
+
+    monkeypatch.setattr(storage, "_exchange", watch)
+    monkeypatch.setattr(storage, "_swap", None)
+    with nullcontext() if error is None else pytest.raises(InputError, match="cannot be written"):
+        fill(path, "new")
+    assert held == ([{"old"}, {"new"}] if error is None else [{"old"}])
+    assert content(path) == held[-1]
     assert os.listdir(tmp_path) == ["model"]
 
 

@@ -1,12 +1,13 @@
 """The one way in which bytes come to the disk, and are known again: whole, checked, by one run.
 
 A file is written to a part beside it, brought to the disk, read back and compared with what was
-meant, and renamed. A folder takes the place of an older one by two renames, between which either
-can be had again. What is read again by later runs ends with a seal: the checksum of all before.
+meant, and renamed. A folder and an older one change places at once; where the system cannot do
+that, by two renames, between which either can be had again. What is read again by later runs ends with a seal: the checksum of all before.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import io
@@ -34,6 +35,8 @@ with suppress(ImportError):
 
 # A part is compared by blocks, since HDF5 and TIFF come back to what they have written.
 _BLOCK = 2**16
+# Writers of tables and archives write by the line.
+_BUFFER = 2**20
 # HDF5, and torch, do not mind what stands behind their own end.
 _SEAL, _SEALED = b"\nstrank sha256 ", re.compile(rb"\nstrank sha256 ([0-9a-f]{64})\n")
 _SEAL_BYTES = len(_SEAL) + 65
@@ -53,9 +56,11 @@ def new_file(path: Path, *, seal: bool = False) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         tidy(path)
         part, file = _begin(path, _Part)
+        buffered = io.BufferedRandom(file, _BUFFER)
     try:
         try:
-            yield cast(BinaryIO, file)
+            yield cast(BinaryIO, buffered)
+            buffered.flush()
         except BaseException as error:
             if isinstance(file.error, OSError):
                 raise _told(path, file.error) from error
@@ -109,7 +114,7 @@ class _Part(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data)
         n_bytes = view.nbytes
-        if n_bytes:
+        if n_bytes and not self._file.closed:  # the buffer before it is emptied once more
             with self._remembering():
                 self._write(view.cast("B"))
         return n_bytes
@@ -207,7 +212,7 @@ class _Part(io.RawIOBase):
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to fill; on success it becomes ``path``, and takes the place of an older one.
 
-    Between the two renames of that, :func:`recover` completes or undoes it.
+    Where that takes two renames, :func:`recover` completes or undoes it between them.
     """
     path = path.resolve()
     with writing(path):
@@ -219,7 +224,10 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield part
         with writing(path):
             _sync_tree(part)
-            _swap(part, path, old)
+            if not path.is_dir():
+                os.replace(part, path)
+            elif not _exchange(part, path):
+                _swap(part, path, old)
         _sync_folder(path.parent)
         remove(old)
     finally:
@@ -272,10 +280,23 @@ def _siblings(path: Path, kind: str) -> dict[str, Path]:
     return {found.name[len(path.stem) + 2 :][:8]: found for found in path.parent.glob(pattern)}
 
 
+def _exchange(part: Path, path: Path) -> bool:
+    """Let two folders change places at once; False where the system cannot (Linux can)."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, TypeError, AttributeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename(here, os.fsencode(part), here, os.fsencode(path), exchange) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(error, os.strerror(error), str(path))
+
+
 def _swap(part: Path, path: Path, old: Path) -> None:
-    if not path.is_dir():
-        os.replace(part, path)
-        return
+    """Let a folder take the place of another in two steps, where it cannot be done in one."""
     os.replace(path, old)
     try:
         os.replace(part, path)

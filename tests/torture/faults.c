@@ -156,6 +156,13 @@ int renameat(int a, const char *from, int b, const char *to)
     return real(a, from, b, to);
 }
 
+int renameat2(int a, const char *from, int b, const char *to, unsigned flags)
+{
+    REAL(int, "renameat2", int, const char *, int, const char *, unsigned)
+    FAIL_IF(is_below(to), 0)
+    return real(a, from, b, to, flags);
+}
+
 int unlink(const char *path)
 {
     REAL(int, "unlink", const char *)
