@@ -17,12 +17,14 @@
 #include <unistd.h>
 
 enum action { NOTHING, KILL, HALF, EIO_ONCE, ENOSPC_ONCE, ENOSPC_ON, FLIP };
+enum kind { OTHER, REMOVAL, WRITE };
 
 static char folder[4096];
 static size_t length;
 static atomic_long count;
 static long target;
 static enum action action;
+static char kinds[1 << 16];
 
 void faults_arm(const char *where, long event, int what)
 {
@@ -36,6 +38,12 @@ void faults_arm(const char *where, long event, int what)
 long faults_count(void)
 {
     return atomic_load(&count);
+}
+
+/* What the n-th event was. */
+int faults_kind(long event)
+{
+    return kinds[event];
 }
 
 static int is_below(const char *path)
@@ -67,9 +75,10 @@ static int is_open_below(int file)
 }
 
 /* Counts an event; the error that it is to end with, or 0. */
-static int fault(int removes)
+static int fault(enum kind kind)
 {
     long now = atomic_fetch_add(&count, 1) + 1;
+    kinds[now % sizeof kinds] = kind;
     if (action == KILL && now == target) {
         kill(getpid(), SIGKILL);
         for (;;)
@@ -78,7 +87,7 @@ static int fault(int removes)
     if (action == EIO_ONCE && now == target)
         return EIO;
     /* A full disk still lets files go. */
-    if (!removes && ((action == ENOSPC_ONCE && now == target) || (action == ENOSPC_ON && target && now >= target)))
+    if (kind != REMOVAL && ((action == ENOSPC_ONCE && now == target) || (action == ENOSPC_ON && target && now >= target)))
         return ENOSPC;
     return 0;
 }
@@ -87,9 +96,9 @@ static int fault(int removes)
     static type (*real)(__VA_ARGS__);                                                              \
     if (!real)                                                                                     \
         real = dlsym(RTLD_NEXT, name);
-#define FAIL_IF(below, removes)                                                                    \
+#define FAIL_IF(below, kind)                                                                       \
     if (below) {                                                                                   \
-        int error = fault(removes);                                                                \
+        int error = fault(kind);                                                                   \
         if (error) {                                                                               \
             errno = error;                                                                         \
             return -1;                                                                             \
@@ -109,7 +118,7 @@ static int fault(int removes)
                 for (;;)                                                                           \
                     pause();                                                                       \
             }                                                                                      \
-            FAIL_IF(1, 0)                                                                          \
+            FAIL_IF(1, WRITE)                                                                          \
             if (action == FLIP && is_now && n > 0 && n <= sizeof wrong) {                          \
                 memcpy(wrong, bytes, n);                                                           \
                 wrong[n / 2] ^= 1;                                                                 \
@@ -131,77 +140,77 @@ WRITES(pwrite64, (int file, const void *bytes, size_t n, off_t at), (file, bytes
 ssize_t writev(int file, const struct iovec *parts, int n)
 {
     REAL(ssize_t, "writev", int, const struct iovec *, int)
-    FAIL_IF(is_open_below(file), 0)
+    FAIL_IF(is_open_below(file), WRITE)
     return real(file, parts, n);
 }
 
 int fsync(int file)
 {
     REAL(int, "fsync", int)
-    FAIL_IF(is_open_below(file), 0)
+    FAIL_IF(is_open_below(file), OTHER)
     return real(file);
 }
 
 int rename(const char *from, const char *to)
 {
     REAL(int, "rename", const char *, const char *)
-    FAIL_IF(is_below(to), 0)
+    FAIL_IF(is_below(to), OTHER)
     return real(from, to);
 }
 
 int renameat(int a, const char *from, int b, const char *to)
 {
     REAL(int, "renameat", int, const char *, int, const char *)
-    FAIL_IF(is_below(to), 0)
+    FAIL_IF(is_below(to), OTHER)
     return real(a, from, b, to);
 }
 
 int renameat2(int a, const char *from, int b, const char *to, unsigned flags)
 {
     REAL(int, "renameat2", int, const char *, int, const char *, unsigned)
-    FAIL_IF(is_below(to), 0)
+    FAIL_IF(is_below(to), OTHER)
     return real(a, from, b, to, flags);
 }
 
 int unlink(const char *path)
 {
     REAL(int, "unlink", const char *)
-    FAIL_IF(is_below(path), 1)
+    FAIL_IF(is_below(path), REMOVAL)
     return real(path);
 }
 
 int unlinkat(int where, const char *path, int flags)
 {
     REAL(int, "unlinkat", int, const char *, int)
-    FAIL_IF(path[0] == '/' || where == AT_FDCWD ? is_below(path) : is_open_below(where), 1)
+    FAIL_IF(path[0] == '/' || where == AT_FDCWD ? is_below(path) : is_open_below(where), REMOVAL)
     return real(where, path, flags);
 }
 
 int rmdir(const char *path)
 {
     REAL(int, "rmdir", const char *)
-    FAIL_IF(is_below(path), 1)
+    FAIL_IF(is_below(path), REMOVAL)
     return real(path);
 }
 
 int mkdir(const char *path, mode_t mode)
 {
     REAL(int, "mkdir", const char *, mode_t)
-    FAIL_IF(is_below(path), 0)
+    FAIL_IF(is_below(path), OTHER)
     return real(path, mode);
 }
 
 int ftruncate(int file, off_t n)
 {
     REAL(int, "ftruncate", int, off_t)
-    FAIL_IF(is_open_below(file), 0)
+    FAIL_IF(is_open_below(file), OTHER)
     return real(file, n);
 }
 
 int ftruncate64(int file, off_t n)
 {
     REAL(int, "ftruncate64", int, off_t)
-    FAIL_IF(is_open_below(file), 0)
+    FAIL_IF(is_open_below(file), OTHER)
     return real(file, n);
 }
 
@@ -216,7 +225,7 @@ int ftruncate64(int file, off_t n)
             mode = va_arg(more, mode_t);                                                           \
             va_end(more);                                                                          \
         }                                                                                          \
-        FAIL_IF((flags & (O_WRONLY | O_RDWR | O_CREAT)) && is_below(path), 0)                      \
+        FAIL_IF((flags & (O_WRONLY | O_RDWR | O_CREAT)) && is_below(path), OTHER)                      \
         return real arguments;                                                                     \
     }
 #define PLAIN const char *, int
