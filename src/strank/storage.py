@@ -2,7 +2,8 @@
 
 A file is written to a part beside it, brought to the disk, read back and compared with what was
 meant, and renamed. A folder and an older one change places at once; where the system cannot do
-that, by two renames, between which either can be had again. What is read again by later runs ends with a seal: the checksum of all before.
+that, by two renames, between which either can be had again. What is read again by later runs ends
+with a seal: the checksum of all before.
 """
 
 from __future__ import annotations
