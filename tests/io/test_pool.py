@@ -50,6 +50,15 @@ def test_pooling_twice_is_pooling_once(data, times):
     same(pool_points(fine.counts, 4.0 * fine.squares + 2, 4 * times), pool_points(*data, 4 * times))
 
 
+@pytest.mark.parametrize(
+    ("count", "dtype"),
+    [(200, np.uint8), (2**15 - 1, np.int16), (2**24 - 1, np.float32), (2**31 - 1, np.int32)],
+)
+def test_sums_that_the_type_of_the_counts_does_not_hold(count, dtype):
+    pooled = pool_points(sparse.csr_matrix(np.full((3, 1), count, dtype)), np.ones((3, 2)), 8)
+    assert pooled.counts.toarray().tolist() == [[3 * count]]
+
+
 @pytest.mark.parametrize("size", [2.0, 8.0])
 def test_nothing_is_made_dense(size):
     """90,000 bins of 18,000 genes: 6.5 GB dense, and 0.4 GB as dense squares of 8 µm."""

@@ -32,6 +32,13 @@ def test_both_forms_hold_the_same(path, write_tenx):
     assert matrix.dropped_features == {}
 
 
+def test_counts_that_float32_rounds(path, write_tenx):
+    """As scanpy reads them."""
+    counts = (COUNTS * (2**24 + 1)).astype(np.int32)
+    matrix = read_matrix(write_tenx(path, counts, BARCODES, FEATURES))
+    np.testing.assert_array_equal(matrix.counts.toarray().astype(np.int64), counts)
+
+
 def test_what_is_no_gene_is_dropped_and_counted(path, write_tenx):
     kinds = FEATURES.assign(kind=["Negative Control Probe", "Gene Expression", "Antibody Capture"])
     matrix = read_matrix(write_tenx(path, COUNTS, BARCODES, kinds))

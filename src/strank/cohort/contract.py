@@ -20,6 +20,8 @@ from strank.errors import InputError, some
 _ENSEMBL = r"ENS[A-Z]*G\d+"
 SCHEMA = 1
 _NUMBERS = ("um_per_pixel", "spot_diameter_um", "spot_pitch_um")
+# From here on float32 skips whole numbers, and float64 does.
+FLOAT32_COUNTS, MOST_COUNTS = 2**24, 2**53
 # Models are of float32, which holds a little more.
 LEAST_FEATURE, _MOST_FEATURE = 1e-30, 1e30
 
@@ -66,14 +68,15 @@ def make_section(
     info: SectionInfo,
 ) -> AnnData:
     """Put a section into the contract; columns ``x`` and ``y`` of the spots are in pixels."""
-    library_size = np.asarray(counts.sum(1), dtype=np.float64).ravel()
+    # Sparse matrices of float32 are summed in it.
+    library_size = counts @ np.ones(counts.shape[1])
     obs = spots.drop(columns=["x", "y"]).assign(
         section=pd.Categorical([section] * len(spots)),
         patient=pd.Categorical([patient] * len(spots)),
         library_size=library_size,
     )
     adata = AnnData(
-        X=sparse.csr_matrix(counts, dtype=np.float32),
+        X=sparse.csr_matrix(counts, dtype=dtype_of_counts(counts.data.max(initial=0))),
         obs=obs,
         var=genes if isinstance(genes, pd.DataFrame) else pd.DataFrame(index=genes),
         obsm={"spatial": spots[["x", "y"]].to_numpy(np.float64)},
@@ -81,6 +84,15 @@ def make_section(
     )
     check_section(adata, name=section)
     return adata
+
+
+def dtype_of_counts(largest: float) -> type[np.floating]:
+    """Choose the type that holds counts up to the largest exactly: float32 but for huge ones.
+
+    >>> dtype_of_counts(2**24 - 1), dtype_of_counts(2**24)
+    (<class 'numpy.float32'>, <class 'numpy.float64'>)
+    """
+    return np.float32 if largest < FLOAT32_COUNTS else np.float64
 
 
 def section_info(adata: AnnData) -> SectionInfo:
@@ -154,7 +166,7 @@ def check_section(adata: AnnData, *, name: str) -> None:
 
 
 def check_counts(counts: Any, *, spots: pd.Index, genes: pd.Index, name: str) -> None:
-    """Refuse counts that are not finite, non-negative integers, naming spot and gene."""
+    """Refuse counts that are no non-negative integers below 2^53, naming spot and gene."""
     stored = sparse.coo_matrix(counts)
     if stored.dtype == bool:
         raise InputError(
@@ -165,6 +177,7 @@ def check_counts(counts: Any, *, spots: pd.Index, genes: pd.Index, name: str) ->
         (~np.isfinite(stored.data), "is not a finite number"),
         (stored.data < 0, "is negative"),
         (stored.data != np.round(stored.data), "is not a whole number"),
+        (stored.data >= MOST_COUNTS, "is no count (from 2^53 on numbers are not exact)"),
     ]:
         if wrong.any():
             first = int(np.flatnonzero(wrong)[0])
@@ -232,7 +245,7 @@ def _check_numbers(adata: AnnData, name: str) -> None:
         if wrong.any():
             raise InputError(f"{name}: {slot} is not finite at spot {some(adata.obs_names[wrong])}")
     # The library size may cover genes that the file no longer holds, never fewer.
-    short = adata.obs["library_size"].to_numpy() < np.asarray(adata.X.sum(1)).ravel() - 0.5
+    short = adata.obs["library_size"].to_numpy() < adata.X @ np.ones(adata.n_vars) - 0.5
     if short.any():
         raise InputError(
             f'{name}: obs["library_size"] is less than the counts of spot '

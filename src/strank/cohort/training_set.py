@@ -34,6 +34,11 @@ class TrainingData:
     positions: np.ndarray  # in µm
     group: np.ndarray  # what is left out together where something is chosen
 
+    @property
+    def gene_counts(self) -> np.ndarray:
+        """Counts of every gene, ``[n_genes]``; sparse matrices of float32 would sum in it."""
+        return self.counts.T @ np.ones(len(self.section))
+
     def without_depth(self) -> TrainingData:
         """Take all spots for as deep, as an ablation does."""
         return replace(self, library_size=np.ones(len(self.section)))

@@ -50,7 +50,7 @@ def score_section(
     ``note`` says why; a method that predicts one value for all spots orders nothing and gets 0.
     """
     measured = panel.isin(section.var_names)
-    counts = sparse.csc_matrix(section[:, panel[measured]].X)
+    counts = sparse.csc_matrix(section[:, panel[measured]].X, dtype=np.float64)
     library_size = section.obs["library_size"].to_numpy()
     # Counts per 10,000 of the panel alone, as in the STRank paper, sum to a constant.
     target_depth = library_size if depth == "all" else np.asarray(counts.sum(1)).ravel()

@@ -352,9 +352,7 @@ def fit_exact(
     left_out = f"leave one {left_out_together(cohort)[0]} out" + ", genes borrow" * options.borrow
     return RankModel(
         head=solved.head,
-        panel=pd.DataFrame(
-            {"counts": np.asarray(data.counts.sum(0)).ravel(), **solved.table}, index=panel
-        ),
+        panel=pd.DataFrame({"counts": data.gene_counts, **solved.table}, index=panel),
         encoder=facts,
         provenance={
             "strank_version": __version__,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
 
+from strank.cohort.contract import FLOAT32_COUNTS
 from strank.cohort.training_set import (
     TrainingData,
     encoder_facts_of,
@@ -73,6 +74,7 @@ class TrainingPlan:
         """Choose panel and turns; without an encoder no features, with a depth no library size."""
         panel, panel_choice = panel_of(cohort, n_genes, genes, union=union)
         data = training_data(cohort, panel, encoder)
+        _check_exact(data, panel)
         if depth is not None:
             data = replace(data, library_size=depth(data.counts))
         names, codes = np.unique(data.section, return_inverse=True)
@@ -141,10 +143,9 @@ class TrainingPlan:
             {"validation": [self.sections[code] for code in turn], **result.summary}
             for turn, (_, result) in zip(self.turns, trained, strict=True)
         ]
-        counts = np.asarray(self.data.counts.sum(0)).ravel()
         return RankModel(
             head=head,
-            panel=pd.DataFrame({"counts": counts}, index=self.panel),
+            panel=pd.DataFrame({"counts": self.data.gene_counts}, index=self.panel),
             encoder=encoder,
             provenance=self.provenance | {"networks": networks},
             backbone=backbone,
@@ -179,6 +180,16 @@ def _turns(
     if n_networks > 1:
         return turns
     return [turns[int(np.random.default_rng(seed).integers(len(turns)))]]
+
+
+def _check_exact(data: TrainingData, panel: pd.Index) -> None:
+    """Refuse counts that float32, in which networks are trained, does not hold."""
+    largest = data.counts.max(0).toarray().ravel()
+    if (huge := largest >= FLOAT32_COUNTS).any():
+        raise InputError(
+            f"a network's losses are of float32, in which counts are exact below {FLOAT32_COUNTS}; "
+            f"gene {some(panel[huge])} has more: leave it out, or fit the linear head exactly"
+        )
 
 
 def _check_counted(

@@ -46,7 +46,7 @@ def log1p_level(counts: Counts, offset: NDArray) -> Tensor:
 
 def log_rate_level(counts: Counts, offset: NDArray) -> Tensor:
     """Log of every gene's counts a unit of depth, ``[n_genes]``."""
-    total = torch.as_tensor(np.asarray(counts.sum(0)).ravel())
+    total = torch.as_tensor(counts.T @ np.ones(len(offset)))
     return (total.clamp(min=0.5) / float(np.exp(offset, dtype=np.float64).sum())).log().float()
 
 

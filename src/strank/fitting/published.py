@@ -32,7 +32,7 @@ _NO_DEPTH = 1e-5
 
 def panel_total(counts: Any) -> NDArray[np.float64]:
     """Total of every spot over the panel, which is the depth of targets: ``[n_spots]``."""
-    return np.maximum(np.asarray(counts.sum(1), dtype=np.float64).ravel(), _NO_DEPTH)
+    return np.maximum(counts @ np.ones(counts.shape[1]), _NO_DEPTH)
 
 
 def panel_mean(counts: Any) -> NDArray[np.float64]:

@@ -65,7 +65,8 @@ def list_loss(
         computed and returned in float32.
     counts
         Non-negative raw counts, ``[n_spots, n_genes]``; dense, or a CSR tensor, which is not
-        densified unless ``reduction="none"``.
+        densified unless ``reduction="none"``. They are taken in the type of the scores, and float32
+        is exact for whole numbers up to 2^24.
     section
         Integer section label of each spot, ``[n_spots]``; labels need not be consecutive.
     offset

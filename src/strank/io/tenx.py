@@ -10,12 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.io import mmread
 
+from strank.cohort.contract import FLOAT32_COUNTS, dtype_of_counts
 from strank.cohort.names import clean_names
 from strank.errors import InputError, some
 from strank.files import sha256
@@ -172,7 +174,16 @@ def _read(path: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFrame]:
     kinds = adata.var.get("feature_types")
     features = pd.DataFrame({"id": adata.var["gene_ids"].to_numpy(), "symbol": adata.var_names})
     features["kind"] = _GENES if kinds is None else kinds.to_numpy()
-    return sparse.csr_matrix(adata.X), adata.obs_names, features
+    return _exact(sparse.csr_matrix(adata.X), path), adata.obs_names, features
+
+
+def _exact(counts: sparse.csr_matrix, path: Path) -> sparse.csr_matrix:
+    """Read counts again that scanpy, which makes them float32, has rounded."""
+    if counts.dtype != np.float32 or counts.data.max(initial=0) < FLOAT32_COUNTS:
+        return counts
+    with h5py.File(path) as file:
+        stored = next(group["data"][:] for group in file.values() if "data" in group)
+    return sparse.csr_matrix((stored, counts.indices, counts.indptr), counts.shape)
 
 
 def _read_folder(folder: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFrame]:
@@ -261,7 +272,8 @@ def pool_points(
     column, row = (square - first).T
     width = int(column.max()) + 1
     found, group = np.unique(row * width + column, return_inverse=True)
-    ones = np.ones(len(group), counts.dtype)
-    member = sparse.csr_matrix((ones, (group, np.arange(len(group)))))
+    n_points = np.bincount(group)
+    dtype = dtype_of_counts(float(counts.data.max(initial=0)) * n_points.max())
+    member = sparse.csr_matrix((np.ones(len(group), dtype), (group, np.arange(len(group)))))
     squares = np.column_stack([found % width, found // width]) + first
-    return Pooled(sparse.csr_matrix(member @ counts), squares, np.bincount(group))
+    return Pooled(sparse.csr_matrix(member @ counts), squares, n_points)

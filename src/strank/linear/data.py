@@ -19,6 +19,8 @@ from strank.functional.groups import codes_of
 
 # Spots of small sections that are multiplied together: products of fewer rows waste time.
 TILE = 1024
+# From here on float64 skips whole numbers.
+_MOST_COUNTS = 2**53
 # Counts that are looked at together.
 _CHECKED = 2**20
 
@@ -57,6 +59,8 @@ def gather(features: Any, counts: Any, section: Any, offset: Any, group: Any = N
             one_a_spot(name, values)
     if counts.nnz and counts.data.min() < 0:
         raise ValueError("y must not be negative: it holds raw counts")
+    if counts.nnz and counts.data.max() >= _MOST_COUNTS:
+        raise ValueError("y must be below 2^53: from there on counts are not exact")
     if not np.isfinite(offset).all():
         raise ValueError("offset must be finite; leave out spots without counts")
     check_logarithm(float(offset.min(initial=np.inf)), float(offset.max(initial=-np.inf)))

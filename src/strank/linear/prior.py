@@ -41,7 +41,7 @@ def borrow(
     """
     if design.n_genes < _FEWEST_GENES:
         raise ValueError(f"borrow needs at least {_FEWEST_GENES} genes; got {design.n_genes}")
-    counts = np.asarray(design.data.counts.sum(0)).ravel()
+    counts = design.data.counts.T @ np.ones(len(design.data.section))
     first = alone.penalties[pooled_choice(alone.held_out, counts)]
     given = design.with_prior(estimate_prior(design, first, advance=advance))
     together = choose_penalty(given, alone.penalties, advance=advance)

@@ -95,7 +95,11 @@ def noise_ceiling(
     array([[0.3, 1. ]])
     """
     check_draws(quantile, n_draws)
-    by_spot, rng, found = sparse.csr_matrix(counts), np.random.default_rng(seed), []
+    by_spot, rng, found = (
+        sparse.csr_matrix(counts, dtype=np.float64),
+        np.random.default_rng(seed),
+        [],
+    )
     for rows in rows_of(section):
         by_gene, depth = by_spot[rows].tocsc(), np.asarray(library_size, dtype=np.float64)[rows]
         width = max(_BLOCK // len(rows), 1)
