@@ -19,7 +19,8 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
-from strank.errors import InputError, some
+from strank.doors import parse_json
+from strank.errors import InputError, said_by, some
 from strank.storage import (
     NUMBER,
     Claim,
@@ -158,6 +159,8 @@ def claim_folder(
         ours = False
     now, more = _as_read_back(facts), _as_read_back(growing or {})
     before = read_json(path) if ours else {}
+    if not isinstance(before, dict):
+        raise InputError(f"{path}: not what a {kind} writes; choose another `folder`")
     grown = {name: part | before.get(name, {}) for name, part in more.items()}
     same = {name: before.get(name) == value for name, value in now.items()}
     same |= {name: grown[name] | part == grown[name] for name, part in more.items()}
@@ -300,8 +303,9 @@ def _unmarked(value: Any) -> Any:
 def read_json(path: Path) -> Any:
     """Read JSON; of a file that is absent or damaged say so."""
     try:
-        # From bytes, the encoding is found: UTF-8, 16 or 32, with a byte order mark or without.
-        content = json.loads(path.read_bytes())
+        content = parse_json(path)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
@@ -309,8 +313,8 @@ def read_json(path: Path) -> Any:
             f"{path}: not a readable JSON file: packed, or text that is neither UTF-8 nor UTF-16; "
             "unpack it, or save it as UTF-8"
         ) from error
-    except (ValueError, RecursionError, OSError) as error:
-        raise InputError(f"{path}: not a readable JSON file ({error})") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({said_by(error)})") from error
     if isinstance(content, dict) and content.pop(_SEAL, None) not in (None, _checksum(content)):
         raise InputError(f"{path}: damaged (it is not as it was written); make it again")
     return content

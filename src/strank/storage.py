@@ -458,8 +458,8 @@ def read_sealed(path: Path) -> bytes:
     return content[:-_SEAL_BYTES]
 
 
-def check_seal(path: Path, *, needed: bool = False) -> None:
-    """Refuse a file that has a seal and is not as it was written; or one that has no seal."""
+def check_seal(path: Path, *, needed: bool = False) -> bool:
+    """Refuse a file that has a seal and is not as it was written; whether it has one."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
     try:
         with path.open("rb") as file:
@@ -467,7 +467,7 @@ def check_seal(path: Path, *, needed: bool = False) -> None:
             file.seek(left)
             seal = file.read()
             if not needed and _SEALED.fullmatch(seal) is None:
-                return
+                return False
             file.seek(0)
             while left and (n_bytes := file.readinto(buffer[: min(left, len(buffer))])):
                 digest.update(buffer[:n_bytes])
@@ -475,6 +475,7 @@ def check_seal(path: Path, *, needed: bool = False) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     _check_digest(path, digest, seal)
+    return True
 
 
 def is_whole(path: Path) -> bool:

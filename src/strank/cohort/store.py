@@ -22,6 +22,7 @@ from anndata.io import write_elem
 from strank.cohort.contract import check_features, check_naming, check_section, spots_checksum
 from strank.errors import InputError, said_by, some
 from strank.files import write_bytes
+from strank.hdf5_guard import check_hdf5
 from strank.storage import check_seal
 
 
@@ -124,6 +125,8 @@ def join_features(adata: AnnData, path: Path, encoder: str) -> None:
         raise InputError(
             f"{path}: features of other spots or another image; run `strank embed` again"
         )
+    if features.X is None or np.ndim(features.X) != 2 or features.n_obs != adata.n_obs:
+        raise InputError(f"{path}: holds no features of its spots; run `strank embed` again")
     values = np.asarray(features.X)
     check_features(values, adata.obs_names, f"{path}: features")
     adata.obsm[encoder] = values.astype(np.float32, copy=False)
@@ -138,12 +141,11 @@ def join_features(adata: AnnData, path: Path, encoder: str) -> None:
 def read_h5ad(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
     """Read an AnnData file; an :class:`InputError` if it is absent or damaged.
 
-    With ``backed="r"`` the values of ``X`` stay on disk, and neither they nor a seal are checked.
+    With ``backed="r"`` the values of ``X`` stay on disk, and are not checked.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if backed is None:
-        check_seal(path)
+    check_hdf5(path, sealed=check_seal(path) if backed is None else None)
     try:
         adata = anndata.read_h5ad(path, backed=backed)
     except Exception as error:  # h5py and anndata raise many kinds for a damaged file
@@ -161,10 +163,11 @@ def check_matrices(adata: AnnData, path: Path) -> None:
     layers = {f'layers["{name}"]': values for name, values in adata.layers.items()}
     for slot, values in {"X": adata.X, **raw, **layers}.items():
         if values is not None:
-            _check_matrix(values, f"{path}: {slot}")
+            check_matrix(values, f"{path}: {slot}")
 
 
-def _check_matrix(values: Any, slot: str) -> None:
+def check_matrix(values: Any, slot: str) -> None:
+    """Refuse one that is no matrix of numbers; ``slot`` names file and place."""
     if values.dtype.kind not in "biuf":
         raise InputError(f"{slot} holds {values.dtype}, not numbers; write the file again")
     if not hasattr(values, "check_format"):

@@ -6,13 +6,13 @@ is handed on from a file, whoever wrote it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from strank.doors import checked, shown_key
 from strank.encoders.architectures import TOWERS
 from strank.errors import InputError
 
@@ -35,8 +35,6 @@ _LARGEST, _WIDEST, _MOST_LAYERS, _MOST_STAGES = 2**20, 2048, 512, 64
 # images, what multiplies, what is repeated (in all), the rest.
 _MOST = {"image_size": _WIDEST, "coefficient|multiplier|divisor|divisible": 16}
 _MOST |= {"layers|depth|blocks|repeats": _MOST_LAYERS, "": _LARGEST}
-
-Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class Strict(BaseModel):
@@ -214,7 +212,7 @@ def transformers_arguments(stored: Any, where: str, prefix: str = "") -> dict[st
     own = usual.keys() - PretrainedConfig().to_dict().keys() - {"num_labels"}
     for name in sorted(stored.keys() - own):
         if _CODE.search(name) and stored[name] not in _HARMLESS:
-            raise InputError(f"{where}: {prefix}{_shown(name)}: not to be given by a file")
+            raise InputError(f"{where}: {prefix}{shown_key(name)}: not to be given by a file")
     found = {name: stored[name] for name in sorted(own & stored.keys())}
     for name, value in found.items():
         if problem := _problem(name, value):
@@ -273,25 +271,3 @@ def prepared(stored: Any, where: str) -> dict[str, Any]:
     plain = {"mean": [0.0] * 3, "std": [1.0] * 3}
     colours = {"mean": facts.image_mean, "std": facts.image_std}
     return {**(colours if facts.do_normalize else plain), "pixels": side}
-
-
-def checked(kind: type[Checked], stored: Any, where: str, prefix: str = "") -> Checked:
-    """Check what a file says against its schema; the error names the first field that is wrong."""
-    try:
-        # What was not stored yet may hold tuples.
-        return kind.model_validate(json.loads(json.dumps(stored, default=repr)))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = prefix + ".".join(_shown(part) for part in first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
-        problem = {
-            "extra_forbidden": "not to be given by a file",
-            "missing": "missing",
-        }.get(first["type"], said[:1].lower() + said[1:])
-        raise InputError(f"{where}: {field or 'content'}: {problem}") from None
-
-
-def _shown(part: object) -> str:
-    """Show a key of a file, which may be anything, on one short line."""
-    text = str(part)
-    return text if text.isprintable() and len(text) < 60 else f"{ascii(text)[:56]}..."

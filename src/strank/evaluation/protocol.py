@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import reprlib
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from anndata import AnnData
 from strank.cohort.filter import SpotFilter, filter_spots
 from strank.cohort.folds import Fold, FoldUnit, fixed_folds, k_folds, make_folds, shared_patients
 from strank.cohort.panel import PanelRule, check_genes, choose_panel, shared_genes
+from strank.doors import parse_toml
 from strank.errors import InputError, no_such, some
 from strank.evaluation.paper_tasks import PAPER_TASKS
 from strank.evaluation.scores import Depth
@@ -114,8 +114,8 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "n_genes": (
         lambda value: (
             isinstance(value, tuple)
-            and len(set(value)) == len(value) > 0
             and all(size is None or _is_number(size, 1) for size in value)
+            and len(set(value)) == len(value) > 0
         ),
         'a list of sizes, each once: numbers of at least 1, or "all"',
     ),
@@ -401,14 +401,11 @@ def get_protocol(name: Path | str) -> Protocol:
         return from_hest(path)
     if path.suffix != ".toml":
         raise no_such("protocol", str(name), (*PRESETS, "a .toml file"))
+    content = parse_toml(path)
     try:
-        return _protocol_of(tomllib.loads(path.read_text(encoding="utf-8")), path.stem)
+        return _protocol_of(content, path.stem)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable TOML file ({error})") from error
 
 
 def from_hest(folder: Path | str) -> Protocol:

@@ -35,6 +35,9 @@ _DAMAGE = (
     ShapelyError,
 )
 _UNNAMED = "unnamed"
+# Sides of outlines whose bounds may overlap: of any region, and of each side, its neighbours among
+# them. What is found where they cross takes time and memory.
+_FEW_CORNERS, _PAIRS, _NEAR = 1000, 1_000_000, 30
 
 
 def find_regions(spots: AnnData, groups: Groups) -> tuple[Regions, list[str]]:
@@ -105,6 +108,8 @@ def outlines(path: Path) -> tuple[dict[str, Any], list[str]]:
         "feature* without an outline": empty,
         "point* or line*": others,
     }
+    for name, parts in found.items():
+        _check_crossings(path, name, parts)
     # Outlines drawn by hand cross themselves now and then.
     regions = {
         name: shapely.union_all(
@@ -113,6 +118,24 @@ def outlines(path: Path) -> tuple[dict[str, Any], list[str]]:
         for name, polygons in found.items()
     }
     return regions, _counted(left_out)
+
+
+def _check_crossings(path: Path, name: str, polygons: Sequence[Any]) -> None:
+    """Refuse outlines that may cross each other far more often than any that are drawn."""
+    rings = shapely.get_rings(shapely.get_parts(np.asarray(polygons)))
+    corners, ring = shapely.get_coordinates(rings, return_index=True)
+    if len(corners) < _FEW_CORNERS:
+        return
+    along = ring[1:] == ring[:-1]
+    sides = shapely.linestrings(np.stack([corners[:-1][along], corners[1:][along]], axis=1))
+    tree, near, at_once = shapely.STRtree(sides), 0, max(1, _PAIRS // len(sides))
+    for first in range(0, len(sides), at_once):
+        near += tree.query(sides[first : first + at_once]).shape[1]
+        if near > _PAIRS + _NEAR * len(sides):
+            raise InputError(
+                f"{path}: region {name[:40]!r}: the {len(sides):,} sides of its outlines cross "
+                "each other all over; draw it anew"
+            )
 
 
 def _counted(kinds: Mapping[str, int]) -> list[str]:

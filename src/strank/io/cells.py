@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 
-from strank.errors import InputError, some
+from strank.cohort.contract import as_numbers
+from strank.errors import InputError, said_by, some
 from strank.files import sha256
 from strank.io.sections import build_section, is_inside, name_genes, open_measured
 from strank.io.tables import check_unique
@@ -85,11 +86,15 @@ def needed_alignment(image: Path, alignment: Path | str | None, space: str) -> P
 def read_transform(path: Path) -> NDArray[np.float64]:
     """Read a matrix from pixels of an image, or µm, to pixels of another one, ``[3, 3]``."""
     try:
-        table = pd.read_csv(path, header=None, sep=r"[,;\s]+", engine="python")
+        table = pd.read_csv(path, header=None, sep=r"[,;\s]+", engine="python", nrows=4)
         matrix = table.to_numpy(np.float64)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable 3 x 3 matrix ({error})") from error
-    if matrix.shape != (3, 3) or not np.allclose(matrix[2], [0, 0, 1]):
+    except Exception as error:  # pandas raises many kinds for what is no table of numbers
+        raise InputError(f"{path}: not a readable 3 x 3 matrix ({said_by(error)})") from error
+    if (
+        matrix.shape != (3, 3)
+        or not np.isfinite(matrix).all()
+        or not np.allclose(matrix[2], [0, 0, 1])
+    ):
         raise InputError(
             f"{path}: not an image alignment; it must be 3 x 3 with the last row 0,0,1 (keypoints, "
             "as Xenium Explorer has them, are another file)"
@@ -111,7 +116,8 @@ def check_bin(bin_um: float | None) -> None:
 
 def check_centres(cells: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Refuse cells without a centre; name the columns."""
-    cells = cells.astype(np.float64).set_axis(_CENTRE, axis=1)
+    numbers = as_numbers(cells, f"{path}: a centre")
+    cells = pd.DataFrame(numbers, cells.index, _CENTRE)
     wrong = ~np.isfinite(cells).all(axis=1)
     if wrong.any():
         raise InputError(f"{path}: cell {some(cells.index[wrong])} has no centre")

@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from strank.io.cells import Cells, align, cells_section, check_bin, check_centres, needed_alignment
 from strank.io.sections import Patients, needed_image, patient_of, section_name
-from strank.io.tables import check_columns, read_counts_table, read_table
+from strank.io.tables import check_columns, check_numbers, read_counts_table, read_table
 from strank.io.tenx import find_file, needed_file, without_controls
 
 _WHAT = "the folder of a slide's flat files"
@@ -120,6 +120,7 @@ def _pixel_um(folder: Path) -> float | None:
     table = None if file is None else read_table(file, _PX)
     if table is None or not set(_MM) <= set(table):
         return None
+    check_numbers(table, [*_PX, *_MM], f"{file}: row")
     pixels, mm = (np.hypot(*table[axes].std().to_numpy()) for axes in (_PX, _MM))
     return float(1e3 * mm / pixels) if pixels > 0 and mm > 0 else None
 

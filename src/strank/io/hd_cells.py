@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from strank.errors import InputError
+from strank.errors import InputError, said_by
 from strank.files import read_json
 from strank.io.cells import Cells, align, cells_section, check_bin, check_centres
 from strank.io.sections import Patients, needed_image, patient_of, section_name
@@ -16,6 +16,7 @@ from strank.io.tenx import find_matrix, read_matrix
 from strank.io.visium import hd_um_per_pixel
 
 _FOLDER = "segmented_outputs"
+_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 def read_visium_hd_cells(
@@ -116,14 +117,16 @@ def _read_centres(path: Path) -> pd.DataFrame:
     import shapely
     from shapely.geometry import shape
 
+    content = read_json(path)
     try:
-        found = [f for f in read_json(path)["features"] if f["geometry"] is not None]
+        found = [f for f in content["features"] if f["geometry"] is not None]
         names = pd.Index([f"cellid_{int(f['properties']['cell_id']):09}-1" for f in found])
         outlines = np.array([shape(f["geometry"]) for f in found], object)
-    except (KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
+        drawn = ~shapely.is_empty(outlines)
+        pixels = shapely.get_coordinates(shapely.centroid(outlines[drawn]))
+    except (*_DAMAGE, shapely.errors.ShapelyError) as error:
         raise InputError(
-            f"{path}: not the outlines of cells, a GeoJSON with a cell_id each ({error!r})"
+            f"{path}: not the outlines of cells, a GeoJSON with a cell_id each "
+            f"({type(error).__name__}: {said_by(error)})"
         ) from error
-    drawn = ~shapely.is_empty(outlines)
-    pixels = shapely.get_coordinates(shapely.centroid(outlines[drawn]))
     return check_centres(pd.DataFrame(pixels, names[drawn]), path)

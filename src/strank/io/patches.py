@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -28,6 +27,8 @@ BAND = 512
 _PATCH_UM = 0.5
 _MOST_CLASSIC_BYTES = 2**31
 _SHRINK = 8
+# Of a slide, pixels that a pixel of a patch stands for, and those of a small one.
+_SPREAD, _SMALL, _FARTHEST = 200, 100_000_000, 10_000_000
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def read_patches(path: Path, um_per_pixel: float | None = None) -> Patches:
             f"{path}: img is {dtype} of shape {shape}, coords of shape {corners.shape}; uint8 "
             f"[{n} barcodes, side, side, 3] and [{n}, 2] are needed"
         )
+    if not (np.abs(corners) < _FARTHEST).all():
+        raise InputError(f"{path}: coords are not all pixels of a slide; write the file again")
     check_unique(names, f"{path}: barcode")
     um = _number(facts.get("pixel_size")) if um_per_pixel is None else um_per_pixel
     if um is None:
@@ -106,8 +109,13 @@ def write_mosaic(patches: Patches, path: Path) -> float:
     width, height = corners.max(0) + patches.side
     if min(width, height) < 1:
         raise InputError(f"{patches.path}: all patches lie outside the slide")
+    if int(width) * int(height) > _SPREAD * len(corners) * patches.side**2 + _SMALL:
+        raise InputError(
+            f"{patches.path}: {len(corners)} patches would lie in an image of {width} x {height} "
+            "px; are coords pixels of the slide?"
+        )
     um_per_pixel = patches.slide_um_per_pixel * patches.shrink
-    with h5py.File(patches.path, "r") as file:
+    with open_hdf5(patches.path, "img") as file:
         bands = _bands(file["img"], corners, int(width), int(height))
         write_tiff(path, bands, (int(width), int(height)), um_per_pixel)
     return um_per_pixel
@@ -173,5 +181,8 @@ def _bands(
 
 
 def _number(value: Any) -> float | None:
-    number = float(np.asarray(value).ravel()[0]) if value is not None else 0.0
+    try:
+        number = float(np.asarray(value).ravel()[0]) if value is not None else 0.0
+    except (TypeError, ValueError, IndexError):
+        return None
     return number if number > 0 and np.isfinite(number) else None

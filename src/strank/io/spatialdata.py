@@ -12,7 +12,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from strank.cohort.store import check_matrices
-from strank.errors import InputError, some
+from strank.errors import InputError, said_by, some
 from strank.io.generic import (
     measured_um,
     object_counts,
@@ -130,7 +130,11 @@ def _open_zarr(path: Path) -> Any:
     try:
         return spatialdata.read_zarr(path)
     except Exception as error:  # zarr, ome-zarr and pyarrow raise many kinds for a damaged store
-        raise InputError(f"{path}: not a readable SpatialData zarr ({error})") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: not a readable SpatialData zarr ({said_by(error)})")
 
 
 def _only(elements: Any, wanted: Path | str | None, path: Path, what: str) -> str:

@@ -7,7 +7,7 @@ columns) and ``spots/<section>_selection.tsv`` (``x y new_x new_y pixel_x pixel_
 from __future__ import annotations
 
 import csv
-import gzip
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from scipy import sparse
 
 from strank.cohort.contract import check_counts, whole_counts
 from strank.cohort.names import clean_name
-from strank.errors import InputError, some
+from strank.doors import unpacked
+from strank.errors import InputError, said_by, some
 from strank.files import sha256
 from strank.io.arrays import (
     ST_1K,
@@ -38,7 +39,7 @@ from strank.io.sections import (
     name_genes,
     patient_of,
 )
-from strank.io.tables import check_numbers, check_unique, read_table
+from strank.io.tables import check_numbers, check_unique, read_table, table_parts
 from strank.slides.slide import IMAGE_SUFFIXES, open_slide
 
 _COLUMNS = ["x", "y", "pixel_x", "pixel_y"]
@@ -227,28 +228,31 @@ def _read_counts(path: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.Index]:
     """Read counts, spot names and genes; refuse duplicates and what is not a count."""
     # pandas would rename a duplicated gene silently, so the header is read by itself.
     genes = pd.Index(_header(path)[1:])
-    table = read_table(path, [], sep="\t", index_col=0, header=None, skiprows=1, low_memory=False)
-    spots = table.index.astype(str)
-    if table.shape[1] != len(genes):
-        raise InputError(
-            f"{path}: {len(genes)} genes in the header, {table.shape[1]} columns below"
-        )
-    check_unique(spots, f"{path}: spot")
     check_unique(genes, f"{path}: gene")
-    table.columns = genes
-    values = _numeric(table, path)
-    counts = whole_counts(sparse.csr_matrix(values))
+    names, parts = [], []
+    options: dict[str, Any] = {"sep": "\t", "index_col": 0, "header": None, "dtype": {0: str}}
+    for part in table_parts(path, len(genes), skiprows=1, **options):
+        if part.shape[1] != len(genes):
+            raise InputError(
+                f"{path}: {len(genes)} genes in the header, {part.shape[1]} columns below"
+            )
+        names.append(part.index.astype(str))
+        parts.append(sparse.csr_matrix(_numeric(part.set_axis(genes, axis=1), path)))
+    if not parts:
+        raise InputError(f"{path}: empty or damaged table (no spots)")
+    spots = names[0].append(names[1:])
+    check_unique(spots, f"{path}: spot")
+    counts = whole_counts(sparse.csr_matrix(sparse.vstack(parts)))
     check_counts(counts, spots=spots, genes=genes, name=str(path))
     return counts, spots, genes
 
 
 def _header(path: Path) -> list[str]:
-    opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", newline="") as file:
-            return next(csv.reader(file, delimiter="\t"))
-    except (StopIteration, OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: empty or damaged table ({error})") from error
+        with unpacked(path) as file:
+            return next(csv.reader(io.TextIOWrapper(file, "utf-8", newline=""), delimiter="\t"))
+    except (StopIteration, OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: empty or damaged table ({said_by(error)})") from error
 
 
 def _numeric(table: pd.DataFrame, path: Path) -> np.ndarray:

@@ -13,20 +13,38 @@ import pandas as pd
 from scipy import sparse
 
 from strank.cohort.names import clean_names
+from strank.doors import unpacked
 from strank.errors import InputError, said_by, some
+from strank.hdf5_guard import check_hdf5
 
 # 160 MB of 20,000 genes.
-_ROWS = 1000
+_ROWS, _NUMBERS = 1000, 20_000_000
+# Rows of a small table; and one for each of its bytes.
+_MOST_ROWS = 1_000_000
+# Cells of a Parquet table: of a small file, and for each of its bytes.
+_MOST_CELLS, _CELLS_A_BYTE = 10_000_000, 4
+# Of places and names, which pack less well than counts, how many times a file becomes its size.
+_TIMES = 20
+# What HDF5 raises for a damaged file.
+_DAMAGE = (OSError, TypeError, ValueError, LookupError, RuntimeError, AttributeError, MemoryError)
 
 
 def read_table(path: Path, needed: Iterable[str], **options: Any) -> pd.DataFrame:
     """Read a CSV or Parquet table that has these columns; ``options`` are those of pandas."""
     try:
-        read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
-        table = read(path, **options)
-    except (ValueError, OSError, EOFError) as error:  # pyarrow's errors are ValueErrors
+        if path.suffix == ".parquet":
+            _check_rows(path)
+            table = pd.read_parquet(path, **options)
+        else:
+            with unpacked(path, times=_TIMES) as file:
+                table = pd.read_csv(file, **options)
+    except InputError:
+        raise
+    except Exception as error:  # pyarrow, gzip and pandas raise many kinds for a damaged file
         how = "" if path.suffix == ".parquet" else "; save it as CSV in UTF-8, with commas"
         raise InputError(f"{path}: not a readable table ({said_by(error)}){how}") from error
+    if path.suffix != ".parquet" and "index_col" not in options and table.index.nlevels > 1:
+        raise InputError(f"{path}: not a readable table: more columns below than in the header")
     table.columns = pd.Index([c.strip() if isinstance(c, str) else c for c in table.columns])
     check_columns(table, needed, path)
     return table
@@ -46,19 +64,43 @@ def read_counts_table(
     is_key = names.isin(list(named))
     is_key[0] = True
     texts = dict.fromkeys(np.flatnonzero(is_key), str)
-    options: dict[str, Any] = {"header": None, "skiprows": 1, "chunksize": _ROWS, "dtype": texts}
     keys, counts = [], []
-    try:
-        # A part at a time: most are zeros, of hundreds of thousands of cells.
-        for part in pd.read_csv(path, low_memory=False, **options):
-            if part.shape[1] != len(names):
-                raise ValueError(f"{len(names)} columns in the header, {part.shape[1]} below")
-            keys.append(part.loc[:, is_key].set_axis(names[is_key], axis=1))
+    for part in table_parts(path, len(names), header=None, skiprows=1, dtype=texts):
+        if part.shape[1] != len(names):
+            raise InputError(
+                f"{path}: {len(names)} columns in the header, {part.shape[1]} below; write it again"
+            )
+        keys.append(part.loc[:, is_key].set_axis(names[is_key], axis=1))
+        try:
             counts.append(sparse.csr_matrix(part.loc[:, ~is_key].to_numpy(np.float64)))
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path}: not a readable table of counts ({error})") from error
+        except (TypeError, ValueError) as error:
+            said = said_by(error)
+            raise InputError(f"{path}: not a readable table of counts ({said})") from error
+    if not keys:
+        raise InputError(f"{path}: not a readable table of counts (no rows)")
     found = pd.concat(keys, ignore_index=True)
     return found, sparse.csr_matrix(sparse.vstack(counts)), names[~is_key]
+
+
+def table_parts(path: Path, n_columns: int, **options: Any) -> Iterator[pd.DataFrame]:
+    """Read a wide table of counts a part at a time: most are zeros, of many thousands of cells."""
+    rows, n_read = min(_ROWS, 1 + _NUMBERS // max(n_columns, 1)), 0
+    most = _MOST_ROWS + path.stat().st_size
+    try:
+        with unpacked(path) as file:
+            for part in pd.read_csv(file, low_memory=False, chunksize=rows, **options):
+                yield part
+                n_read += len(part)
+                if n_read > most:
+                    raise InputError(
+                        f"{path}: more than {most:,} rows in a small file (a decompression bomb?); "
+                        "unpack it, if it is meant"
+                    )
+    except InputError:
+        raise
+    except Exception as error:  # gzip and pandas raise many kinds for a damaged file
+        said = said_by(error)
+        raise InputError(f"{path}: not a readable table of counts ({said})") from error
 
 
 def check_columns(table: pd.DataFrame, needed: Iterable[str], path: Path) -> None:
@@ -73,7 +115,7 @@ def check_columns(table: pd.DataFrame, needed: Iterable[str], path: Path) -> Non
 def check_numbers(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
     """Refuse what is no finite number; ``what`` names the file and says what a row is of."""
     for column in columns:
-        wrong = ~np.isfinite(pd.to_numeric(table[column], errors="coerce").astype(float))
+        wrong = ~np.isfinite(_numbers(table[column]))
         if wrong.any():
             raise InputError(
                 f"{what} {table.index[wrong][0]}, column {column}: "
@@ -81,9 +123,30 @@ def check_numbers(table: pd.DataFrame, columns: Iterable[str], what: str) -> Non
             )
 
 
+def _numbers(column: pd.Series) -> pd.Series:
+    """Numbers of a column, NaN for what is none."""
+    try:
+        return pd.to_numeric(column, errors="coerce").astype(float)
+    except (TypeError, ValueError):  # lists and tables in it
+        return pd.Series(np.nan, column.index)
+
+
+def _check_rows(path: Path) -> None:
+    """Refuse a Parquet table of far more cells than its size can hold."""
+    from pyarrow.parquet import read_metadata
+
+    found = read_metadata(path)
+    cells = found.num_rows * found.num_columns
+    if cells > _MOST_CELLS + _CELLS_A_BYTE * path.stat().st_size:
+        raise InputError(
+            f"{path}: {found.num_rows:,} rows in a small file (a decompression bomb?); write it "
+            "again as CSV, if it is meant"
+        )
+
+
 def decoded(names: Iterable[object]) -> pd.Index:
     """Names that are bytes, text or numbers by the version of the software, as text."""
-    return pd.Index([name.decode() if isinstance(name, bytes) else str(name) for name in names])
+    return pd.Index([n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names])
 
 
 def check_unique(names: pd.Index, what: str) -> None:
@@ -95,6 +158,8 @@ def check_unique(names: pd.Index, what: str) -> None:
 @contextmanager
 def open_hdf5(path: Path, *datasets: str) -> Iterator[h5py.File]:
     """Open an HDF5 file that has these datasets; also explain what cannot be read of it."""
+    if path.is_file():
+        check_hdf5(path)
     try:
         with h5py.File(path, "r") as file:
             if absent := [name for name in datasets if name not in file]:
@@ -102,5 +167,6 @@ def open_hdf5(path: Path, *datasets: str) -> Iterator[h5py.File]:
             yield file
     except InputError:
         raise
-    except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a readable HDF5 file ({error})") from error
+    except _DAMAGE as error:
+        said = said_by(error)
+        raise InputError(f"{path}: not a readable HDF5 file ({said})") from error

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import tarfile
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import h5py
 import numpy as np
@@ -19,11 +20,22 @@ from scipy.io import mmread
 
 from strank.cohort.contract import FLOAT32_COUNTS, dtype_of_counts
 from strank.cohort.names import clean_names
-from strank.errors import InputError, some
+from strank.cohort.store import check_matrix
+from strank.doors import unpacked
+from strank.errors import InputError, said_by, some
 from strank.files import sha256
+from strank.hdf5_guard import check_hdf5
 from strank.io.tables import check_unique, read_table
 
 _GENES = "Gene Expression"
+_ARCHIVES = (".tar.gz", ".tar")
+_PARTS = tuple(
+    f"{name}{packed}"
+    for name in ("matrix.mtx", "features.tsv", "genes.tsv", "barcodes.tsv")
+    for packed in ("", ".gz")
+)
+_MOST_MEMBERS = 1000
+_LONGEST_LINE, _ENTRY_BYTES = 2**16, 5
 # Tables of one run lack a few barcodes at most.
 _MOST_UNPLACED = 0.1
 
@@ -48,7 +60,8 @@ def read_matrix(path: Path) -> TenxMatrix:
     except InputError:
         raise
     except Exception as error:  # h5py, scanpy, scipy and pandas raise many kinds for a damaged file
-        raise InputError(f"{path}: not a readable 10x matrix ({error})") from error
+        raise InputError(f"{path}: not a readable 10x matrix ({said_by(error)})") from error
+    check_matrix(counts, f"{path}: the matrix")
     if counts.shape != (len(barcodes), len(features)):
         raise InputError(
             f"{path}: the matrix is {counts.shape[1]} x {counts.shape[0]}, but there are "
@@ -160,11 +173,9 @@ def _read(path: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFrame]:
     """Return counts, barcodes, and the table of features: ``id``, ``symbol`` and ``kind``."""
     if path.is_dir():
         return _read_folder(path)
-    if tarfile.is_tarfile(path):
-        with TemporaryDirectory() as folder, tarfile.open(path) as archive:
-            archive.extractall(folder, filter="data")
-            parents = {p.parent for p in Path(folder).rglob("*matrix.mtx*")}
-            return _read_folder(parents.pop() if len(parents) == 1 else Path(folder))
+    if path.name.endswith(_ARCHIVES):
+        return _read_archive(path)
+    check_hdf5(path)
     import scanpy as sc
 
     with warnings.catch_warnings():
@@ -186,6 +197,51 @@ def _exact(counts: sparse.csr_matrix, path: Path) -> sparse.csr_matrix:
     return sparse.csr_matrix((stored, counts.indices, counts.indptr), counts.shape)
 
 
+def _read_archive(path: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFrame]:
+    """Read a folder that was packed: of its members, the first few that the matrix needs."""
+    with TemporaryDirectory() as place, unpacked(path) as file:
+        with tarfile.open(fileobj=file, mode="r|") as archive:
+            for number, member in enumerate(archive):
+                if number == _MOST_MEMBERS:
+                    raise InputError(f"{path}: more than {_MOST_MEMBERS} files; unpack it")
+                if member.isfile() and member.name.endswith(_PARTS):
+                    # What it calls itself may lead elsewhere; only the last part is believed.
+                    target = Path(place, PurePosixPath(member.name).name)
+                    if target.exists():
+                        raise InputError(f"{path}: several {target.name}; unpack it")
+                    with target.open("wb") as whole:
+                        shutil.copyfileobj(cast(BinaryIO, archive.extractfile(member)), whole)
+        try:
+            return _read_folder(Path(place))
+        except InputError as error:
+            raise InputError(str(error).replace(place, str(path))) from error
+
+
+def _read_mtx(path: Path, n_features: int, n_barcodes: int) -> sparse.csr_matrix:
+    """Read a matrix in coordinates, once its head agrees with what stands beside it."""
+    with unpacked(path) as file:
+        lines = (line for line in iter(lambda: file.readline(_LONGEST_LINE), b""))
+        kind = next(lines, b"").decode("ascii", "replace").lower().split()
+        head = next((line for line in lines if not line.startswith(b"%") and line.strip()), b"")
+        if kind[:3] != ["%%matrixmarket", "matrix", "coordinate"] or kind[4:] != ["general"]:
+            raise InputError(f"{path}: not a sparse matrix of Matrix Market (coordinate, general)")
+        rows, columns, n_stored = (int(number) for number in head.split())
+        if (rows, columns) != (n_features, n_barcodes):
+            raise InputError(
+                f"{path.parent}: the matrix is {rows} x {columns}, but there are {n_features} "
+                f"features and {n_barcodes} barcodes"
+            )
+        # An entry is a line of three numbers. To its end, or to the limit of what is unpacked.
+        size = _length(file)
+        if n_stored < 0 or _ENTRY_BYTES * n_stored > size + 1:
+            raise InputError(f"{path}: truncated: {n_stored:,} numbers in {size:,} bytes")
+    return sparse.csr_matrix(mmread(path).T)
+
+
+def _length(file: BinaryIO) -> int:
+    return sum(len(block) for block in iter(lambda: file.read(2**20), b""))
+
+
 def _read_folder(folder: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFrame]:
     # scanpy knows neither version 3 unpacked nor version 2 packed, and makes "NA" no name.
     matrix = find_file(folder, "matrix.mtx.gz", "matrix.mtx")
@@ -204,13 +260,14 @@ def _read_folder(folder: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFram
             "kind": table[2] if table.shape[1] > 2 else _GENES,
         }
     )
-    return sparse.csr_matrix(mmread(matrix).T), pd.Index(_rows(barcodes)[0]), named
+    names = pd.Index(_rows(barcodes)[0])
+    return _read_mtx(matrix, len(named), len(names)), names, named
 
 
 def _rows(path: Path) -> pd.DataFrame:
-    return pd.read_csv(
-        path, sep="\t", header=None, dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE
-    )
+    options: dict[str, Any] = {"sep": "\t", "header": None, "dtype": str, "keep_default_na": False}
+    with unpacked(path) as file:
+        return pd.read_csv(file, quoting=csv.QUOTE_NONE, **options)
 
 
 class Pooled(NamedTuple):

@@ -390,7 +390,10 @@ def _read_bin_positions(path: Path) -> pd.DataFrame:
     """Bins under tissue: columns ``array_row array_col x y``, indexed by barcode."""
     # Of 11 million bins of 2 µm, only those under tissue are made into Python objects.
     columns = ["barcode", *_ARRAY, *_COLUMNS]
-    table = read_table(path, [], columns=columns, filters=[("in_tissue", "==", 1)])
+    table = read_table(path, columns, columns=columns, filters=[("in_tissue", "==", 1)])
+    numbers = [*_ARRAY, *_COLUMNS]
+    check_numbers(table.set_index("barcode"), numbers, f"{path}: barcode")
+    table[numbers] = table[numbers].apply(pd.to_numeric)
     return table.set_index("barcode").rename_axis(None).rename(columns=_COLUMNS)
 
 

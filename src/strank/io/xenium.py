@@ -8,11 +8,14 @@ by Xenium Explorer, which exports a 3 x 3 matrix, ``*_he_imagealignment.csv``.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from pydantic import BaseModel, ConfigDict, Field
 
+from strank.doors import checked, shown_key
 from strank.errors import InputError
 from strank.files import read_json
 from strank.io.cells import Cells, align, cells_section, check_bin, check_centres
@@ -24,6 +27,14 @@ _WHAT = "the output folder of a Xenium run"
 _EXPERIMENT = ("experiment.xenium",)
 _CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
 _MATRICES = tuple(f"cell_feature_matrix{suffix}" for suffix in (".h5", "", ".tar.gz"))
+
+
+class _Experiment(BaseModel):
+    """What ``experiment.xenium`` says, as far as it is used."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    pixel_size: Annotated[float, Field(gt=0, le=1e6)]
 
 
 def read_xenium(
@@ -130,11 +141,11 @@ def _alignment_of(image: Path) -> Path:
 def _read_experiment(path: Path) -> tuple[float, dict[str, str]]:
     """µm per pixel of the morphology image, and what is worth keeping of the run."""
     found = read_json(path)
-    pixel_um = found.get("pixel_size")
-    if not isinstance(pixel_um, int | float) or not pixel_um > 0:
+    if not isinstance(found, dict) or "pixel_size" not in found:
         raise InputError(f"{path}: lacks pixel_size, the µm per pixel of the morphology image")
+    pixel_um = checked(_Experiment, found, str(path)).pixel_size
     about = {"software": "analysis_sw_version", "panel": "panel_name", "region": "region_name"}
-    return float(pixel_um), {name: str(found[key]) for name, key in about.items() if key in found}
+    return pixel_um, {name: shown_key(found[key]) for name, key in about.items() if key in found}
 
 
 def _read_cells(path: Path) -> pd.DataFrame:

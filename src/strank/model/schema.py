@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from strank.encoders.config import Name, Strict, checked
+from strank.doors import checked
+from strank.encoders.config import Name, Strict
 from strank.errors import InputError
 from strank.files import read_json
 

@@ -6,6 +6,7 @@ Plain images without tiles are decoded once to a temporary file, which libvips u
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 
-_UNTILED = re.compile(r"(jpeg|png|webp|gif|heif|jp2k)load")
+# Of libvips' loaders, those that are used. Others draw what a file describes (SVG, PDF), run other
+# programs (ImageMagick), or take an image of any size into memory.
+_LOADERS = re.compile(r"VipsForeignLoad(Jpeg|Png|Tiff|Nsgif)File")
+_UNTILED = re.compile(r"(jpeg|png|gif)load")
+# A progressive JPEG is held whole, as numbers of two bytes.
+_MOST_HELD = 100_000_000
 _MOST_UNTILED = 5_000_000_000
 # Bytes of tiles after which a level is opened anew.
 _MOST_DECODED = 256_000_000
@@ -149,7 +155,9 @@ class _VipsPixels:
 
     @cached_property
     def _levels(self) -> list[_VipsLevel]:
-        return [_VipsLevel(self.path, parts) for parts in self._layout.levels]
+        layout = self._layout
+        with _explained(self.path):
+            return [_VipsLevel(self.path, parts) for parts in layout.levels]
 
     @cached_property
     def _layout(self) -> Layout:
@@ -212,11 +220,17 @@ class _VipsLevel:
 
 
 def _open(path: Path, **options: int | str) -> pyvips.Image:
+    """Open an image by a loader that is allowed, whatever its name says."""
     import pyvips
 
     # Else libvips may answer with what stood in the file before, and with all that it cached.
     given = {"fail_on": "error", "revalidate": True} | options
-    return pyvips.Image.new_from_file(str(path), **given)
+    found = pyvips.vips_lib.vips_foreign_find_load(os.fsencode(path))
+    loader = "" if found == pyvips.ffi.NULL else pyvips.ffi.string(found).decode()
+    if not _LOADERS.fullmatch(loader):
+        pyvips.vips_lib.vips_error_clear()
+        raise _no_image(path)
+    return pyvips.Operation.call(loader, str(path), **given)
 
 
 def _orientation(image: pyvips.Image) -> int:
@@ -245,6 +259,13 @@ def _rgb(path: Path, parts: list[TiffPart]) -> pyvips.Image:
     return image.flatten(background=[255, 255, 255]) if image.hasalpha() else image
 
 
+def _no_image(path: Path) -> InputError:
+    return InputError(
+        f"{path}: not an image that can be read (whole-slide formats of openslide, TIFF, JPEG, "
+        f"PNG); {_EXPORT}"
+    )
+
+
 def _no_colours(path: Path, space: str) -> InputError:
     return InputError(
         f"{path}: has the colours of print or of a measurement ({space}), and what they are in RGB "
@@ -263,6 +284,10 @@ def _check_size(path: Path, image: pyvips.Image) -> None:
         )
     if not _UNTILED.match(image.get("vips-loader")):
         return
+    if n_pixels > _MOST_HELD and _number(image, "interlaced"):
+        raise InputError(
+            f"{size} that are progressive or interlaced are held in memory whole; save it plainly"
+        )
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if n_pixels > _MOST_UNTILED or 3 * n_pixels > free:
         raise InputError(
@@ -308,11 +333,6 @@ def _explained(path: Path) -> Iterator[None]:
             ) from error
         if "labq" in reason:
             raise _no_colours(path, "CIELAB") from error
-        if "not a known file format" in reason:
-            raise InputError(
-                f"{path}: not an image that can be read (whole-slide formats of openslide, TIFF, "
-                f"JPEG, PNG); {_EXPORT}"
-            ) from error
         if "write failed" in reason:
             raise InputError(
                 f"{path}: the temporary disk ({tempfile.gettempdir()}) is full; make room, or "

@@ -21,6 +21,9 @@ from strank.slides.scale import Stated
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
+# Of any image, by far; else sizes in pixels are no numbers.
+_FINEST_UM, _COARSEST_UM = 1e-3, 1e4
+
 # Larger levels are shrunk strip by strip: 3 bytes a pixel are held.
 _STRIP_PIXELS = 128_000_000
 
@@ -48,6 +51,10 @@ def open_slide(path: Path, um_per_pixel: float | None = None) -> Slide:
         raise InputError(f"{path}: {source.stated} give it as `um_per_pixel`{but}")
     if not (scale > 0 and np.isfinite(scale)):
         raise InputError(f"{path}: µm per pixel must be positive; got {scale:g}")
+    if not _FINEST_UM <= scale <= _COARSEST_UM:
+        raise InputError(
+            f"{path}: no slide has {scale:g} µm per pixel; look it up (scanner, objective)"
+        )
     return Slide(source, float(scale), path)
 
 
