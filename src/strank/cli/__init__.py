@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 import warnings
 from io import TextIOWrapper
+from signal import SIGINT
 from typing import Annotated, Any
 
 import typer
 
 from strank.cli import contrast, embed, evaluate, fit, imports, model, predict, reproduce, studies
-from strank.cli.console import ErrorGroup, note
+from strank.cli.console import ErrorGroup, note, say_stopped
 from strank.errors import printable
+from strank.processes import follow_first, heed_signals, told_to_end
 from strank.storage import DamageWarning
 from strank.version import __version__
 
@@ -91,4 +93,9 @@ def main() -> None:
             plain(printable(str(message)), category, *rest)
 
     warnings.showwarning = show  # type: ignore[assignment]
-    app()
+    if not follow_first():
+        heed_signals(say_stopped)
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(say_stopped(told_to_end() or SIGINT))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from strank.errors import InputError, one_line, printable
+from strank.processes import heed_parent, told_to_end
 from strank.version import __version__
 
 if TYPE_CHECKING:
@@ -90,7 +92,11 @@ class ErrorGroup(TyperGroup):
             return super().invoke(ctx)
         except _TYPERS_OWN:
             raise
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
+            # Where a signal has ended others first, whatever comes of that is not the error.
+            if told_to_end() or not isinstance(error, Exception):
+                raise typer.Exit(say_stopped(told_to_end() or signal.SIGINT)) from None
+            heed_parent()
             message = explained(error)
             if isinstance(error, MemoryError):
                 message = "the memory is not enough; ask for less at once, or take a larger machine"
@@ -108,6 +114,13 @@ _TYPERS_OWN: tuple[type[Exception], ...] = (
     next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"),
     BrokenPipeError,
 )
+
+
+def say_stopped(number: int) -> int:
+    """Say that a signal has ended the command; return its exit code."""
+    by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    fail(f"stopped by {by}; what was finished is kept")
+    return 128 + number
 
 
 def explained(error: Exception) -> str | None:

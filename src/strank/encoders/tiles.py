@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from strank.encoders.base import Encoder, Field
 from strank.errors import InputError
+from strank.processes import follow, starting
 from strank.progress import Say
 from strank.slides.slide import Slide, read_field
 
@@ -68,6 +71,7 @@ def read_batches(
         # Neither libvips nor CUDA outlives a fork.
         processes = {"multiprocessing_context": "spawn", "prefetch_factor": 2}
         processes["pin_memory"] = torch.cuda.is_available()
+        processes["worker_init_fn"] = partial(follow, os.getpid())
     loader = DataLoader(
         _Windows(fields),
         sampler=batches,
@@ -77,7 +81,9 @@ def read_batches(
         **processes,
     )
     try:
-        for windows in loader:
+        with starting():
+            read = iter(loader)
+        for windows in read:
             if isinstance(windows, InputError):
                 raise windows
             yield [of_field.numpy() for of_field in windows]

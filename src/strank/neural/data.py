@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from sys import platform
 from typing import Any, Literal, NamedTuple, cast
 
@@ -14,6 +16,8 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from strank.processes import follow
 
 Uniform = Literal["spots", "sections"]
 #: Maps patches, their rows and the epoch to other patches.
@@ -251,6 +255,7 @@ def _loader(spots: Spots, keys: Any, workers: int) -> Iterable[SpotBatch]:
         # and those of macOS may die in Apple's own libraries.
         multiprocessing_context="fork" if platform == "linux" else "spawn",
         persistent_workers=True,
+        worker_init_fn=partial(follow, os.getpid()),
         # Of its own, lest it draw from torch's, whose draws must be those of the epoch.
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),

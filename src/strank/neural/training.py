@@ -38,6 +38,7 @@ from strank.neural.data import (
 )
 from strank.neural.heads import Network
 from strank.neural.recipe import Machine, Monitor, Recipe
+from strank.processes import follow_first, leading
 from strank.progress import progress
 
 _LONGEST = 100
@@ -191,7 +192,9 @@ def make_fabric(machine: Machine) -> Fabric:
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(f"cannot train on {machine.accelerator}: {error}") from error
-    fabric.launch()
+    follow_first()
+    with leading():
+        fabric.launch()
     # Lightning sets it at import. Optimisers look for a GPU at every step, and where there is none,
     # looking that way takes a fifth of a small step.
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)

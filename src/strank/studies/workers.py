@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
 from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
+
+from strank.processes import follow, starting
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -24,7 +27,10 @@ def each(
     [1, 2]
     """
     calls = (delayed(_alone)(work, argument) for argument in arguments)
-    yield from Parallel(n_jobs=jobs, return_as="generator_unordered")(calls)
+    following = {"initializer": follow, "initargs": (os.getpid(),)}
+    with starting():
+        results = Parallel(jobs, return_as="generator_unordered", **following)(calls)
+    yield from results
 
 
 def _alone(work: Callable[[Argument], Result], argument: Argument) -> Result:
