@@ -13,7 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from strank.io.cells import Cells, align, cells_section, check_bin, check_centres, needed_alignment
-from strank.io.sections import Patients, needed_image, patient_of, section_name
+from strank.io.sections import Patients, run_of
 from strank.io.tables import check_columns, check_numbers, read_counts_table, read_table
 from strank.io.tenx import find_file, needed_file, without_controls
 
@@ -80,9 +80,7 @@ def read_cosmx(
     strank.errors.InputError: slide: no exprMat_file.csv or exprMat_file.csv.gz; give the fol...
     """
     slide = Path(path)
-    section = section_name(slide, section)
-    patient = patient_of(section, patient, patients)
-    image = needed_image(slide, image)
+    section, patient, image = run_of(slide, section, patient, patients, image)
     check_bin(bin_um)
     counts_file, cells_file = (needed_file(slide, names, _WHAT) for names in (_COUNTS, _CELLS))
     aligned = align(

@@ -11,7 +11,7 @@ from anndata import AnnData
 from strank.errors import InputError, said_by
 from strank.files import read_json
 from strank.io.cells import Cells, align, cells_section, check_bin, check_centres
-from strank.io.sections import Patients, needed_image, patient_of, section_name
+from strank.io.sections import Patients, run_of, section_name
 from strank.io.tenx import find_matrix, read_matrix
 from strank.io.visium import hd_um_per_pixel
 
@@ -68,8 +68,7 @@ def read_visium_hd_cells(
     """
     path = Path(path)
     section = section_name(path.parent if path.name == _FOLDER else path, section)
-    patient = patient_of(section, patient, patients)
-    image = needed_image(path, image)
+    section, patient, image = run_of(path, section, patient, patients, image)
     check_bin(bin_um)
     folder = _find_cells(path)
     pixel_um = hd_um_per_pixel(folder / "spatial")

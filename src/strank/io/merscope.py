@@ -21,7 +21,7 @@ from strank.io.cells import (
     needed_alignment,
     read_transform,
 )
-from strank.io.sections import Patients, needed_image, patient_of, section_name
+from strank.io.sections import Patients, run_of
 from strank.io.tables import read_counts_table, read_table
 from strank.io.tenx import needed_file, without_controls
 
@@ -80,9 +80,7 @@ def read_merscope(
     strank.errors.InputError: region_0: no cell_by_gene.csv or cell_by_gene.csv.gz; give the fol...
     """
     region = Path(path)
-    section = section_name(region, section)
-    patient = patient_of(section, patient, patients)
-    image = needed_image(region, image)
+    section, patient, image = run_of(region, section, patient, patients, image)
     check_bin(bin_um)
     counts_file, cells_file = (needed_file(region, names, _WHAT) for names in (_COUNTS, _CELLS))
     to_pixels = read_transform(needed_file(region / "images", _TRANSFORM, _WHAT))

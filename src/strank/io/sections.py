@@ -235,6 +235,18 @@ def section_name(path: Path, section: str | None = None) -> str:
     return section or (folder.parent if folder.name == "outs" else folder).name
 
 
+def run_of(
+    path: Path,
+    section: str | None,
+    patient: str | None,
+    patients: Patients,
+    image: Path | str | None,
+) -> tuple[str, str, Path]:
+    """Name the section and the patient of an output folder, and take its image."""
+    section = section_name(path, section)
+    return section, patient_of(section, patient, patients), needed_image(path, image)
+
+
 def needed_image(path: Path, image: Path | str | None) -> Path:
     """Refuse to go on without an image."""
     if image is None:

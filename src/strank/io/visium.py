@@ -27,9 +27,9 @@ from strank.io.sections import (
     Patients,
     build_section,
     name_genes,
-    needed_image,
     open_measured,
     patient_of,
+    run_of,
     section_name,
 )
 from strank.io.tables import check_columns, check_numbers, check_unique, read_table
@@ -310,9 +310,7 @@ def read_visium_hd(
     strank.errors.InputError: S1/outs: no binned_outputs/square_*um there; it is not of Visium HD
     """
     path = Path(path)
-    section = section_name(path, section)
-    patient = patient_of(section, patient, patients)
-    image = needed_image(path, image)
+    section, patient, image = run_of(path, section, patient, patients, image)
     folder, pooled = _find_bins(path, bin_um)
     counts_file = find_matrix(folder, "filtered_feature_bc_matrix")
     positions_file = folder / "spatial" / "tissue_positions.parquet"

@@ -19,7 +19,7 @@ from strank.doors import checked, shown_key
 from strank.errors import InputError
 from strank.files import read_json
 from strank.io.cells import Cells, align, cells_section, check_bin, check_centres
-from strank.io.sections import Patients, needed_image, patient_of, section_name
+from strank.io.sections import Patients, run_of
 from strank.io.tables import decoded, read_table
 from strank.io.tenx import needed_file, read_matrix
 
@@ -95,9 +95,7 @@ def read_xenium(
     strank.errors.InputError: bundle: no experiment.xenium; give the output folder of a Xenium run
     """
     bundle = Path(path)
-    section = section_name(bundle, section)
-    patient = patient_of(section, patient, patients)
-    image = needed_image(bundle, image)
+    section, patient, image = run_of(bundle, section, patient, patients, image)
     check_bin(bin_um)
     pixel_um, about = _read_experiment(needed_file(bundle, _EXPERIMENT, _WHAT))
     aligned = align(
