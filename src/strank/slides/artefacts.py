@@ -17,6 +17,7 @@ Density: TypeAlias = NDArray[np.float32]
 
 # Denser in every colour is black: the densest nuclei are no half as dense in blue.
 _BLACK = 0.9
+# Smaller parts of tissue, or areas of one colour, are chance.
 _SMALLEST_MM2 = 0.02
 # Where all colours are below, light comes through as it does through glass.
 PALE = 0.3
@@ -29,6 +30,9 @@ _BLUISH_RED = 0.8
 # Ink is more even than tissue: the deviation of its density from pixel to pixel, as a share, or, as
 # compression roughens what is dark, of its light.
 _EVEN, _EVEN_LIGHT = 0.12, 0.025
+# Of paler ink the ratios are those of noise; and hue tells ink alone only where no tissue, be it
+# as red as this, comes near.
+_FAINTEST_INK, _FAR_RED = 0.2, 1.05 * _MOST_RED
 # Grey that is not dark may be the tissue of a grey image.
 _GREY, _DARK = 0.7, 0.5
 _STROKE_UM, _FRINGE_UM = 20.0, 50.0
@@ -44,6 +48,21 @@ def disc(radius: float) -> NDArray[np.uint8]:
     """Make a disc to open and close masks with, of at least 3 pixels."""
     size = 2 * max(1, round(radius)) + 1
     return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)), dtype=np.uint8)
+
+
+def grown(mask: Mask, by: NDArray[np.uint8]) -> Mask:
+    """Dilate a mask."""
+    return np.asarray(cv2.dilate(mask.astype(np.uint8), by) > 0)
+
+
+def large_parts(mask: Mask, um_per_pixel: float, connectivity: int) -> Mask:
+    """Keep connected parts, by 4 or 8 neighbours, of 0.02 mm² and more."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=connectivity
+    )
+    large = stats[:, cv2.CC_STAT_AREA] * (um_per_pixel / 1e3) ** 2 >= _SMALLEST_MM2
+    large[0] = False
+    return np.asarray(large[labels])
 
 
 def mean_within(
@@ -71,12 +90,9 @@ def roughness(values: Density, where: Mask, side: int) -> Density:
 def find_padding(image: NDArray[np.uint8], density: Density, um_per_pixel: float) -> Mask:
     """Find what is black, and larger areas of exactly one colour."""
     square = np.ones((3, 3), np.uint8)
-    flat = (cv2.dilate(image, square) == cv2.erode(image, square)).all(-1).astype(np.uint8)
+    flat = (cv2.dilate(image, square) == cv2.erode(image, square)).all(-1)
     # Squares of one colour that touch have the same.
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(flat, connectivity=4)
-    large = stats[:, cv2.CC_STAT_AREA] * (um_per_pixel / 1e3) ** 2 >= _SMALLEST_MM2
-    large[0] = False
-    even = cv2.dilate(large[labels].astype(np.uint8), square) > 0
+    even = grown(large_parts(flat, um_per_pixel, 4), square)
     return np.asarray(even | (density.min(-1) > _BLACK))
 
 
@@ -99,14 +115,13 @@ def find_ink(
         _unevenness(10**-density, where) < _EVEN_LIGHT
     )
     even &= (red < _GREY) | (least_blue < _MOST_BLUE) | (strongest > _DARK)
-    hue_alone = (strongest > PALE) & (red > 1.05 * _MOST_RED)
-    stroke = dark | (where & (hue_alone | ((strongest > 0.2) & even & odd)))
-    stroke = cv2.morphologyEx(
-        stroke.astype(np.uint8), cv2.MORPH_OPEN, disc(_STROKE_UM / um_per_pixel)
-    )
-    near = cv2.dilate(stroke, disc(_FRINGE_UM / um_per_pixel)) > 0
+    hue_alone = (strongest > PALE) & (red > _FAR_RED)
+    inked = dark | (where & (hue_alone | ((strongest > _FAINTEST_INK) & even & odd)))
+    wide = disc(_STROKE_UM / um_per_pixel)
+    stroke = cv2.morphologyEx(inked.astype(np.uint8), cv2.MORPH_OPEN, wide) > 0
+    near = grown(stroke, disc(_FRINGE_UM / um_per_pixel))
     fringe = near & odd & (density.max(-1) > PALE / 2)
-    return np.asarray(~padding & (fringe | (stroke > 0)))
+    return np.asarray(~padding & (fringe | stroke))
 
 
 def _unevenness(values: Density, where: Mask) -> Density:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
@@ -18,6 +18,8 @@ from strank.slides.artefacts import (
     disc,
     find_ink,
     find_padding,
+    grown,
+    large_parts,
     mean_within,
     roughness,
 )
@@ -27,7 +29,6 @@ from strank.slides.slide import Slide, thumbnail
 # About the size of a pixel of the mask.
 _MASK_UM = 8.0
 
-_SMALLEST_MM2 = 0.02
 # Glass is smooth, whatever its colour, and tissue is not: the standard deviation of its density
 # over 40 µm. On real slides 95 % of the glass is below 0.005, of the tissue 1 to 5 %; noise and
 # compression roughen both. Of these borders the one is taken whose glass is palest.
@@ -64,9 +65,9 @@ class TissueMask:
     #: Padding and ink.
     ignored: Mask
     #: Share of the image by what it was taken for.
-    shares: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float]
     #: Share of the image that is glass, or white without detail.
-    clear: float = 0.0
+    clear: float
 
     @property
     def notes(self) -> list[str]:
@@ -113,7 +114,7 @@ def without_ignored(slide: Slide) -> Slide:
     ignored = find_tissue(slide).ignored
     if not ignored.any():
         return slide
-    return replace(slide, source=_Whitened(slide.source, _grown(ignored, disc(1))))
+    return replace(slide, source=_Whitened(slide.source, grown(ignored, disc(1))))
 
 
 class _Whitened:
@@ -141,7 +142,7 @@ def tissue_of(image: NDArray[np.uint8], um_per_pixel: float) -> TissueMask:
     density = density_of(image)
     padding = find_padding(image, density, um_per_pixel)
     around = disc(8 / um_per_pixel)
-    usable = ~_grown(padding, around)
+    usable = ~grown(padding, around)
     glass = _find_glass(density, usable, um_per_pixel)
     white = padding & (density.max(-1) < PALE / 2)
     # White of one colour was not scanned, or is glass: all of it where there is no other, and here
@@ -151,7 +152,7 @@ def tissue_of(image: NDArray[np.uint8], um_per_pixel: float) -> TissueMask:
     glass |= white & _like(density, clear)
     padding &= ~glass
     ink = find_ink(density, padding, level, um_per_pixel)
-    usable = ~_grown(padding | ink, around)
+    usable = ~grown(padding | ink, around)
     glass &= usable
     green = _smoothed(density[..., 1], usable, um_per_pixel)
     cut = _cut(green[glass], green[usable & ~glass], float(level[1]))
@@ -160,7 +161,7 @@ def tissue_of(image: NDArray[np.uint8], um_per_pixel: float) -> TissueMask:
     return TissueMask(
         image,
         um_per_pixel,
-        _without_specks(mask, um_per_pixel),
+        large_parts(mask, um_per_pixel, 8),
         ignored,
         _shares(image, padding, ink, um_per_pixel),
         float((glass | white).mean()),
@@ -224,17 +225,6 @@ def _cleaned(mask: Mask, um_per_pixel: float) -> Mask:
     return np.asarray(cv2.morphologyEx(opened, cv2.MORPH_CLOSE, disc(50 / um_per_pixel)) > 0)
 
 
-def _without_specks(mask: Mask, um_per_pixel: float) -> Mask:
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    large = stats[:, cv2.CC_STAT_AREA] * (um_per_pixel / 1e3) ** 2 >= _SMALLEST_MM2
-    large[0] = False
-    return np.asarray(large[labels])
-
-
-def _grown(mask: Mask, by: NDArray[np.uint8]) -> Mask:
-    return np.asarray(cv2.dilate(mask.astype(np.uint8), by) > 0)
-
-
 def _shares(
     image: NDArray[np.uint8], padding: Mask, ink: Mask, um_per_pixel: float
 ) -> dict[str, float]:
@@ -247,7 +237,7 @@ def _shares(
     edge = np.unique(np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()]))
     outer = dark & np.isin(labels, edge)
     inked = ink | coloured | (dark & ~outer)
-    fringe = inked & ~coloured & _grown(padding & ~inked, disc(50 / um_per_pixel))
+    fringe = inked & ~coloured & grown(padding & ~inked, disc(50 / um_per_pixel))
     bright = padding & (least >= 250)
     kinds = {
         "black padding": outer,
