@@ -81,6 +81,7 @@ def test_from_2_to_the_53_counts_are_refused(dtype):
         strank.STRankRegressor().fit([[0.0], [1.0]], counts)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(HUGE), st.integers(0, 9))
 def test_thinning(count, seed):
     counts = sparse.csr_matrix(np.array([[count], [count], [7]], dtype=np.float64))
