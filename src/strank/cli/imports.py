@@ -149,56 +149,29 @@ def visium_hd(
     _import("visium_hd_cells" if given.pop("cells") else "visium_hd", path="runs", **given)
 
 
-@imports.command("xenium")
-def xenium(
-    runs: Annotated[list[Path], typer.Argument(help="Output bundles, one a section.")],
-    output: Output,
-    bin_um: Squares = None,
-    image: Images = None,
-    alignment: Alignment = None,
-    section: Names = None,
-    patient: Patient = None,
-    patients: Patients = None,
-    um_per_pixel: Mpp = None,
-    um_per_pixel_override: Override = False,
-    gene_id: GeneId = False,
-    as_json: Json = False,
-) -> None:
-    """Read Xenium: single cells, or pseudo-spots that meet models of Visium.
+_CELLS = {
+    "xenium": """Read Xenium: single cells, or pseudo-spots that meet models of Visium.
 
     Without --alignment, <image>alignment.csv is taken, as 10x Genomics puts it beside *_he_image.
 
     [bold]Example:[/] strank import xenium bundle --image he.tif --bin 100 --patient P1 -o cohort
-    """
-    _import_cells("xenium", **locals())
-
-
-@imports.command("cosmx")
-def cosmx(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of flat files, one a slide.")],
-    output: Output,
-    bin_um: Squares = None,
-    image: Images = None,
-    alignment: Alignment = None,
-    section: Names = None,
-    patient: Patient = None,
-    patients: Patients = None,
-    um_per_pixel: Mpp = None,
-    um_per_pixel_override: Override = False,
-    gene_id: GeneId = False,
-    as_json: Json = False,
-) -> None:
-    """Read CosMx: single cells, or pseudo-spots that meet models of Visium.
+    """,
+    "cosmx": """Read flat files of CosMx: single cells, or pseudo-spots that meet models of Visium.
 
     [bold]Example:[/] strank import cosmx slide --image he.tif --alignment he.csv --bin 100
     --patient P1 -o cohort
-    """
-    _import_cells("cosmx", **locals())
+    """,
+    "merscope": """Read MERSCOPE: single cells, or pseudo-spots that meet models of Visium.
+
+    [bold]Example:[/] strank import merscope region_0 --image he.tif --alignment he.csv --bin 100
+    --patient P1 -o cohort
+    """,
+}
 
 
-@imports.command("merscope")
-def merscope(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of regions, one a section.")],
+def cells_of(
+    context: typer.Context,
+    runs: Annotated[list[Path], typer.Argument(help="Outputs of the instrument, one a section.")],
     output: Output,
     bin_um: Squares = None,
     image: Images = None,
@@ -211,12 +184,17 @@ def merscope(
     gene_id: GeneId = False,
     as_json: Json = False,
 ) -> None:
-    """Read MERSCOPE: single cells, or pseudo-spots that meet models of Visium.
+    """Read cells of the platform that the command is called by."""
+    given = locals()
+    platform = str(given.pop("context").info_name)
+    if alignment is not None and len(runs) > 1:
+        beside = ", or keep each beside its image" * (platform == "xenium")
+        raise InputError(f"--alignment is of one image; import runs one after the other{beside}")
+    _import(platform, path="runs", **given)
 
-    [bold]Example:[/] strank import merscope region_0 --image he.tif --alignment he.csv --bin 100
-    --patient P1 -o cohort
-    """
-    _import_cells("merscope", **locals())
+
+for _platform, _help in _CELLS.items():
+    imports.command(_platform, help=_help)(cells_of)
 
 
 @imports.command("hest")
@@ -309,13 +287,6 @@ def spatialdata(
     [bold]Example:[/] strank import spatialdata mine.zarr --mpp 0.5 --patient P1 -o cohort
     """
     _import("spatialdata", path="zarr", image_folder=output / "images", **locals())
-
-
-def _import_cells(platform: str, **given: Any) -> None:
-    if given["alignment"] is not None and len(given["runs"]) > 1:
-        beside = ", or keep each beside its image" * (platform == "xenium")
-        raise InputError(f"--alignment is of one image; import runs one after the other{beside}")
-    _import(platform, path="runs", **given)
 
 
 def _import(platform: str, *, path: str, output: Path, as_json: bool, **given: Any) -> None:
