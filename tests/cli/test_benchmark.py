@@ -127,7 +127,10 @@ def test_json_on_stdout_is_all_there_is(done):
 
 
 def test_a_cell_that_cannot_be_done_is_told_of(cohort, tmp_path):
-    told = run(cohort, "-o", tmp_path, "--losses", "list", "--genes", "3,7", "--jobs", 1)
+    """The tables of the others are written, and the end says that some are not."""
+    command = [cohort, "-o", tmp_path, "--losses", "list", "--genes", "3,7", "--jobs", 1]
+    told = run(*command, code=1)
+    assert told.stderr.endswith("Error: 6 fits not done; run again to try them\n")
     lines = [line for line in told.stderr.splitlines() if line.startswith("Note: not done: ")]
     assert len(lines) == 2 * 3
     assert "ridge, morphology, 7 genes, A: 7 genes asked for; choose between 1 and" in told.stderr

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from strank.cli.console import Json, finish, note, records, show_table, split_names, working
+from strank.cli.console import Json, fail, finish, note, records, show_table, split_names, working
 from strank.errors import InputError, some
 
 if TYPE_CHECKING:
@@ -149,6 +149,9 @@ def benchmark(
             f"strank report {output} makes a page of them.",
         ],
     )
+    if failed := facts["failed"]:
+        fail(f"{len(failed)} fits not done; run again to try them")
+        raise typer.Exit(1)
 
 
 def _size(text: str) -> int | None:
