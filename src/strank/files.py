@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -50,7 +51,7 @@ _Found = TypeVar("_Found")
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[None]:
+def claimed(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Have an output to oneself, or refuse it; sweep what killed runs have left of it.
 
     Whether it can be written is known before the work.
@@ -64,7 +65,7 @@ def claimed(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Beside it, since it may be swapped; inside where that cannot be, as a mounted volume.
         beside = os.access(path.parent, os.W_OK) or not path.is_dir()
-        claim = Claim.take(path if beside else path / path.name, wait=False)
+        claim = Claim.take(path if beside else path / path.name, wait=wait)
     if claim is None:
         raise InputError(
             f"{path}: another run is writing there; wait for it, or choose another `folder`"
@@ -81,8 +82,15 @@ def claimed(path: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+# What the functions that are at work in this thread have claimed.
+_held: ContextVar[frozenset[Path]] = ContextVar("claimed outputs", default=frozenset())
+
+
 def claims(output: str) -> Callable[[Callable[_Given, _Found]], Callable[_Given, _Found]]:
-    """Let a function run only while it has the folder of this argument, if given, to itself."""
+    """Let a function run only while it has the folder of this argument, if given, to itself.
+
+    What one has, those that it calls have too.
+    """
 
     def decorate(work: Callable[_Given, _Found]) -> Callable[_Given, _Found]:
         signature = inspect.signature(work)
@@ -93,8 +101,15 @@ def claims(output: str) -> Callable[[Callable[_Given, _Found]], Callable[_Given,
             # Of processes that share a training, the first has it for all.
             if path is None or any(os.environ.get(name, "0") != "0" for name in _RANKS):
                 return work(*args, **options)
-            with claimed(Path(path)):
+            path = Path(path).expanduser().absolute()
+            if path in _held.get():
                 return work(*args, **options)
+            with claimed(path):
+                before = _held.set(_held.get() | {path})
+                try:
+                    return work(*args, **options)
+                finally:
+                    _held.reset(before)
 
         return alone
 

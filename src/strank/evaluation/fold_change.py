@@ -22,7 +22,7 @@ from strank.cohort.names import told_apart
 from strank.cohort.store import read_h5ad, read_section
 from strank.errors import InputError, some
 from strank.evaluation.regions import Groups, Regions, choose_pair, disjoint, find_regions
-from strank.files import output_folder, sha256, write_json, write_table
+from strank.files import claims, output_folder, sha256, write_json, write_table
 from strank.version import __version__
 
 _Array = NDArray[np.float64]
@@ -72,6 +72,7 @@ class Contrast:
     facts: dict[str, Any]
     warnings: tuple[str, ...]
 
+    @claims("folder")
     def write(self, folder: Path | str) -> None:
         """Write ``contrast.csv`` and ``contrast.json``."""
         folder = output_folder(Path(folder))

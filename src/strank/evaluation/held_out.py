@@ -15,7 +15,7 @@ from strank.cohort.folds import FoldUnit, make_folds, shared_patients
 from strank.errors import InputError, some
 from strank.evaluation.methods import Predicted, predict_all
 from strank.evaluation.scores import score_section, summarise
-from strank.files import output_folder, write_json, write_table
+from strank.files import claims, output_folder, write_json, write_table
 from strank.fitting.method import fit as fit_model
 from strank.model.rank_model import RankModel
 from strank.progress import Advance
@@ -49,6 +49,7 @@ class Evaluation:
         """Mean over genes, of every section and of all; the same genes for every method."""
         return summarise(self.scores)
 
+    @claims("folder")
     def write(self, folder: Path | str) -> None:
         """Write ``scores.csv``, ``summary.csv`` and ``evaluation.json``."""
         folder = output_folder(Path(folder))

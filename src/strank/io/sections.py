@@ -23,7 +23,7 @@ from strank.cohort.contract import (
 from strank.cohort.names import clean_name, clean_names, given_name, look_alikes
 from strank.cohort.store import read_h5ad, write_h5ad
 from strank.errors import InputError, some
-from strank.files import output_folder, sha256
+from strank.files import claimed, output_folder, sha256
 from strank.io.arrays import check_extent, slide_of_array
 from strank.io.tables import read_table
 from strank.progress import Say
@@ -209,6 +209,14 @@ def write_sections(
             advance(1)
     if not named:
         raise InputError("no sections to write")
+    # Runs side by side may add to one cohort, each after another, since all look at its names.
+    with claimed(cohort, wait=True):
+        _add(named, cohort, say)
+    return dict(sorted(named.items()))
+
+
+def _add(named: Mapping[str, AnnData], cohort: Path, say: Say | None) -> None:
+    """Write sections whose names and genes fit to those of the cohort."""
     held = {path.stem: path for path in cohort.glob("[!.]*.h5ad") if path.stem not in named}
     folded = {name.casefold(): name for name in held}
     for name in named:
@@ -225,8 +233,7 @@ def write_sections(
     for name, adata in named.items():
         write_h5ad(adata, cohort / f"{name}.h5ad")
     for told in look_alikes({name: patient for name, (patient, _) in known.items()}, genes):
-        say(told) if say is not None else warnings.warn(told, stacklevel=2)
-    return dict(sorted(named.items()))
+        say(told) if say is not None else warnings.warn(told, stacklevel=3)
 
 
 def section_name(path: Path, section: str | None = None) -> str:

@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 
 from strank.cohort.store import section_names
 from strank.errors import InputError
-from strank.files import write_bytes
+from strank.files import claims, write_bytes
 from strank.report.benchmark.data import (
     Benchmark,
     ChangeSums,
@@ -52,6 +52,7 @@ class Report:
     notes: tuple[str, ...]
 
 
+@claims("folder")
 def write_report(folder: Path | str, *, cohort: Path | str | None = None) -> Report:
     """Make one page of a benchmark: methods, depth, ceilings, genes, maps, calibration.
 
