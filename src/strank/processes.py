@@ -31,6 +31,7 @@ def heed_signals(last_words: Callable[[int], object]) -> None:
         os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     threading.Thread(target=_insist, args=(heard, last_words), daemon=True).start()
+    sys.unraisablehook = _lost
     for number in _ENDING:
         signal.signal(number, _stop)
 
@@ -44,12 +45,33 @@ def _stop(number: int, _: object) -> None:
     _told.append(number)
     # Who asks once more does not want to wait for what is to be tidied up.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Not SIG_IGN, of which Python complains for a signal that has come already.
+    signal.signal(signal.SIGTERM, _ignore)
     # Those that work for this one are not waited for, nor (torch) missed.
     if sys.platform != "win32":
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, _ignore)
     _end_children()
     raise KeyboardInterrupt
+
+
+def _lost(error: sys.UnraisableHookArgs) -> None:
+    """Raise an end again that came where Python lets nothing through, as in a ``__del__``."""
+    if _told and error.exc_type is KeyboardInterrupt and sys.platform != "win32":
+        signal.signal(signal.SIGTERM, _raise)
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
+        again.daemon = True
+        again.start()  # not at once: this is such a place, too
+    else:
+        sys.__unraisablehook__(error)
+
+
+def _raise(_: int, __: object) -> None:
+    signal.signal(signal.SIGTERM, _ignore)
+    raise KeyboardInterrupt
+
+
+def _ignore(_: int, __: object) -> None:
+    pass
 
 
 def _end_children() -> None:
