@@ -13,6 +13,8 @@ import numpy as np
 from strank.errors import InputError, no_such, some
 
 FoldUnit = Literal["section", "patient"]
+# Whose sections scores are for: those of patients that no training section is of, or others.
+Aim = Literal["new-patients", "known-patients"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Fold:
     shared_patients: tuple[str, ...] = ()
     # They stop a network that named sections stop; to all else they are training sections.
     validation: tuple[str, ...] = ()
+
+    @property
+    def aim(self) -> Aim:
+        """Whose sections its test sections are."""
+        return "known-patients" if self.shared_patients else "new-patients"
 
     @property
     def development(self) -> tuple[str, ...]:

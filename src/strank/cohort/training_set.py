@@ -19,6 +19,7 @@ from strank.cohort.contract import (
     positions_um,
     section_info,
 )
+from strank.cohort.folds import Aim
 from strank.cohort.panel import all_genes, check_genes, choose_panel, panel_counts, shared_genes
 from strank.errors import InputError, some
 
@@ -45,9 +46,15 @@ class TrainingData:
 
 
 def training_data(
-    cohort: Mapping[str, AnnData], panel: pd.Index, encoder: str | None
+    cohort: Mapping[str, AnnData],
+    panel: pd.Index,
+    encoder: str | None,
+    group: Sequence[str] | None = None,
 ) -> TrainingData:
-    """Stack the sections; spots without any count have no exposure and are left out."""
+    """Stack the sections; spots without any count have no exposure and are left out.
+
+    ``group`` is that of each section, `taking_turns` if ``None``.
+    """
     kept = {name: _with_counts(adata) for name, adata in cohort.items()}
     empty = [name for name, adata in kept.items() if adata.n_obs == 0]
     if empty:
@@ -59,7 +66,7 @@ def training_data(
         library_size=np.concatenate([a.obs["library_size"].to_numpy() for a in kept.values()]),
         section=np.repeat(list(kept), n_spots),
         positions=np.concatenate([positions_um(a) for a in kept.values()]),
-        group=np.repeat(left_out_together(cohort)[1], n_spots),
+        group=np.repeat(taking_turns(cohort) if group is None else group, n_spots),
     )
 
 
@@ -77,11 +84,19 @@ def _features(name: str, section: AnnData, encoder: str | None) -> np.ndarray:
     return np.where(np.abs(features) < LEAST_FEATURE, 0, features)
 
 
-def left_out_together(cohort: Mapping[str, AnnData]) -> tuple[str, list[str]]:
-    """Choose what is left out together, and name that of each section."""
+def taking_turns(cohort: Mapping[str, AnnData]) -> list[str]:
+    """Name what each section is part of where one of them stops a network: a patient, or itself."""
     patients = list(patients_of(cohort).values())
     # Two patients would leave a single one to train on.
-    return ("patient", patients) if len(set(patients)) > 2 else ("section", list(cohort))
+    return patients if len(set(patients)) > 2 else list(cohort)
+
+
+def left_out_together(cohort: Mapping[str, AnnData], aim: Aim) -> tuple[str, list[str]]:
+    """Choose what is left out together where sizes are chosen, and name that of each section."""
+    patients = list(patients_of(cohort).values())
+    if aim == "new-patients" and len(set(patients)) > 1:
+        return "patient", patients
+    return "section", list(cohort)
 
 
 def panel_of(

@@ -173,7 +173,8 @@ def cross_validate(
     tables, facts, warnings = [], [], []
     for fold in make_folds(patients_of(cohort), by):
         train = {name: cohort[name] for name in fold.train}
-        model = fit(train, encoder=encoder, n_genes=n_genes)
+        aimed = {"aim": fold.aim} if fit is fit_model else {}
+        model = fit(train, encoder=encoder, n_genes=n_genes, **aimed)
         test = {name: cohort[name] for name in fold.test}
         table = _score(predict_all(model, test, train=train), test, model.panel.index)
         tables.append(table.assign(fold=fold.name))

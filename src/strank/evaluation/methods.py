@@ -13,8 +13,9 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
+from strank.cohort.folds import Aim
 from strank.cohort.panel import panel_counts
-from strank.cohort.training_set import left_out_together, training_data
+from strank.cohort.training_set import left_out_together, taking_turns, training_data
 from strank.errors import InputError
 from strank.fitting.exact import ExactOptions
 from strank.fitting.method import CENTRED_RIDGE, REFERENCE, RIDGE, Method, fit
@@ -72,7 +73,8 @@ def predict_all(
     }
     # A model may be one of the baselines itself.
     beside = [method for method in BASELINES if method.name != model.method]
-    methods |= {m.name: _fit_where_measured(m, train, panel, encoder) for m in beside}
+    how = {"encoder": encoder, "aim": model.provenance.get("aim", "new-patients")}
+    methods |= {m.name: _fit_where_measured(m, train, panel, **how) for m in beside}
     known = (Method.of_model(model), *BASELINES)
     unscaled = {method.name for method in known if method and not method.log_rates}
     slopes = {
@@ -103,7 +105,7 @@ def training_slope(
 
 
 def _fit_where_measured(
-    method: Method, train: Mapping[str, AnnData], panel: pd.Index, encoder: str
+    method: Method, train: Mapping[str, AnnData], panel: pd.Index, **how: Any
 ) -> PredictSection:
     """Fit genes on the sections that measure them: those with the same sections together."""
     measured = np.stack([panel.isin(adata.var_names) for adata in train.values()])
@@ -112,7 +114,7 @@ def _fit_where_measured(
     for number, pattern in enumerate(patterns.T):
         sections = {name: train[name] for name in np.array(list(train))[pattern]}
         genes = of_gene == number
-        fitted.append((genes, fit_method(method, sections, panel[genes], encoder=encoder)))
+        fitted.append((genes, fit_method(method, sections, panel[genes], **how)))
 
     def predict(section: AnnData) -> NDArray[np.float64]:
         scores = np.empty((section.n_obs, len(panel)))
@@ -131,7 +133,7 @@ def is_stopped_by_name(method: Method) -> bool:
 
 def draw_validation(train: Mapping[str, AnnData], seed: int) -> tuple[str, ...]:
     """Draw the sections of a patient, or one section where there are fewer than three patients."""
-    groups = left_out_together(train)[1]
+    groups = taking_turns(train)
     drawn = np.random.default_rng(seed).choice(sorted(set(groups)))
     return tuple(name for name, group in zip(train, groups, strict=True) if group == drawn)
 
@@ -157,16 +159,17 @@ def fit_method(
     *,
     encoder: str,
     seed: int = 0,
+    aim: Aim = "new-patients",
     validation: Sequence[str] = (),
 ) -> PredictSection:
     """Fit a method on training sections: what it returns gives scores ``[n_spots, n_genes]``."""
     genes = list(panel)
     if method == REFERENCE:
-        return _by_model(fit(train, encoder=encoder, genes=genes))
+        return _by_model(fit(train, encoder=encoder, genes=genes, aim=aim))
     if method.solver is not None:
         # Not through a model, which leaves out the level of a section: for these objectives it has
         # a meaning, and tables of ridge have all their digits.
-        data = training_data(train, panel, encoder)
+        data = training_data(train, panel, encoder, left_out_together(train, aim)[1])
         if not method.library_size:
             data = data.without_depth()
         try:

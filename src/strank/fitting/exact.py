@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from strank.cohort.folds import Aim
 from strank.cohort.training_set import (
     TrainingData,
     encoder_facts_of,
@@ -27,12 +29,13 @@ from strank.cohort.training_set import (
 )
 from strank.errors import InputError
 from strank.functional.groups import centre_within, deal, rows_of
+from strank.linear.calibration import LEAST, LeftOut, temperature
 from strank.linear.design import few_threads
 from strank.linear.exact import Solution, Status
 from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES
 from strank.linear.regressor import STRankRegressor, STRankRegressorCV
 from strank.metrics.correlation import log1p_cp10k
-from strank.metrics.deviance import list_gain
+from strank.metrics.deviance import list_gain, score_slope, slope_information
 from strank.model.novelty import fit_novelty
 from strank.model.rank_model import RankModel
 from strank.neural.heads import LinearHead
@@ -115,7 +118,8 @@ def _solve(
     spots = {"section": data.section, "offset": np.log(data.library_size)}
     spots |= {"group": data.group} if chosen else {}
     regressor.fit(data.features, data.counts, **spots)
-    return _fit_of(regressor, None if chosen else _not_chosen(options))
+    held = regressor.choice_.temperature if isinstance(regressor, STRankRegressorCV) else None
+    return _fit_of(regressor, held, None if chosen else _not_chosen(options))
 
 
 def solve_poisson(data: TrainingData, options: ExactOptions) -> ExactFit:
@@ -129,15 +133,28 @@ def solve_poisson(data: TrainingData, options: ExactOptions) -> ExactFit:
     rows = [fold != f for f in np.unique(fold)] if len(np.unique(fold)) > 1 else []
     if options.penalty is not None:
         rows = []
-    held_out = np.zeros((len(_POOLED_PENALTIES), data.counts.shape[1]))
-    for kept in rows:
-        spots = {"section": data.section[~kept], "library_size": data.library_size[~kept]}
-        for number, penalty in enumerate(_POOLED_PENALTIES):
-            predicted = _pooled(data, kept, penalty, options).predict(data.features[~kept])
-            held_out[number] += list_gain(predicted, data.counts[~kept], **spots).sum(0)
-    chosen = np.asarray(_POOLED_PENALTIES)[held_out.argmax(0)] if rows else _given(options)
+    if not rows:
+        chosen: Any = _given(options)
+        held = None
+    else:
+        left_out = LeftOut(*np.stack([_pooled_path(data, kept, options) for kept in rows], 1))
+        best = partial(np.argmin, axis=0)
+        chosen = np.asarray(_POOLED_PENALTIES)[best(left_out.total)]
+        held = temperature(left_out, best)
     fitted = _pooled(data, np.ones(len(data.section), dtype=bool), chosen, options)
-    return _fit_of(fitted, None if rows else _not_chosen(options))
+    return _fit_of(fitted, held, None if rows else _not_chosen(options))
+
+
+def _pooled_path(data: TrainingData, kept: NDArray, options: ExactOptions) -> NDArray[np.float64]:
+    """Leave a group out at each penalty; as `LeftOut` has it, ``[3, n_penalties, n_genes]``."""
+    spots = {"section": data.section[~kept], "library_size": data.library_size[~kept]}
+    counts, found = data.counts[~kept], []
+    for penalty in _POOLED_PENALTIES:
+        scores = _pooled(data, kept, penalty, options).predict(data.features[~kept])
+        loss = -list_gain(scores, counts, **spots).sum(0)
+        slope, information = (f(scores, counts, **spots) for f in (score_slope, slope_information))
+        found.append([loss, slope, information])
+    return np.stack(found, 1)
 
 
 def _pooled(
@@ -160,21 +177,27 @@ def _not_chosen(options: ExactOptions) -> str:
     return f"default of {DEFAULT_PENALTY:g} counts: one section, nothing to leave out"
 
 
-def _fit_of(regressor: STRankRegressor, choice: str | None) -> ExactFit:
+def _fit_of(
+    regressor: STRankRegressor, held: NDArray[np.float64] | None, choice: str | None
+) -> ExactFit:
+    """Take what a regressor found, multiplied by what of it ``held`` for what was left out."""
     solution: Solution = regressor.solution_
+    told = {} if held is None else {"temperature": held}
+    held = np.ones(len(regressor.coef_)) if held is None else held
     return ExactFit(
-        weight=regressor.coef_.T * regressor.scale_[:, None],
+        weight=regressor.coef_.T * regressor.scale_[:, None] * held,
         centre=regressor.centre_,
         scale=regressor.scale_,
         table={
             "penalty": regressor.penalty_,
+            **told,
             "borrows": getattr(regressor, "borrows_", False),
             "iterations": solution.iterations,
             "status": [Status(code).name.lower() for code in solution.status.tolist()],
         },
         message=solution.message,
         choice=choice,
-        predict=regressor.predict,
+        predict=lambda features: regressor.predict(features) * held,
     )
 
 
@@ -323,6 +346,35 @@ def hest_alpha(n_features: int, n_genes: int) -> float:
     return 100 / (n_features * n_genes)
 
 
+# How much of a score difference was there on new patients of her2st, of models of one or two.
+_ELSEWHERE = "elsewhere differences were 1.8 times (C to B) and 9 times (B and C to A) too large"
+
+
+def _calibration(solved: ExactFit, aim: Aim, unit: str, n_groups: int) -> dict[str, Any]:
+    """Say what a difference of its scores means, and for whom: its size, or its order only."""
+    held, whom = solved.table.get("temperature"), aim.replace("-", " ")
+    known = {"aim": aim, "left_out": None, "n_left_out": 0, "size": False}
+    if held is None:
+        why = "no section was left out to learn their size from"
+        if "penalty" not in solved.table:
+            why = "squared error gives levels of log1p(CP10k)"
+        return {**known, "told": f"scores show order, not size: {why}"}
+    known |= {"left_out": unit, "n_left_out": n_groups}
+    if aim == "new-patients" and unit == "section":
+        return {
+            **known,
+            "told": "scores show order, not size, on new patients: a model of one patient can know "
+            f"nothing of others; {_ELSEWHERE}",
+        }
+    none = int((np.asarray(held) <= LEAST).sum())
+    told = (
+        f"scores are log fold changes for {whom}: their size is that which held for each of "
+        f"{n_groups} {unit}s left out ({np.median(held):.0%} of that in training, median of genes)"
+    )
+    nothing = f"; of {none} of {len(held)} genes nothing held: order, not size"
+    return {**known, "size": True, "told": told + nothing * (none > 0)}
+
+
 def fit_exact(
     cohort: Mapping[str, AnnData],
     solve: Solve,
@@ -330,6 +382,7 @@ def fit_exact(
     *,
     method: Mapping[str, Any],
     encoder: str,
+    aim: Aim = "new-patients",
     **panel_options: Any,
 ) -> RankModel:
     """Fit the linear head by a solver; the method's facts and the panel's options as `fit` has."""
@@ -342,14 +395,15 @@ def fit_exact(
         )
     facts = encoder_facts_of(cohort, encoder)
     panel, panel_choice = panel_of(cohort, **panel_options)
-    data = training_data(cohort, panel, encoder)
+    unit, group = left_out_together(cohort, aim)
+    data = training_data(cohort, panel, encoder, group)
     if not method["library_size"]:
         data = data.without_depth()
     try:
         solved = solve(data, options)
     except ValueError as error:
         raise InputError(str(error)) from error
-    left_out = f"leave one {left_out_together(cohort)[0]} out" + ", genes borrow" * options.borrow
+    left_out = f"leave one {unit} out" + ", genes borrow" * options.borrow
     return RankModel(
         head=solved.head,
         panel=pd.DataFrame({"counts": data.gene_counts, **solved.table}, index=panel),
@@ -360,6 +414,8 @@ def fit_exact(
             "panel_choice": panel_choice,
             "penalty_choice": solved.choice or left_out,
             "solver": solved.message,
+            "aim": aim,
+            "calibration": _calibration(solved, aim, unit, len(set(group))),
             **training_sections(cohort),
         },
         novelty=fit_novelty(data.features, data.group),

@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from anndata import AnnData
 from torch.nn import Module
 
 from strank.cohort.contract import check_sections
+from strank.cohort.folds import Aim
 from strank.errors import InputError, no_such
 from strank.fitting.exact import ExactOptions, Solve, fit_exact, solve_hest_ridge, solve_ridge
 from strank.fitting.objectives import OBJECTIVES, Objective, get_objective
@@ -181,6 +182,7 @@ def fit(
     genes: Sequence[str] | None = None,
     union: bool = False,
     penalty: float | None = None,
+    aim: Aim | None = None,
     library_size: bool = True,
     borrow: bool = False,
     max_memory: float | None = None,
@@ -231,9 +233,16 @@ def fit(
         Whether a gene may be measured in some of the sections only; the others have no say in its
         likelihood. For the list and the pair objective.
     penalty
-        Exact only: in counts; chosen for each gene if ``None``, by leaving out patients, or
-        sections where there are fewer than three patients. From one section nothing can be left
-        out: then it is a default, and the provenance says so.
+        Exact only: in counts; chosen for each gene if ``None``, by leaving out patients or
+        sections, as ``aim`` says. From one section nothing can be left out: then it is a default,
+        and the provenance says so.
+    aim
+        Exact only: whose sections the scores are for. ``"new-patients"``, as ``None``: penalties
+        are chosen by patients left out in turn, and the scores of each gene are multiplied by what
+        held for those, so that a difference is a log fold change on a patient not seen. A model of
+        one patient can know nothing of others: its scores show order, not size, and
+        ``provenance["calibration"]`` says so. ``"known-patients"``: by sections left out, for other
+        sections of the same patients.
     library_size
         Whether the likelihood knows the depth of a spot; ``False``, for an ablation, takes counts
         as if all spots had the same. For the list, pair, Poisson and negative binomial.
@@ -305,7 +314,7 @@ def fit(
     named = head if isinstance(head, str) else OWN_HEAD
     method = Method(named, loss, _recipe_name(recipe, finetune), library_size)
     _check_finetune(method, finetune, union)
-    exact = {"penalty": penalty, "borrow": borrow, "max_memory": max_memory}
+    exact = {"penalty": penalty, "aim": aim, "borrow": borrow, "max_memory": max_memory}
     networks: dict[str, Any] = {"validation": validation, "seed": seed, "machine": machine}
     networks |= {"folder": folder, "resume": resume}
     _refuse_ignored(method, exact if method.solver is None else networks)
@@ -318,7 +327,8 @@ def fit(
     panel: dict[str, Any] = {"encoder": encoder, "n_genes": n_genes, "genes": genes}
     if method.solver is not None:
         options = ExactOptions(penalty, borrow, 4.0 if max_memory is None else max_memory, verbose)
-        return fit_exact(cohort, method.solver, options, method=method.facts, union=union, **panel)
+        panel |= {"aim": _aim(aim), "union": union}
+        return fit_exact(cohort, method.solver, options, method=method.facts, **panel)
     if not isinstance(recipe, Recipe):
         recipe = get_recipe(str(method.recipe))
     _check_recipe(method, recipe, machine)
@@ -339,6 +349,12 @@ def fit(
         raise InputError(f"the features of {head} would not stay: leave +linear or `finetune` out")
     how = Finetune(finetune) if isinstance(finetune, str) else finetune
     return fit_finetuned(cohort, how, make, method.objective, recipe, **networks)
+
+
+def _aim(aim: Aim | None) -> Aim:
+    if aim is not None and aim not in get_args(Aim):
+        raise no_such("aim", aim, get_args(Aim))
+    return aim or "new-patients"
 
 
 def _recipe_name(recipe: str | Recipe | None, finetune: object) -> str | None:

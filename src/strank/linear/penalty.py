@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from strank.linear.calibration import LeftOut, left_out_of, temperature
 from strank.linear.design import Block, Design
 from strank.linear.objective import value_and_gradient
 from strank.linear.solver import descend
@@ -31,8 +32,14 @@ class PenaltyChoice:
 
     penalty: NDArray[np.float64]  #: chosen, ``[n_genes]``
     penalties: NDArray[np.float64]  #: compared, ``[n_penalties]``, largest first
-    #: negative log-likelihood of the held-out groups, in nats, ``[n_penalties, n_genes]``
-    held_out: NDArray[np.float64]
+    left_out: LeftOut  #: what each group says of each of them
+    #: what the scores of each gene are multiplied by for groups that were not seen, ``[n_genes]``
+    temperature: NDArray[np.float64]
+
+    @property
+    def held_out(self) -> NDArray[np.float64]:
+        """Negative log-likelihood of all groups, in nats, ``[n_penalties, n_genes]``."""
+        return self.left_out.total
 
 
 def choose_penalty(
@@ -51,29 +58,36 @@ def choose_penalty(
     penalties = np.sort(np.asarray(penalties, dtype=np.float64).ravel())[::-1].copy()
     if not (len(penalties) and np.isfinite(penalties).all() and penalties[-1] >= 0):
         raise ValueError("penalties must not be negative, and must be finite")
-    work = partial(_held_out, design, penalties)
-    held_out = np.concatenate(list(design.each_block(work, advance)), axis=1)
-    best = np.full(design.n_genes, held_out.sum(1).argmin()) if shared else held_out.argmin(0)
-    return PenaltyChoice(penalties[best], penalties, held_out)
+    work = partial(_left_out, design, penalties)
+    parts = list(design.each_block(work, advance))
+    left_out = LeftOut(*np.concatenate(parts, axis=-1))
+    choose = _best_for_all if shared else partial(np.argmin, axis=0)
+    best = choose(left_out.total)
+    return PenaltyChoice(penalties[best], penalties, left_out, temperature(left_out, choose))
 
 
-def _held_out(design: Design, penalties: NDArray[np.float64], block: Block) -> NDArray[np.float64]:
-    """Loss of all groups, each left out in its turn, ``[n_penalties, n_genes]``."""
+def _best_for_all(losses: NDArray[np.float64]) -> NDArray[np.intp]:
+    return np.full(losses.shape[1], losses.sum(1).argmin())
+
+
+def _left_out(design: Design, penalties: NDArray[np.float64], block: Block) -> NDArray[np.float64]:
+    """Leave every group out in turn; as `LeftOut` has it, ``[3, n_groups, n_penalties, n_genes]``."""
     paths = [_path(design, block, penalties, group) for group in range(design.n_groups)]
-    return torch.stack(paths).sum(0).cpu().numpy()
+    return torch.stack(paths, 1).cpu().numpy()
 
 
 def _path(design: Design, block: Block, penalties: NDArray[np.float64], left_out: int) -> Tensor:
-    """Loss of a group at each penalty, from the largest down, ``[n_penalties, n_genes]``."""
+    """Leave a group out at each penalty, from the largest down, ``[3, n_penalties, n_genes]``."""
     # Scale and axes, too, are those of the training groups alone.
     training = design.training(block, penalties[0], left_out)
     test = design.held_out(block, training, left_out)
-    axes, losses = torch.zeros_like(test.xtc), []
+    axes, found = torch.zeros_like(test.xtc), []
+    start = value_and_gradient(test, axes)[1]
     for penalty in penalties.tolist():
         problem = replace(training, penalty=torch.full_like(training.penalty, penalty))
         # Every fit starts from the one before, which is near.
         axes = descend(
             problem, axes, tolerance=_PATH_TOLERANCE, max_iterations=_PATH_ITERATIONS
         ).axes
-        losses.append(value_and_gradient(test, axes)[0])
-    return torch.stack(losses)
+        found.append(left_out_of(test, axes, start))
+    return torch.stack(found, 1)

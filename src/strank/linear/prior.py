@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter1d
 from torch import Tensor
 
+from strank.linear.calibration import temperature
 from strank.linear.design import Block, Design
 from strank.linear.penalty import PenaltyChoice, choose_penalty
 from strank.linear.solver import descend
@@ -45,9 +46,10 @@ def borrow(
     first = alone.penalties[pooled_choice(alone.held_out, counts)]
     given = design.with_prior(estimate_prior(design, first, advance=advance))
     together = choose_penalty(given, alone.penalties, advance=advance)
-    held_out = np.concatenate([alone.held_out, together.held_out])
-    best, n = pooled_choice(held_out, counts), len(alone.penalties)
-    choice = PenaltyChoice(alone.penalties[best % n], np.tile(alone.penalties, 2), held_out)
+    both, choose = alone.left_out.beside(together.left_out), partial(pooled_choice, counts=counts)
+    best, n = choose(both.total), len(alone.penalties)
+    penalties = np.tile(alone.penalties, 2)
+    choice = PenaltyChoice(penalties[best], penalties, both, temperature(both, choose))
     return given, choice, best >= n
 
 

@@ -146,13 +146,28 @@ def calibration_slope(
         own = np.asarray(scores[rows], dtype=np.float64) * (1.0 if slope is None else slope)
         spots = {"section": np.zeros(len(own)), "library_size": library_size[rows]}
         best = score_slope(own, counts[rows], **spots)
-        values, offset, observed = _centred(own, counts[rows], library_size[rows])
-        # Fisher's information about the slope; it knows nothing of where the counts lie.
-        information = _newton(np.zeros(values.shape[1]), values, offset, observed)[1]
-        known = information >= 1 / _STANDARD_ERROR**2
+        known = slope_information(own, counts[rows], **spots) >= 1 / _STANDARD_ERROR**2
+        values = _centred(own, counts[rows], library_size[rows])[0]
         known &= np.abs(best) * values.std(0) < _LONGEST * (1 - 1e-9)
         found.append(np.where(known, best, np.nan))
     return np.stack(found)
+
+
+def slope_information(
+    scores: NDArray,
+    counts: NDArray | sparse.csr_matrix,
+    *,
+    section: NDArray,
+    library_size: NDArray,
+) -> NDArray[np.float64]:
+    """Fisher's information about the slope of each gene, ``[n_genes]``, where there is no signal.
+
+    It knows nothing of where the counts lie.
+    """
+    counts = sparse.csr_matrix(counts)
+    parts = [_centred(scores[r], counts[r], library_size[r]) for r in rows_of(section)]
+    none = np.zeros(scores.shape[1])
+    return np.sum([_newton(none, *part)[1] for part in parts], axis=0)
 
 
 def score_slope(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from strank.cohort.folds import Aim, FoldUnit
 from strank.doors import checked
 from strank.encoders.config import Name, Strict
 from strank.errors import InputError
@@ -91,12 +92,21 @@ class _Method(Strict):
     library_size: bool
 
 
+class _Calibration(Strict):
+    aim: Aim
+    left_out: FoldUnit | None
+    n_left_out: _Count
+    size: bool
+    told: str
+
+
 class _Provenance(_Open):
     method: _Method = Field(default_factory=_Method.model_construct)
     sections: dict[str, _Section] = {}
     spot_pitch_um: _Positive = 1.0
     spot_diameter_um: _Positive = 1.0
     networks: list[dict[str, Any]] = []
+    calibration: _Calibration | None = None
     strank_version: str = ""
 
 

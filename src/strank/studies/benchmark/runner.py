@@ -118,7 +118,7 @@ def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> None:
     train = {name: sections[name] for name in task.fold.development}
     panel = _panel(cohort, protocol, task)
     how: dict[str, Any] = {"encoder": task.encoder, "seed": cell.seed}
-    how["validation"] = task.fold.validation
+    how |= {"aim": task.fold.aim, "validation": task.fold.validation}
     # A user's own random numbers must not be touched, nor decide anything.
     with torch.random.fork_rng():
         predict = fit_method(cell.method, train, panel, **how)
