@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_the_model_is_the_regressor(cohort, model):
     assert model.provenance["penalty_choice"] == "leave one patient out"
     np.testing.assert_allclose(model.panel["penalty"], regressor.penalty_)
     for name, adata in cohort.items():
-        expected = regressor.predict(adata.obsm["mine"])
+        expected = regressor.predict(adata.obsm["mine"]) * regressor.choice_.temperature
         got = model.predict(adata).X
         np.testing.assert_allclose(got, expected - expected.mean(0), atol=1e-5)
         assert section[0] == "A1"
@@ -184,13 +185,46 @@ def test_spots_without_counts_have_no_exposure_and_are_left_out(cohort):
         fit(train, encoder="mine", genes=["G0"])
 
 
-def test_with_two_patients_sections_are_left_out_and_said(section_of):
+def test_what_is_left_out_is_what_the_scores_are_for(section_of):
     names = {"A1": "A", "A2": "A", "B1": "B"}
     cohort = {name: section_of(name, patient=patient) for name, patient in names.items()}
     model = fit(cohort, encoder="mine", n_genes=None)
-    assert model.provenance["penalty_choice"] == "leave one section out"
+    assert model.provenance["penalty_choice"] == "leave one patient out"
+    told = model.provenance["calibration"]
+    assert told["size"]
+    assert told["told"].startswith("scores are log fold changes for new patients: ")
+    assert "each of 2 patients left out" in told["told"]
+    known = fit(cohort, encoder="mine", n_genes=None, aim="known-patients")
+    assert known.provenance["penalty_choice"] == "leave one section out"
+    assert "for known patients" in known.provenance["calibration"]["told"]
+    assert "each of 3 sections left out" in known.provenance["calibration"]["told"]
+    assert (known.panel["temperature"] != model.panel["temperature"]).any()
     assert len(model.panel) == 6
     assert model.provenance["panel_choice"].startswith("all that vary")
+
+
+def test_a_model_of_one_patient_says_that_it_shows_order_not_size(section_of, tmp_path):
+    cohort = {name: section_of(name, patient="A") for name in ("A1", "A2")}
+    model = fit(cohort, encoder="mine", n_genes=None)
+    model.save(tmp_path / "model")
+    told = RankModel.load(tmp_path / "model").provenance["calibration"]
+    assert not told["size"]
+    assert told["told"].startswith("scores show order, not size, on new patients: a model of one")
+    assert "Scores show order, not size, on new patients" in model.card()
+    predicted = json.loads(model.predict(cohort["A1"]).uns["strank_model"])
+    assert predicted["calibration"] == told
+    # Of the patient's own sections its size is known.
+    assert fit(cohort, encoder="mine", aim="known-patients").provenance["calibration"]["size"]
+    for alone in (
+        fit({"A1": cohort["A1"]}, encoder="mine"),
+        fit(cohort, encoder="mine", penalty=9),
+    ):
+        assert "no section was left out" in alone.provenance["calibration"]["told"]
+        assert not alone.provenance["calibration"]["size"]
+    with pytest.raises(
+        InputError, match=r"no aim 'new'; choose one of .*\(did you mean new-patients"
+    ):
+        own(cohort, aim="new")
 
 
 def test_genes_borrow_if_asked(section_of):

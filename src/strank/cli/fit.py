@@ -93,6 +93,15 @@ _Penalty = Annotated[
         help="L2 penalty in counts; chosen by leaving patients (or sections) out if not given.",
     ),
 ]
+_AimOf = Annotated[
+    str | None,
+    typer.Option(
+        "--aim",
+        rich_help_panel=_EXACT,
+        help="Whose sections the scores are for: `new-patients` (as if not given), by patients "
+        "left out, or `known-patients`, other sections of these, by sections left out.",
+    ),
+]
 _Borrow = Annotated[
     bool,
     typer.Option(
@@ -149,6 +158,7 @@ def fit(
     finetune: _Finetune = None,
     micro_batch: _MicroBatch = None,
     penalty: _Penalty = None,
+    aim: _AimOf = None,
     library_size: LibrarySize = True,
     borrow: _Borrow = False,
     max_memory: _MaxMemory = 4.0,
@@ -192,7 +202,7 @@ def fit(
     options |= {"n_genes": None if genes == "all" else int(genes), "encoder": encoder}
     options |= {"union": union, "library_size": library_size, "verbose": True}
     if method.is_exact:
-        options |= {"penalty": penalty, "borrow": borrow, "max_memory": max_memory}
+        options |= {"penalty": penalty, "aim": aim, "borrow": borrow, "max_memory": max_memory}
         model = fit(train, **options)
         model.save(output)
         _finish(model, output, as_json, *_told_of_solver(model, penalty))
@@ -234,7 +244,10 @@ def _told_of_solver(model: RankModel, penalty: float | None) -> list[str]:
         how += f" (median {panel['penalty'].median():g} counts)"
     if "borrows" in panel and panel["borrows"].any():
         how += f"; {panel['borrows'].sum()} genes borrow"
-    return [how]
+    if not facts["calibration"]["size"]:
+        note(facts["calibration"]["told"])
+        return [how]
+    return [how, f"Scores: {facts['calibration']['told']}."]
 
 
 def _train(train: Mapping[str, AnnData], output: Path, as_json: bool, **options: Any) -> None:

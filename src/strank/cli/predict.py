@@ -98,8 +98,10 @@ def predict_command(
     drawn = _genes_to_draw(list(trained.panel.index), split_names(genes))
     eyes, _ = on_gpu(encoder_of(trained, encoder=encoder, weights=weights))
     scorer = Scorer(trained, eyes, stride, model)
-    if scorer.warning:
-        note(scorer.warning)
+    calibration = trained.provenance.get("calibration") or {}
+    for text in (scorer.warning, None if calibration.get("size", True) else calibration["told"]):
+        if text:
+            note(text)
     exports = {"geojson": geojson, "spatialdata": spatialdata}
     named, told = named_subjects(slides, output), (mpp, mpp_override)
     if len(slides) == 1:

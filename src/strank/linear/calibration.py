@@ -38,9 +38,7 @@ class LeftOut:
     Each ``[n_groups, n_candidates, n_genes]``.
     """
 
-    loss: NDArray[
-        np.float64
-    ]  #: list loss of the group, in nats, up to a constant of group and gene
+    loss: NDArray[np.float64]  #: list loss of the group, in nats, up to a constant
     slope: NDArray[np.float64]  #: factor of the scores that has the lowest loss
     information: NDArray[np.float64]  #: about the slope, the inverse of a variance
 

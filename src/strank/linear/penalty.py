@@ -71,7 +71,7 @@ def _best_for_all(losses: NDArray[np.float64]) -> NDArray[np.intp]:
 
 
 def _left_out(design: Design, penalties: NDArray[np.float64], block: Block) -> NDArray[np.float64]:
-    """Leave every group out in turn; as `LeftOut` has it, ``[3, n_groups, n_penalties, n_genes]``."""
+    """Leave every group out; as `LeftOut` has it, ``[3, n_groups, n_penalties, n_genes]``."""
     paths = [_path(design, block, penalties, group) for group in range(design.n_groups)]
     return torch.stack(paths, 1).cpu().numpy()
 

@@ -60,6 +60,10 @@ def model_card(
             "Scores the relative expression of genes in spots of H&E-stained tissue, from image "
             "features: the natural log of a gene's rate, up to a constant of each section and gene."
         ),
+        "What a difference of scores means": _escaped(
+            (provenance.get("calibration") or {"told": "not recorded"})["told"]
+        ).capitalize()
+        + ".",
         "What it was trained on": _training(provenance),
         "Image features": _table(["fact", "value"], encoder.items()),
         "Genes": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,21 @@ def map_layers(predictions: AnnData, section: AnnData | None = None) -> list[Map
     genes = predictions.var_names
     predicted = MapLayer(
         "predicted",
-        "log relative expression",
+        _label(predictions),
         np.asarray(predictions.obsm["spatial"]),
         float(predictions.uns["strank"]["stride_um"]),
         np.asarray(predictions.X, dtype=np.float64),
         genes,
     )
     return [predicted] if section is None else [_observed(section, genes), predicted]
+
+
+def _label(predictions: AnnData) -> str:
+    """Say what the colours of a prediction are, as its model knows them for new patients."""
+    model = json.loads(predictions.uns.get("strank_model", "{}"))
+    if (model.get("calibration") or {"size": True})["size"]:
+        return "log relative expression"
+    return "score: order only, no fold changes"
 
 
 def _observed(section: AnnData, genes: pd.Index) -> MapLayer:
