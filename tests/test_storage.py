@@ -138,6 +138,15 @@ def test_an_error_in_any_write_is_said_and_leaves_the_old_file(tmp_path, monkeyp
     assert path.read_bytes() == whole
 
 
+def test_who_writes_may_close_the_file(tmp_path):
+    with new_file(tmp_path / "x") as part, io.TextIOWrapper(part, "utf-8") as text:
+        text.write("one")
+    with new_file(tmp_path / "y") as part:
+        part.write(b"two")
+        part.close()
+    assert [(tmp_path / name).read_text() for name in "xy"] == ["one", "two"]
+
+
 def test_an_error_that_the_writer_swallows_is_said(tmp_path, monkeypatch):
     """As HDF5 does, when a file is closed by its destructor."""
     path = tmp_path / "file"

@@ -57,7 +57,7 @@ def new_file(path: Path, *, seal: bool = False) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         tidy(path)
         part, file = _begin(path, _Part)
-        buffered = io.BufferedRandom(file, _BUFFER)
+        buffered = _Buffered(file, _BUFFER)
     try:
         try:
             yield cast(BinaryIO, buffered)
@@ -76,6 +76,13 @@ def new_file(path: Path, *, seal: bool = False) -> Iterator[BinaryIO]:
         file.shut()
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+class _Buffered(io.BufferedRandom):
+    """What a text wrapper, say, may close before the end of the file under way."""
+
+    def close(self) -> None:
+        self.flush()
 
 
 class _Part(io.RawIOBase):
