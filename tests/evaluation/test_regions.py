@@ -180,7 +180,6 @@ def test_the_class_of_every_qupath_and_of_what_went_through_tables(tmp_path, pro
         ("classification", {"name": False, "names": [True]}),
         ("classification", '{"name": true}'),
         ("name", [["a"], True]),
-        ("label", json.loads("[" * 150 + "]" * 150)),
     ],
 )
 def test_what_is_no_class_is_told_with_feature_and_field(tmp_path, field, value):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +28,7 @@ from strank.cohort.training_set import (
 )
 from strank.errors import InputError
 from strank.functional.groups import centre_within, deal, rows_of
-from strank.linear.calibration import LEAST, LeftOut, temperature
+from strank.linear.calibration import LEAST, LeftOut, lowest, temperature
 from strank.linear.design import few_threads
 from strank.linear.exact import Solution, Status
 from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES
@@ -138,9 +137,8 @@ def solve_poisson(data: TrainingData, options: ExactOptions) -> ExactFit:
         held = None
     else:
         left_out = LeftOut(*np.stack([_pooled_path(data, kept, options) for kept in rows], 1))
-        best = partial(np.argmin, axis=0)
-        chosen = np.asarray(_POOLED_PENALTIES)[best(left_out.total)]
-        held = temperature(left_out, best)
+        chosen = np.asarray(_POOLED_PENALTIES)[lowest(left_out.total)]
+        held = temperature(left_out, lowest)
     fitted = _pooled(data, np.ones(len(data.section), dtype=bool), chosen, options)
     return _fit_of(fitted, held, None if rows else _not_chosen(options))
 
@@ -353,7 +351,7 @@ _ELSEWHERE = "elsewhere differences were 1.8 times (C to B) and 9 times (B and C
 def _calibration(solved: ExactFit, aim: Aim, unit: str, n_groups: int) -> dict[str, Any]:
     """Say what a difference of its scores means, and for whom: its size, or its order only."""
     held, whom = solved.table.get("temperature"), aim.replace("-", " ")
-    known = {"aim": aim, "left_out": None, "n_left_out": 0, "size": False}
+    known: dict[str, Any] = {"aim": aim, "left_out": None, "n_left_out": 0, "size": False}
     if held is None:
         why = "no section was left out to learn their size from"
         if "penalty" not in solved.table:

@@ -261,7 +261,7 @@ def fit_networks(
     mean = heads[0] if len(heads) == 1 else MeanHead.of(heads)
     if with_linear:
         options = ExactOptions(verbose=verbose)
-        panel = {"n_genes": None, "genes": list(plan.panel), "union": union}
+        panel: dict[str, Any] = {"n_genes": None, "genes": list(plan.panel), "union": union}
         exact = fit_exact(cohort, solve_list, options, method=method, encoder=encoder, **panel)
         mean = MeanHead.of([mean, exact.head])
     novelty = fit_novelty(plan.data.features, plan.data.group)

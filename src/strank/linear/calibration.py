@@ -71,6 +71,11 @@ def left_out_of(problem: Problem, axes: Tensor, start: Tensor) -> Tensor:
     return torch.stack([loss, now, information])
 
 
+def lowest(losses: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Choose the candidate of lowest loss, for each gene by itself."""
+    return losses.argmin(0)
+
+
 def temperature(left_out: LeftOut, choose: Choose) -> NDArray[np.float64]:
     """Find what the scores of each gene are multiplied by for groups not seen, ``[n_genes]``.
 
@@ -82,7 +87,7 @@ def temperature(left_out: LeftOut, choose: Choose) -> NDArray[np.float64]:
     Two groups of which either has half of what the scores say:
 
     >>> one = np.ones((2, 1, 3))
-    >>> temperature(LeftOut(0 * one, 0.5 * one, 1e6 * one), lambda losses: losses.argmin(0))
+    >>> temperature(LeftOut(0 * one, 0.5 * one, 1e6 * one), lowest)
     array([0.5, 0.5, 0.5])
     """
     genes = np.arange(left_out.loss.shape[2])

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from strank.linear.calibration import LeftOut, left_out_of, temperature
+from strank.linear.calibration import LeftOut, left_out_of, lowest, temperature
 from strank.linear.design import Block, Design
 from strank.linear.objective import value_and_gradient
 from strank.linear.solver import descend
@@ -61,7 +61,7 @@ def choose_penalty(
     work = partial(_left_out, design, penalties)
     parts = list(design.each_block(work, advance))
     left_out = LeftOut(*np.concatenate(parts, axis=-1))
-    choose = _best_for_all if shared else partial(np.argmin, axis=0)
+    choose = _best_for_all if shared else lowest
     best = choose(left_out.total)
     return PenaltyChoice(penalties[best], penalties, left_out, temperature(left_out, choose))
 
