@@ -207,16 +207,15 @@ def fit(
         model.save(output)
         _finish(model, output, as_json, *_told_of_solver(model, penalty))
         return
-    both = {"patience": patience, "max_epochs": epochs}
-    given: dict[str, Any] = {name: value for name, value in both.items() if value is not None}
-    if given:
+    both: dict[str, Any] = {"patience": patience, "max_epochs": epochs}
+    if given := {name: value for name, value in both.items() if value is not None}:
         options["recipe"] = replace(get_recipe(str(method.recipe)), **given)
     if finetune:
         from strank.neural.finetune import Finetune
 
         options["finetune"] = Finetune(finetune, micro_batch=micro_batch)
-    workers = workers if finetune else 0
-    machine = Machine("auto", devices, nodes, precision, workers, wandb=wandb)  # type: ignore[arg-type]
+    how = devices, nodes, precision, workers if finetune else 0
+    machine = Machine("auto", *how, wandb=wandb)  # type: ignore[arg-type]
     options |= {"validation": split_names(validation), "seed": seed, "machine": machine}
     _train(train, output, as_json, resume=resume, **options)
 

@@ -329,8 +329,7 @@ def fit(
         options = ExactOptions(penalty, borrow, 4.0 if max_memory is None else max_memory, verbose)
         panel |= {"aim": _aim(aim), "union": union}
         return fit_exact(cohort, method.solver, options, method=method.facts, **panel)
-    if not isinstance(recipe, Recipe):
-        recipe = get_recipe(str(method.recipe))
+    recipe = recipe if isinstance(recipe, Recipe) else get_recipe(str(method.recipe))
     _check_recipe(method, recipe, machine)
     if recipe.published:
         _check_as_published(method, finetune, validation)
