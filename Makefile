@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture lint format clean
+.PHONY: help demo test torture fuzz lint format clean
 
 help:
 	@echo "make demo    simulate a small cohort and run import, embed, fit, evaluate and predict"
 	@echo "make test    run the tests (FAST=1 without the slow ones, PYTEST_ARGS='-k name' for some)"
 	@echo "make torture let every single write of every command fail, in six ways (hours)"
+	@echo "make fuzz    read N=5000 changed inputs of every kind (hours)"
 	@echo "make lint    linters, type check and import contract"
 	@echo "make format  format the code"
 
@@ -27,6 +28,9 @@ test: $(VENV)/.dev
 
 torture: $(VENV)/.dev
 	TORTURE=1 $(BIN)/pytest tests/torture -s $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/torture/fuzz.py --n $(or $(N),5000) --seed $(or $(SEED),0)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

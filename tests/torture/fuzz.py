@@ -481,7 +481,7 @@ def _one_fork(kind: Any, folder: Path, plan: range, seed: int) -> Iterator[list[
     held, begun = b"", [plan.start, "", "begun", "", 0]
     hung = False
     while True:
-        ready, *_ = select.select([receiving], [], [], SECONDS + 15)
+        ready, *_ = select.select([receiving], [], [], 1.5 * SECONDS)
         if not ready:
             hung = True
             os.kill(child, signal.SIGKILL)
@@ -552,6 +552,25 @@ def _walk(run: Any, path: str, most: int, seconds: float) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
 
 
+def read_broken(folder: Path, out: Path) -> None:
+    """Whatever can go wrong, by what the input is, to try the fuzzer itself."""
+    from strank.errors import InputError
+
+    how = zlib.crc32((folder / "patients.csv").read_bytes()) % 6
+    if how == 0:
+        os.abort()
+    if how == 1:
+        # As C code that does not return.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        time.sleep(100)
+    if how == 2:
+        bytearray(BYTES + 2**28)
+    if how == 3:
+        raise KeyError("a bug")
+    if how == 4:
+        raise InputError("something is wrong")
+
+
 def prepare(root: Path, names: list[str]) -> dict[str, Path]:
     """Make the seeds in a process of their own, lest this one has threads."""
     sys.path.insert(0, str(HERE))
@@ -590,16 +609,24 @@ def import_all(walker: Any) -> None:
     hdf5_guard.run_walk = walker
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default="")
     parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--patience", type=float, default=SECONDS, help="of one input")
+    parser.add_argument("--list", action="store_true")
     given = parser.parse_args()
     sys.path.insert(0, str(HERE))
     import seeds
 
+    globals()["SECONDS"] = given.patience
+    if given.list:
+        print("\n".join(seeds.KINDS))
+        return 0
+    if "broken" in given.kinds:
+        seeds.kind("broken", seeds.make_patients, "*.csv")(read_broken)
     names = [name for name in given.kinds.split(",") if name] or list(seeds.KINDS)
     place = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
     root = Path(tempfile.mkdtemp(prefix="strank-fuzz-", dir=place))
@@ -607,6 +634,7 @@ def main() -> None:
         walker = Walker()
         folders = prepare(root, names)
         import_all(walker)
+        n_wrong = 0
         for name in names:
             kind, started = seeds.KINDS[name], time.monotonic()
             counts: Counter[str] = Counter()
@@ -615,13 +643,15 @@ def main() -> None:
             ):
                 counts[what] += 1
                 if what not in ("accepted", "refused"):
+                    n_wrong += 1
                     print(json.dumps([name, i, file, what, told, seconds]), flush=True)
             took = round(time.monotonic() - started, 1)
             total = {"kind": name, "n": counts.total(), "seconds": took, **counts}
             print(json.dumps(total), flush=True)
+        return min(n_wrong, 1)
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

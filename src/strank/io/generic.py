@@ -35,6 +35,7 @@ from strank.io.sections import (
     open_measured,
     patient_of,
 )
+from strank.io.tables import check_unique
 from strank.slides.slide import check_image, open_told
 
 _RAW = "raw"  # as a layer: the slot .raw, where no layer is so called
@@ -318,6 +319,7 @@ def object_spots(adata: AnnData, path: Path) -> pd.DataFrame:
     wrong = ~np.isfinite(positions[:, :2]).all(1)
     if wrong.any():
         raise InputError(f"{path}: position of spot {some(adata.obs_names[wrong])} is not finite")
+    check_unique(adata.obs_names, f"{path}: spot")
     spots = adata.obs.assign(x=positions[:, 0], y=positions[:, 1])
     if positions_twice(spots):
         raise InputError(

@@ -86,7 +86,7 @@ def _read_facts(path: Path) -> tuple[Any, Any, NDArray[np.float64], pd.Index, di
         images, coords = file["img"], file["coords"]
         corners = np.asarray(coords[:], dtype=np.float64)
         names = decoded(np.asarray(file["barcode"][:]).ravel())
-        return images.shape, images.dtype, corners, names, {**images.attrs, **coords.attrs}
+        return images.shape or (), images.dtype, corners, names, {**images.attrs, **coords.attrs}
 
 
 def image_file(path: Path, section: str, folder: Path | str | None) -> Path:

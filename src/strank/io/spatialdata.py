@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from strank.cohort.store import check_matrices
 from strank.errors import InputError, said_by, some
+from strank.files import read_json
 from strank.io.generic import (
     measured_um,
     object_counts,
@@ -22,6 +24,13 @@ from strank.io.generic import (
 )
 from strank.io.patches import BAND, image_file, write_tiff
 from strank.io.sections import Patients
+from strank.io.tables import check_unique
+
+_ZARR = ("zarr.json", ".zarray", ".zmetadata")
+# Keys of metadata that name no array.
+_LEVELS = ("consolidated_metadata", "metadata")
+# What a folder may ask for: so many times its size, and what small ones may.
+_TIMES, _SMALL = 100, 2**26
 
 
 def read_spatialdata(
@@ -87,9 +96,15 @@ def read_spatialdata(
     adata = data.tables[_only(data.tables, table, path, "table")].copy()
     check_matrices(adata, path)
     patient = object_patient(adata, section, patient, patients)
-    element, rows = _annotated(data, adata, path)
     chosen = None if _is_file(image, data, path) else _only(data.images, image, path, "image")
-    centres = _centres(element, None if chosen is None else data.images[chosen], path)
+    try:
+        element, rows = _annotated(data, adata, path)
+        centres = _centres(element, None if chosen is None else data.images[chosen], path)
+    except InputError:
+        raise
+    except Exception as error:  # each of the libraries has its own kinds
+        raise _damaged(path, error) from error
+    check_unique(centres.index, f"{path}: instance")
     absent = rows[~rows.isin(centres.index)]
     if len(absent):
         raise InputError(f"{path}: the table annotates {some(absent)}, which the element lacks")
@@ -127,10 +142,40 @@ def _open_zarr(path: Path) -> Any:
 
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; a SpatialData zarr is one")
+    _check_arrays(path)
     try:
         return spatialdata.read_zarr(path)
     except Exception as error:  # zarr, ome-zarr and pyarrow raise many kinds for a damaged store
         raise _damaged(path, error) from error
+
+
+def _check_arrays(path: Path) -> None:
+    """Refuse arrays of far more than the folder can hold; those of images are read by chunks."""
+    held = [file for file in path.rglob("*") if file.is_file()]
+    most = _SMALL + _TIMES * sum(file.stat().st_size for file in held)
+    asked = 0
+    for file in held:
+        if file.name in _ZARR:
+            asked += _asked(read_json(file), file.parent.relative_to(path).as_posix())
+    # Each is described twice where all of them are described at the top, too.
+    if asked > 2 * most:
+        raise InputError(
+            f"{path}: asks for {asked / 2e9:.3g} GB of memory, by a small folder; write it again"
+        )
+
+
+def _asked(node: Any, where: str) -> int:
+    """Bytes of the arrays that metadata describe, or of a chunk of those that are images."""
+    if not isinstance(node, dict):
+        return 0
+    sizes = node.get("shape")
+    if isinstance(sizes, list) and where.startswith(("images", "labels")):
+        grid = node.get("chunk_grid", node)
+        grid = grid.get("configuration", grid) if isinstance(grid, dict) else {}
+        sizes = grid.get("chunk_shape", grid.get("chunks")) if isinstance(grid, dict) else None
+    if isinstance(sizes, list):
+        return 8 * math.prod(abs(n) for n in sizes if isinstance(n, int))
+    return sum(_asked(part, where if name in _LEVELS else name) for name, part in node.items())
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
@@ -184,6 +229,13 @@ def _centres(element: Any, image: Any | None, path: Path) -> pd.DataFrame:
     return pd.DataFrame(positions, index=index, columns=["x", "y"])
 
 
+def _computed(block: Any, path: Path) -> Any:
+    try:
+        return block.compute()
+    except Exception as error:  # each codec has its own kinds
+        raise _damaged(path, error) from error
+
+
 def _write_image(image: Any, file: Path, um_per_pixel: float, path: Path) -> None:
     """Write the full resolution of an image, RGB, a band at a time."""
     # Several scales are a tree of images, one scale is an image.
@@ -200,7 +252,7 @@ def _write_image(image: Any, file: Path, um_per_pixel: float, path: Path) -> Non
     bands: Iterator[NDArray[np.uint8]] = (
         block[y : y + BAND]
         for top in range(0, height, step)
-        for block in [array[top : top + step].compute()]
+        for block in [_computed(array[top : top + step], path)]
         for y in range(0, len(block), BAND)
     )
     write_tiff(file, bands, (width, height), um_per_pixel)
