@@ -110,9 +110,11 @@ def write_matrix(folder: Path, head: bytes = b"2 3 1\n1 1 4\n") -> Path:
 def test_a_matrix_says_what_stands_beside_it(tmp_path):
     assert read_matrix(write_matrix(tmp_path / "m")).counts.toarray().tolist()[0] == [4, 0]
     for head, message in {
-        b"2 3 100000000000\n1 1 4\n": "matrix.mtx: truncated: 100,000,000,000 numbers in 6 bytes",
+        b"2 3 100000000000\n1 1 4\n": "matrix.mtx: 100,000,000,000 numbers in its head, 1 below",
         b"100000 100000 1\n1 1 4\n": "m: the matrix is 100000 x 100000, but there are 2 features",
         b"2 3 1\n5 1 4\n": "m: ",
+        b"2 3 1\n0 1 4\n": "m: not a readable 10x matrix",
+        b"2 3 1\n1 1 x\n": "m: not a readable 10x matrix",
         b"2 3 x\n": "m: not a readable 10x matrix",
     }.items():
         with pytest.raises(InputError, match=message):
@@ -189,6 +191,48 @@ def test_hdf5_that_is_more_than_its_data(tmp_path, trap):
     for read in (read_h5ad, read_matrix, lambda path: open_hdf5(path, "X").__enter__()):
         with pytest.raises(InputError, match=told):
             read(path)
+
+
+def test_a_string_of_four_gigabytes_in_a_small_file(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["encoding-version"] = "0.1.0"
+    whole = bytearray(path.read_bytes())
+    # The length of the string stands before the address of its text.
+    at = whole.index(b"\x05\x00\x00\x00", whole.index(b"encoding-version"))
+    whole[at : at + 4] = b"\xf0\xff\xff\xff"
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match=r"a.h5: asks for more memory than a file of its size"):
+        hdf5_guard.check_hdf5(path)
+
+
+@pytest.mark.parametrize("slot", ["obs", "var"])
+def test_a_column_without_values(tmp_path, slot):
+    path = tmp_path / "a.h5ad"
+    anndata.AnnData(
+        np.eye(3, dtype=np.float32), pd.DataFrame({"section": [1, 2, 3]}, ["a", "b", "c"])
+    ).write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        frame = file[slot]
+        frame.attrs["column-order"] = np.array(["section"], "O")
+        if "section" in frame:
+            del frame["section"]
+        frame["section"] = h5py.Empty("f")
+        frame["section"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    with pytest.raises(InputError, match=rf'a.h5ad: {slot}\["section"\] has no values'):
+        read_h5ad(path)
+
+
+def test_a_matrix_that_is_no_array(tmp_path):
+    path = tmp_path / "a.h5ad"
+    anndata.AnnData(sparse.csr_matrix(np.eye(3, dtype=np.float32))).write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        attributes = dict(file["X/data"].attrs)
+        del file["X/data"]
+        file["X/data"] = h5py.Empty("f")
+        file["X/data"].attrs.update(attributes)
+    with pytest.raises(InputError, match=r"a.h5ad: X is damaged|a.h5ad: not a readable"):
+        read_h5ad(path)
 
 
 @pytest.mark.parametrize(
@@ -322,3 +366,13 @@ def test_a_parquet_of_a_billion_rows(tmp_path, monkeypatch):
     pd.DataFrame({"a": np.zeros(10**6)}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"a.parquet: 1,000,000 rows in a small file"):
         read_table(tmp_path / "a.parquet", ["a"])
+
+
+def test_a_group_whose_names_cannot_be_listed(tmp_path):
+    """anndata looks its members up by name, and in some of these HDF5 never comes back."""
+    path = tmp_path / "a.h5ad"
+    with h5py.File(path, "w", libver="earliest") as file:
+        file["X"], file["obs"] = np.eye(3), np.eye(3)
+    path.write_bytes(path.read_bytes().replace(b"SNOD", b"SNOX"))
+    with pytest.raises(InputError, match=r"a.h5ad: / is damaged \(its members cannot be listed\)"):
+        read_h5ad(path, backed="r")

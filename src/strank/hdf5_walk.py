@@ -19,12 +19,18 @@ _OTHERS_TO_TELL: tuple[type[Exception], ...] = (
     *(ArithmeticError, AttributeError, SystemError),
 )
 _BLOCK = 2**24
+# Names that readers ask for, there or not.
+_LOOKED_UP = (
+    *("X", "obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns", "raw", "_index"),
+    *("__categories", "categories", "codes", "data", "indices", "indptr", "shape", "matrix"),
+    *("features", "barcodes", "barcode", "img", "coords", "embeddings", "spatial", "strank"),
+)
 # A string is an object of Python, whatever its length.
 _STRING = 100
 # Of HDF5 itself, LZF of h5py, and those of hdf5plugin that others write AnnData with.
 _FILTERS = {*range(1, 7), 32000, 32001, 32004, 32008, 32015, 32026}
 # For the libraries themselves, and a chunk of any size that can be.
-_ROOM = 2 * 2**30
+_ROOM = 2**30
 
 
 class Refused(Exception):
@@ -93,7 +99,11 @@ def _read_attributes(thing: Any) -> None:
 def _members(group: Any) -> Iterator[Any]:
     import h5py
 
-    for name in _tried(list, group) or []:
+    names = _tried(list, group)
+    if names is None:
+        raise Refused(f"{_shown(group)} is damaged (its members cannot be listed)")
+    # By name they are looked up in another way, which is damaged in ways of its own.
+    for name in {*names, *_LOOKED_UP}:
         link = _tried(group.get, name, getlink=True)
         if isinstance(link, h5py.ExternalLink):
             raise Refused(f"{_shown(group, name)} lies in another file; copy it into this one")
@@ -136,10 +146,12 @@ def _read(data: Any) -> None:
 
 
 def _tried(read: Callable[..., Any], *given: Any, **options: Any) -> Any:
-    """Read something; ``None`` of what cannot be read."""
+    """Read something; ``None`` of what cannot be read, but for lack of memory."""
     try:
         return read(*given, **options)
-    except _OTHERS_TO_TELL:
+    except _OTHERS_TO_TELL as error:
+        if "allocat" in str(error):
+            raise MemoryError from error
         return None
 
 

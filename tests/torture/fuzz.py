@@ -564,7 +564,7 @@ def read_broken(folder: Path, out: Path) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
         time.sleep(100)
     if how == 2:
-        bytearray(BYTES + 2**28)
+        bytearray(2 * BYTES)
     if how == 3:
         raise KeyError("a bug")
     if how == 4:
@@ -616,12 +616,13 @@ def main() -> int:
     parser.add_argument("--kinds", default="")
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--patience", type=float, default=SECONDS, help="of one input")
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="for one input")
     parser.add_argument("--list", action="store_true")
     given = parser.parse_args()
     sys.path.insert(0, str(HERE))
     import seeds
 
-    globals()["SECONDS"] = given.patience
+    globals().update(SECONDS=given.patience, BYTES=int(given.gigabytes * 2**30))
     if given.list:
         print("\n".join(seeds.KINDS))
         return 0

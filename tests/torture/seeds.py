@@ -583,7 +583,7 @@ def read_regions(folder: Path, out: Path) -> None:
     _, pixels = square_grid()
     spots = anndata.AnnData(np.zeros((N_SPOTS, 1)), obsm={"spatial": pixels})
     regions, left_out = find_regions(spots, folder / "r.geojson")
-    choose_pair(regions, None, source="r.geojson", left_out=left_out)
+    choose_pair(regions, None, source=str(folder / "r.geojson"), left_out=left_out)
     assert all(inside.shape == (N_SPOTS,) for inside in regions.values()), "shape"
 
 

@@ -45,6 +45,6 @@ def test_some_inputs_of_every_kind():
 @pytest.mark.slow
 def test_what_goes_wrong_is_told():
     """Inputs of kinds that crash, hang, take memory, raise, and lie about what they read."""
-    found = run("--kinds", "broken", "--n", "30", "--patience", "2")
+    found = run("--kinds", "broken", "--n", "20", "--patience", "4", "--gigabytes", "0.2")
     told = {line[3] for line in found if isinstance(line, list)}
     assert told == {"crash", "hang", "memory", "traceback", "nameless"}

@@ -152,6 +152,10 @@ def read_h5ad(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
         raise InputError(
             f"{path}: not a readable .h5ad file ({said_by(error)}); copy or write it again"
         ) from error
+    for slot, table in {"obs": adata.obs, "var": adata.var}.items():
+        for name, column in table.items():
+            if len(column) and isinstance(column.iloc[0], h5py.Empty):
+                raise InputError(f'{path}: {slot}["{name}"] has no values; write the file again')
     if backed is None:
         check_matrices(adata, path)
     return adata
@@ -168,9 +172,13 @@ def check_matrices(adata: AnnData, path: Path) -> None:
 
 def check_matrix(values: Any, slot: str) -> None:
     """Refuse one that is no matrix of numbers; ``slot`` names file and place."""
+    parts = [getattr(values, name, None) for name in ("data", "indices", "indptr")]
+    is_sparse = hasattr(values, "check_format")
+    if not all(isinstance(part, np.ndarray) for part in (parts if is_sparse else [values])):
+        raise InputError(f"{slot} is damaged (it is no array); write the file again")
     if values.dtype.kind not in "biuf":
         raise InputError(f"{slot} holds {values.dtype}, not numbers; write the file again")
-    if not hasattr(values, "check_format"):
+    if not is_sparse:
         return
     if {values.indices.dtype.kind, values.indptr.dtype.kind} != {"i"}:
         raise InputError(f"{slot} is damaged (its indices are no integers); write the file again")

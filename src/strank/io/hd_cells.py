@@ -122,7 +122,8 @@ def _read_centres(path: Path) -> pd.DataFrame:
         names = pd.Index([f"cellid_{int(f['properties']['cell_id']):09}-1" for f in found])
         outlines = np.array([shape(f["geometry"]) for f in found], object)
         drawn = ~shapely.is_empty(outlines)
-        pixels = shapely.get_coordinates(shapely.centroid(outlines[drawn]))
+        centres = shapely.centroid(outlines[drawn])
+        pixels = np.column_stack([shapely.get_x(centres), shapely.get_y(centres)])
     except (*_DAMAGE, shapely.errors.ShapelyError) as error:
         raise InputError(
             f"{path}: not the outlines of cells, a GeoJSON with a cell_id each "

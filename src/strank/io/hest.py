@@ -251,7 +251,7 @@ def _positive(facts: Mapping[str, Any], key: str) -> float:
     """Take a number from the metadata, 0 for what is none."""
     try:
         number = float(facts.get(key, 0))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0
     return number if 0 < number < np.inf else 0.0
 

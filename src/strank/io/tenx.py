@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.io import mmread
 
 from strank.cohort.contract import FLOAT32_COUNTS, dtype_of_counts
 from strank.cohort.names import clean_names
@@ -35,7 +34,8 @@ _PARTS = tuple(
     for packed in ("", ".gz")
 )
 _MOST_MEMBERS = 1000
-_LONGEST_LINE, _ENTRY_BYTES = 2**16, 5
+# Of Matrix Market: a line of its head, how many times it becomes its size, entries at a time.
+_LONGEST_LINE, _MTX_TIMES, _ENTRIES = 2**16, 25, 2**20
 # Tables of one run lack a few barcodes at most.
 _MOST_UNPLACED = 0.1
 
@@ -218,8 +218,9 @@ def _read_archive(path: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFrame
 
 
 def _read_mtx(path: Path, n_features: int, n_barcodes: int) -> sparse.csr_matrix:
-    """Read a matrix in coordinates, once its head agrees with what stands beside it."""
-    with unpacked(path) as file:
+    """Read a matrix in coordinates, whose head must agree with what stands beside it."""
+    # SciPy's own reader crashes at some that are damaged.
+    with unpacked(path, times=_MTX_TIMES) as file:
         lines = (line for line in iter(lambda: file.readline(_LONGEST_LINE), b""))
         kind = next(lines, b"").decode("ascii", "replace").lower().split()
         head = next((line for line in lines if not line.startswith(b"%") and line.strip()), b"")
@@ -231,15 +232,23 @@ def _read_mtx(path: Path, n_features: int, n_barcodes: int) -> sparse.csr_matrix
                 f"{path.parent}: the matrix is {rows} x {columns}, but there are {n_features} "
                 f"features and {n_barcodes} barcodes"
             )
-        # An entry is a line of three numbers. To its end, or to the limit of what is unpacked.
-        size = _length(file)
-        if n_stored < 0 or _ENTRY_BYTES * n_stored > size + 1:
-            raise InputError(f"{path}: truncated: {n_stored:,} numbers in {size:,} bytes")
-    return sparse.csr_matrix(mmread(path).T)
-
-
-def _length(file: BinaryIO) -> int:
-    return sum(len(block) for block in iter(lambda: file.read(2**20), b""))
+        kinds = {0: "i4", 1: "i4", 2: "i8" if kind[3] == "integer" else "f8"}
+        options: dict[str, Any] = {
+            "sep": r"\s+",
+            "header": None,
+            "dtype": kinds,
+            "names": [0, 1, 2],
+        }
+        stored = [] if n_stored == 0 else list(pd.read_csv(file, chunksize=_ENTRIES, **options))
+    row, column, values = (
+        np.concatenate([part[i].to_numpy() for part in stored] or [np.zeros(0, "i4")])
+        for i in range(3)
+    )
+    if len(values) != n_stored:
+        raise InputError(f"{path}: {n_stored:,} numbers in its head, {len(values):,} below")
+    # The constructor checks that all lie inside.
+    counts = sparse.coo_matrix((values, (column - 1, row - 1)), shape=(n_barcodes, n_features))
+    return sparse.csr_matrix(counts)
 
 
 def _read_folder(folder: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFrame]:

@@ -49,6 +49,7 @@ _NUMBERS = ["in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_co
 _FINEST_UM = 2.0
 _COLUMNS = {"pxl_col_in_fullres": "x", "pxl_row_in_fullres": "y"}
 _ARRAY = ["array_row", "array_col"]
+_MOST_FACTOR = 1e9
 _AS_TEXT: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
 
 
@@ -381,7 +382,10 @@ def _scale_factor(path: Path, name: str) -> float:
     """Read a number of Space Ranger's, 0 where it is absent or none."""
     factors = read_json(path)
     found = factors.get(name) if isinstance(factors, dict) else None
-    return float(found) if isinstance(found, int | float) else 0.0
+    # JSON has whole numbers that no float holds.
+    if isinstance(found, int | float) and 0 <= found < _MOST_FACTOR:
+        return float(found)
+    return 0.0
 
 
 def _read_bin_positions(path: Path) -> pd.DataFrame:
