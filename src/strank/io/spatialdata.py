@@ -156,7 +156,10 @@ def _check_arrays(path: Path) -> None:
     asked = 0
     for file in held:
         if file.name in _ZARR:
-            asked += _asked(read_json(file), file.parent.relative_to(path).as_posix())
+            try:
+                asked += _asked(read_json(file), file.parent.relative_to(path).as_posix())
+            except InputError as error:
+                raise _damaged(path, error) from error
     # Each is described twice where all of them are described at the top, too.
     if asked > 2 * most:
         raise InputError(

@@ -230,7 +230,8 @@ def _read_counts(path: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.Index]:
     genes = pd.Index(_header(path)[1:])
     check_unique(genes, f"{path}: gene")
     names, parts = [], []
-    options: dict[str, Any] = {"sep": "\t", "index_col": 0, "header": None, "dtype": {0: str}}
+    # A dtype for one column would take pandas a while for each of the others.
+    options: dict[str, Any] = {"sep": "\t", "index_col": 0, "header": None}
     for part in table_parts(path, len(genes), skiprows=1, **options):
         if part.shape[1] != len(genes):
             raise InputError(
