@@ -27,9 +27,11 @@ from strank.errors import InputError
 from strank.evaluation.regions import outlines
 from strank.files import read_json
 from strank.io.patches import read_patches, write_mosaic
+from strank.io.spatialdata import _check_arrays
 from strank.io.st import _read_counts
 from strank.io.tables import open_hdf5, read_table
 from strank.io.tenx import read_matrix
+from strank.model.card import read_evidence
 from strank.slides.slide import open_slide
 from strank.storage import new_file
 
@@ -376,3 +378,31 @@ def test_a_group_whose_names_cannot_be_listed(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"SNOD", b"SNOX"))
     with pytest.raises(InputError, match=r"a.h5ad: / is damaged \(its members cannot be listed\)"):
         read_h5ad(path, backed="r")
+
+
+@pytest.mark.parametrize("content", ["[]", "1", '"text"', "null", '{"warnings": 1}'])
+def test_facts_have_names(tmp_path, content):
+    (tmp_path / "evaluation.json").write_text(content)
+    (tmp_path / "summary.csv").write_text("method,section,scc,depth_matched,lift\n")
+    with pytest.raises(InputError, match=r"evaluation.json: (holds no named facts|warnings: not)"):
+        read_evidence(tmp_path, {})
+
+
+def write_zarr(folder: Path, shape: list[int], *, image: bool = False) -> Path:
+    place = folder / ("images/he" if image else "tables/table/X")
+    place.mkdir(parents=True)
+    grid = {"name": "regular", "configuration": {"chunk_shape": [64, 64]}}
+    array = {"node_type": "array", "shape": shape, "chunk_grid": grid}
+    (place / "zarr.json").write_text(json.dumps(array))
+    return folder
+
+
+def test_a_zarr_asks_for_what_its_folder_can_hold(tmp_path):
+    with pytest.raises(InputError, match=r"a.zarr: asks for .* GB of memory, by a small folder"):
+        _check_arrays(write_zarr(tmp_path / "a.zarr", [10**6, 10**5]))
+    _check_arrays(write_zarr(tmp_path / "b.zarr", [10**3, 10**3]))
+    # An image is read by its chunks.
+    _check_arrays(write_zarr(tmp_path / "c.zarr", [10**6, 10**5], image=True))
+    (tmp_path / "b.zarr/zarr.json").write_text("[" * 300 + "]" * 300)
+    with pytest.raises(InputError, match=r"b.zarr: not a readable SpatialData zarr .*lists within"):
+        _check_arrays(tmp_path / "b.zarr")

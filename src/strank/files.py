@@ -173,9 +173,7 @@ def claim_folder(
                 remove(rest)
         ours = False
     now, more = _as_read_back(facts), _as_read_back(growing or {})
-    before = read_json(path) if ours else {}
-    if not isinstance(before, dict):
-        raise InputError(f"{path}: not what a {kind} writes; choose another `folder`")
+    before = read_facts(path) if ours else {}
     grown = {name: part | before.get(name, {}) for name, part in more.items()}
     same = {name: before.get(name) == value for name, value in now.items()}
     same |= {name: grown[name] | part == grown[name] for name, part in more.items()}
@@ -332,4 +330,12 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not a readable JSON file ({said_by(error)})") from error
     if isinstance(content, dict) and content.pop(_SEAL, None) not in (None, _checksum(content)):
         raise InputError(f"{path}: damaged (it is not as it was written); make it again")
+    return content
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold named facts."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no named facts (a JSON object); make it again")
     return content

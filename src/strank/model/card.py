@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from strank.errors import InputError, some
-from strank.files import read_json, read_written
+from strank.files import read_facts, read_written
 
 _TAGS = ("spatial-transcriptomics", "gene-expression", "histology", "pathology", "learning-to-rank")
 _SCORES = {"scc": "SCC", "depth_matched": "depth-matched SCC", "lift": "lift"}
@@ -31,7 +31,7 @@ class Evidence:
 def read_evidence(folder: Path | str, provenance: Mapping[str, Any]) -> Evidence:
     """Read the folder of ``strank evaluate`` of the model with this provenance."""
     folder = Path(folder)
-    facts = read_json(folder / "evaluation.json")
+    facts = read_facts(folder / "evaluation.json")
     evaluated = facts.get("model")
     if evaluated is not None and evaluated != json.loads(json.dumps(dict(provenance))):
         raise InputError(f"{folder}: the evaluation of another model; evaluate this one")
@@ -43,7 +43,10 @@ def read_evidence(folder: Path | str, provenance: Mapping[str, Any]) -> Evidence
         summary[["method", "section", "scc", "depth_matched", "lift"]]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: not the tables of `strank evaluate` ({error})") from error
-    return Evidence(summary, protocol, tuple(facts.get("warnings", ())))
+    told = facts.get("warnings", [])
+    if not isinstance(told, list) or not all(isinstance(warning, str) for warning in told):
+        raise InputError(f"{folder}/evaluation.json: warnings: not a list of texts")
+    return Evidence(summary, protocol, tuple(told))
 
 
 def model_card(

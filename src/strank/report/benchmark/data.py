@@ -25,8 +25,9 @@ from scipy.spatial import cKDTree
 
 from strank.cohort.contract import counts_checksum, section_info
 from strank.cohort.store import read_h5ad, read_section
-from strank.errors import InputError, some
-from strank.files import read_json, read_written
+from strank.errors import InputError, said_by, some
+from strank.files import read_facts, read_written
+from strank.hdf5_guard import check_hdf5
 from strank.metrics.correlation import log1p_cp10k
 from strank.metrics.significance import combine_table, false_discovery_rate
 from strank.slides.pixels import ArrayPixels
@@ -76,7 +77,7 @@ def open_benchmark(folder: Path) -> Benchmark:
     """Open a folder of ``strank benchmark``; refuse one that is none, or not whole."""
     if not (folder / "benchmark.json").is_file():
         raise InputError(f"{folder}: no benchmark.json there; make it with `strank benchmark`")
-    facts = read_json(folder / "benchmark.json")
+    facts = read_facts(folder / "benchmark.json")
     missing = [key for key in _FACTS if key not in facts]
     if missing:
         raise InputError(f"{folder}/benchmark.json lacks {some(missing)}; run the benchmark again")
@@ -257,9 +258,13 @@ def prediction_files(benchmark: Benchmark) -> list[list[Path]]:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    with h5py.File(path) as file:
-        about = read_elem(file["uns/strank_benchmark"])
-    about = json.loads(about) if isinstance(about, str) else about
+    check_hdf5(path)
+    try:
+        with h5py.File(path) as file:
+            about = read_elem(file["uns/strank_benchmark"])
+        about = dict(json.loads(about) if isinstance(about, str) else about)
+    except Exception as error:  # h5py and anndata raise many kinds for a damaged file
+        raise InputError(f"{path}: not of a benchmark ({said_by(error)}); run it again") from error
     return {"seed": 0, "shared_patients": (), "encoder": unquote(path.parents[2].name), **about}
 
 
