@@ -176,7 +176,7 @@ def _by_gene(rows: pd.DataFrame, names: pd.Index) -> dict[str, Any]:
 
 def _read(path: Path, columns: list[str], where: list[tuple[str, str, Any]]) -> pd.DataFrame:
     try:
-        return pq.read_written(path, columns=columns, filters=where).to_pandas()
+        return pq.read_table(path, columns=columns, filters=where).to_pandas()
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             f"{path}: not a readable table of a benchmark ({error}); run the benchmark again"
