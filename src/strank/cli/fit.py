@@ -97,7 +97,6 @@ _AimOf = Annotated[
     str | None,
     typer.Option(
         "--aim",
-        rich_help_panel=_EXACT,
         help="Whose sections the scores are for: `new-patients` (as if not given), by patients "
         "left out, or `known-patients`, other sections of these, by sections left out.",
     ),
@@ -200,9 +199,9 @@ def fit(
     train = read_cohort(cohort, sections=split_names(sections), encoder=features)
     options: dict[str, Any] = {"head": head, "loss": loss, "recipe": method.recipe}
     options |= {"n_genes": None if genes == "all" else int(genes), "encoder": encoder}
-    options |= {"union": union, "library_size": library_size, "verbose": True}
+    options |= {"union": union, "library_size": library_size, "aim": aim, "verbose": True}
     if method.is_exact:
-        options |= {"penalty": penalty, "aim": aim, "borrow": borrow, "max_memory": max_memory}
+        options |= {"penalty": penalty, "borrow": borrow, "max_memory": max_memory}
         model = fit(train, **options)
         model.save(output)
         _finish(model, output, as_json, *_told_of_solver(model, penalty))

@@ -84,14 +84,16 @@ def _features(name: str, section: AnnData, encoder: str | None) -> np.ndarray:
     return np.where(np.abs(features) < LEAST_FEATURE, 0, features)
 
 
-def taking_turns(cohort: Mapping[str, AnnData]) -> list[str]:
+def taking_turns(cohort: Mapping[str, AnnData], aim: Aim = "new-patients") -> list[str]:
     """Name what each section is part of where one of them stops a network: a patient, or itself."""
     patients = list(patients_of(cohort).values())
     # Two patients would leave a single one to train on.
-    return patients if len(set(patients)) > 2 else list(cohort)
+    return patients if aim == "new-patients" and len(set(patients)) > 2 else list(cohort)
 
 
-def left_out_together(cohort: Mapping[str, AnnData], aim: Aim) -> tuple[str, list[str]]:
+def left_out_together(
+    cohort: Mapping[str, AnnData], aim: Aim = "new-patients"
+) -> tuple[str, list[str]]:
     """Choose what is left out together where sizes are chosen, and name that of each section."""
     patients = list(patients_of(cohort).values())
     if aim == "new-patients" and len(set(patients)) > 1:

@@ -138,7 +138,8 @@ def cross_validate(
     n_genes
         Size of the panel.
     fit
-        Makes a model of training sections, ``encoder`` and ``n_genes``: the exact list by default,
+        Makes a model of training sections, ``encoder``, ``n_genes`` and ``aim`` (known patients
+        where a patient stands on both sides of a fold): the exact list by default,
         or ``functools.partial(strank.fit, head="mlp")``.
     advance
         Called with 1 after every fold.
@@ -173,8 +174,7 @@ def cross_validate(
     tables, facts, warnings = [], [], []
     for fold in make_folds(patients_of(cohort), by):
         train = {name: cohort[name] for name in fold.train}
-        aimed = {"aim": fold.aim} if fit is fit_model else {}
-        model = fit(train, encoder=encoder, n_genes=n_genes, **aimed)
+        model = fit(train, encoder=encoder, n_genes=n_genes, aim=fold.aim)
         test = {name: cohort[name] for name in fold.test}
         table = _score(predict_all(model, test, train=train), test, model.panel.index)
         tables.append(table.assign(fold=fold.name))

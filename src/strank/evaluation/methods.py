@@ -131,9 +131,11 @@ def is_stopped_by_name(method: Method) -> bool:
     return recipe in RECIPES and RECIPES[recipe].published
 
 
-def draw_validation(train: Mapping[str, AnnData], seed: int) -> tuple[str, ...]:
-    """Draw the sections of a patient, or one section where there are fewer than three patients."""
-    groups = taking_turns(train)
+def draw_validation(
+    train: Mapping[str, AnnData], seed: int, aim: Aim = "new-patients"
+) -> tuple[str, ...]:
+    """Draw the sections of a patient, or one section where that would leave a single patient."""
+    groups = taking_turns(train, aim)
     drawn = np.random.default_rng(seed).choice(sorted(set(groups)))
     return tuple(name for name, group in zip(train, groups, strict=True) if group == drawn)
 
@@ -143,13 +145,14 @@ def fit_model_of(
     train: Mapping[str, AnnData],
     *,
     seed: int | None = None,
+    aim: Aim = "new-patients",
     validation: Sequence[str] = (),
     **how: Any,
 ) -> RankModel:
     """Fit a model; what named sections stop is stopped by ``validation``, or by some drawn."""
     if is_stopped_by_name(method):
-        how["validation"] = validation or draw_validation(train, seed or 0)
-    return fit(train, **asdict(method), seed=seed, **how)
+        how["validation"] = validation or draw_validation(train, seed or 0, aim)
+    return fit(train, **asdict(method), seed=seed, aim=aim, **how)
 
 
 def fit_method(
@@ -179,7 +182,7 @@ def fit_method(
         return lambda section: solved.predict(section.obsm[encoder])
     if method.needs_images:
         return _by_images(method, train, genes, seed)
-    how: dict[str, Any] = {"encoder": encoder, "genes": genes, "seed": seed}
+    how: dict[str, Any] = {"encoder": encoder, "genes": genes, "seed": seed, "aim": aim}
     return _by_model(fit_model_of(method, train, validation=validation, **how))
 
 

@@ -16,6 +16,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from torch import nn
 
+from strank.cohort.folds import Aim
 from strank.encoders.backbone import Backbone, BackboneEncoder, weights_checksum
 from strank.encoders.base import encoder_facts
 from strank.encoders.load import load_encoder
@@ -57,6 +58,7 @@ def fit_finetuned(
     encoder: str,
     n_genes: int | None,
     genes: Sequence[str] | None,
+    aim: Aim,
     validation: Sequence[str] | None,
     seed: int,
     machine: Machine | None,
@@ -77,6 +79,7 @@ def fit_finetuned(
         genes=genes,
         validation=validation,
         seed=seed,
+        aim=aim,
         about={"method": dict(method), "finetune": {"encoder": encoder, **asdict(how)}},
         depth=depth_of(objective, recipe, method),
     )

@@ -237,12 +237,13 @@ def fit(
         sections, as ``aim`` says. From one section nothing can be left out: then it is a default,
         and the provenance says so.
     aim
-        Exact only: whose sections the scores are for. ``"new-patients"``, as ``None``: penalties
-        are chosen by patients left out in turn, and the scores of each gene are multiplied by what
-        held for those, so that a difference is a log fold change on a patient not seen. A model of
-        one patient can know nothing of others: its scores show order, not size, and
+        Whose sections the scores are for. ``"new-patients"``, as ``None``: penalties are chosen by
+        patients left out in turn, and the scores of each gene are multiplied by what held for
+        those, so that a difference is a log fold change on a patient not seen. A model of one
+        patient can know nothing of others: its scores show order, not size, and
         ``provenance["calibration"]`` says so. ``"known-patients"``: by sections left out, for other
-        sections of the same patients.
+        sections of the same patients. Of networks it says whether patients (from three on) or
+        sections take turns; they are not calibrated.
     library_size
         Whether the likelihood knows the depth of a spot; ``False``, for an ablation, takes counts
         as if all spots had the same. For the list, pair, Poisson and negative binomial.
@@ -314,7 +315,7 @@ def fit(
     named = head if isinstance(head, str) else OWN_HEAD
     method = Method(named, loss, _recipe_name(recipe, finetune), library_size)
     _check_finetune(method, finetune, union)
-    exact = {"penalty": penalty, "aim": aim, "borrow": borrow, "max_memory": max_memory}
+    exact = {"penalty": penalty, "borrow": borrow, "max_memory": max_memory}
     networks: dict[str, Any] = {"validation": validation, "seed": seed, "machine": machine}
     networks |= {"folder": folder, "resume": resume}
     _refuse_ignored(method, exact if method.solver is None else networks)
@@ -324,10 +325,10 @@ def fit(
             f"{loss} cannot tell a gene that a section does not measure from one without counts: "
             "leave `union` out, or use the list or pair objective"
         )
-    panel: dict[str, Any] = {"encoder": encoder, "n_genes": n_genes, "genes": genes}
+    panel: dict[str, Any] = {"encoder": encoder, "n_genes": n_genes, "genes": genes, **_aimed(aim)}
     if method.solver is not None:
         options = ExactOptions(penalty, borrow, 4.0 if max_memory is None else max_memory, verbose)
-        panel |= {"aim": _aim(aim), "union": union}
+        panel["union"] = union
         return fit_exact(cohort, method.solver, options, method=method.facts, **panel)
     recipe = recipe if isinstance(recipe, Recipe) else get_recipe(str(method.recipe))
     _check_recipe(method, recipe, machine)
@@ -350,10 +351,10 @@ def fit(
     return fit_finetuned(cohort, how, make, method.objective, recipe, **networks)
 
 
-def _aim(aim: Aim | None) -> Aim:
+def _aimed(aim: Aim | None) -> dict[str, Aim]:
     if aim is not None and aim not in get_args(Aim):
         raise no_such("aim", aim, get_args(Aim))
-    return aim or "new-patients"
+    return {"aim": aim or "new-patients"}
 
 
 def _recipe_name(recipe: str | Recipe | None, finetune: object) -> str | None:

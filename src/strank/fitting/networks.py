@@ -17,10 +17,12 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from strank.cohort.contract import FLOAT32_COUNTS
+from strank.cohort.folds import Aim
 from strank.cohort.training_set import (
     TrainingData,
     encoder_facts_of,
     panel_of,
+    taking_turns,
     training_data,
     training_sections,
 )
@@ -68,12 +70,13 @@ class TrainingPlan:
         union: bool = False,
         validation: Sequence[str] | None,
         seed: int,
+        aim: Aim = "new-patients",
         about: Mapping[str, Any],
         depth: DepthOf | None = None,
     ) -> TrainingPlan:
         """Choose panel and turns; without an encoder no features, with a depth no library size."""
         panel, panel_choice = panel_of(cohort, n_genes, genes, union=union)
-        data = training_data(cohort, panel, encoder)
+        data = training_data(cohort, panel, encoder, taking_turns(cohort, aim))
         _check_exact(data, panel)
         if depth is not None:
             data = replace(data, library_size=depth(data.counts))
@@ -84,6 +87,7 @@ class TrainingPlan:
             **about,
             "panel_choice": panel_choice,
             "seed": seed,
+            "aim": aim,
             "recipe": asdict(recipe),
             **training_sections(cohort),
         }
@@ -222,6 +226,7 @@ def fit_networks(
     encoder: str,
     n_genes: int | None,
     genes: Sequence[str] | None,
+    aim: Aim,
     union: bool,
     validation: Sequence[str] | None,
     seed: int,
@@ -245,6 +250,7 @@ def fit_networks(
         union=union,
         validation=validation,
         seed=seed,
+        aim=aim,
         about={"method": dict(method)},
         depth=depth_of(objective, recipe, method),
     )
@@ -261,8 +267,9 @@ def fit_networks(
     mean = heads[0] if len(heads) == 1 else MeanHead.of(heads)
     if with_linear:
         options = ExactOptions(verbose=verbose)
-        panel: dict[str, Any] = {"n_genes": None, "genes": list(plan.panel), "union": union}
-        exact = fit_exact(cohort, solve_list, options, method=method, encoder=encoder, **panel)
+        how: dict[str, Any] = {"method": method, "encoder": encoder, "aim": aim, "union": union}
+        panel = list(plan.panel)
+        exact = fit_exact(cohort, solve_list, options, n_genes=None, genes=panel, **how)
         mean = MeanHead.of([mean, exact.head])
     novelty = fit_novelty(plan.data.features, plan.data.group)
     return replace(plan.model(mean.eval(), trained, facts), novelty=novelty)
