@@ -27,7 +27,7 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(if $(FAST),-m "not slow") $(PYTEST_ARGS)
 
 torture: $(VENV)/.dev
-	TORTURE=1 $(BIN)/pytest tests/torture -s $(PYTEST_ARGS)
+	TORTURE=1 $(BIN)/pytest tests/torture tests/cli/test_processes.py -s $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/torture/fuzz.py --n $(or $(N),5000) --seed $(or $(SEED),0)

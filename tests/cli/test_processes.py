@@ -212,9 +212,16 @@ def training(root: Path, work: Path) -> tuple[list, str, str]:
     return command, "out.training/*/*", "out/head.safetensors"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("work", [embedding, comparing, training])
-@pytest.mark.parametrize(("number", "all_of_them"), TOLD)
+# In the ordinary tests; all by `make torture`.
+_SOME = {(embedding, TERM, False), (comparing, KILL, False)}
+_LATER = pytest.mark.skipif(not os.environ.get("TORTURE"), reason="many minutes: make torture")
+ENDS = [
+    pytest.param(*case, marks=[pytest.mark.slow, *([] if case in _SOME else [_LATER])])
+    for case in ((work, *told) for work in (embedding, comparing, training) for told in TOLD)
+]
+
+
+@pytest.mark.parametrize(("work", "number", "all_of_them"), ENDS)
 def test_a_command_ends_with_its_processes_and_a_second_run_comes_to_the_same(
     cohort, tmp_path, work, number, all_of_them
 ):
