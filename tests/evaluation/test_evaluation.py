@@ -70,9 +70,13 @@ def test_each_section_weighs_the_same():
     table = pd.DataFrame(
         {"method": "m", "section": ["a"] * 3 + ["b"], "scc": [0.0, 0.0, 0.0, 1.0], "note": ""}
     )
-    table = table.assign(depth_matched=table["scc"], lift=-table["scc"])
+    table = table.assign(depth_matched=table["scc"], lift=-table["scc"], deviance=table["scc"])
+    table["slope"] = [9.0, 1.0, np.nan, 0.5]
     means = summarise(table).iloc[-1]
-    assert means[["scc", "depth_matched", "lift"]].tolist() == [0.5, 0.5, -0.5]
+    scores = ["scc", "depth_matched", "lift", "deviance"]
+    assert means[scores].tolist() == [0.5, 0.5, -0.5, 0.5]
+    # Of slopes, the median of the genes.
+    assert means["slope"] == 2.75
 
 
 @pytest.mark.parametrize("centred", [False, True])

@@ -73,7 +73,7 @@ def test_the_hub_reads_the_header(model, evaluation):
     assert "spatial-transcriptomics" in data.tags
     mean = pd.read_csv(evaluation / "summary.csv").query("section == 'mean'").set_index("method")
     found = {result.metric_type: result.metric_value for result in data.eval_results}
-    scores = mean.loc[model.method, ["scc", "depth_matched", "lift"]]
+    scores = mean.loc[model.method, ["scc", "depth_matched", "lift", "deviance", "slope"]]
     assert found == pytest.approx(scores.to_dict(), abs=1e-4)
     assert card.endswith(model.card(evaluation))
     bare = ModelCard(model.card(for_hub=True)).data.to_dict()
@@ -112,14 +112,16 @@ def test_a_table_has_no_row_more_for_a_broken_line():
 
 def test_warnings_and_undefined_scores_are_shown(model):
     row = {"section": "mean", "scc": 0.5, "depth_matched": np.nan, "lift": 0.25}
+    row |= {"deviance": -0.125, "slope": np.nan}
     evidence = Evidence(pd.DataFrame([{"method": "list", **row}]), "folds", ("few spots",))
     card = model_card(model.panel.index, FACTS, {}, "list", evidence)
-    assert "| list | 0.500 | – | 0.250 |" in card
+    assert "| list | 0.500 | – | 0.250 | -0.125 | – |" in card
     assert "**Note:** few spots." in card
     told = ModelCard(hub_header(FACTS, "list", evidence, None)).data.eval_results
     assert {result.metric_name: result.metric_value for result in told} == {
         "SCC": 0.5,
         "lift": 0.25,
+        "deviance explained": -0.125,
     }
 
 

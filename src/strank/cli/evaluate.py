@@ -52,6 +52,13 @@ _Encoder = Annotated[
 ]
 
 
+_SHOWN = {
+    "scc": "SCC, mean",
+    "depth_matched": "Depth-matched SCC, mean",
+    "slope": "Calibration slope (1 is right, below it differences are too large), median",
+}
+
+
 @claims("output")
 def evaluate_command(
     context: typer.Context,
@@ -106,10 +113,10 @@ def evaluate_command(
     for warning in result.warnings:
         note(warning)
     if not as_json:
-        for score, title in {"scc": "SCC", "depth_matched": "Depth-matched SCC"}.items():
+        for score, title in _SHOWN.items():
             wide = summary.pivot(index="section", columns="method", values=score)
             wide = wide.loc[summary["section"].unique(), summary["method"].unique()]
-            show_table(wide.reset_index(), f"{title}, mean of genes ({result.facts['protocol']})")
+            show_table(wide.reset_index(), f"{title} of genes ({result.facts['protocol']})")
     facts = {"output": str(output), "protocol": result.facts["protocol"]}
     finish(
         {**facts, "warnings": result.warnings, "summary": records(summary)},

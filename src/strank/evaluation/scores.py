@@ -191,20 +191,22 @@ def _rng(*seed: int) -> np.random.Generator:
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over genes of each section and method, then over sections (``section`` = ``"mean"``).
 
+    Of ``slope`` the median over the genes of which it is known, since one can be of any size.
     ``genes`` have a score; those with ``constant_counts`` and ``not_measured`` are left out,
     ``constant_scores`` count as 0. Every section weighs the same.
     """
-    means = ["scc", "depth_matched", "lift"]
+    means = ["scc", "depth_matched", "lift", "deviance"]
     groups = table.groupby(["method", "section"], sort=False)
     by_section = groups.agg(
         **{name: (name, "mean") for name in means},
+        slope=("slope", "median"),
         genes=("scc", "count"),
         constant_counts=("note", lambda note: int((note == "constant counts").sum())),
         not_measured=("note", lambda note: int((note == "not measured").sum())),
         constant_scores=("note", lambda note: int((note == "constant scores").sum())),
     ).reset_index()
     overall = by_section.groupby("method", sort=False).agg(
-        dict.fromkeys(means, "mean") | dict.fromkeys(by_section.columns[5:], "sum")
+        dict.fromkeys([*means, "slope"], "mean") | dict.fromkeys(by_section.columns[7:], "sum")
     )
     overall = overall.reset_index().assign(section="mean")
     return pd.concat([by_section, overall[by_section.columns]], ignore_index=True)

@@ -16,6 +16,7 @@ from strank.files import read_facts, read_written
 
 _TAGS = ("spatial-transcriptomics", "gene-expression", "histology", "pathology", "learning-to-rank")
 _SCORES = {"scc": "SCC", "depth_matched": "depth-matched SCC", "lift": "lift"}
+_SCORES |= {"deviance": "deviance explained", "slope": "calibration slope"}
 _LISTED = 30
 
 
@@ -40,7 +41,7 @@ def read_evidence(folder: Path | str, provenance: Mapping[str, Any]) -> Evidence
         protocol = f"models made in this way, {protocol}"
     try:
         summary = read_written(folder / "summary.csv")
-        summary[["method", "section", "scc", "depth_matched", "lift"]]
+        summary[["method", "section", *_SCORES]]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: not the tables of `strank evaluate` ({error})") from error
     told = facts.get("warnings", [])
@@ -144,8 +145,9 @@ def _how_well(method: str, evidence: Evidence) -> str:
         [
             f"{_escaped(evidence.protocol)}; scored on {_escaped(some(scored, _LISTED))}; means "
             f"over genes and sections. The model is {_escaped(method)}, the rest are "
-            "baselines. SCC (Spearman against log1p(CP10k)) also rewards knowing depth alone; the "
-            "other two do not.",
+            "baselines. SCC (Spearman against log1p(CP10k)) also rewards knowing depth alone; "
+            "depth-matched SCC and lift do not. Deviance and slope ask for the size of differences: a "
+            "slope (median of genes) of 1 is right, below 1 they are too large.",
             _table(["method", *_SCORES.values()], rows),
             *(f"**Note:** {_escaped(warning)}." for warning in evidence.warnings),
         ]
