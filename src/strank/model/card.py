@@ -146,8 +146,8 @@ def _how_well(method: str, evidence: Evidence) -> str:
             f"{_escaped(evidence.protocol)}; scored on {_escaped(some(scored, _LISTED))}; means "
             f"over genes and sections. The model is {_escaped(method)}, the rest are "
             "baselines. SCC (Spearman against log1p(CP10k)) also rewards knowing depth alone; "
-            "depth-matched SCC and lift do not. Deviance and slope ask for the size of differences: a "
-            "slope (median of genes) of 1 is right, below 1 they are too large.",
+            "depth-matched SCC and lift do not. Deviance and slope ask for the size of "
+            "differences: a slope of 1 (median of genes) is right, below it they are too large.",
             _table(["method", *_SCORES.values()], rows),
             *(f"**Note:** {_escaped(warning)}." for warning in evidence.warnings),
         ]
