@@ -26,6 +26,7 @@ from strank.doors import parse_json, parse_toml, unpacked
 from strank.errors import InputError
 from strank.evaluation.regions import outlines
 from strank.files import read_json
+from strank.io.cells import read_transform
 from strank.io.patches import read_patches, write_mosaic
 from strank.io.spatialdata import _check_arrays
 from strank.io.st import _read_counts
@@ -406,3 +407,10 @@ def test_a_zarr_asks_for_what_its_folder_can_hold(tmp_path):
     (tmp_path / "b.zarr/zarr.json").write_text("[" * 300 + "]" * 300)
     with pytest.raises(InputError, match=r"b.zarr: not a readable SpatialData zarr .*lists within"):
         _check_arrays(tmp_path / "b.zarr")
+
+
+def test_a_number_at_which_pandas_crashes(tmp_path):
+    path = tmp_path / "he.csv"
+    path.write_text("1 0 0\n0 1 0.000000000000000000e+00259259259259522e+00\n0 0 1\n")
+    with pytest.raises(InputError, match=r"he.csv: not a readable 3 x 3 matrix"):
+        read_transform(path)

@@ -6,6 +6,7 @@ H&E image may be another one, which an alignment brings to the run's.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from strank.slides.slide import Slide, open_told
 # Alignments rotate, mirror and scale; one that stretches is of something else.
 _MOST_STRETCH = 1.05
 _CENTRE = ["x_um", "y_um"]
+_LONGEST_MATRIX = 2**14
 
 
 class Aligned(NamedTuple):
@@ -86,9 +88,12 @@ def needed_alignment(image: Path, alignment: Path | str | None, space: str) -> P
 def read_transform(path: Path) -> NDArray[np.float64]:
     """Read a matrix from pixels of an image, or µm, to pixels of another one, ``[3, 3]``."""
     try:
-        table = pd.read_csv(path, header=None, sep=r"[,;\s]+", engine="python", nrows=4)
-        matrix = table.to_numpy(np.float64)
-    except Exception as error:  # pandas raises many kinds for what is no table of numbers
+        # Not by pandas, which crashes at some exponents.
+        with path.open(encoding="utf-8-sig") as file:
+            lines = file.read(_LONGEST_MATRIX).splitlines()
+        rows = [re.split(r"[,;\s]+", line.strip()) for line in lines if line.strip()]
+        matrix = np.array(rows, np.float64)
+    except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a readable 3 x 3 matrix ({said_by(error)})") from error
     if (
         matrix.shape != (3, 3)

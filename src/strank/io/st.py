@@ -273,7 +273,8 @@ def _numeric(table: pd.DataFrame, path: Path) -> np.ndarray:
 
 def _read_spots(path: Path) -> pd.DataFrame:
     spots = read_table(path, _COLUMNS, sep="\t")
-    spots.index += 2  # as an editor counts, under the header
+    # As an editor counts, under the header.
+    spots.index = pd.RangeIndex(2, 2 + len(spots))
     check_numbers(spots, _COLUMNS, f"{path}: row")
     x, y = (np.rint(spots[axis]).astype(int).astype(str) for axis in ("x", "y"))
     spots.index = pd.Index(x + "x" + y)
