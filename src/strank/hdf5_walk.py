@@ -62,7 +62,10 @@ def limit(most: int, seconds: float) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 1))
-        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        held = (
+            int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            * resource.getpagesize()
+        )
         resource.setrlimit(resource.RLIMIT_AS, (held + _ROOM + most, resource.RLIM_INFINITY))
     except (OSError, ValueError):  # macOS
         pass

@@ -221,7 +221,7 @@ def finish(summary: dict[str, Any], *, as_json: bool, lines: Iterable[str]) -> N
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Turn a table into JSON rows; what is undefined becomes null."""
-    rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records"))
+    rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=15))
     return rows
 
 

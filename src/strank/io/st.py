@@ -195,9 +195,8 @@ def _array_of(grid: Lattice, pitch_um: float | None, spots_file: Path) -> tuple[
     array, doubts = choose_array(grid, pitch_um, (ST_1K, ST_2K, VISIUM))
     if array is None:
         raise InputError(
-            f"{spots_file}: {grid.told}: neither a 1k array of ST (33 x 35, every position used) "
-            "nor a 2k array (every other position); give the distance between the centres of "
-            "neighbouring spots in µm with `pitch_um`"
+            f"{spots_file}: neither a 1k array of ST (33 x 35) nor a 2k array (every other "
+            f"position): {grid.told}; give the distance of neighbouring spots in µm with `pitch_um`"
         )
     return array, doubts
 
