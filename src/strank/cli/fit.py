@@ -245,7 +245,8 @@ def _told_of_solver(model: RankModel, penalty: float | None) -> list[str]:
     if not facts["calibration"]["size"]:
         note(facts["calibration"]["told"])
         return [how]
-    return [how, f"Scores: {facts['calibration']['told']}."]
+    told = facts["calibration"]["told"]
+    return [how, f"{told[0].upper()}{told[1:]}."]
 
 
 def _train(train: Mapping[str, AnnData], output: Path, as_json: bool, **options: Any) -> None:

@@ -64,10 +64,7 @@ def model_card(
             "Scores the relative expression of genes in spots of H&E-stained tissue, from image "
             "features: the natural log of a gene's rate, up to a constant of each section and gene."
         ),
-        "What a difference of scores means": _escaped(
-            (provenance.get("calibration") or {"told": "not recorded"})["told"]
-        ).capitalize()
-        + ".",
+        "What a difference of scores means": _meaning(provenance),
         "What it was trained on": _training(provenance),
         "Image features": _table(["fact", "value"], encoder.items()),
         "Genes": (
@@ -117,6 +114,11 @@ def hub_header(
         tags=list(_TAGS),
     )
     return f"---\n{data.to_yaml()}\n---\n\n"
+
+
+def _meaning(known: Mapping[str, Any]) -> str:
+    told = (known.get("calibration") or {"told": "not recorded"})["told"]
+    return f"{_escaped(told[:1].upper() + told[1:])}."
 
 
 def _training(known: Mapping[str, Any]) -> str:
