@@ -384,7 +384,7 @@ def test_a_group_whose_names_cannot_be_listed(tmp_path):
 @pytest.mark.parametrize("content", ["[]", "1", '"text"', "null", '{"warnings": 1}'])
 def test_facts_have_names(tmp_path, content):
     (tmp_path / "evaluation.json").write_text(content)
-    (tmp_path / "summary.csv").write_text("method,section,scc,depth_matched,lift\n")
+    (tmp_path / "summary.csv").write_text("method,section,scc,depth_matched,lift,deviance,slope\n")
     with pytest.raises(InputError, match=r"evaluation.json: (holds no named facts|warnings: not)"):
         read_evidence(tmp_path, {})
 

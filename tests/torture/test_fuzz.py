@@ -33,18 +33,20 @@ def kinds() -> list[str]:
 
 def test_some_inputs_of_every_kind():
     names = [name for name in kinds() if name not in SLOW]
-    *wrong, _ = found = run("--n", "8", "--seed", "1", "--kinds", ",".join(names))
+    *wrong, _ = found = run("--n", "4", "--seed", "1", "--kinds", ",".join(names))
     totals = [line for line in found if isinstance(line, dict)]
     assert [line for line in wrong if isinstance(line, list)] == []
-    assert {total["kind"]: total["n"] for total in totals} == dict.fromkeys(names, 8)
+    assert {total["kind"]: total["n"] for total in totals} == dict.fromkeys(names, 4)
     # Neither is all of it refused, nor is the change passed over.
-    assert sum(total.get("accepted", 0) for total in totals) > 20
-    assert sum(total.get("refused", 0) for total in totals) > 100
+    assert sum(total.get("accepted", 0) for total in totals) > 10
+    assert sum(total.get("refused", 0) for total in totals) > 50
 
 
 @pytest.mark.slow
 def test_what_goes_wrong_is_told():
     """Inputs of kinds that crash, hang, take memory, raise, and lie about what they read."""
-    found = run("--kinds", "broken", "--n", "20", "--patience", "4", "--gigabytes", "0.2")
+    found = run(
+        "--kinds", "broken", "--n", "20", "--seed", "2", "--patience", "2", "--gigabytes", "0.2"
+    )
     told = {line[3] for line in found if isinstance(line, list)}
     assert told == {"crash", "hang", "memory", "traceback", "nameless"}
