@@ -106,6 +106,7 @@ def test_an_outline_that_crosses_itself_is_mended(tmp_path):
         ('[{"type": "Feature", "geometry": 3}]', "geometry of feature 0"),
         ('[{"geometry": {"type": "Circle", "coordinates": [0, 0]}}]', "geometry of feature 0"),
         ("[" * 100_000, "more than 200 deep"),
+        ('[{"properties": {"label": %s}}]' % ("[" * 600 + "]" * 600), "more than 200 deep"),
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1%s], [1, 1]]]}' % ("0" * 400), "0 \\("),
         (
             '{"type": "GeometryCollection", "geometries": [' * 300 + "]}" * 300,

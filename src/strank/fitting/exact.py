@@ -351,16 +351,14 @@ _ELSEWHERE = "elsewhere differences were 1.8 times (C to B) and 9 times (B and C
 def _calibration(solved: ExactFit, aim: Aim, unit: str, n_groups: int) -> dict[str, Any]:
     """Say what a difference of its scores means, and for whom: its size, or its order only."""
     held, whom = solved.table.get("temperature"), aim.replace("-", " ")
-    known: dict[str, Any] = {"aim": aim, "left_out": None, "n_left_out": 0, "size": False}
     if held is None:
         why = "no section was left out to learn their size from"
         if "penalty" not in solved.table:
             why = "squared error gives levels of log1p(CP10k)"
-        return {**known, "told": f"scores show order, not size: {why}"}
-    known |= {"left_out": unit, "n_left_out": n_groups}
+        return {"size": False, "told": f"scores show order, not size: {why}"}
     if aim == "new-patients" and unit == "section":
         return {
-            **known,
+            "size": False,
             "told": "scores show order, not size, on new patients: a model of one patient can know "
             f"nothing of others; {_ELSEWHERE}",
         }
@@ -370,7 +368,7 @@ def _calibration(solved: ExactFit, aim: Aim, unit: str, n_groups: int) -> dict[s
         f"{n_groups} {unit}s left out ({np.median(held):.0%} of that in training, median of genes)"
     )
     nothing = f"; of {none} of {len(held)} genes nothing held: order, not size"
-    return {**known, "size": True, "told": told + nothing * (none > 0)}
+    return {"size": True, "told": told + nothing * (none > 0)}
 
 
 def fit_exact(

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from strank.cohort.folds import Aim, FoldUnit
 from strank.doors import checked
 from strank.encoders.config import Name, Strict
 from strank.errors import InputError
@@ -93,9 +92,6 @@ class _Method(Strict):
 
 
 class _Calibration(Strict):
-    aim: Aim
-    left_out: FoldUnit | None
-    n_left_out: _Count
     size: bool
     told: str
 
