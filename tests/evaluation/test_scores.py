@@ -12,7 +12,7 @@ from strank.evaluation.scores import SCORES, ceilings, score_section
 from strank.metrics.correlation import pearson, spearman, unit_ranks
 from strank.metrics.depth import deep_enough, depth_matched_spearman, lift, thinned_ranks
 from strank.metrics.deviance import calibration_slope, deviance_explained
-from strank.metrics.significance import chance_of_more, moran_basis, null_correlations
+from strank.metrics.significance import SpatialNull
 
 PANEL = pd.Index(["G4", "G0", "GONE", "G2", "G5"])
 MEASURED = np.array([0, 1, 3, 4])
@@ -53,12 +53,8 @@ def test_every_column_is_the_function_of_its_name(section, predicted, depth, met
     # The seed of thinning is that of the call and the number of the block.
     thinned = thinned_ranks(counts, library_size, rng=np.random.default_rng((3, 0)))
     ranks, kept = unit_ranks(scores[thinned.kept]), deep_enough(library_size)[1]
-    null = null_correlations(
-        ranks,
-        thinned.ranks,
-        moran_basis(section.obsm["spatial"][kept]),
-        rng=np.random.default_rng((3, 1)),
-    )
+    null = SpatialNull.of(section.obsm["spatial"][kept])
+    p = null.p_values(ranks, thinned.ranks, rng=np.random.default_rng((3, 1)))
     expected = {
         "scc": spearman(scores, counts, **target),
         "pearson": pearson(scores, counts, **target),
@@ -68,7 +64,7 @@ def test_every_column_is_the_function_of_its_name(section, predicted, depth, met
         "lift_relative": lift(scores, counts, **spots, relative=True),
         "deviance": deviance_explained(scores, counts, **spots, slope=slope),
         "slope": calibration_slope(scores, counts, **spots, slope=slope),
-        "p_value": chance_of_more((ranks * thinned.ranks).sum(0), null)[None],
+        "p_value": p[None],
     }
     assert set(expected) == set(SCORES)
     for name in SCORES:

@@ -2,88 +2,65 @@
 
 from __future__ import annotations
 
+import runpy
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import sparse
 from scipy.spatial.distance import cdist
-from scipy.stats import false_discovery_control, kstest, spearmanr
+from scipy.stats import false_discovery_control, pearsonr, spearmanr
 
-from strank.metrics.correlation import unit_ranks
+from strank.metrics.correlation import unit_columns, unit_ranks
 from strank.metrics.depth import thinned_ranks
 from strank.metrics.significance import (
-    chance_of_more,
+    _LEAST_SPOTS,
+    SpatialNull,
+    combine_sections,
     false_discovery_rate,
     moran_basis,
-    null_correlations,
     p_values,
 )
 
+_script = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "error_rates.py"))
+fields, irregular, hexagonal, ranks_of = (
+    _script[name] for name in ("fields", "irregular", "hexagonal", "ranks_of")
+)
+UNRELATED, EDGES, power = (_script[name] for name in ("UNRELATED", "EDGES", "power"))
 N_GENES = 1500
-
-
-def irregular(side=20):
-    """Part of a grid: a lobed outline with a hole, 164 spots one pitch apart for 20."""
-    y, x = np.mgrid[0:side, 0:side].reshape(2, -1).astype(float) * 20 / side
-    angle = np.arctan2(y - 9.5, x - 9.5)
-    outline = 8 + 1.8 * np.sin(2 * angle + 1) + 1.2 * np.cos(3 * angle)
-    inside = (np.hypot(x - 9.5, 1.25 * (y - 9.5)) < outline) & (np.hypot(x - 13, y - 8) > 1.6)
-    return np.c_[x, y][inside] * side / 20
-
-
-def fields(rng, positions, length, n_genes=N_GENES, kernel="gaussian"):
-    """Stationary Gaussian fields with a length scale in pitches; 0 for white noise."""
-    if length == 0:
-        return rng.normal(size=(len(positions), n_genes))
-    distance = cdist(positions, positions) / length
-    covariance = np.exp(-distance if kernel == "exponential" else -(distance**2) / 2)
-    values, vectors = np.linalg.eigh(covariance)
-    return vectors * np.sqrt(np.maximum(values, 0)) @ rng.normal(size=(len(positions), n_genes))
-
-
-def ranks_of(rng, positions, scores, log_rate, *, mean=20):
-    """Ranks of scores and of thinned counts, and positions, of the spots kept."""
-    library_size = rng.lognormal(np.log(5000), 0.65, len(positions)).round()
-    counts = rng.poisson(library_size[:, None] / 5000 * mean * np.exp(0.6 * log_rate))
-    thinned = thinned_ranks(sparse.csr_matrix(counts), library_size, n_draws=3, rng=rng)
-    return unit_ranks(scores[thinned.kept]), thinned.ranks, positions[thinned.kept]
+# As in the docstring of p_values.
+STATED_5, STATED_1, STATED_EDGE = 0.061, 0.023, 0.37
+POWER = {"hexagonal": (1.0, 0.80, 0.32), "irregular": (0.93, 0.40, 0.14)}
 
 
 def p_of(rng, scores, targets, positions):
-    null = null_correlations(scores, targets, moran_basis(positions), rng=rng)
-    return chance_of_more((scores * targets).sum(0), null)
+    return SpatialNull.of(positions).p_values(scores, targets, rng=rng)
 
 
 def permutation_p(rng, scores, targets, n_draws=199):
-    null = np.stack(
-        [(scores[rng.permutation(len(scores))] * targets).sum(0) for _ in range(n_draws)]
-    )
-    return chance_of_more((scores * targets).sum(0), null)
+    null = [(scores[rng.permutation(len(scores))] * targets).sum(0) for _ in range(n_draws)]
+    return (1 + (np.array(null) >= (scores * targets).sum(0)).sum(0)) / (1 + n_draws)
 
 
-LENGTHS = [
-    *((0, 0, "gaussian"), (1, 1, "gaussian"), (2, 2, "gaussian"), (4, 4, "gaussian")),
-    *((0, 4, "gaussian"), (4, 0, "gaussian"), (1, 4, "gaussian"), (4, 1, "gaussian")),
-    *((4, 4, "exponential"), (8, 2, "exponential"), (16, 16, "exponential")),
-]
+# What is stated, and three and a half binomial standard errors of so many fields.
+def highest(rate, n):
+    return rate + 3.5 * np.sqrt(rate * (1 - rate) / n)
 
 
-@pytest.mark.parametrize(("of_scores", "of_counts", "kernel"), LENGTHS)
-def test_p_values_are_uniform_without_a_relation(of_scores, of_counts, kernel):
-    """5 % are significant at 5 %, within 3.5 binomial standard errors of 1,500 genes."""
-    rng, positions = np.random.default_rng(1), irregular()
-    scores, log_rate = (fields(rng, positions, at, kernel=kernel) for at in (of_scores, of_counts))
-    p = p_of(rng, *ranks_of(rng, positions, scores, log_rate))
-    assert 0.03 < (p <= 0.05).mean() < 0.07
-    assert kstest(p, "uniform").pvalue > 1e-3
+@pytest.mark.parametrize("n_genes", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_unrelated_maps_are_called_as_rarely_as_is_stated(n_genes):
+    called = np.array([maps.share_called(n_genes, seed=1) for maps in UNRELATED])
+    assert called[:, 0].max() < highest(STATED_5, n_genes)
+    assert called[:, 1].max() < highest(STATED_1, n_genes)
+    # Far less on the whole: two nulls must be refused.
+    assert 0.01 < called[:, 0].mean() < 0.04
 
 
-@pytest.mark.parametrize("length", [8, 16])
-def test_fields_as_smooth_as_the_tissue_is_wide(length):
-    """What is left of the inflation; weights of neighbours alone would let through 20 %."""
-    rng, positions = np.random.default_rng(2), irregular()
-    scores, log_rate = fields(rng, positions, length), fields(rng, positions, length)
-    p = p_of(rng, *ranks_of(rng, positions, scores, log_rate))
-    assert 0.03 < (p <= 0.05).mean() < 0.085
+def test_what_follows_the_edge_is_called_too_often():
+    """As is stated."""
+    called = max(maps.share_called(200, seed=1)[0] for maps in EDGES)
+    assert 0.2 < called < highest(STATED_EDGE, 200)
 
 
 @pytest.mark.slow
@@ -91,32 +68,40 @@ def test_fields_as_smooth_as_the_tissue_is_wide(length):
 def test_larger_tissue_with_regions(length):
     """About 650 spots; rates have two values with smooth borders between them."""
     rng, positions = np.random.default_rng(3), irregular(40)
-    scores, log_rate = fields(rng, positions, length), np.sign(fields(rng, positions, length))
+    scores = fields(rng, positions, length, N_GENES)
+    log_rate = np.sign(fields(rng, positions, length, N_GENES))
     p = p_of(rng, *ranks_of(rng, positions, scores, log_rate))
-    assert 0.03 < (p <= 0.05).mean() < 0.07
+    assert 0.01 < (p <= 0.05).mean() < 0.07
 
 
 @pytest.mark.parametrize("length", [2, 4])
 def test_permuting_spots_is_wrong(length):
     rng, positions = np.random.default_rng(4), irregular()
-    scores, log_rate = fields(rng, positions, length), fields(rng, positions, length)
+    scores, log_rate = (fields(rng, positions, length, N_GENES) for _ in range(2))
     scores, targets, _ = ranks_of(rng, positions, scores, log_rate)
     assert (permutation_p(rng, scores, targets) <= 0.05).mean() > 0.15
 
 
-@pytest.mark.parametrize("length", [0, 2, 4])
-def test_true_scores_are_significant(length):
+@pytest.mark.parametrize(("length", "least"), [(0, 0.95), (2, 0.95), (4, 0.85)])
+def test_true_scores_are_significant(length, least):
     rng, positions = np.random.default_rng(5), irregular()
     log_rate = fields(rng, positions, length, n_genes=300)
     noisy = log_rate + 0.4 * fields(rng, positions, length, n_genes=300)
     p = p_of(rng, *ranks_of(rng, positions, noisy, log_rate))
-    assert (p <= 0.05).mean() > 0.9
+    assert (p <= 0.05).mean() > least
     against = p_of(rng, *ranks_of(rng, positions, -noisy, log_rate))
     assert against.min() > 0.05
 
 
+def test_true_rates_as_wide_as_the_tissue_are_often_missed():
+    """As stated, for a quarter, half and the whole of the tissue."""
+    for layout, stated in POWER.items():
+        for length, share in zip((0.25, 0.5, 1), stated, strict=True):
+            assert power(layout, length, 400, seed=1)[0] == pytest.approx(share, abs=0.09)
+
+
 def test_agrees_with_shifts_on_a_torus():
-    """Shifting one of two periodic fields is exact, and p-values are nearly the same."""
+    """Shifting one of two periodic fields is exact; the two nulls are near it."""
     rng, side = np.random.default_rng(6), 14
     y, x = np.mgrid[0:side, 0:side].reshape(2, -1)
     near = np.exp(-(np.minimum(np.arange(side), side - np.arange(side)) ** 2) / 4)
@@ -131,27 +116,85 @@ def test_agrees_with_shifts_on_a_torus():
         for dx in range(side)
     ]
     by_shift = np.mean([(s * targets).sum(0) >= (scores * targets).sum(0) for s in shifted], axis=0)
-    p = p_of(rng, scores, targets, np.c_[x, y])
-    assert spearmanr(p, by_shift).statistic > 0.95
-    assert np.abs(p - by_shift).mean() < 0.06
+    null = SpatialNull.of(np.c_[x, y])
+    trend = null._chance_beyond_trends(scores, targets, 999, rng)
+    smooth = null._chance_as_smooth(scores, targets)
+    assert spearmanr(smooth, by_shift).statistic > 0.98
+    assert np.abs(smooth - by_shift).mean() < 0.05
+    assert spearmanr(trend, by_shift).statistic > 0.8
+    np.testing.assert_array_equal(
+        null.p_values(scores, targets, rng=np.random.default_rng(0)),
+        np.maximum(
+            smooth, null._chance_beyond_trends(scores, targets, 999, np.random.default_rng(0))
+        ),
+    )
+
+
+def test_white_noise_is_worth_all_its_spots():
+    """Then the null of smoothness is the usual test of a correlation, but for its chance lags."""
+    rng, positions = np.random.default_rng(14), hexagonal()
+    scores, targets = (unit_columns(rng.normal(size=(len(positions), 300))) for _ in range(2))
+    p = SpatialNull.of(positions)._chance_as_smooth(scores, targets)
+    expected = [
+        pearsonr(s, c, alternative="greater").pvalue
+        for s, c in zip(scores.T, targets.T, strict=True)
+    ]
+    assert np.abs(p - expected).mean() < 0.02
+    assert np.abs(p - expected).max() < 0.1
+
+
+def test_products_by_distance_are_those_of_a_loop():
+    rng = np.random.default_rng(15)
+    y, x = np.mgrid[:5, :7].reshape(2, -1).astype(float)
+    kept = rng.random(35) < 0.8
+    positions, values = np.c_[x, y][kept] * 250 + 40, rng.normal(size=(kept.sum(), 3))
+    distance = np.rint(cdist(positions, positions) / 250).astype(int)
+    found = SpatialNull.of(positions)._products(values)
+    for k in range(found.shape[1]):
+        expected = [v @ (distance == k) @ v for v in values.T]
+        np.testing.assert_allclose(found[:, k], expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("share", [1 / 8, 1 / 4, 1 / 2])
+def test_independent_spots_are_those_of_the_variance_of_correlations(share):
+    """Of n independent spots it is 1 / (n - 1); noise makes a pattern no finer."""
+    rng, positions = np.random.default_rng(16), hexagonal()
+    pattern = fields(rng, positions, share * 14.5, 1000)
+    null = SpatialNull.of(positions)
+    r = (unit_columns(pattern) * unit_columns(fields(rng, positions, share * 14.5, 1000))).sum(0)
+    for noise in (0.0, 0.7):
+        seen = unit_columns(pattern + noise * rng.normal(size=pattern.shape))
+        worth = np.nanmedian(null.independent_spots(seen))
+        assert worth == pytest.approx(1 + 1 / r.var(), rel=0.35)
+    assert (worth < _LEAST_SPOTS) == (share == 1 / 2)
+    assert np.isnan(null.independent_spots(rng.normal(size=(210, 50)))).mean() > 0.5
+
+
+def test_it_warns_of_patterns_as_wide_as_the_tissue():
+    """Two of six genes have the same wide wave."""
+    rng, positions = np.random.default_rng(17), hexagonal()
+    rate = np.tile(10.0, (210, 6))
+    rate[:, :2] = 200 * np.exp(2 * np.sin(positions[:, :1] / 5))
+    spots = {"section": np.zeros(210), "library_size": np.full(210, 5000), "positions": positions}
+    with pytest.warns(UserWarning, match="2 of 6 patterns of genes in sections are as wide as the"):
+        p_values(rate, rng.poisson(rate), **spots, n_draws=19)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        p_values(rate[:, 2:], rng.poisson(rate[:, 2:]), **spots, n_draws=19)
 
 
 def test_several_sections():
-    """Mean over sections of both: uniform without a relation, sharper with one."""
+    """Together as rarely called without a relation, and more often with one."""
     rng, positions = np.random.default_rng(7), irregular()
     found = {}
     for signal in (0.0, 0.25):
-        observed, nulls = [], []
+        p = []
         for _ in range(4):
-            log_rate = fields(rng, positions, 2)
-            scores = signal * log_rate + fields(rng, positions, 2)
-            scores, targets, kept = ranks_of(rng, positions, scores, log_rate)
-            observed.append((scores * targets).sum(0))
-            nulls.append(null_correlations(scores, targets, moran_basis(kept), rng=rng))
-        alone = (chance_of_more(observed[0], nulls[0]) <= 0.05).mean()
-        p = chance_of_more(np.nanmean(observed, 0), np.nanmean(nulls, 0))
-        found[signal] = alone, (p <= 0.05).mean()
-    assert 0.03 < found[0.0][1] < 0.07
+            log_rate = fields(rng, positions, 2, N_GENES)
+            scores = signal * log_rate + fields(rng, positions, 2, N_GENES)
+            p.append(p_of(rng, *ranks_of(rng, positions, scores, log_rate)))
+        found[signal] = (p[0] <= 0.05).mean(), (combine_sections(np.array(p)) <= 0.05).mean()
+    assert found[0.0][1] < 0.06
     assert found[0.25][1] > found[0.25][0] + 0.2
 
 
@@ -159,21 +202,25 @@ def test_basis_is_orthonormal_and_of_no_unit():
     rng = np.random.default_rng(8)
     positions = rng.uniform(0, 10, size=(40, 2))
     basis = moran_basis(positions)
-    assert basis.shape == (40, 39)
-    np.testing.assert_allclose(basis.T @ basis, np.eye(39), atol=1e-10)
-    np.testing.assert_allclose(basis.sum(0), 0, atol=1e-10)
+    # A level, the distance to the centre, that to all others, both squared, and crowding.
+    assert basis.shape == (40, 32)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(32), atol=1e-10)
+    radius = np.linalg.norm(positions - positions.mean(0), axis=1)
+    for trend in (np.ones(40), radius, radius**2, cdist(positions, positions).mean(0)):
+        np.testing.assert_allclose(basis.T @ trend, 0, atol=1e-7)
     moved = moran_basis(positions @ [[0, 300], [-300, 0]] + 5000)
-    np.testing.assert_allclose(np.abs(moved), np.abs(basis), atol=1e-6)
+    np.testing.assert_allclose(np.abs(moved), np.abs(basis), atol=1e-5)
     # From coarse to fine: neighbours are alike in the first, and not in the last.
     distance = cdist(positions, positions) + 99 * np.eye(40)
     of_next = basis[distance.argmin(0)]
-    assert (of_next * basis)[:, :5].sum() > 3 > -1 > (of_next * basis)[:, -5:].sum()
+    assert (of_next * basis)[:, :5].sum() > 2 > -1 > (of_next * basis)[:, -5:].sum()
 
 
 @pytest.mark.parametrize("positions", [np.zeros((5, 2)), np.repeat(np.eye(2), 3, axis=0)])
 def test_basis_of_spots_in_one_place(positions):
     basis = moran_basis(positions)
-    np.testing.assert_allclose(basis.T @ basis, np.eye(len(positions) - 1), atol=1e-10)
+    assert basis.shape[1] >= len(positions) - 4
+    np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-10)
     np.testing.assert_allclose(basis.sum(0), 0, atol=1e-10)
 
 
@@ -182,22 +229,22 @@ def test_a_gene_does_not_depend_on_the_others():
     rng, positions = np.random.default_rng(9), irregular()
     scores, targets = (unit_ranks(fields(rng, positions, 2, n_genes=5)) for _ in range(2))
     targets[:, 3] = np.nan
-    basis = moran_basis(positions)
-    whole = null_correlations(scores, targets, basis, rng=np.random.default_rng(0))
-    part = null_correlations(scores[:, 1:2], targets[:, 1:2], basis, rng=np.random.default_rng(0))
-    np.testing.assert_allclose(whole[:, 1:2], part, atol=1e-12)
-    assert np.isnan(whole).any(0).tolist() == [False, False, False, True, False]
-    p = chance_of_more((scores * targets).sum(0), whole)
-    assert np.isnan(p).tolist() == [False, False, False, True, False]
+    null = SpatialNull.of(positions)
+    whole = null.p_values(scores, targets, rng=np.random.default_rng(0))
+    part = null.p_values(scores[:, 1:2], targets[:, 1:2], rng=np.random.default_rng(0))
+    np.testing.assert_allclose(whole[1:2], part, atol=1e-12)
+    assert np.isnan(whole).tolist() == [False, False, False, True, False]
+    assert np.isnan(null.independent_spots(targets)).tolist() == [0, 0, 0, 1, 0]
 
 
-def test_the_observed_is_one_of_the_draws():
+@pytest.mark.filterwarnings("error")
+def test_few_spots_are_never_significant():
     """With all signs alike a draw is the observed correlation itself; it counts as reached."""
     rng = np.random.default_rng(10)
-    scores, targets = (unit_ranks(rng.normal(size=(4, 50))) for _ in range(2))
-    null = null_correlations(scores, targets, moran_basis(rng.normal(size=(4, 2))), rng=rng)
-    assert chance_of_more((scores * targets).sum(0), null).min() > 0.08
-    assert chance_of_more(np.ones(50), np.zeros((999, 50))).tolist() == [1 / 1000] * 50
+    for n in (1, 2, 4, 9):
+        scores, targets = (unit_ranks(rng.normal(size=(n, 50))) for _ in range(2))
+        p = p_of(rng, scores, targets, rng.normal(size=(n, 2)))
+        assert np.isnan(p).all() if n == 1 else p.min() > 0.08
 
 
 def test_false_discovery_rate_leaves_out_nan():
@@ -227,9 +274,8 @@ def test_p_values_of_sections_are_those_of_each_alone():
         own = section == name
         thinned = thinned_ranks(sparse.csr_matrix(counts[own]), library_size[own], rng=draws)
         ranks = unit_ranks(scores[own][thinned.kept])
-        basis = moran_basis(positions[own][thinned.kept])
-        null = null_correlations(ranks, thinned.ranks, basis, n_draws=199, rng=draws)
-        expected.append(chance_of_more((ranks * thinned.ranks).sum(0), null))
+        null = SpatialNull.of(positions[own][thinned.kept])
+        expected.append(null.p_values(ranks, thinned.ranks, n_draws=199, rng=draws))
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(np.isnan(found), [[0, 0, 0, 0, 0, 1], [0] * 6])
     assert (found[:, :3] == 1 / 200).all()

@@ -17,7 +17,7 @@ from strank.metrics.ceiling import noise_ceiling
 from strank.metrics.correlation import log1p_cp10k, target_of, unit_columns, unit_ranks
 from strank.metrics.depth import ThinnedRanks, deep_enough, lift, thinned_ranks
 from strank.metrics.deviance import calibration_slope, deviance_explained
-from strank.metrics.significance import chance_of_more, moran_basis, null_correlations
+from strank.metrics.significance import SpatialNull
 
 # What counts are divided by: all genes or, as in the STRank paper, the panel, which makes the
 # target sum to a constant.
@@ -54,9 +54,9 @@ def score_section(
     library_size = section.obs["library_size"].to_numpy()
     # Counts per 10,000 of the panel alone, as in the STRank paper, sum to a constant.
     target_depth = library_size if depth == "all" else np.asarray(counts.sum(1)).ravel()
-    basis = None
+    null = None
     if significance:
-        basis = moran_basis(positions_um(section)[deep_enough(library_size)[1]])
+        null = SpatialNull.of(positions_um(section)[deep_enough(library_size)[1]])
     slopes = slopes or {}
     values = {method: np.full((len(panel), len(SCORES)), np.nan) for method in scores}
     varies = np.zeros(len(panel), dtype=bool)
@@ -69,7 +69,7 @@ def score_section(
             slope = slopes[method][genes] if method in slopes else None
             of_genes = np.asarray(predicted)[:, genes]
             # Every method sees the same draws, of the thinning and of the null.
-            values[method][genes] = targets.score(of_genes, slope, basis, _rng(seed, 1))
+            values[method][genes] = targets.score(of_genes, slope, null, _rng(seed, 1))
     facts = _gene_facts(section, panel)
     tables = []
     for method, predicted in scores.items():
@@ -107,12 +107,15 @@ def _gene_facts(section: AnnData, panel: pd.Index) -> pd.DataFrame:
 
 
 def ceilings(section: AnnData, panel: pd.Index, *, seed: int = 0) -> pd.DataFrame:
-    """`_gene_facts`, with how many spots are deep enough and the ceilings of each gene."""
+    """`_gene_facts`, with ceilings, and how many spots are deep enough and a pattern is worth."""
     measured, library_size = panel.isin(section.var_names), section.obs["library_size"].to_numpy()
     counts, one = section[:, panel[measured]].X, np.zeros(section.n_obs)
     found = noise_ceiling(counts, section=one, library_size=library_size, seed=seed)
     table = _gene_facts(section, panel)
-    table["n_matched"] = int(deep_enough(library_size)[1].sum())
+    thinned = thinned_ranks(sparse.csr_matrix(counts), library_size, n_draws=3, rng=_rng(seed, 2))
+    null = SpatialNull.of(positions_um(section)[thinned.kept])
+    table["n_matched"] = int(thinned.kept.sum())
+    table.loc[measured, "independent_spots"] = null.independent_spots(thinned.ranks)
     for name, values in zip(("scc", "pearson", "depth_matched"), found, strict=True):
         table[f"ceiling_{name}"] = np.nan
         table.loc[measured, f"ceiling_{name}"] = values[0]
@@ -159,10 +162,10 @@ class _Targets:
         self,
         scores: NDArray,
         slope: NDArray | None,
-        basis: NDArray | None,
+        null: SpatialNull | None,
         rng: np.random.Generator,
     ) -> NDArray[np.float64]:
-        """Every score of `SCORES`, ``[n_genes, n_scores]``; no p-values without a basis."""
+        """Every score of `SCORES`, ``[n_genes, n_scores]``; no p-values without a null."""
         unit, ranks = unit_columns(scores), unit_ranks(scores[self.thinned.kept])
         matched = (ranks * self.thinned.ranks).sum(0)
         gini = lift(scores, self.counts, **self.spots)[0]
@@ -178,9 +181,8 @@ class _Targets:
             "slope": calibration_slope(scores, self.counts, **sized)[0],
             "p_value": np.full(scores.shape[1], np.nan),
         }
-        if basis is not None:
-            null = null_correlations(ranks, self.thinned.ranks, basis, rng=rng)
-            found["p_value"] = chance_of_more(matched, null)
+        if null is not None:
+            found["p_value"] = null.p_values(ranks, self.thinned.ranks, rng=rng)
         return np.stack([found[name] for name in SCORES], axis=1)
 
 

@@ -43,6 +43,7 @@ from strank.files import (
 )
 from strank.fitting.method import HEST_RIDGE, OWN_RECIPE, REFERENCE, Method
 from strank.fitting.objectives import OBJECTIVES
+from strank.metrics.significance import as_wide_as_the_tissue
 from strank.neural.recipe import RECIPES
 from strank.progress import Advance, progress
 from strank.storage import is_whole, new_file
@@ -325,9 +326,9 @@ def benchmark(
         Folder with sections and features of all encoders.
     output
         Folder of the results: ``results.parquet`` and ``results.csv.gz`` (every score),
-        ``genes.parquet`` (noise ceilings), ``summary.csv``, ``.md`` and ``.tex``,
-        ``benchmark.json``, ``protocol.toml`` and the predictions. A run that was stopped goes on;
-        more may be asked of it later.
+        ``genes.parquet`` (noise ceilings, independent spots), ``summary.csv``, ``.md`` and
+        ``.tex``, ``benchmark.json``, ``protocol.toml`` and the predictions. A run that was stopped
+        goes on; more may be asked of it later.
     protocol
         ``"strank"``, ``"section"``, ``"hest"``, a task of the paper on HEST such as
         ``"paper-IDC"``, a ``.toml`` file, a folder of a task of HEST-Benchmark, or a
@@ -410,6 +411,8 @@ def run_benchmark(
     with bar("Scoring", len(by_task)) as advance:
         score = partial(score_task, protocol, cohort, out)
         results, genes = zip(*_each(score, by_task, jobs, advance), strict=True)
+    if told := as_wide_as_the_tissue(pd.concat(genes)["independent_spots"].to_numpy()):
+        facts["notes"] = [*facts["notes"], told]
     facts |= {"failed": failed, "seconds": facts["seconds"] + time.perf_counter() - started}
     with bar("Writing", 1) as advance:
         _write(out, _joined(results), _joined(genes), protocol.headline)

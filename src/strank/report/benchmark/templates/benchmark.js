@@ -18,7 +18,7 @@ const page = (() => {
     deviance_sloped: ["deviance explained, sloped", "Share of the list deviance explained after a slope for each gene, from training sections: for scores that are no log rates."],
     slope: ["calibration slope", "Slope of the counts on the predicted log rates: 1 is right, below 1 the predicted fold changes are too large. Scores that are no log rates got a slope from training sections first."],
     predicted: ["genes predicted", "Share of the panel’s genes that are predicted at all, with 5 % false discoveries: depth-matched, against tissue patterns of the same smoothness."],
-    p_value: ["p", "How often shuffled tissue would do as well; small is good."],
+    p_value: ["p", "How often maps as smooth as these, or with the same trend, would do as well; small is good."],
     q_value: ["q", "Share of false discoveries among genes up to this one; small is good."],
   };
   const BETTER_LOW = ["p_value", "q_value"];
