@@ -23,7 +23,7 @@ from scipy.spatial.distance import cdist
 
 from strank.metrics.correlation import unit_ranks
 from strank.metrics.depth import thinned_ranks
-from strank.metrics.significance import SpatialNull
+from strank.metrics.significance import SpatialNull, mean_intervals
 
 
 def hexagonal(rows: int = 14, columns: int = 15) -> NDArray:
@@ -176,7 +176,51 @@ def null(quick: bool) -> pd.DataFrame:
     return table
 
 
-RATES: dict[str, Callable[[bool], pd.DataFrame]] = {"null": null}
+class Table(NamedTuple):
+    """A score's table of sections by genes; standard deviations of what it is the sum of."""
+
+    sections: tuple[int, ...]  # of each patient
+    patient: float
+    section: float
+    gene: float
+    noise: float
+    missing: float = 0.0
+
+    def covered(self, n_tables: int, seed: int = 0, n_genes: int = 50) -> float:
+        """Share of the 95 % intervals that hold the truth, 0."""
+        rng, of = np.random.default_rng(seed), np.repeat(range(len(self.sections)), self.sections)
+        shape = n_tables, len(of), n_genes
+        values = rng.normal(0, self.noise, shape) + rng.normal(0, self.gene, (n_tables, 1, n_genes))
+        values += rng.normal(0, self.patient, (n_tables, len(self.sections), 1))[:, of]
+        values += rng.normal(0, self.section, (n_tables, len(of), 1))
+        values[rng.random(shape) < self.missing] = np.nan
+        found = mean_intervals(values, patient=of)
+        return float(((found.low <= 0) & (found.high >= 0)).mean())
+
+
+ALIKE = (*((1,) * n for n in (2, 3, 4, 5, 8, 12)), (2, 2), (2, 2, 2), (2, 2, 2, 2))
+UNLIKE = ((3, 2), (4, 1, 1), (3, 1, 1, 1), (6, 1, 1, 1, 1, 1))
+# Where sections vary more than genes, as much, less and not at all.
+PARTS = (
+    *((1, 0, 0.1, 0.1), (1, 0, 1, 1), (0.3, 0.3, 1, 1), (0.1, 0.1, 1, 0.3)),
+    *((0, 1, 0.1, 1), (0, 0, 1, 0.2), (0, 0, 0.1, 1)),
+)
+TABLES = tuple(
+    Table(sections, *parts, missing=0.3 * (number % 2))
+    for sections in (*ALIKE, *UNLIKE)
+    for number, parts in enumerate(PARTS)
+)
+
+
+def intervals(quick: bool) -> pd.DataFrame:
+    """How many 95 % intervals of a mean over sections and genes hold the truth."""
+    rows = [{**t._asdict(), "covered": t.covered(500 if quick else 5000)} for t in TABLES]
+    table = pd.DataFrame(rows)
+    print(table.groupby(table["sections"].isin(ALIKE))["covered"].agg(["min", "max", "mean"]))
+    return table
+
+
+RATES: dict[str, Callable[[bool], pd.DataFrame]] = {"null": null, "intervals": intervals}
 
 
 def main() -> None:

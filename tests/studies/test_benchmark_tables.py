@@ -21,7 +21,8 @@ def table_of(values: dict[tuple, float], **columns) -> pd.DataFrame:
     """Results in the form of a benchmark, of (method, seed, section, gene, score)."""
     names = ["method", "seed", "section", "gene", "score"]
     table = pd.Series(values).rename_axis(names).rename("value").reset_index()
-    return table.assign(encoder="mine", genes="2", patient_seen=False, **columns)
+    facts = {"encoder": "mine", "genes": "2", "patient": "P", "patient_seen": False}
+    return table.assign(**facts, **columns)
 
 
 def test_summary_by_hand():

@@ -42,10 +42,14 @@ def _summarise_group(rows: pd.DataFrame, genes: pd.DataFrame, keys: tuple) -> pd
     )
     cube, sections = _cube(means)
     methods = means.index.get_level_values("method")
-    own = mean_intervals(cube)
+    patients = rows.drop_duplicates("section").set_index("section")["patient"].astype(str)
+    patient = patients[sections.unique("section")].to_numpy()
+    own = mean_intervals(cube, patient=patient)
     reference = [(REFERENCE.name, score) for score in means.index.get_level_values("score")]
     at = means.index.get_indexer(reference)
-    against = mean_intervals(np.where((at >= 0)[:, None, None], cube - cube[at], np.nan))
+    against = mean_intervals(
+        np.where((at >= 0)[:, None, None], cube - cube[at], np.nan), patient=patient
+    )
     table = pd.DataFrame(dict(zip(_GROUP, keys, strict=True)), index=means.index)
     table = table.assign(**own._asdict())
     for name, values in against._asdict().items():
