@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
+from scipy.stats import norm
 
 from strank.metrics.correlation import unit_ranks
-from strank.metrics.depth import thinned_ranks
+from strank.metrics.depth import lift, thinned_ranks
 from strank.metrics.significance import SpatialNull, mean_intervals
 
 
@@ -220,7 +221,64 @@ def intervals(quick: bool) -> pd.DataFrame:
     return table
 
 
-RATES: dict[str, Callable[[bool], pd.DataFrame]] = {"null": null, "intervals": intervals}
+class Depths(NamedTuple):
+    """Counts of genes without signal, and scores that are the depth of spots."""
+
+    n_spots: int
+    spread: float  # standard deviation of log depth
+    dispersion: float  # variance of the rates beyond depth, relative to their square
+    mean: float  # counts a spot
+
+    @property
+    def depth(self) -> NDArray:
+        """Library sizes at the quantiles of a lognormal distribution."""
+        quantiles = (np.arange(self.n_spots) + 0.5) / self.n_spots
+        return np.ceil(5000 * np.exp(self.spread * norm.ppf(quantiles)))
+
+    @property
+    def first_order(self) -> float:
+        """The bias of lift by the covariance of its numerator and its denominator."""
+        share = self.depth / self.depth.sum()
+        above_less = 2 * np.cumsum(share) - share - 1
+        return float(-self.dispersion * (above_less * share**2).sum())
+
+    def bias(self, n_values: int, seed: int = 0) -> tuple[float, float]:
+        """Of lift, with its standard error."""
+        rng, depth = np.random.default_rng([seed, self.n_spots]), self.depth
+        rate = np.outer(depth / depth.mean() * self.mean, np.ones(n_values // self.n_spots))
+        if self.dispersion:
+            rate = rate * rng.gamma(1 / self.dispersion, self.dispersion, size=rate.shape)
+        counts = rng.poisson(rate)
+        scores = np.broadcast_to(np.log(depth)[:, None], counts.shape)
+        spots = {"section": np.zeros(self.n_spots), "library_size": depth}
+        found = np.nan_to_num(lift(scores, counts, **spots)[0])
+        # Without its denominator lift has no bias: what the denominator does is left.
+        found = found * (1 - counts.sum(0) / (self.mean * self.n_spots))
+        return float(found.mean()), float(found.std() / np.sqrt(len(found)))
+
+
+DEPTHS = tuple(
+    Depths(*keys)
+    for keys in product((50, 200, 1000), (0.4, 0.65, 0.9, 1.2), (0, 1, 5), (0.1, 1, 20))
+)
+
+
+def lift_without_signal(quick: bool) -> pd.DataFrame:
+    """How far from 0 lift is of genes without signal, where scores are the depth."""
+    rows = []
+    for of in DEPTHS:
+        bias, error = of.bias(400_000 if quick else 4_000_000)
+        rows.append({**of._asdict(), "first order": of.first_order, "bias": bias, "error": error})
+    table = pd.DataFrame(rows)
+    print(table.pivot_table("bias", ["n_spots", "spread"], "dispersion", aggfunc="min"))
+    return table
+
+
+RATES: dict[str, Callable[[bool], pd.DataFrame]] = {
+    "null": null,
+    "intervals": intervals,
+    "lift": lift_without_signal,
+}
 
 
 def main() -> None:

@@ -8,7 +8,9 @@ neutrality name it as their ``power``, and fail if they have less.
 
 from __future__ import annotations
 
+import runpy
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,8 @@ from strank.metrics.correlation import pearson, spearman
 from strank.metrics.depth import depth_matched_spearman, lift
 from strank.metrics.deviance import deviance_explained, list_gain, score_slope
 
+_script = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "error_rates.py"))
+DEPTHS = _script["DEPTHS"]
 MEANS = np.array([0.02, 0.1, 1.0, 5.0, 50.0])
 Z = norm.isf(1e-4 / 2 / (6 * len(MEANS)))
 
@@ -119,6 +123,20 @@ def test_lift_is_neutral(sections, dispersion, name):
     totals = [counts.sum(0).reshape(len(MEANS), -1) for _, counts in sections]
     totals = np.concatenate(totals, axis=1) / MEANS[:, None] / len(sections[0][0])
     assert_mean(np.nan_to_num(values) * totals, power=power)
+
+
+# By number of spots and dispersion, the worst that is stated.
+WORST = {(50, 1): 0.026, (50, 5): 0.097, (200, 1): 0.0094, (200, 5): 0.039}
+WORST |= {(1000, 1): 0.0024, (1000, 5): 0.0104}
+
+
+@pytest.mark.parametrize("n_values", [100_000, pytest.param(2_000_000, marks=pytest.mark.slow)])
+def test_lift_of_dispersed_counts_is_shifted_as_stated(n_values):
+    """Never beyond the bound, and by no less than half of it."""
+    for of in DEPTHS:
+        bias, error = of.bias(n_values, seed=1)
+        assert of.first_order - 4.5 * error <= bias <= 0.55 * of.first_order + 4.5 * error, of
+        assert bias >= -WORST.get((of.n_spots, of.dispersion), 0.0) - 4.5 * error, of
 
 
 @pytest.mark.parametrize("name", FUNCTIONS_OF_DEPTH)

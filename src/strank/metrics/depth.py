@@ -156,8 +156,17 @@ def lift(
 
     the chance that a random count lies in a higher scored spot than a random unit of depth does,
     less the chance of the opposite. Between -1 and 1; equal scores count as neither. Where shares
-    have nothing to do with depth, any function of depth scores 0: exactly so for Poisson counts,
-    but for a bias of the order of dispersion / number of spots for gamma-Poisson counts.
+    have nothing to do with depth, any function of depth scores 0 for Poisson counts. Counts whose
+    rates vary beyond depth, by the dispersion :math:`\phi` (variance over squared mean), share what
+    varies with the denominator, and shift it by at most
+
+    .. math::
+        \phi \sum_{ij} l_i^2\, l_j\, \mathrm{sign}(l_i - l_j) \Big/ \Big(\sum_i l_i\Big)^3
+
+    below 0 for scores that rise with depth, above for those that fall. Measured, for scores that
+    are depth, 0.1 to 20 counts a spot and log depth of a standard deviation of 0.4, 0.65, 0.9 and
+    1.2: at 200 spots -0.001, -0.003, -0.005 and -0.009 for a dispersion of 1, and -0.006, -0.012,
+    -0.021 and -0.038 for 5; at 1,000 spots a fourth; at worst, at 50 spots, -0.025 and -0.096.
 
     What can fool it: a few spots with most of the counts decide it; and it is small for a gene that
     varies little, however well it is ordered. ``relative`` compares with the best order there
