@@ -30,7 +30,7 @@ def simulate(rng: np.random.Generator, n_patients: int, shared: float) -> dict[s
     common = rng.normal(size=(N_FEATURES, N_GENES))
     rates = np.exp(rng.uniform(np.log(0.3), np.log(20), N_GENES))
     strength = 0.6 * np.exp(rng.normal(0, 0.4, N_GENES))
-    parts: dict[str, list[NDArray]] = {"features": [], "counts": [], "depth": []}
+    parts: dict[str, list[NDArray]] = {"features": [], "counts": [], "depth": [], "scores": []}
     for _ in range(n_patients):
         weights = np.sqrt(shared) * common
         weights = weights + np.sqrt(1 - shared) * rng.normal(size=common.shape)
@@ -43,6 +43,7 @@ def simulate(rng: np.random.Generator, n_patients: int, shared: float) -> dict[s
             "features": features,
             "counts": rng.poisson(mean),
             "depth": depth,
+            "scores": scores,
         }.items():
             parts[name].append(values)
     found = {name: np.concatenate(values) for name, values in parts.items()}

@@ -94,7 +94,7 @@ def contrast_command(
 def _most(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Genes that change most in each direction."""
     columns = ["gene", "predicted", "low", "high", "q"]
-    columns += [column for column in ["observed"] if column in table]
+    columns += [name for name in ["model_low", "model_high", "observed"] if name in table]
     up, down = table[table["predicted"] > 0], table[table["predicted"] < 0]
     return up[columns].head(_TOP), down[columns].iloc[::-1].head(_TOP)
 

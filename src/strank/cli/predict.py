@@ -142,7 +142,7 @@ def _predict_one(
         if exports["geojson"]:
             from strank.io.exports import check_geojson_size
 
-            check_geojson_size(n_tiles, len(genes))
+            check_geojson_size(n_tiles, len(genes), scorer.model.uncertainty is not None)
 
     scores, before = scorer.score(slide, folder / "scores.h5ad", check=check, bar=progress)
     if section is not None:

@@ -23,6 +23,7 @@ from strank.cohort.store import read_h5ad, read_section
 from strank.errors import InputError, some
 from strank.evaluation.regions import Groups, Regions, choose_pair, disjoint, find_regions
 from strank.files import claims, output_folder, sha256, write_json, write_table
+from strank.model.uncertainty import change_interval
 from strank.version import __version__
 
 _Array = NDArray[np.float64]
@@ -40,7 +41,7 @@ _FEW_BLOCKS = 5.0
 _COVERS = (
     "The interval and q cover where in the tissue one looked: blocks of tissue were resampled. "
     "They do not cover the error of the model, so a small q says that the predictions differ, not "
-    "that expression does."
+    "that expression does"
 )
 _CIRCULAR = (
     "If the groups were found from these scores (by clustering, say), intervals and q are too sure."
@@ -57,9 +58,10 @@ class Contrast:
         One row a gene, from highest in ``a`` to highest in ``b``: ``gene``; ``predicted``, the log
         ratio of mean rates (natural log; above 0: higher in ``a``); ``low, high`` (95 %); ``p``;
         ``q`` (false discovery rate of Benjamini and Hochberg); ``a, b`` (the regions); ``spots_a,
-        spots_b``. With counts also ``observed, observed_low, observed_high, observed_p, counts_a,
-        counts_b, observed_spots_a, observed_spots_b``; NaN where a gene is not measured, or has no
-        counts in either region.
+        spots_b``. Of a model that knows how wrong it may be also ``se``, the standard error of that
+        in ``predicted``, and ``model_low, model_high`` (90 %). With counts also ``observed,
+        observed_low, observed_high, observed_p, counts_a, counts_b, observed_spots_a,
+        observed_spots_b``; NaN where a gene is not measured, or has no counts in either region.
     facts
         What it came from (files with their checksums, parameters, model), the two regions and how
         many ``blocks`` of tissue each is worth, and with counts the ``agreement`` of observed and
@@ -160,7 +162,7 @@ def contrast(
         "change": f"log mean rate in {pair[0]} - log mean rate in {pair[1]}",
         "between": list(pair),
         "blocks": blocks,
-        "caveats": [_COVERS] + [_CIRCULAR] * (not in_file),
+        "caveats": [_covers(tiles)] + [_CIRCULAR] * (not in_file),
     }
     if counts is not None:
         section, there, told = _observed_regions(counts, tiles, groups, pair)
@@ -266,6 +268,11 @@ def _same_slide(name: str, section: AnnData, tiles: AnnData) -> None:
             f"{name}: counts of {image} ({scales[0]:.6g} µm per pixel), but the predictions are of "
             f"{other} ({scales[1]:.6g}); regions are places of one image"
         )
+
+
+def _covers(tiles: AnnData) -> str:
+    told = _model(tiles).get("uncertainty")
+    return f"{_COVERS}; model_low to model_high does (90 %): {told}." if told else f"{_COVERS}."
 
 
 def _model(tiles: AnnData) -> dict[str, Any]:
@@ -422,7 +429,18 @@ def contrast_predicted(
             "p": ratio.p,
             "q": false_discovery_control(ratio.p) if len(ratio.p) else ratio.p,
         }
-    ).assign(a=a, b=b, spots_a=of_a.sum(), spots_b=of_b.sum())
+    )
+    if "score_axes" in predictions.obsm:
+        se, low, high = change_interval(
+            scores,
+            np.asarray(predictions.obsm["score_axes"]),
+            np.asarray(predictions.varm["score_variance"]),
+            (of_a, of_b),
+            seed=seed,
+        )
+        table = table.assign(se=se, model_low=table["predicted"] + low)
+        table["model_high"] = table["predicted"] + high
+    table = table.assign(a=a, b=b, spots_a=of_a.sum(), spots_b=of_b.sum())
     table = table.sort_values("predicted", ascending=False, kind="stable", ignore_index=True)
     warnings = _few(ratio.blocks, "tiles")
     for name, inside in regions.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +37,7 @@ from strank.metrics.correlation import log1p_cp10k
 from strank.metrics.deviance import list_gain, score_slope, slope_information
 from strank.model.novelty import fit_novelty
 from strank.model.rank_model import RankModel
+from strank.model.uncertainty import Fitted, Uncertainty, fit_uncertainty
 from strank.neural.heads import LinearHead
 from strank.version import __version__
 
@@ -47,6 +48,8 @@ HEST_ALPHAS = np.logspace(-6, 8, 29)
 _HEST_COMPONENTS = 256
 # All pairs cost as many times more as a section has spots, and bring nothing.
 _PARTNERS = 16
+# How near the optimum fits come of which only the errors are looked at.
+_ROUGH = 1e-3
 # Each is fitted from the start, so there are fewer of them.
 _POOLED_PENALTIES = PENALTIES[::2]
 
@@ -76,6 +79,9 @@ class ExactFit:
     choice: str | None  #: how the penalty came about, if not by leaving groups out
     #: Scores as the solver's own precision gives them, with the level that a model leaves out.
     predict: Callable[[NDArray], NDArray[np.float64]]
+    #: Weights of features as they are, ``[n_features, n_genes]``, of the same fit to some spots;
+    #: only of a likelihood of all counts, which says how sure they are
+    refit: Callable[[NDArray[np.bool_]], NDArray[np.float64]] | None = None
 
     @property
     def head(self) -> LinearHead:
@@ -118,7 +124,17 @@ def _solve(
     spots |= {"group": data.group} if chosen else {}
     regressor.fit(data.features, data.counts, **spots)
     held = regressor.choice_.temperature if isinstance(regressor, STRankRegressorCV) else None
-    return _fit_of(regressor, held, None if chosen else _not_chosen(options))
+    solved = _fit_of(regressor, held, None if chosen else _not_chosen(options))
+    if objective != "list" or options.borrow:
+        return solved
+    again = STRankRegressor(regressor.penalty_, tolerance=_ROUGH, max_memory=options.max_memory)
+
+    def refit(kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+        spots = {"section": data.section[kept], "offset": np.log(data.library_size[kept])}
+        again.fit(data.features[kept], data.counts[kept], **spots)
+        return np.asarray(again.coef_.T * (1.0 if held is None else held))
+
+    return replace(solved, refit=refit)
 
 
 def solve_poisson(data: TrainingData, options: ExactOptions) -> ExactFit:
@@ -371,6 +387,28 @@ def _calibration(solved: ExactFit, aim: Aim, unit: str, n_groups: int) -> dict[s
     return {"size": True, "told": told + nothing * (none > 0)}
 
 
+def _uncertainty(data: TrainingData, solved: ExactFit) -> Uncertainty | None:
+    if solved.refit is None:
+        return None
+    weight = solved.weight / solved.scale[:, None]
+    return fit_uncertainty(
+        data, Fitted(weight, solved.scale, solved.table["penalty"], solved.refit)
+    )
+
+
+def _sure_of(aim: Aim, unit: str, n_groups: int) -> str:
+    """Say what standard errors cover."""
+    counts = "what the counts leave open"
+    if n_groups < 2:
+        return f"within-section uncertainty only: {counts}"
+    if aim == "new-patients" and unit == "section":
+        return (
+            f"within-patient uncertainty only: {counts}, and what differs between {n_groups} "
+            "sections of one patient; others may differ by far more"
+        )
+    return f"{counts}, and what differs between {n_groups} {unit}s, each left out"
+
+
 def fit_exact(
     cohort: Mapping[str, AnnData],
     solve: Solve,
@@ -400,6 +438,8 @@ def fit_exact(
     except ValueError as error:
         raise InputError(str(error)) from error
     left_out = f"leave one {unit} out" + ", genes borrow" * options.borrow
+    n_groups, uncertainty = len(set(group)), _uncertainty(data, solved)
+    told = {} if uncertainty is None else {"uncertainty": _sure_of(aim, unit, n_groups)}
     return RankModel(
         head=solved.head,
         panel=pd.DataFrame({"counts": data.gene_counts, **solved.table}, index=panel),
@@ -411,8 +451,10 @@ def fit_exact(
             "penalty_choice": solved.choice or left_out,
             "solver": solved.message,
             "aim": aim,
-            "calibration": _calibration(solved, aim, unit, len(set(group))),
+            "calibration": _calibration(solved, aim, unit, n_groups),
+            **told,
             **training_sections(cohort),
         },
         novelty=fit_novelty(data.features, data.group),
+        uncertainty=uncertainty,
     )

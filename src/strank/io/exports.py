@@ -29,7 +29,7 @@ _IMAGE_UM = 2.0
 _MOST_PIXELS = 8192
 
 
-def check_geojson_size(n_tiles: int, n_genes: int) -> None:
+def check_geojson_size(n_tiles: int, n_genes: int, errors: bool = False) -> None:
     """Refuse more than 6 million numbers, where a tile has one a gene and ten for its outline.
 
     >>> check_geojson_size(300_000, 100)
@@ -38,13 +38,14 @@ def check_geojson_size(n_tiles: int, n_genes: int) -> None:
     strank.errors.InputError: GeoJSON: 300,000 tiles x 100 genes are more than QuPath opens \
 (300,000 tiles may have 10 genes, 100 genes 54,545 tiles); name fewer `genes`, or raise `stride_um`
     """
-    if n_tiles * (n_genes + _OUTLINE) <= _MOST_NUMBERS:
+    a_tile = n_genes * (1 + errors) + _OUTLINE
+    if n_tiles * a_tile <= _MOST_NUMBERS:
         return
-    fewer = max(0, _MOST_NUMBERS // n_tiles - _OUTLINE)
+    fewer = max(0, _MOST_NUMBERS // n_tiles - _OUTLINE) // (1 + errors)
     raise InputError(
         f"GeoJSON: {n_tiles:,} tiles x {n_genes} genes are more than QuPath opens "
         f"({n_tiles:,} tiles may have {fewer} genes, {n_genes} genes "
-        f"{_MOST_NUMBERS // (n_genes + _OUTLINE):,} tiles); name fewer `genes`, or raise "
+        f"{_MOST_NUMBERS // a_tile:,} tiles); name fewer `genes`, or raise "
         "`stride_um`"
     )
 
@@ -64,8 +65,8 @@ def write_geojson(
     """Write predictions as GeoJSON for QuPath: tiles with the scores of some genes.
 
     It is a FeatureCollection of squares as wide as the stride, in pixels of the full image; scores,
-    to four decimals, are their ``properties.measurements``, with ``novelty``, where the predictions
-    have it.
+    to four decimals, are their ``properties.measurements``; where the predictions have them, with
+    ``novelty`` and, after each gene's name, the standard error of its score, as ``ERBB2 se``.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ def write_geojson(
     ------
     InputError
         If there are more tiles and genes than QuPath opens (6 million numbers, of which a tile has
-        one a gene and ten for its outline).
+        one a gene, or two with standard errors, and ten for its outline).
 
     Examples
     --------
@@ -99,9 +100,13 @@ def write_geojson(
     {'ERBB2': 0.5}
     """
     genes = list(predictions.var_names if genes is None else genes)
-    check_geojson_size(predictions.n_obs, len(genes))
-    scores = np.asarray(predictions[:, genes].X, dtype=np.float64)
-    table = pd.DataFrame(scores, columns=pd.Index(genes))
+    unsure = "se" in predictions.layers
+    check_geojson_size(predictions.n_obs, len(genes), unsure)
+    chosen = predictions[:, genes]
+    table = pd.DataFrame(np.asarray(chosen.X, dtype=np.float64), columns=pd.Index(genes))
+    if unsure:
+        errors = np.asarray(chosen.layers["se"], dtype=np.float64)
+        table = table.join(pd.DataFrame(errors, columns=[f"{gene} se" for gene in genes]))
     if "novelty" in predictions.obs:
         table["novelty"] = predictions.obs["novelty"].to_numpy(np.float64)
     # Hundredths of a pixel: more would only be digits.

@@ -118,7 +118,9 @@ def hub_header(
 
 def _meaning(known: Mapping[str, Any]) -> str:
     told = (known.get("calibration") or {"told": "not recorded"})["told"]
-    return f"{_escaped(told[:1].upper() + told[1:])}."
+    sure = known.get("uncertainty", "")
+    meaning = f"{_escaped(told[:1].upper() + told[1:])}."
+    return f"{meaning} Standard errors tell {_escaped(sure)}." if sure else meaning
 
 
 def _training(known: Mapping[str, Any]) -> str:

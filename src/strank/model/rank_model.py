@@ -29,6 +29,7 @@ from strank.hub import download, upload
 from strank.model.card import hub_header, model_card, read_evidence
 from strank.model.novelty import Novelty
 from strank.model.schema import FORMAT, read_model
+from strank.model.uncertainty import Uncertainty
 from strank.neural.data import find_neighbours
 from strank.neural.heads import HEADS, Traits, stored_head
 from strank.storage import new_file, new_folder, recover
@@ -36,8 +37,9 @@ from strank.version import __version__
 
 _MODEL, _CARD = "model.json", "README.md"
 _HEAD, _BACKBONE, _NOVELTY = "head.safetensors", "encoder.safetensors", "novelty.safetensors"
+_UNCERTAINTY = "uncertainty.safetensors"
 # All that a model's folder may hold; what happens to lie beside it is not copied.
-_FILES = (_MODEL, _CARD, _HEAD, _BACKBONE, _NOVELTY)
+_FILES = (_MODEL, _CARD, _HEAD, _BACKBONE, _NOVELTY, _UNCERTAINTY)
 
 _ROWS = 8192
 
@@ -67,6 +69,8 @@ class RankModel:
         The encoder, where it was trained with the head.
     novelty : Novelty, optional
         Which features are usual, where that is known.
+    uncertainty : Uncertainty, optional
+        How wrong its scores may be, where that is known.
 
     Examples
     --------
@@ -89,6 +93,7 @@ class RankModel:
     provenance: Mapping[str, Any]
     backbone: Backbone | None = None
     novelty: Novelty | None = None
+    uncertainty: Uncertainty | None = None
 
     @property
     def method(self) -> str:
@@ -127,6 +132,8 @@ class RankModel:
                 write_bytes(part / _BACKBONE, _without_copies(self.backbone))
             if self.novelty is not None:
                 write_bytes(part / _NOVELTY, save(vars(self.novelty)))
+            if self.uncertainty is not None:
+                write_bytes(part / _UNCERTAINTY, save(vars(self.uncertainty)))
             write_json(part / _MODEL, self._facts(part))
             if card is not None:
                 write_utf8(part / _CARD, card)
@@ -153,7 +160,9 @@ class RankModel:
                 head = _load_head(folder, stored["head"], stored["encoder"]["n_features"], panel)
                 backbone = _load_backbone(folder, stored.get("backbone"))
             novelty = _load_novelty(folder, stored.get("novelty"), stored["encoder"])
-            return cls(head, panel, stored["encoder"], stored["provenance"], backbone, novelty)
+            unsure = _load_uncertainty(folder, stored.get("uncertainty"), stored["encoder"], panel)
+            facts = stored["encoder"], stored["provenance"]
+            return cls(head, panel, *facts, backbone, novelty, unsure)
         except InputError:
             raise
         except (*_DAMAGE, SafetensorError) as error:
@@ -283,7 +292,10 @@ class RankModel:
             ``X`` = scores (natural log, float32), 0 at the mean of a section and gene; ``obs`` and
             ``obsm["spatial"]`` as given; ``var`` = the panel, with ``measured`` = whether the input
             has counts of the gene; ``uns["strank_model"]`` = encoder and provenance as JSON,
-            ``uns["strank"]`` as given.
+            ``uns["strank"]`` as given. For a model that knows how wrong it may be, ``layers["se"]``
+            = standard error of a score, as the difference from that mean; and what it is made of:
+            the difference of two spots in ``obsm["score_axes"]``, squared, times
+            ``varm["score_variance"]``, is the variance of the difference of their scores.
 
         Raises
         ------
@@ -294,7 +306,7 @@ class RankModel:
         section = np.asarray(section)
         with torch.inference_mode():
             scores = self._scores(adata, section)
-        return AnnData(
+        found = AnnData(
             X=centre_within(scores, section).astype(np.float32),
             obs=adata.obs.copy(),
             var=self.panel.assign(measured=self.panel.index.isin(adata.var_names)),
@@ -305,6 +317,15 @@ class RankModel:
                 **({"strank": adata.uns["strank"]} if "strank" in adata.uns else {}),
             },
         )
+        if self.uncertainty is not None:
+            places = self.uncertainty.along(self._features(adata))
+            places = centre_within(places, section).astype(np.float32)
+            found.obsm["score_axes"], found.varm["score_variance"] = (
+                places,
+                self.uncertainty.variance,
+            )
+            found.layers["se"] = np.sqrt(places**2 @ self.uncertainty.variance.T)
+        return found
 
     def check_encoder(self, facts: Mapping[str, Any]) -> None:
         """Refuse features of another encoder, version, or set of fields, naming what differs."""
@@ -360,6 +381,8 @@ class RankModel:
             content["backbone"] = {"config": self.backbone.config, "sha256": checksum}
         if self.novelty is not None:
             content["novelty"] = {"sha256": sha256(folder / _NOVELTY)}
+        if self.uncertainty is not None:
+            content["uncertainty"] = {"sha256": sha256(folder / _UNCERTAINTY)}
         return content
 
 
@@ -465,6 +488,26 @@ def _load_novelty(
     if len(set(shapes)) > 1 or not all(t.isfinite().all() for t in vars(novelty).values()):
         raise InputError(f"{path}: not of {encoder['n_features']} features, or not finite")
     return novelty
+
+
+def _load_uncertainty(
+    folder: Path,
+    stored: Mapping[str, Any] | None,
+    encoder: Mapping[str, Any],
+    panel: pd.DataFrame,
+) -> Uncertainty | None:
+    if stored is None:
+        return None
+    path = _checked(folder / _UNCERTAINTY, stored)
+    unsure = Uncertainty(**load_file(path))
+    n_axes = unsure.axes.shape[-1]
+    shapes = [tuple(values.shape) for values in vars(unsure).values()]
+    sizes = (unsure.within, unsure.between.nan_to_num(0, torch.inf))
+    if shapes != [(encoder["n_features"], n_axes), *[(n_axes, len(panel))] * 2] or not (
+        unsure.axes.isfinite().all() and all((v.isfinite() & (v >= 0)).all() for v in sizes)
+    ):
+        raise InputError(f"{path}: not of this encoder and panel, or no variances")
+    return unsure
 
 
 def _refuse_links(folder: Path) -> None:

@@ -103,6 +103,7 @@ class _Provenance(_Open):
     spot_diameter_um: _Positive = 1.0
     networks: list[dict[str, Any]] = []
     calibration: _Calibration | None = None
+    uncertainty: str = ""
     strank_version: str = ""
 
 
@@ -120,6 +121,7 @@ class _Model(_Open):
     provenance: _Provenance
     backbone: _Backbone | None = None
     novelty: _Stored | None = None
+    uncertainty: _Stored | None = None
 
     @model_validator(mode="after")
     def _is_a_table(self) -> _Model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ _THUMBNAIL_UM, _MOST_PIXELS = 4.0, 2000
 _MARGIN_UM = 150.0
 # Red and blue keep apart in all common colour deficiencies; the middle is light, like unstained.
 _COLOURS = "RdBu_r"
+_ERROR_COLOURS = "Purples"
 # The full colours stand for half as much again, or more.
 _LEAST_LIMIT = float(np.log(1.5))
 
@@ -45,13 +46,14 @@ class MapLayer:
     positions: NDArray[np.float64]
     #: Size of a mark.
     diameter_um: float
-    #: ``[n_spots, n_genes]``; 0 is the middle of the colours.
+    #: ``[n_spots, n_genes]``; 0 is the middle of the colours, of standard errors their beginning.
     scores: NDArray[np.float64]
     genes: pd.Index
+    colours: str = _COLOURS
 
 
 def map_layers(predictions: AnnData, section: AnnData | None = None) -> list[MapLayer]:
-    """Predictions on tiles as a layer, after the observed counts of the section if it is given."""
+    """Observed counts of the section if given, predictions on tiles, their errors if known."""
     genes = predictions.var_names
     predicted = MapLayer(
         "predicted",
@@ -61,7 +63,19 @@ def map_layers(predictions: AnnData, section: AnnData | None = None) -> list[Map
         np.asarray(predictions.X, dtype=np.float64),
         genes,
     )
-    return [predicted] if section is None else [_observed(section, genes), predicted]
+    layers = [predicted]
+    if "se" in predictions.layers:
+        errors = np.asarray(predictions.layers["se"], dtype=np.float64)
+        unsure = replace(predicted, title="standard error", label=_sure(predictions), scores=errors)
+        layers.append(replace(unsure, colours=_ERROR_COLOURS))
+    return layers if section is None else [_observed(section, genes), *layers]
+
+
+def _sure(predictions: AnnData) -> str:
+    """Say what a standard error is of, and what it leaves out."""
+    told = str(json.loads(predictions.uns.get("strank_model", "{}")).get("uncertainty", ""))
+    alone = told.partition(" only")[0] + " only" if " only" in told else ""
+    return "of the log relative expression" + f"; {alone}" * bool(alone)
 
 
 def _label(predictions: AnnData) -> str:
@@ -250,8 +264,8 @@ def _marks(
         offsets=layer.positions / shrink,
         offset_transform=ax.transData,
         array=values,
-        cmap=_COLOURS,
-        clim=(-limit, limit),
+        cmap=layer.colours,
+        clim=(0 if layer.colours == _ERROR_COLOURS else -limit, limit),
         alpha=0.85,
     )
     ax.add_collection(marks)

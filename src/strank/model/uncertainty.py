@@ -1,0 +1,256 @@
+r"""How wrong scores may be: what the counts leave open, and what differs between groups.
+
+The weights of a gene, along the main axes of the features, are taken for normal. They lie around
+the fitted ones as far as the counts leave it open (Laplace's approximation at the optimum, with the
+diagonal of the Hessian, and counts that vary as much more than Poisson's as they do); and those of
+a group that was not seen lie around these as far as those of the groups left out did. In plain
+words, for one gene and axis ``k``::
+
+    within[k] = dispersion / (information[k] + penalty)
+    between[k] = size_of_gene * size_of_axis[k]
+
+where the sizes are those of highest likelihood, given the weights that each group left out asks
+for, and how unsure these are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import linalg
+from scipy.special import logsumexp
+from torch import Tensor
+
+from strank.cohort.training_set import TrainingData
+from strank.functional.groups import deal, rows_of
+
+_Array = NDArray[np.float64]
+
+# Axes that are looked at: those of so much of the variance, but no more than so many, and for each
+# so many spots of the smallest group. What lies along all others is not told.
+_SHARE, _MOST_AXES, _SPOTS_AN_AXIS = 0.99, 64, 4
+# Genes at a time: counts of a section are dense for so many.
+_GENES = 256
+_FOLDS, _ROUNDS = 10, 30
+# Of the counts, what parameters leave at least to tell their dispersion.
+_LEAST_LEFT = 0.2
+# Of changes between regions: draws of the weights, and most spots of a region.
+_DRAWS, _SPOTS = 400, 2000
+# What the common size weighs beside a gene's and an axis' own, in values.
+_COMMON = 10.0
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Variances of the weights along some axes, on which features within sections have length 1."""
+
+    axes: Tensor  #: of the features, ``[n_features, n_axes]``
+    within: Tensor  #: what the counts leave open, ``[n_axes, n_genes]``
+    between: Tensor  #: of groups that were not seen, ``[n_axes, n_genes]``; NaN if not known
+
+    @property
+    def variance(self) -> NDArray[np.float32]:
+        """Of a weight for a spot of another group, ``[n_genes, n_axes]``."""
+        return np.asarray((self.within + self.between.nan_to_num(0)).T.numpy())
+
+    def along(self, features: NDArray) -> NDArray[np.float32]:
+        """Places of features along the axes, ``[n_spots, n_axes]``."""
+        return np.asarray((torch.as_tensor(features, dtype=torch.float32) @ self.axes).numpy())
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fit, and what it is without a group."""
+
+    weight: _Array  #: of features as they are, ``[n_features, n_genes]``
+    scale: _Array  #: of the features, ``[n_features]``
+    penalty: _Array  #: in counts, on weights of standardised features, ``[n_genes]``
+    #: weights of a fit to some spots, given as a mask
+    refit: Callable[[NDArray[np.bool_]], _Array]
+
+
+def fit_uncertainty(data: TrainingData, fitted: Fitted) -> Uncertainty:
+    """Learn how unsure the weights are; what differs between groups, if there are two or more."""
+    axes, variances = _main_axes(data, fitted.scale)
+    ridge = np.maximum(fitted.penalty, 1e-9) / variances[:, None]
+    here = _sums(data, axes, [fitted.weight], np.zeros(len(data.section), dtype=int))
+    dispersion = here.dispersion
+    within = dispersion / (here.information.sum(0) + ridge)
+    between = np.full_like(within, np.nan)
+    if len(here.total) > 1:
+        fold = deal(data.group, _FOLDS)
+        without = [fitted.refit(fold != f) for f in range(fold.max() + 1)]
+        left_out = _sums(data, axes, without, fold)
+        wanted, unsure = left_out.step, dispersion * left_out.chance + within
+        turn = _turn(wanted, unsure)
+        axes, wanted = axes @ turn, np.einsum("kj,pkg->pjg", turn, wanted)
+        unsure, within = (np.einsum("kj,...kg->...jg", turn**2, v) for v in (unsure, within))
+        of_gene, of_axis = _sizes(wanted, unsure)
+        between = of_gene * of_axis[:, None]
+    values = (np.asarray(v, dtype=np.float32) for v in (axes, within, between))
+    return Uncertainty(*map(torch.as_tensor, values))
+
+
+def _main_axes(data: TrainingData, scale: _Array) -> tuple[_Array, _Array]:
+    """Find main axes of the standardised features within sections, and the variances along them.
+
+    The axes give places of variance 1, ``[n_features, n_axes]``.
+    """
+    inverse = np.where(np.ptp(data.features, axis=0) > 0, 1 / scale, 0.0)
+    covariance = np.zeros((len(scale), len(scale)))
+    for rows in rows_of(data.section):
+        values = data.features[rows] * inverse
+        values -= values.mean(0)
+        covariance += values.T @ values / len(data.section)
+    variances, axes = linalg.eigh(covariance)
+    variances, axes = np.maximum(variances[::-1], 1e-9 * variances[-1]), axes[:, ::-1]
+    fewest = min(len(rows) for rows in rows_of(data.group))
+    n_axes = 1 + int(np.searchsorted(np.cumsum(variances), _SHARE * variances.sum()))
+    n_axes = max(1, min(n_axes, _MOST_AXES, len(scale), fewest // _SPOTS_AN_AXIS))
+    variances = variances[:n_axes]
+    return axes[:, :n_axes] / np.sqrt(variances) * inverse[:, None], variances
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What the counts of each group tell of scores that a fit gave them; first axis groups."""
+
+    residual: _Array  #: places summed over counts less those expected, ``[, n_axes, n_genes]``
+    information: _Array  #: diagonal of the Hessian, ``[, n_axes, n_genes]``
+    spread: _Array  #: covariance of places, weighted by depth, ``[, n_axes, n_axes]``
+    miss: _Array  #: squares of counts less those expected, summed, ``[, n_genes]``
+    heavy: _Array  #: squares of those expected, summed, ``[, n_genes]``
+    total: _Array  #: counts, ``[, n_genes]``
+    n_sections: NDArray[np.int64]
+
+    @property
+    def _inverse(self) -> _Array:
+        return np.asarray(np.linalg.pinv(self.spread, hermitian=True), dtype=np.float64)
+
+    @property
+    def step(self) -> _Array:
+        """Newton's step to what each group by itself asks for, ``[, n_axes, n_genes]``."""
+        return np.asarray(self._inverse @ self.residual / np.maximum(self.total, 1)[:, None])
+
+    @property
+    def chance(self) -> _Array:
+        """Variance of that step by Poisson's law, as a number where there are no counts."""
+        unsure = self._inverse.diagonal(axis1=1, axis2=2)[:, :, None]
+        return np.asarray(unsure / np.maximum(self.total, 1e-9)[:, None])
+
+    @property
+    def dispersion(self) -> _Array:
+        """Variance over that of Poisson's law, after each group's own step; at least 1."""
+        # As a weighted fit would: what a parameter explains, and what it takes of the noise.
+        each = self.heavy / np.maximum(self.total, 1e-9)
+        explained = each * (self.residual * self.step).sum(1)
+        lost = each * (self.n_sections + self.residual.shape[1])[:, None]
+        left = np.maximum((self.total - lost).sum(0), _LEAST_LEFT * self.total.sum(0))
+        return np.maximum((self.miss - explained).sum(0) / np.maximum(left, 1e-9), 1.0)
+
+
+def _sums(data: TrainingData, axes: _Array, weights: Sequence[_Array], which: NDArray) -> _Sums:
+    """Sum up the spots of each group; ``which`` of the weights score a spot, ``[n_spots]``."""
+    groups, n_axes, n_genes = rows_of(data.group), axes.shape[1], data.counts.shape[1]
+    residual, information = np.zeros((2, len(groups), n_axes, n_genes))
+    missed, heavy, total = np.zeros((3, len(groups), n_genes))
+    spread = np.zeros((len(groups), n_axes, n_axes))
+    n_sections = np.zeros(len(groups), dtype=int)
+    for group, members in enumerate(groups):
+        for part in rows_of(data.section[members]):
+            rows = members[part]
+            weight = weights[which[rows[0]]]
+            places = data.features[rows] @ axes
+            depth = data.library_size[rows] / data.library_size[rows].sum()
+            places -= depth @ places
+            counts = data.counts[rows]
+            for genes in (slice(g, g + _GENES) for g in range(0, n_genes, _GENES)):
+                observed = counts[:, genes].toarray().astype(np.float64)
+                share = data.features[rows] @ weight[:, genes] + np.log(depth)[:, None]
+                share = np.exp(share - share.max(0))
+                share /= share.sum(0)
+                n, mean = observed.sum(0), places.T @ share
+                miss = observed - n * share
+                residual[group, :, genes] += places.T @ miss
+                information[group, :, genes] += n * ((places**2).T @ share - mean**2)
+                missed[group, genes] += (miss**2).sum(0)
+                heavy[group, genes] += ((n * share) ** 2).sum(0)
+                total[group, genes] += n
+            spread[group] += counts.sum() * (places.T * depth) @ places
+            n_sections[group] += 1
+    spread /= np.maximum(total.sum(1), 1)[:, None, None]
+    return _Sums(residual, information, spread, missed, heavy, total, n_sections)
+
+
+def _turn(wanted: _Array, unsure: _Array) -> _Array:
+    """Turn axes to those along which groups differ most, ``[n_axes, n_axes]``."""
+    flat, of_gene = np.ones((wanted.shape[1], 1)), np.ones(wanted.shape[2])
+    for _ in range(_ROUNDS):
+        of_gene = _scored(wanted, unsure, flat, of_gene, (0, 1))
+    # A gene weighs as much as it tells of differences between groups, whatever their size.
+    weight = (of_gene / (of_gene + unsure.mean(1))) ** 2 / of_gene
+    excess = np.einsum("pkg,pg,pjg->kj", wanted, weight, wanted)
+    excess -= np.diag(np.einsum("pkg,pg->k", unsure, weight))
+    return np.asarray(linalg.eigh(excess)[1][:, ::-1])
+
+
+def _sizes(wanted: _Array, unsure: _Array) -> tuple[_Array, _Array]:
+    """Find sizes of genes and axes whose products are the likeliest variances of what is wanted.
+
+    By Fisher's scoring; ``unsure`` is the variance of what is wanted beside that. The common size
+    of all genes weighs as much as some values of each, so that a gene with few counts has it; that
+    of axes alike.
+    """
+    of_gene, of_axis = np.ones(wanted.shape[2]), np.ones(wanted.shape[1])
+    for _ in range(_ROUNDS):
+        of_gene = _scored(wanted, unsure, of_axis[:, None], of_gene, (0, 1))
+        of_axis = _scored(wanted, unsure, of_gene, of_axis[:, None], (0, 2))
+        of_axis /= max(of_axis.mean(), 1e-300)
+    # Student's variance: so many values tell the size of a gene.
+    share = of_axis[:, None] * of_gene / (of_axis[:, None] * of_gene + unsure)
+    values = (share**2).sum((0, 1)) + _COMMON
+    return of_gene * values / (values - 2), of_axis
+
+
+def _scored(
+    wanted: _Array, unsure: _Array, other: _Array, now: _Array, over: tuple[int, int]
+) -> _Array:
+    """Take a step of Fisher's scoring from the sizes ``now``; each is drawn to the common one."""
+    share = other / (other * now + unsure)
+    own = (share**2 * (wanted**2 - unsure) / np.maximum(other, 1e-300)).sum(over)
+    known = (share**2).sum(over)
+    common = max(own.sum() / max(known.sum(), 1e-300), 1e-9)
+    # In values that would tell as much if nothing but groups made them differ.
+    values = known * now.ravel() ** 2 + 1e-300
+    own = np.maximum(own / np.maximum(known, 1e-300), 0)
+    return (values * own + _COMMON * common) / (values + _COMMON)
+
+
+def change_interval(
+    scores: _Array, places: NDArray, variance: NDArray, regions: Sequence[NDArray], *, seed: int
+) -> tuple[_Array, _Array, _Array]:
+    """Find the standard error, and 90 % interval, of a log ratio of mean rates of two regions.
+
+    Weights are drawn from what they may be, since rates are no sums of them. ``places`` are those
+    of spots along the axes, ``variance`` that of weights, ``regions`` masks; each ``[n_genes]``.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [_some(np.flatnonzero(region), rng) for region in regions]
+    size, told = np.sqrt(variance.T), np.empty((_DRAWS + 1, scores.shape[1]))
+    for number in range(_DRAWS + 1):
+        # Of the first, nothing is added.
+        weights = size * rng.normal(size=size.shape) * (number > 0)
+        first, second = (logsumexp(scores[r] + places[r] @ weights, axis=0) for r in drawn)
+        told[number] = first - second
+    moved = told[1:] - told[0]
+    low, high = np.quantile(moved, (0.05, 0.95), axis=0)
+    return moved.std(0), low, high
+
+
+def _some(rows: NDArray, rng: np.random.Generator) -> NDArray:
+    """Take no more spots than tell of a region's mean."""
+    return rng.choice(rows, _SPOTS, replace=False) if len(rows) > _SPOTS else rows
