@@ -43,7 +43,7 @@ def test_a_model_survives_the_disk(cohort, model, tmp_path):
     back = RankModel.load(tmp_path / "m")
     np.testing.assert_array_equal(back.predict(cohort["A1"]).X, model.predict(cohort["A1"]).X)
     assert back.provenance == json.loads(json.dumps(model.provenance))
-    files = ["head.safetensors", "model.json", "novelty.safetensors"]
+    files = ["head.safetensors", "model.json", "novelty.safetensors", "uncertainty.safetensors"]
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == files
     model.save(tmp_path / "m")  # a model may take the place of a model
     (tmp_path / "other").mkdir()

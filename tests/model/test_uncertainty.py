@@ -8,17 +8,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
+from anndata import AnnData
 from safetensors.torch import save_file
 from scipy import sparse
 from scipy.special import logsumexp
 
 from strank.cohort.training_set import TrainingData
 from strank.errors import InputError
+from strank.evaluation.fold_change import contrast
 from strank.files import read_json, sha256, write_json
 from strank.fitting.exact import ExactOptions, solve_list
 from strank.fitting.method import fit
+from strank.io.exports import check_geojson_size, write_geojson
 from strank.model.rank_model import RankModel
 from strank.model.uncertainty import Fitted, Uncertainty, change_interval, fit_uncertainty
+from strank.report.maps import draw_maps, map_layers
 
 N_SPOTS, N_FEATURES, N_GENES = 200, 12, 30
 
@@ -229,3 +233,56 @@ def test_a_damaged_file_is_refused(cohort, tmp_path):
         write_json(facts, stored)
         with pytest.raises(InputError, match=r"uncertainty.safetensors: not of this encoder"):
             RankModel.load(tmp_path / "model")
+
+
+@pytest.fixture
+def unsure_tiles():
+    """Tiles of two regions whose places differ along the first of two axes, by 1."""
+    n = 200
+    left = np.arange(n) < n // 2
+    places = np.zeros((n, 2), np.float32)
+    places[:, 0] = np.where(left, 0.5, -0.5)
+    x = np.where(left, 0, 4000) + np.tile(np.linspace(0, 3000, n // 2), 2)
+    variance = np.array([[0.09, 4.0], [0.0, 0.0]], np.float32)
+    return AnnData(
+        np.column_stack([np.where(left, 0.4, -0.4), np.where(left, 0.1, -0.1)]),
+        var=pd.DataFrame(index=["ERBB2", "VWF"]),
+        obs=pd.DataFrame({"region": np.where(left, "a", "b")}, index=map(str, range(n))),
+        obsm={"spatial": np.column_stack([x, x]), "score_axes": places},
+        varm={"score_variance": variance},
+        layers={"se": np.sqrt(places**2 @ variance.T)},
+        uns={
+            "strank": {"um_per_pixel": 1.0, "stride_um": 30.0},
+            "strank_model": '{"uncertainty": "within-patient uncertainty only: counts"}',
+        },
+    )
+
+
+def test_contrasts_carry_intervals_of_the_model(unsure_tiles):
+    found = contrast(unsure_tiles, "region")
+    table = found.table.set_index("gene")
+    # By hand: places differ by 1, so that the variance of the change is 0.09, and normal.
+    assert table.loc["ERBB2", "se"] == pytest.approx(0.3, rel=0.1)
+    ends = table.loc["ERBB2", ["model_low", "model_high"]].to_numpy(float)
+    np.testing.assert_allclose(ends - 0.8, [-1.645 * 0.3, 1.645 * 0.3], atol=0.08)
+    assert table.loc["VWF", ["se", "model_low"]].tolist() == pytest.approx([0.0, 0.2])
+    told = found.facts["caveats"][0]
+    assert "model_high does (90 %): within-patient uncertainty only" in told
+    del unsure_tiles.obsm["score_axes"]
+    assert "se" not in contrast(unsure_tiles, "region").table
+
+
+def test_maps_and_geojson_show_it(unsure_tiles, tmp_path):
+    layer = map_layers(unsure_tiles)[-1]
+    assert layer.title == "standard error"
+    assert layer.label.endswith("; within-patient uncertainty only")
+    image = np.zeros((300, 300, 3), np.uint8)
+    figure = draw_maps(image, 30.0, 1.0, map_layers(unsure_tiles), "ERBB2")
+    marks = figure.axes[2].collections[0]
+    assert marks.get_clim()[0] == 0
+    np.testing.assert_allclose(marks.get_array(), 0.15, rtol=1e-5)
+    write_geojson(unsure_tiles, tmp_path / "tiles.geojson", genes=["ERBB2"])
+    first = read_json(tmp_path / "tiles.geojson")["features"][0]["properties"]["measurements"]
+    assert first == {"ERBB2": 0.4, "ERBB2 se": 0.15}
+    with pytest.raises(InputError, match=r"300,000 tiles may have 5 genes"):
+        check_geojson_size(300_000, 100, errors=True)
