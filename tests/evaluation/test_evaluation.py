@@ -185,6 +185,18 @@ def test_tables_on_disk(cohort, tmp_path):
     facts = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert facts["protocol"] == "leave one patient out"
     assert facts["folds"][0]["sections"]["B1"]["counts_sha256"]
+    changes = pd.read_csv(tmp_path / "out/calibration.csv")
+    pd.testing.assert_frame_equal(changes, result.calibration, check_dtype=False)
+    # Every count of every section is in one of the parts of tissue, but for parts of few counts.
+    panels = {tuple(scores.loc[scores["section"] == name, "gene"].unique()) for name in cohort}
+    assert set(changes["method"]) == set(METHODS)
+    total = sum(section[:, list(genes)].X.sum() for section in cohort.values() for genes in panels)
+    kept = changes.groupby("method")["counts"].sum()
+    assert len(panels) > 1 or (kept > 0.9 * total).all()
+    assert (kept <= total).all()
+    flat = changes[changes["method"] == "shuffled"]
+    strong = changes[changes["method"] == "linear, list"]
+    assert np.ptp(np.log(flat["observed"])) < np.ptp(np.log(strong["observed"]))
     summary = pd.read_csv(tmp_path / "out/summary.csv")
     assert summary["section"].tolist()[-3:] == ["mean"] * 3
 

@@ -8,10 +8,17 @@ import pytest
 from scipy import sparse, stats
 
 from strank.evaluation import scores as module
-from strank.evaluation.scores import SCORES, ceilings, score_section
+from strank.evaluation.scores import (
+    INTERVAL,
+    SCORES,
+    ceilings,
+    disagreements,
+    score_section,
+    summarise,
+)
 from strank.metrics.correlation import pearson, spearman, unit_ranks
 from strank.metrics.depth import deep_enough, depth_matched_spearman, lift, thinned_ranks
-from strank.metrics.deviance import calibration_slope, deviance_explained
+from strank.metrics.deviance import calibration_slope, deviance_explained, slope_error
 from strank.metrics.significance import SpatialNull
 
 PANEL = pd.Index(["G4", "G0", "GONE", "G2", "G5"])
@@ -71,6 +78,11 @@ def test_every_column_is_the_function_of_its_name(section, predicted, depth, met
         found = column(table, method, name)
         assert np.isnan(found[2])
         np.testing.assert_allclose(found[MEASURED], expected[name][0], rtol=1e-9, err_msg=name)
+    rates = scores if slope is None else scores * slope
+    error = slope_error(expected["slope"], rates, counts, **spots)[0]
+    for name, sign in zip(INTERVAL, (-1, 1), strict=True):
+        end = expected["slope"][0] + sign * 1.96 * error
+        np.testing.assert_allclose(column(table, method, name)[MEASURED], end, rtol=1e-9)
     if depth == "panel":
         differs = column(table, method, "scc") != column(
             score_section(predicted, section, PANEL), method, "scc"
@@ -183,3 +195,45 @@ def test_the_order_of_the_genes_in_a_section_is_nothing_and_stays(section, predi
         table, score_section(predicted, section, PANEL, significance=True)
     )
     pd.testing.assert_frame_equal(mixed.to_df(), before)
+
+
+def test_slopes_are_summed_up_by_medians_with_intervals():
+    rng, names = np.random.default_rng(0), ["A", "B", "C", "D"]
+    slopes = {name: rng.normal(0.8, 0.3, 41) for name in names}
+    parts = [
+        pd.DataFrame({"section": name, "method": "m", "slope": values, "note": ""})
+        for name, values in slopes.items()
+    ]
+    table = pd.concat(parts).assign(scc=0.1, depth_matched=0.1, lift=0.1, deviance=0.1)
+    found = summarise(table).set_index("section")
+    for name, values in slopes.items():
+        assert found.loc[name, "slope"] == np.median(values)
+        # Of 41 values the 14th and 28th: binomial tails of .0138 each.
+        ends = np.sort(values)[[13, 27]]
+        np.testing.assert_allclose(found.loc[name, list(INTERVAL)].astype(float), ends)
+    medians = [np.median(values) for values in slopes.values()]
+    margin = stats.t.ppf(0.975, 3) * np.std(medians, ddof=1) / 2
+    ends = np.mean(medians) + np.array([-margin, margin])
+    np.testing.assert_allclose(found.loc["mean", list(INTERVAL)].astype(float), ends)
+    two = summarise(table[table["section"] < "C"]).set_index("section")
+    assert two.loc["mean", list(INTERVAL)].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("means", "told"),
+    [
+        ((0.1, 0.05, 0.2), None),
+        ((-0.1, -0.05, -0.2), None),
+        ((0.1, 0.05, -0.001), None),
+        ((0.1, 0.05, -0.2), "its order tells something, the size"),
+        ((0.1, -0.05, 0.2), "holds for one of them only"),
+        ((np.nan, 0.05, np.nan), None),
+    ],
+)
+def test_scores_that_disagree_are_told(means, told):
+    row = dict(zip(("depth_matched", "lift", "deviance"), means, strict=True))
+    table = pd.DataFrame([{"section": "mean", "method": m, "slope": 0.1, **row} for m in "ab"])
+    table.loc[1, "method"] = "shuffled"
+    found = disagreements(table)
+    assert len(found) == (told is not None)
+    assert all(text.startswith("a: ") and told in text for text in found)

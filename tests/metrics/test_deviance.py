@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from strank.metrics.deviance import (
     deviance_explained,
     list_gain,
     score_slope,
+    slope_error,
 )
 
 seeds = given(seed=st.integers(0, 2**31))
@@ -209,6 +211,32 @@ def test_slope_over_sections_is_that_of_conditional_poisson_regression():
             offset=np.log(spots["library_size"][seen]),
         ).fit()
         np.testing.assert_allclose(got[g], fit.params[0], rtol=1e-3, atol=1e-4)
+
+
+def test_its_error_is_the_sandwich_of_statsmodels():
+    scores, counts, spots = some_spots(5, n_spots=60)
+    spots = {"section": np.zeros(60), "library_size": np.maximum(spots["library_size"], 1)}
+    slope = calibration_slope(scores, counts, **spots)
+    got = slope_error(slope, scores, counts, **spots)
+    for g in np.flatnonzero(np.isfinite(slope[0])):
+        design, family = sm.add_constant(scores[:, g]), sm.families.Poisson()
+        fit = sm.GLM(counts[:, g], design, family, offset=np.log(spots["library_size"]))
+        robust = fit.fit(cov_type="HC0")
+        assert got[0, g] == pytest.approx(robust.bse[1], rel=1e-4)
+    assert np.isfinite(got).sum() >= 2
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(slope))
+
+
+def test_intervals_of_slopes_hold_for_counts_that_vary_more_than_poisson():
+    rng, held = np.random.default_rng(0), []
+    for _ in range(20):
+        scores, depth = rng.normal(size=(300, 20)) * 0.5, rng.lognormal(0, 0.4, 300)
+        noise = rng.gamma(2, 0.5, scores.shape)
+        counts = rng.poisson(5 * depth[:, None] * np.exp(0.7 * scores) * noise)
+        spots = {"section": np.zeros(300), "library_size": depth}
+        slope = calibration_slope(scores, counts, **spots)
+        held.append(np.abs(slope - 0.7) < 1.96 * slope_error(slope, scores, counts, **spots))
+    assert 0.9 < np.mean(held) < 0.97
 
 
 @quick

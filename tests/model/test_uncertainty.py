@@ -90,8 +90,13 @@ def test_counts_that_vary_more_than_poisson_leave_more_open():
         found.append(fit_uncertainty(data, fitted(data, penalty=30.0)).within.mean(0).numpy())
         total = data.gene_counts
     assert (found[1] > found[0])[total > 500].mean() > 0.9
-    # A penalty is what is known before: no axis is less sure than that.
-    assert found[0].max() < 1.5 / 30
+
+
+def test_a_large_penalty_leaves_weights_no_room():
+    data = training(simulated(0, 1, 1.0, noise=0, strength=0.05))
+    within = fit_uncertainty(data, fitted(data, penalty=1e7)).within
+    # Of about 1 is the variance of a standardised feature, and the penalty's that of a weight.
+    assert within.mean() == pytest.approx(1e-7, rel=0.3)
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.9])

@@ -16,13 +16,12 @@ from typer.testing import CliRunner
 from strank.cli import app
 from strank.cohort.store import read_h5ad, write_h5ad
 from strank.errors import InputError
+from strank.evaluation.calibration import calibration_line, change_sums
 from strank.files import read_json, write_json
 from strank.report import benchmark as benchmark_page
 from strank.report.benchmark import data as benchmark_data
 from strank.report.benchmark import write_report
 from strank.report.benchmark.data import (
-    calibration_line,
-    change_sums,
     gene_tables,
     map_of,
     open_benchmark,

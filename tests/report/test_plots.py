@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
-from strank.report.plots import draw_contrast, write_volcano
+from strank.report.plots import draw_contrast, write_calibration, write_volcano
 
 ODD = ["<img src=x>", "a$\\frac{$b", "../up", "HLA/A"]
 
@@ -76,3 +77,18 @@ def test_few_genes_none_of_them_sure_are_drawn_too(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "volcano.png"]
     [ax] = draw_contrast(changes).axes
     assert len(names(ax)) == 5
+
+
+def test_calibration_draws_a_line_a_method(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    rows = [("a $b$", 0.5, 0.7, 40), ("a $b$", 2.0, 1.4, 60), ("c", 1.0, 1.0, 80)]
+    lines = pd.DataFrame(rows, columns=["method", "predicted", "observed", "counts"])
+    write_calibration(tmp_path / "calibration.png", lines)
+    [ax] = drawn[0].axes
+    equal, first, second = ax.lines
+    np.testing.assert_allclose(first.get_xdata(), np.log([0.5, 2.0]))
+    np.testing.assert_allclose(first.get_ydata(), np.log([0.7, 1.4]))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a $b$", "c"]
+    # Of no method the picture is empty, and no error.
+    write_calibration(tmp_path / "none.png", lines[:0])

@@ -55,6 +55,7 @@ _Encoder = Annotated[
 _SHOWN = {
     "scc": "SCC, mean",
     "depth_matched": "Depth-matched SCC, mean",
+    "deviance": "Deviance explained (below 0 is worse than no model), mean",
     "slope": "Calibration slope (1 is right, below it differences are too large), median",
 }
 
@@ -91,6 +92,7 @@ def evaluate_command(
     from strank.evaluation.held_out import cross_validate
     from strank.evaluation.methods import fit_model_of
     from strank.fitting.method import Method
+    from strank.report.plots import write_calibration
 
     if (model is None) == (folds is None):
         raise InputError("give either --model or --folds")
@@ -109,6 +111,7 @@ def evaluate_command(
         with progress("Folds", len(make_folds(patients_of(data), how["by"]))) as advance:
             result = cross_validate(data, **how, fit=fit, advance=advance)
     result.write(output)
+    write_calibration(output / "calibration.png", result.calibration)
     summary = result.summary
     for warning in result.warnings:
         note(warning)
@@ -121,7 +124,10 @@ def evaluate_command(
     finish(
         {**facts, "warnings": result.warnings, "summary": records(summary)},
         as_json=as_json,
-        lines=[f"Wrote scores.csv, summary.csv and evaluation.json to {output}."],
+        lines=[
+            "Wrote scores.csv, summary.csv, calibration.csv, calibration.png and evaluation.json "
+            f"to {output}."
+        ],
     )
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from strank.cohort.contract import check_sections, counts_checksum, patients_of
 from strank.cohort.folds import FoldUnit, make_folds, shared_patients
 from strank.errors import InputError, some
+from strank.evaluation.calibration import ChangeSums, calibration_table, change_sums
 from strank.evaluation.methods import Predicted, predict_all
-from strank.evaluation.scores import score_section, summarise
+from strank.evaluation.scores import disagreements, score_section, summarise
 from strank.files import claims, output_folder, write_json, write_table
 from strank.fitting.method import fit as fit_model
 from strank.model.rank_model import RankModel
@@ -38,11 +42,16 @@ class Evaluation:
         What produced them: version, protocol, sections, parameters.
     warnings
         What limits what they say, in words.
+    calibration
+        Whether predicted fold changes are those observed: ``method``, ``predicted`` and
+        ``observed`` (of a tenth of a section's depth, pooled where they are predicted alike), and
+        ``counts``.
     """
 
     scores: pd.DataFrame
     facts: dict[str, Any]
     warnings: tuple[str, ...]
+    calibration: pd.DataFrame = field(default_factory=partial(calibration_table, {}))
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -51,10 +60,10 @@ class Evaluation:
 
     @claims("folder")
     def write(self, folder: Path | str) -> None:
-        """Write ``scores.csv``, ``summary.csv`` and ``evaluation.json``."""
+        """Write ``scores.csv``, ``summary.csv``, ``calibration.csv`` and ``evaluation.json``."""
         folder = output_folder(Path(folder))
-        for name, table in {"scores.csv": self.scores, "summary.csv": self.summary}.items():
-            write_table(folder / name, table, float_format="%.6g")
+        for name in ("scores", "summary", "calibration"):
+            write_table(folder / f"{name}.csv", getattr(self, name), float_format="%.6g")
         write_json(folder / "evaluation.json", {**self.facts, "warnings": list(self.warnings)})
 
 
@@ -105,7 +114,9 @@ def evaluate(
     known = {entry["patient"] for entry in expected.values()}
     if shared := sorted(known & {patients[name] for name in cohort if name not in expected}):
         warnings.append(shared_patients(shared))
-    scores = _score(predict_all(model, cohort, train=trained), cohort, model.panel.index)
+    predicted = predict_all(model, cohort, train=trained)
+    scores = _score(predicted, cohort, model.panel.index)
+    changes = [_changes(predicted, cohort, model.panel.index)]
     facts = {
         "strank_version": __version__,
         "protocol": "a given model",
@@ -113,7 +124,7 @@ def evaluate(
         "measured_genes": measured,
         "model": dict(model.provenance),
     }
-    return Evaluation(scores, facts, (*warnings, *_unscored(scores, model.method)))
+    return _result(scores, changes, facts, warnings, model.method)
 
 
 def cross_validate(
@@ -171,14 +182,16 @@ def cross_validate(
     >>> bool(summary.loc[("linear, list", "mean"), "scc"] > 0.4)
     True
     """
-    tables, facts, warnings = [], [], []
+    tables, changes, folds, warnings = [], [], [], []
     for fold in make_folds(patients_of(cohort), by):
         train = {name: cohort[name] for name in fold.train}
         model = fit(train, encoder=encoder, n_genes=n_genes, aim=fold.aim)
         test = {name: cohort[name] for name in fold.test}
-        table = _score(predict_all(model, test, train=train), test, model.panel.index)
+        predicted = predict_all(model, test, train=train)
+        table = _score(predicted, test, model.panel.index)
+        changes.append(_changes(predicted, test, model.panel.index))
         tables.append(table.assign(fold=fold.name))
-        facts.append({"fold": fold.name, "test": fold.test, **model.provenance})
+        folds.append({"fold": fold.name, "test": fold.test, **model.provenance})
         if fold.shared_patients:
             warnings.append(f"fold {fold.name}: {shared_patients(fold.shared_patients)}")
         if len(train) == 1 and model.provenance.get("penalty_choice", "given") != "given":
@@ -190,11 +203,8 @@ def cross_validate(
     scores = pd.concat(tables, ignore_index=True)
     parameters = {"encoder": encoder, "n_genes": n_genes}
     protocol = {"strank_version": __version__, "protocol": f"leave one {by} out"}
-    return Evaluation(
-        scores,
-        {**protocol, **parameters, "folds": facts},
-        (*warnings, *_unscored(scores, model.method)),
-    )
+    facts = {**protocol, **parameters, "folds": folds}
+    return _result(scores, changes, facts, warnings, model.method)
 
 
 def _score(predictions: Predicted, cohort: Mapping[str, AnnData], panel: pd.Index) -> pd.DataFrame:
@@ -205,6 +215,37 @@ def _score(predictions: Predicted, cohort: Mapping[str, AnnData], panel: pd.Inde
         ],
         ignore_index=True,
     )
+
+
+def _changes(
+    predictions: Predicted, cohort: Mapping[str, AnnData], panel: pd.Index
+) -> dict[str, list[ChangeSums]]:
+    """Pool the predicted changes of every method, section by section."""
+    found: dict[str, list[ChangeSums]] = {}
+    for name, section in cohort.items():
+        measured = panel.isin(section.var_names)
+        counts, depth = section[:, panel[measured]].X, section.obs["library_size"].to_numpy()
+        for method, scores in predictions.sections[name].items():
+            rates = np.asarray(scores, dtype=np.float64) * predictions.slopes.get(method, 1.0)
+            sums = change_sums(rates[:, measured], counts, depth)
+            found.setdefault(method, []).append(sums)
+    return found
+
+
+def _result(
+    scores: pd.DataFrame,
+    changes: list[dict[str, list[ChangeSums]]],
+    facts: dict[str, Any],
+    warnings: Iterable[str],
+    method: str,
+) -> Evaluation:
+    """Put together what was found in all folds, and warn of what it does not say."""
+    told = [*warnings, *_unscored(scores, method), *disagreements(summarise(scores))]
+    methods = dict.fromkeys(name for fold in changes for name in fold)
+    pooled = {
+        name: reduce(add, [s for fold in changes for s in fold.get(name, [])]) for name in methods
+    }
+    return Evaluation(scores, facts, tuple(told), calibration_table(pooled))
 
 
 def _same(

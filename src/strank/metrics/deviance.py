@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.special import logsumexp, rel_entr
+from scipy.special import logsumexp, rel_entr, softmax
 
 from strank.functional.groups import rows_of
 
@@ -150,6 +150,52 @@ def calibration_slope(
         values = _centred(own, counts[rows], library_size[rows])[0]
         known &= np.abs(best) * values.std(0) < _LONGEST * (1 - 1e-9)
         found.append(np.where(known, best, np.nan))
+    return np.stack(found)
+
+
+def slope_error(
+    slope: NDArray,
+    scores: NDArray,
+    counts: NDArray | sparse.csr_matrix,
+    *,
+    section: NDArray,
+    library_size: NDArray,
+) -> NDArray[np.float64]:
+    r"""Find the standard error of the slope of scores, per section and gene.
+
+    .. math:: \frac{\sqrt{\sum_i (c_i - T p_i)^2 (r_i - \bar r)^2}}{T \sum_i p_i (r_i - \bar r)^2}
+
+    with the shares :math:`p` at the slope and :math:`\bar r = \sum_i p_i r_i`: Huber's and White's
+    sandwich, so counts may vary more than Poisson's. It takes spots for independent.
+
+    Parameters
+    ----------
+    slope
+        Of `calibration_slope` for the same arguments, ``[n_sections, n_genes]``.
+    scores, counts, section, library_size
+        As there.
+
+    Returns
+    -------
+    NDArray
+        ``[n_sections, n_genes]``; NaN where the slope is.
+
+    Examples
+    --------
+    >>> counts, spots = np.array([[1], [3]]), {"section": np.zeros(2), "library_size": np.ones(2)}
+    >>> slope_error(np.array([[0.5]]), 2 * np.log(counts), counts, **spots)
+    array([[0.]])
+    """
+    counts, found = sparse.csr_matrix(counts), []
+    for own, rows in zip(np.atleast_2d(slope), rows_of(section), strict=True):
+        values, offset, observed = _centred(scores[rows], counts[rows], library_size[rows])
+        share = softmax(np.nan_to_num(own) * values + offset, axis=0)
+        about = values - (share * values).sum(0)
+        total = observed.sum(0).A1
+        miss = np.sqrt(((observed.toarray() - total * share) ** 2 * about**2).sum(0))
+        curvature = total * (share * about**2).sum(0)
+        error = np.divide(miss, curvature, out=np.full_like(miss, np.nan), where=curvature > 0)
+        found.append(np.where(np.isnan(own), np.nan, error))
     return np.stack(found)
 
 

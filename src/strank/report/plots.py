@@ -1,4 +1,4 @@
-"""Volcano plots and learning curves."""
+"""Volcano plots, calibration and learning curves."""
 
 from __future__ import annotations
 
@@ -170,6 +170,45 @@ def _furthest(values: pd.Series) -> float:
 def _reach(values: pd.Series) -> float:
     """Half of the width: all points, and names beside them."""
     return 1.5 * _furthest(values)
+
+
+def write_calibration(path: Path | str, table: pd.DataFrame) -> None:
+    """Write a picture of observed against predicted fold changes, a line a method.
+
+    Parameters
+    ----------
+    path
+        The PNG file.
+    table
+        ``calibration`` of an evaluation.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> table = pd.DataFrame({"method": "list", "predicted": [0.5, 2.0], "observed": [0.8, 1.3]})
+    >>> file = Path(tempfile.mkdtemp()) / "calibration.png"
+    >>> write_calibration(file, table.assign(counts=[100, 300]))
+    >>> file.exists()
+    True
+    """
+    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    ax.axline((0, 0), slope=1, color="0.5", linewidth=0.8, linestyle="--")
+    for number, (method, line) in enumerate(table.groupby("method", sort=False)):
+        line = line.sort_values("predicted")
+        sizes = 4 + 60 * line["counts"] / max(table["counts"].max(), 1)
+        places, colour = np.log(line[["predicted", "observed"]].to_numpy(float)).T, f"C{number}"
+        ax.plot(places[0], places[1], color=colour, linewidth=1)
+        ax.scatter(places[0], places[1], sizes, colour, linewidth=0, label=str(method))
+    ax.set(xlabel="predicted log fold change of a tenth of a section", ylabel="observed")
+    ax.set_title("on the dashed line sizes are right; flatter, they are too large", fontsize=9)
+    legend = ax.legend(frameon=False, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    ax.spines[["top", "right"]].set_visible(False)
+    with new_file(Path(path)) as file:
+        figure.savefig(file, dpi=130)
 
 
 def draw_learning_curves(folder: Path | str) -> Path:

@@ -20,13 +20,11 @@ from plotly.offline import get_plotlyjs
 
 from strank.cohort.store import section_names
 from strank.errors import InputError
+from strank.evaluation.calibration import ChangeSums, calibration_line, change_sums
 from strank.files import claims, write_bytes
 from strank.report.benchmark.data import (
     Benchmark,
-    ChangeSums,
     TestSection,
-    calibration_line,
-    change_sums,
     gene_tables,
     leaderboard,
     map_of,

@@ -47,7 +47,7 @@ from strank.metrics.significance import as_wide_as_the_tissue
 from strank.neural.recipe import RECIPES
 from strank.progress import Advance, progress
 from strank.storage import is_whole, new_file
-from strank.studies.benchmark.tables import summarise_benchmark, write_tables
+from strank.studies.benchmark.tables import disagreements_of, summarise_benchmark, write_tables
 from strank.studies.workers import each
 from strank.version import __version__
 
@@ -415,7 +415,8 @@ def run_benchmark(
         facts["notes"] = [*facts["notes"], told]
     facts |= {"failed": failed, "seconds": facts["seconds"] + time.perf_counter() - started}
     with bar("Writing", 1) as advance:
-        _write(out, _joined(results), _joined(genes), protocol.headline)
+        summary = _write(out, _joined(results), _joined(genes), protocol.headline)
+        facts["notes"] = [*facts["notes"], *disagreements_of(summary)]
         advance(1)
     write_json(out / "benchmark.json", facts, seal=True)
     return facts
@@ -522,7 +523,8 @@ def _as_text(table: pd.DataFrame) -> dict[str, str]:
     return dict.fromkeys(table.select_dtypes(["object", "category", "string"]).columns, "str")
 
 
-def _write(out: Path, results: pd.DataFrame, genes: pd.DataFrame, headline: str) -> None:
+def _write(out: Path, results: pd.DataFrame, genes: pd.DataFrame, headline: str) -> pd.DataFrame:
+    """Write every score, and the tables for people; returns the summary."""
     order = ["method", "encoder", "genes", "seed", "fold", "section", "patient", "patient_seen"]
     order += ["gene", "score", "value"]
     results = results[order].sort_values(order[:-1], ignore_index=True)
@@ -532,4 +534,6 @@ def _write(out: Path, results: pd.DataFrame, genes: pd.DataFrame, headline: str)
     # Without a time stamp the same results are the same bytes.
     packed = {"method": "gzip", "mtime": 0}
     write_table(out / "results.csv.gz", results, float_format="%.6g", compression=packed)
-    write_tables(out, summarise_benchmark(results, genes), headline)
+    summary = summarise_benchmark(results, genes)
+    write_tables(out, summary, headline)
+    return summary

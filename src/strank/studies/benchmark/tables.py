@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from strank.evaluation.scores import SCORES
+from strank.evaluation.scores import SCORES, disagreements
 from strank.files import write_table, write_utf8
 from strank.fitting.method import REFERENCE
 from strank.metrics.significance import combine_table, false_discovery_rate, mean_intervals
@@ -102,6 +102,19 @@ def _predicted(rows: pd.DataFrame, keys: tuple) -> pd.DataFrame:
     table = pd.DataFrame({"method": combined.index, "score": "predicted", "mean": share})
     table = table.assign(**dict(zip(_GROUP, keys, strict=True)))
     return table.assign(n_sections=p_values["section"].nunique(), n_genes=known)
+
+
+def disagreements_of(summary: pd.DataFrame) -> list[str]:
+    """Say where order and size of a method's scores are judged differently, group by group."""
+    told = []
+    for (encoder, genes, seen), rows in _groups(summary):
+        means = rows.pivot_table("mean", "method", "score", sort=False, observed=True)
+        table = means.reset_index().assign(section="mean")
+        patients = "known" if seen else "new"
+        told += [
+            f"{encoder}, {genes} genes, {patients} patients: {t}" for t in disagreements(table)
+        ]
+    return told
 
 
 def write_tables(folder: Path, summary: pd.DataFrame, headline: str) -> None:
