@@ -86,7 +86,7 @@ def test_calibration_draws_a_line_a_method(tmp_path, monkeypatch):
     lines = pd.DataFrame(rows, columns=["method", "predicted", "observed", "counts"])
     write_calibration(tmp_path / "calibration.png", lines)
     [ax] = drawn[0].axes
-    equal, first, second = ax.lines
+    _, first, _ = ax.lines
     np.testing.assert_allclose(first.get_xdata(), np.log([0.5, 2.0]))
     np.testing.assert_allclose(first.get_ydata(), np.log([0.7, 1.4]))
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a $b$", "c"]

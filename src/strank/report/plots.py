@@ -203,7 +203,7 @@ def write_calibration(path: Path | str, table: pd.DataFrame) -> None:
         ax.scatter(places[0], places[1], sizes, colour, linewidth=0, label=str(method))
     ax.set(xlabel="predicted log fold change of a tenth of a section", ylabel="observed")
     ax.set_title("on the dashed line sizes are right; flatter, they are too large", fontsize=9)
-    legend = ax.legend(frameon=False, fontsize=8)
+    legend = ax.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=8)
     for text in legend.get_texts():
         text.set_parse_math(False)
     ax.spines[["top", "right"]].set_visible(False)
