@@ -16,6 +16,7 @@ from strank.linear.data import gather
 from strank.linear.design import Design
 from strank.linear.exact import Solution, Status, fit_genes
 from strank.linear.objective import value_and_gradient
+from strank.linear.solver import descend
 
 
 def simulate(n_spots=60, n_features=4, n_genes=5, n_sections=3, seed=0, rate=5.0):
@@ -230,6 +231,58 @@ def test_the_bounds_hold(seed):
     assert (distance <= rough.distance + 1e-9).all()
 
 
+def few_spots_decide(total, n_spots=120, n_features=24, n_genes=3):
+    """Collinear features, and genes whose counts lie mostly in a few spots: curved unlike most."""
+    rng = np.random.default_rng(0)
+    turned = np.linalg.qr(rng.normal(size=(n_features, n_features)))[0]
+    features = rng.normal(size=(n_spots, n_features)) * np.geomspace(1, 0.01, n_features) @ turned
+    features /= features.std(0)
+    rates = np.exp(1.5 * features @ rng.normal(size=(n_features, n_genes)))
+    rates *= np.exp(0.5 * rng.normal(size=rates.shape))
+    counts = rng.poisson(total * rates / rates.sum(0))
+    return features, counts, np.arange(n_spots) % 3, np.zeros(n_spots)
+
+
+@pytest.mark.parametrize("total", [1e3, 1e6])
+def test_converged_weights_are_near_the_optimum_however_many_counts(total):
+    """A gradient of 1e-5 of a million counts leaves more than the weights themselves."""
+    data = features, counts, section, offset = few_spots_decide(total)
+    penalty = 0.1
+    solution = solve(data, penalty, tolerance=1e-5)
+    assert solution.converged.all()
+    assert (solution.relative_distance <= 0.01).all()
+    assert float(solution.message.split(" off by at most ")[1].split(" %")[0]) <= 1
+    standard, scale = standardised(features, section)
+    expected = [newton(standard, counts[:, g], section, offset, penalty) for g in range(3)]
+
+    def distance(weights):
+        """Relative to the norm of the optimum, in the metric of the penalty."""
+        off = np.linalg.norm(weights * scale[:, None] - np.transpose(expected), axis=0)
+        return off / np.linalg.norm(expected, axis=1)
+
+    assert (distance(solution.weights) <= 1.02 * solution.relative_distance).all()
+    design = design_of(*data)
+    problem = design.training(design.block(slice(0, 3), design.data.counts), penalty)
+    start = torch.zeros_like(problem.xtc)
+    stopped = descend(problem, start, tolerance=1e-5, max_iterations=500)
+    assert (stopped.error(problem) <= 1e-5).all()
+    weights = problem.geometry.basis @ stopped.axes * problem.geometry.unit[:, None]
+    assert distance(weights.numpy()).max() > (0.5 if total > 1e5 else 0.003)
+
+
+def test_what_the_distance_misses_is_not_converged():
+    """The gradient is small, but no iteration is left to come nearer."""
+    data, beside = few_spots_decide(1e6), 0
+    for iterations in range(60, 150, 10):
+        found = solve(data, 0.1, tolerance=1e-5, max_iterations=iterations)
+        small = found.gradient <= 1e-5
+        np.testing.assert_array_equal(found.converged, small & (found.relative_distance <= 0.01))
+        if (small & ~found.converged).any():
+            beside += 1
+            assert "or of the distance to the optimum): raise max_iterations" in found.message
+    assert beside
+
+
 @pytest.mark.parametrize("objective", ["list", "pair"])
 @pytest.mark.parametrize("iterations", [0, 1])
 def test_the_bounds_are_as_tight_as_the_penalty_is_large(objective, iterations):
@@ -272,6 +325,7 @@ def test_hard_genes_end_with_an_honest_status():
     assert "give a penalty" in free.message
     assert np.isfinite(free.weights).all()
     assert np.isinf(free.excess).all()
+    assert "without a penalty nothing bounds how far" in free.message
     stopped = solve(data, 1.0, max_iterations=1)
     assert stopped.status[3] == Status.MAX_ITERATIONS
     assert "raise max_iterations, penalty or tolerance" in stopped.message

@@ -30,6 +30,11 @@ _OVERSHOOT = 0.7
 _SHORTEST_STEP = 1e-8
 # Gradients relative to counts that float32 products still resolve.
 _FLOAT32_TOLERANCE = 1e-5
+# How far from the optimum the weights may be, relative to their norm, in units of the tolerance;
+# and at least, since rounding of gradients leaves no less.
+_FAR, _LEAST_FAR = 1000.0, 1e-6
+# Weights of less norm are as good as none: scores hardly differ.
+_LEAST_NORM = 1e-3
 # Selecting columns copies them: only when it saves this part of the work.
 _WORTH_SELECTING = 0.15
 
@@ -53,6 +58,20 @@ class Optimum:
         """Norm of the gradient divided by the gene's counts, ``[n_genes]``."""
         return self.gradient.norm(dim=0) / problem.counts.clamp(min=1)
 
+    def distance(self, problem: Problem) -> Tensor:
+        """Bound on the distance to the optimum relative to the weights, ``[n_genes]``.
+
+        The penalty makes the objective strongly convex; ``inf`` without one.
+        """
+        bound = self.gradient.norm(dim=0) / problem.penalty
+        bound = torch.where(problem.penalty > 0, bound, torch.inf)
+        return bound / self.axes.norm(dim=0).clamp(min=_LEAST_NORM)
+
+    def missed(self, problem: Problem, tolerance: float) -> Tensor:
+        """Which genes are not at the tolerance, in gradient or in distance, ``[n_genes]``."""
+        far = (problem.penalty > 0) & (self.distance(problem) > max(_FAR * tolerance, _LEAST_FAR))
+        return (self.error(problem) > tolerance) | far
+
     def genes(self, index: Tensor) -> Self:
         """Keep some of the genes."""
         return type(self)(*(getattr(self, f.name)[..., index] for f in fields(self)))
@@ -74,25 +93,29 @@ def minimise(problem: Problem, *, tolerance: float, max_iterations: int) -> Opti
         found = descend(problem, start, tolerance=rough, max_iterations=max_iterations)
         start, spent = found.axes, found.iterations
         problem = replace(problem, rows=replace(problem.rows, dtype=torch.float64))
-    found = descend(problem, start, tolerance=tolerance, max_iterations=max_iterations)
+    found = descend(problem, start, tolerance=tolerance, max_iterations=max_iterations, near=True)
     found.iterations += spent
     return found
 
 
-def descend(problem: Problem, start: Tensor, *, tolerance: float, max_iterations: int) -> Optimum:
+def descend(
+    problem: Problem, start: Tensor, *, tolerance: float, max_iterations: int, near: bool = False
+) -> Optimum:
     """Run until every gene is at the tolerance, or as near as the precision of the rows lets it.
 
-    A gene is at the tolerance when the norm of its gradient is at most this share of its counts.
+    A gene is at the tolerance when the norm of its gradient is at most this share of its counts;
+    ``near``, its weights must be near the optimum too.
     """
+    missed = Optimum.missed if near else lambda now, of, least: now.error(of) > least
     result = Optimum.at(problem, start)
-    active = torch.nonzero(result.error(problem) > tolerance).squeeze(1)
+    active = torch.nonzero(missed(result, problem, tolerance)).squeeze(1)
     if not len(active):
         return result
     problem, now = problem.genes(active), result.genes(active)
     search = _Search.begin(problem, now)
     for _ in range(max_iterations):
         search.step(problem, now)
-        going = (now.error(problem) > tolerance) & (search.length > _SHORTEST_STEP)
+        going = missed(now, problem, tolerance) & (search.length > _SHORTEST_STEP)
         if not going.any():
             break
         # Genes that are done leave the work.
