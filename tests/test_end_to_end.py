@@ -17,6 +17,7 @@ from strank import RankModel, read_cohort
 from strank.cli import app
 from strank.metrics.correlation import rank_correlation
 from strank.simulate.cohort import simulate_cohort
+from strank.simulate.counts import CountDesign
 from strank.simulate.tissue import TissueDesign
 from strank.studies.demo import class_table, run_demo
 
@@ -44,7 +45,9 @@ def five_steps(source: Path, folder: Path, train: str, test: str, n_genes: int) 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("simulated") / "st"
-    simulate_cohort(folder, n_patients=4, n_sections=1, n_genes=63, seed=3, tissue=SMALL)
+    # Patients who share what genes mark: a test of the way, which chance must not decide.
+    how = {"tissue": SMALL, "counts": CountDesign(shared=1.0)}
+    simulate_cohort(folder, n_patients=4, n_sections=1, n_genes=63, seed=3, **how)
     return folder
 
 

@@ -10,7 +10,7 @@ from scipy.stats import rankdata, spearmanr
 from strank.errors import InputError
 from strank.files import sha256
 from strank.io import find_st, read_st
-from strank.simulate import TissueDesign, simulate_cohort
+from strank.simulate import CountDesign, TissueDesign, simulate_cohort
 from strank.simulate.cohort import _letters
 
 SMALL = TissueDesign(side_um=1400, um_per_pixel=2.0)
@@ -42,6 +42,14 @@ def truth_of(folder, section):
 def cohort(tmp_path_factory):
     folder = tmp_path_factory.mktemp("simulated") / "cohort"
     simulate(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """The same patients, but all genes do the same in all of them."""
+    folder = tmp_path_factory.mktemp("simulated") / "alike"
+    simulate(folder, counts=CountDesign(shared=1.0))
     return folder
 
 
@@ -119,8 +127,8 @@ def test_a_section_does_not_depend_on_how_many_others_there_are(
     np.testing.assert_array_equal(truth_of(tmp_path / "few", "A1").X, truth_of(cohort, "A1").X)
 
 
-def test_markers_are_higher_in_their_region(cohort):
-    truth = anndata.concat([truth_of(cohort, s) for s in SECTIONS], merge="same", index_unique="-")
+def test_markers_are_higher_in_their_region(alike):
+    truth = anndata.concat([truth_of(alike, s) for s in SECTIONS], merge="same", index_unique="-")
     for region in ("tumour", "stroma", "gland", "immune"):
         markers = (truth.var["gene_class"] == region).to_numpy()
         share = truth.obs[f"fraction_{region}"].to_numpy()
@@ -129,11 +137,39 @@ def test_markers_are_higher_in_their_region(cohort):
         assert np.all(inside.mean(0) > outside.mean(0) + 0.3)
 
 
-def test_graded_genes_follow_the_density_of_nuclei(cohort):
-    truth = truth_of(cohort, "A1")
+def test_graded_genes_follow_the_density_of_nuclei(alike):
+    truth = truth_of(alike, "A1")
     graded = truth.X[:, (truth.var["gene_class"] == "graded").to_numpy()]
     rho = [spearmanr(gene, truth.obs["nuclei_per_mm2"])[0] for gene in graded.T]
     assert min(rho) > 0.5
+
+
+def effects(folder, section):
+    """Slopes of the true log rates on two regions and the log density, centred over genes."""
+    truth = truth_of(folder, section)
+    seen = truth.obs[["fraction_tumour", "fraction_stroma"]]
+    x = np.column_stack([seen, np.log(truth.obs["nuclei_per_mm2"] + 100)])
+    varied = (truth.var["gene_class"] != "flat").to_numpy()
+    found = np.linalg.lstsq(x - x.mean(0), truth.X[:, varied], rcond=None)[0]
+    return found - found.mean(1, keepdims=True)
+
+
+def test_genes_do_the_same_in_sections_of_a_patient_and_other_things_in_others(cohort, alike):
+    def agreement(folder, one, other):
+        pairs = zip(effects(folder, one), effects(folder, other), strict=True)
+        return np.median([np.corrcoef(pair)[0, 1] for pair in pairs])
+
+    for one, other in (("A1", "A2"), ("B1", "B2")):
+        assert agreement(cohort, one, other) > 0.7
+    assert agreement(alike, "A1", "B1") > 0.7
+    # Patients share .2 of the variance; 36 genes, whose correlation strays by .17.
+    assert abs(agreement(cohort, "A1", "B1") - 0.2) < 0.35
+
+
+def test_what_patients_share_changes_neither_images_nor_spots(cohort, alike):
+    one, other = checksums(cohort), checksums(alike)
+    for name in one:
+        assert (one[name] == other[name]) == name.startswith(("images", "spots"))
 
 
 def standard_ranks(values):

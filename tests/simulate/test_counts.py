@@ -9,6 +9,7 @@ from strank.simulate.counts import (
     CountDesign,
     draw_counts,
     draw_genes,
+    draw_patient,
     negative_binomial,
 )
 from strank.simulate.tissue import REGIONS
@@ -91,6 +92,37 @@ def test_equations_of_the_docstring_by_hand():
     np.testing.assert_allclose(drawn.truth, log_share - log_share.mean(0), atol=1e-12)
 
 
+def patients(shared, n=4, n_genes=2100):
+    """Effects of genes that are not flat, centred, ``[n_effects, n_genes]``: of all, of each."""
+    design, rng = CountDesign(shared=shared), np.random.default_rng(0)
+    genes = draw_genes(n_genes, design=design, rng=rng)
+    flat = (genes.table["gene_class"] == "flat").to_numpy()
+    found = [genes, *(draw_patient(genes, design=design, rng=rng) for _ in range(n))]
+    effects = [np.vstack([one.marker, one.graded]) for one in found]
+    assert all(np.all(each[:, flat] == 0) for each in effects)
+    assert all(one.base is genes.base for one in found)
+    return [each[:, ~flat] - each[:, ~flat].mean(1, keepdims=True) for each in effects]
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.2, 0.7, 1.0])
+def test_patients_share_so_much_of_the_variance_of_effects(shared):
+    common, *own = patients(shared)
+    size = (common**2).sum()
+    for one in own:
+        # Each is the sum of six effects' squares of 1,800 genes: within about a twentieth.
+        assert (one**2).sum() / size == pytest.approx(1, abs=0.1)
+        assert (one * common).sum() / size == pytest.approx(np.sqrt(shared), abs=0.07)
+    assert (own[0] * own[1]).sum() / size == pytest.approx(shared, abs=0.07)
+
+
+def test_what_three_patients_tell_is_too_large_for_a_fourth_by_what_they_do_not_share():
+    _, *train, new = patients(0.2)
+    seen = np.mean(train, axis=0)
+    # Of effects b, b' with variance 1 and covariance ρ: cov(mean of three b, b') / var(mean).
+    expected = 0.2 / (0.2 + 0.8 / 3)
+    assert (seen * new).sum() / (seen**2).sum() == pytest.approx(expected, abs=0.1)
+
+
 @pytest.mark.parametrize("region", REGIONS)
 def test_a_marker_is_higher_in_its_region(region):
     genes, fractions, drawn = draw(400)
@@ -127,6 +159,8 @@ def test_without_signal_depth_ignores_the_tissue():
         ({"signal": -1.0}, "signal must be at least 0; got -1"),
         ({"signal": float("nan")}, "signal must be at least 0; got nan"),
         ({"dispersion": 0.0}, "dispersion must be above 0; got 0"),
+        ({"shared": 1.1}, "shared must be from 0 to 1; got 1.1"),
+        ({"shared": float("nan")}, "shared must be from 0 to 1; got nan"),
     ],
 )
 def test_a_design_out_of_range_is_refused(options, message):

@@ -18,7 +18,14 @@ from scipy.spatial import cKDTree
 from strank.cohort.store import write_h5ad
 from strank.errors import InputError
 from strank.files import write_bytes, write_table
-from strank.simulate.counts import CountDesign, Genes, SectionCounts, draw_counts, draw_genes
+from strank.simulate.counts import (
+    CountDesign,
+    Genes,
+    SectionCounts,
+    draw_counts,
+    draw_genes,
+    draw_patient,
+)
 from strank.simulate.drawing import Stain, draw_section, draw_stain
 from strank.simulate.tissue import GLASS, LAYOUT_UM, REGIONS, Tissue, TissueDesign, grow_tissue
 from strank.storage import new_folder
@@ -30,7 +37,7 @@ _LEAST_TISSUE = 0.6
 _PATIENT_SPREAD, _SECTION_SPREAD = 0.3, 0.1
 # Branches of the tree of seeds; a section's random numbers depend on its own branch only.
 _GENES, _PATIENT, _SECTION = range(3)
-_TISSUE, _DRAWING, _SPOTS, _COUNTS = range(4)
+_TISSUE, _DRAWING, _SPOTS, _COUNTS, _EFFECTS = range(5)
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,15 @@ def simulate_cohort(
 ) -> list[str]:
     """Simulate sections of several patients and write them as an ST folder with its truth.
 
+    Patients differ as real ones do: in tissue and stain, and in what each gene marks, so that what
+    was learned on some holds in part on others (``CountDesign.shared``).
+
     Writes ``images/<section>.jpg``, ``counts/<section>.tsv.gz``, ``spots/<section>_selection.tsv``
     and ``truth/<section>.h5ad``: ``X`` has the true log relative rates (natural log, centred per
     gene within the section, float32), ``obs`` the share of each region, the density of nuclei and
-    the depth of each spot, ``var`` each gene's ``gene_class`` and ``abundance``. The folder
-    appears whole or not at all. A section's content depends on the seed, its patient and its
-    number, not on how many others there are.
+    the depth of each spot, ``var`` each gene's ``abundance`` and ``gene_class``, named after the
+    effects that patients share. The folder appears whole or not at all. A section's content depends
+    on the seed, its patient and its number, not on how many others there are.
 
     Parameters
     ----------
@@ -174,10 +184,11 @@ def _section(cohort: _Cohort, patient: int, number: int) -> Section:
     tissue = grow_tissue(cohort.tissue, composition=composition, rng=rng)
     spots = place_spots(tissue, cohort.tissue, rng=_rng(*branch, _SPOTS))
     seen = _seen(tissue, spots, cohort.tissue)
+    of_patient = _rng(cohort.seed, _PATIENT, patient, _EFFECTS)
     drawn = draw_counts(
         seen[[f"fraction_{region}" for region in REGIONS]].to_numpy(),
         seen["nuclei_per_mm2"].to_numpy(),
-        genes=cohort.genes,
+        genes=draw_patient(cohort.genes, design=cohort.counts, rng=of_patient),
         design=cohort.counts,
         rng=_rng(*branch, _COUNTS),
     )

@@ -1,8 +1,10 @@
 r"""Expression programmes and counts with known truth.
 
 Gene g belongs to a class and an abundance level. Under spot i of section s let w_ik be the share
-of region k, and n_i the nuclei per mm². With signal a (1 by default, 0 for a null cohort)::
+of region k, and n_i the nuclei per mm². With signal a (1 by default, 0 for a null cohort), in
+patient p::
 
+    β_kg = √ρ β⁰_kg + √(1 - ρ) β¹_kgp,    γ_g = √ρ γ⁰_g + √(1 - ρ) γ¹_gp
     m_ig = Σ_k w_ik exp(a β_kg) · exp(a γ_g z_i),    z_i = log((n_i + 100) / 3100)
     q_ig = B · b_g e_sg m_ig / Σ_h b_h e_sh m_ih     (h over the flat genes if g is flat, else
                                                       over all others; B = Σ_h b_h)
@@ -10,11 +12,13 @@ of region k, and n_i the nuclei per mm². With signal a (1 by default, 0 for a n
     l_i  = L · D_s · exp(a δ z_i + σ ε_i - σ² / 2),  ε_i ~ N(0, 1)
     c_ig ~ NB(mean l_i p_ig, variance mean + φ mean²)
 
-β_kg is positive in the region that the gene's class is named after and 0 elsewhere, γ_g is
-positive for "graded" genes only. b_g is the share at average tissue. Σ_g p_ig = 1: p are shares of
-a library, a flat gene takes the same share in every spot, and what a marker gains others lose.
-e_sg is a section's own factor on a gene, D_s on its depth, u_s its additive background. L is the
-library size of an average spot.
+β⁰_kg is positive in the region that the gene's class is named after and 0 elsewhere, γ⁰_g is
+positive for "graded" genes only. β¹ and γ¹ are those of a gene of a class that is drawn for each
+patient, so that patients differ in what a gene marks, but not in how much it varies; "flat" genes
+are flat in all. ρ is the part of the variance of a gene's effects that patients share. b_g is the
+share at average tissue. Σ_g p_ig = 1: p are shares of a library, a flat gene takes the same share
+in every spot, and what a marker gains others lose. e_sg is a section's own factor on a gene, D_s on
+its depth, u_s its additive background. L is the library size of an average spot.
 
 The truth is log p_ig, centred per gene within the section: what a score should equal up to a
 constant. Ambient RNA draws it together without changing the order of the spots; neither D_s nor
@@ -56,6 +60,10 @@ class CountDesign:
         Smallest and largest β, the log fold change of a marker gene in its region.
     graded
         Smallest and largest γ, the exponent on the density of nuclei.
+    shared
+        ρ, from 0 to 1: the part of the variance of a gene's effects that patients have in common.
+        With the default, scores are worth as much on a new patient as on real ones
+        (``benchmarks/simulated_patients.py``); with 1, patients differ in tissue and stain alone.
     depth_by_density
         δ, the exponent of depth on the density of nuclei.
     depth_spread
@@ -72,7 +80,7 @@ class CountDesign:
     Raises
     ------
     ValueError
-        For a negative signal, or a dispersion that is not positive.
+        For a negative signal, a dispersion that is not positive, or ``shared`` beyond 0 to 1.
 
     Examples
     --------
@@ -83,6 +91,7 @@ class CountDesign:
     signal: float = 1.0
     marker: tuple[float, float] = (0.8, 2.0)
     graded: tuple[float, float] = (0.4, 0.8)
+    shared: float = 0.2
     depth_by_density: float = 0.25
     depth_spread: float = 0.4
     section_spread: float = 2.5
@@ -95,10 +104,12 @@ class CountDesign:
             raise ValueError(f"signal must be at least 0; got {self.signal}")
         if not self.dispersion > 0:
             raise ValueError(f"dispersion must be above 0; got {self.dispersion}")
+        if not 0 <= self.shared <= 1:
+            raise ValueError(f"shared must be from 0 to 1; got {self.shared}")
 
 
 class Genes(NamedTuple):
-    """What is the same in every section."""
+    """What is the same in every section: of all patients, or of one."""
 
     table: pd.DataFrame  # gene_class and abundance, by symbol
     base: _Array  # b, [n_genes]; sums to 1
@@ -126,11 +137,31 @@ def draw_genes(n_genes: int, *, design: CountDesign, rng: np.random.Generator) -
     each = zip(classes, levels, gene // n_kinds + 1, strict=True)
     names = [f"{gene_class}-{level}-{number}".upper() for gene_class, level, number in each]
     table = pd.DataFrame({"gene_class": classes, "abundance": levels}, index=pd.Index(names))
-    strength = rng.uniform(*design.marker, n_genes)
-    marker = np.where(classes == np.array(REGIONS)[:, None], strength, 0.0)
-    graded = np.where(classes == "graded", rng.uniform(*design.graded, n_genes), 0.0)
+    marker, graded = _draw_effects(classes, design, rng)
     expected = np.array([ABUNDANCE[level] for level in levels]) * rng.lognormal(-0.02, 0.2, n_genes)
     return Genes(table, expected / expected.sum(), float(expected.sum()), marker, graded)
+
+
+def draw_patient(genes: Genes, *, design: CountDesign, rng: np.random.Generator) -> Genes:
+    """Draw the genes as one patient expresses them."""
+    of_all = genes.table["gene_class"].to_numpy()
+    own = rng.choice([name for name in GENE_CLASSES if name != "flat"], len(of_all))
+    effects = _draw_effects(np.where(of_all == "flat", "flat", own), design, rng)
+    marker, graded = (
+        np.sqrt(design.shared) * common + np.sqrt(1 - design.shared) * differing
+        for common, differing in zip((genes.marker, genes.graded), effects, strict=True)
+    )
+    return genes._replace(marker=marker, graded=graded)
+
+
+def _draw_effects(
+    classes: NDArray, design: CountDesign, rng: np.random.Generator
+) -> tuple[_Array, _Array]:
+    """Draw β and γ of genes of some classes."""
+    strength = rng.uniform(*design.marker, len(classes))
+    marker = np.where(classes == np.array(REGIONS)[:, None], strength, 0.0)
+    graded = np.where(classes == "graded", rng.uniform(*design.graded, len(classes)), 0.0)
+    return marker, graded
 
 
 def draw_counts(
