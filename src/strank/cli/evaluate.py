@@ -79,6 +79,7 @@ def evaluate_command(
 ) -> None:
     """4. Score held-out sections, beside ridges, library size alone and shuffled scores.
 
+    Of new patients also what is reached within their own sections, without other patients.
     Give either --model or --folds. Shows Spearman correlation (SCC) against log1p(CP10k), and with
     depth taken out; scores.csv has more.
 
@@ -90,7 +91,7 @@ def evaluate_command(
     from strank.cohort.folds import make_folds
     from strank.cohort.store import read_cohort
     from strank.evaluation.held_out import cross_validate
-    from strank.evaluation.methods import fit_model_of
+    from strank.evaluation.methods import WITHIN, WITHIN_TOLD, fit_model_of
     from strank.fitting.method import Method
     from strank.report.plots import write_calibration
 
@@ -113,8 +114,9 @@ def evaluate_command(
     result.write(output)
     write_calibration(output / "calibration.png", result.calibration)
     summary = result.summary
-    for warning in result.warnings:
-        note(warning)
+    told = [WITHIN_TOLD] if (summary["method"] == WITHIN).any() else []
+    for text in (*result.warnings, *told):
+        note(text)
     if not as_json:
         for score, title in _SHOWN.items():
             wide = summary.pivot(index="section", columns="method", values=score)

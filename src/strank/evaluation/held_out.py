@@ -32,6 +32,9 @@ FitModel = Callable[..., RankModel]
 class Evaluation:
     """Scores of a model and of what stands beside it: ridges, library size, shuffled scores.
 
+    Where new patients are scored, also what the exact list head reaches within each section, strips
+    of which are predicted from its other strips: that needs no transfer.
+
     Attributes
     ----------
     scores
@@ -72,7 +75,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a model, and baselines fitted on its own training sections, on sections of a cohort.
 
-    Beside the model stand ridges of the same features, library size alone and shuffled scores.
+    Beside the model stand ridges of the same features, library size alone and shuffled scores; and
+    where patients are new, what their own sections tell.
 
     Parameters
     ----------
@@ -114,7 +118,8 @@ def evaluate(
     known = {entry["patient"] for entry in expected.values()}
     if shared := sorted(known & {patients[name] for name in cohort if name not in expected}):
         warnings.append(shared_patients(shared))
-    predicted = predict_all(model, cohort, train=trained)
+    new = any(patient not in known for patient in patients.values())
+    predicted = predict_all(model, cohort, train=trained, within=new)
     scores = _score(predicted, cohort, model.panel.index)
     changes = [_changes(predicted, cohort, model.panel.index)]
     facts = {
@@ -182,16 +187,18 @@ def cross_validate(
     >>> bool(summary.loc[("linear, list", "mean"), "scc"] > 0.4)
     True
     """
-    tables, changes, folds, warnings = [], [], [], []
-    for fold in make_folds(patients_of(cohort), by):
+    tables, changes, facts, warnings = [], [], [], []
+    folds = make_folds(patients_of(cohort), by)
+    new = any(fold.aim == "new-patients" for fold in folds)
+    for fold in folds:
         train = {name: cohort[name] for name in fold.train}
         model = fit(train, encoder=encoder, n_genes=n_genes, aim=fold.aim)
         test = {name: cohort[name] for name in fold.test}
-        predicted = predict_all(model, test, train=train)
+        predicted = predict_all(model, test, train=train, within=new)
         table = _score(predicted, test, model.panel.index)
         changes.append(_changes(predicted, test, model.panel.index))
         tables.append(table.assign(fold=fold.name))
-        folds.append({"fold": fold.name, "test": fold.test, **model.provenance})
+        facts.append({"fold": fold.name, "test": fold.test, **model.provenance})
         if fold.shared_patients:
             warnings.append(f"fold {fold.name}: {shared_patients(fold.shared_patients)}")
         if len(train) == 1 and model.provenance.get("penalty_choice", "given") != "given":
@@ -203,8 +210,8 @@ def cross_validate(
     scores = pd.concat(tables, ignore_index=True)
     parameters = {"encoder": encoder, "n_genes": n_genes}
     protocol = {"strank_version": __version__, "protocol": f"leave one {by} out"}
-    facts = {**protocol, **parameters, "folds": folds}
-    return _result(scores, changes, facts, warnings, model.method)
+    about = {**protocol, **parameters, "folds": facts}
+    return _result(scores, changes, about, warnings, model.method)
 
 
 def _score(predictions: Predicted, cohort: Mapping[str, AnnData], panel: pd.Index) -> pd.DataFrame:

@@ -13,17 +13,28 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
+from strank.cohort.contract import positions_um
 from strank.cohort.folds import Aim
 from strank.cohort.panel import panel_counts
 from strank.cohort.training_set import left_out_together, taking_turns, training_data
 from strank.errors import InputError
 from strank.fitting.exact import ExactOptions
 from strank.fitting.method import CENTRED_RIDGE, REFERENCE, RIDGE, Method, fit
+from strank.linear.calibration import lowest, temperature
+from strank.linear.penalty import PENALTIES
+from strank.linear.regressor import STRankRegressor, STRankRegressorCV
 from strank.metrics.deviance import score_slope
 from strank.model.rank_model import RankModel
 from strank.neural.recipe import RECIPES
 
 BASELINES = (RIDGE, CENTRED_RIDGE)
+# The row of `within_section`, and what it says.
+WITHIN = "within section"
+WITHIN_TOLD = (
+    f"{WITHIN}: strips of a section, each predicted by {REFERENCE.name} of the rest of the same "
+    "section; what can be reached there without other patients, and no rival of the methods"
+)
+_STRIPS, _LEAST_SPOTS = 4, 5
 PredictSection = Callable[[AnnData], NDArray]
 
 
@@ -53,6 +64,45 @@ def _depth(n_genes: int, library_size: NDArray) -> NDArray[np.float64]:
     return np.broadcast_to(depth, (len(depth), n_genes))
 
 
+def within_section(section: AnnData, panel: pd.Index, encoder: str) -> NDArray[np.float64]:
+    """Predict four strips of a section, each by the exact list head of the other three.
+
+    What the section itself can tell: nothing is carried over from another patient. The counts of a
+    strip have no say in its weights, and its penalties and sizes are chosen by the other strips.
+    Nor have they in its level, which a likelihood of shares leaves open: every model is 0 at the
+    mean of the *whole* section's features, so that strips would agree if their weights did, and
+    without signal no strip stands above another. (The level of the training strips would not do:
+    where one strip has more counts by chance, the other three have less.) Scores are 0 for genes
+    that are not measured, and in sections too small to be cut.
+    """
+    scores = np.zeros((section.n_obs, len(panel)))
+    measured = panel.isin(section.var_names)
+    counted = section.obs["library_size"].to_numpy() > 0
+    strip = _strips(positions_um(section), counted)
+    if np.bincount(strip[counted], minlength=_STRIPS).min() < _LEAST_SPOTS or not measured.any():
+        return scores
+    data, strip_of = training_data({"": section}, panel[measured], encoder), strip[counted]
+    spots = {"section": strip_of, "offset": np.log(data.library_size)}
+    # Half of the candidates: a tenth more or less of a penalty is not what this is about.
+    choice = STRankRegressorCV(PENALTIES[::2]).fit(data.features, data.counts, **spots).choice_
+    for held in range(_STRIPS):
+        others, rows = choice.left_out.without(held), strip_of != held
+        model = STRankRegressor(choice.penalties[lowest(others.total)])
+        model.fit(data.features[rows], data.counts[rows], **{k: v[rows] for k, v in spots.items()})
+        found = model.predict(section.obsm[encoder]) * temperature(others, lowest)
+        scores[np.ix_(strip == held, measured)] = (found - found.mean(0))[strip == held]
+    return scores
+
+
+def _strips(positions: NDArray[np.float64], counted: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Cut a section across its longer side into strips with as many of the spots with counts."""
+    along = positions[:, np.ptp(positions, axis=0).argmax()]
+    if not counted.any():
+        return np.zeros(len(along), dtype=np.intp)
+    edges = np.quantile(along[counted], np.arange(1, _STRIPS) / _STRIPS)
+    return np.searchsorted(edges, along)
+
+
 @dataclass(frozen=True)
 class Predicted:
     """Predictions of several methods."""
@@ -64,9 +114,16 @@ class Predicted:
 
 
 def predict_all(
-    model: RankModel, cohort: Mapping[str, AnnData], *, train: Mapping[str, AnnData]
+    model: RankModel,
+    cohort: Mapping[str, AnnData],
+    *,
+    train: Mapping[str, AnnData],
+    within: bool = False,
 ) -> Predicted:
-    """Predict by the model, by baselines fitted on its training sections, and by no image."""
+    """Predict by the model, by baselines fitted on its training sections, and by no image.
+
+    With ``within``, each section also by itself.
+    """
     encoder, panel = model.encoder["name"], model.panel.index
     methods: dict[str, PredictSection] = {
         model.method: lambda adata: np.asarray(model.predict(adata).X)
@@ -87,6 +144,8 @@ def predict_all(
     sections = {}
     for name, adata in cohort.items():
         found = {method: predict(adata) for method, predict in methods.items()}
+        if within:
+            found[WITHIN] = within_section(adata, panel, encoder)
         rest = without_image(found[model.method], adata.obs["library_size"].to_numpy())
         sections[name] = found | rest
     return Predicted(sections, slopes)

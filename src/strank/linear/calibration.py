@@ -47,6 +47,10 @@ class LeftOut:
         """Loss of all groups, ``[n_candidates, n_genes]``."""
         return self.loss.sum(0)
 
+    def without(self, group: int) -> LeftOut:
+        """Let a group say nothing."""
+        return LeftOut(*(np.delete(values, group, axis=0) for values in vars(self).values()))
+
     def beside(self, other: Self) -> LeftOut:
         """Add the candidates of another."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)

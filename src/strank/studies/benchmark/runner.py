@@ -24,10 +24,13 @@ from strank.cohort.training_set import encoder_facts_of
 from strank.errors import InputError, no_such, some
 from strank.evaluation.methods import (
     BASELINES,
+    WITHIN,
+    WITHIN_TOLD,
     depth_scores,
     fit_method,
     is_stopped_by_name,
     training_slope,
+    within_section,
     without_image,
 )
 from strank.evaluation.protocol import Protocol, fold_facts, get_protocol
@@ -166,6 +169,9 @@ def score_task(
         reference = scores.get(f"{REFERENCE.name} 0", next(iter(scores.values())))
         depth = section.obs["library_size"].to_numpy()
         scores |= without_image(reference, depth, seed=protocol.seed)
+        seen = str(section.obs["patient"].iloc[0]) in task.fold.shared_patients
+        if not seen:
+            scores[WITHIN] = within_section(section, panel, task.encoder)
         table = score_section(
             scores,
             section,
@@ -175,7 +181,6 @@ def score_task(
             seed=protocol.seed,
             significance=True,
         )
-        seen = str(section.obs["patient"].iloc[0]) in task.fold.shared_patients
         tables.append(table.assign(patient_seen=seen))
         facts.append(ceilings(section, panel, seed=protocol.seed))
         if protocol.target_depth == "panel":
@@ -318,7 +323,8 @@ def benchmark(
 
     Panel, penalties and scaling of every method come from the training sections of a fold. The
     exact list head, ridge and centred ridge stand in every table, and so do library size alone and
-    shuffled scores, which know nothing of the image.
+    shuffled scores, which know nothing of the image; beside scores of new patients also what the
+    exact list head reaches within their own sections.
 
     Parameters
     ----------
@@ -479,7 +485,12 @@ def _claim(
         "seeds": grid.seeds,
         "reference": REFERENCE.name,
         "warnings": protocol.warnings(folds, patients),
-        "notes": [*grid.notes, *_stopped(grid.methods, folds), *_filtered(first, kept)],
+        "notes": [
+            *grid.notes,
+            *[WITHIN_TOLD] * any(fold.aim == "new-patients" for fold in folds),
+            *_stopped(grid.methods, folds),
+            *_filtered(first, kept),
+        ],
         "failed": before.get("failed", []),
         "seconds": before.get("seconds", 0.0),
     }
