@@ -65,7 +65,8 @@ def test_simulated_tissue(simulated, tmp_path):
     # independent the standard deviation of this mean stays below 0.1. 0.3 is three of them.
     assert found[varied].mean() > 0.3
     methods = {row["method"] for row in result["evaluate"]["summary"]}
-    assert methods == {"linear, list", "ridge", "centred ridge", "library size", "shuffled"}
+    beside = {"ridge", "centred ridge", "within section", "library size", "shuffled"}
+    assert methods == {"linear, list", *beside}
     predictions = anndata.read_h5ad(result["predict"]["scores"])
     width, height = Image.open(simulated / "images/D1.jpg").size
     assert (predictions.obsm["spatial"] < [width, height]).all()

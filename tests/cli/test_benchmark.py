@@ -85,12 +85,14 @@ def test_tables_notes_and_files(done):
             assert f"{encoder}, {size} genes, new patients" in told
     assert "Note: fold A1, A2: patient A stands on both sides" in told
     assert "Note: linear, mse is ridge" in told
+    assert "Note: within section: strips of a section, each predicted by linear, list of" in told
     assert "Protocol section, SHA-256 " in told
     assert f"strank report {out} makes a page of them." in told
     results = pd.read_parquet(out / "results.parquet")
     assert set(results["genes"]) == {"3", "all"}
     assert set(results["method"]) == {
-        *("linear, list", "ridge", "centred ridge", "hest-ridge", "library size", "shuffled")
+        *("linear, list", "ridge", "centred ridge", "hest-ridge", "library size", "shuffled"),
+        "within section",
     }
     summary = pd.read_csv(out / "summary.csv").query("genes == 'all' and score == 'scc'")
     means = summary.groupby(["encoder", "method"])["mean"].mean()

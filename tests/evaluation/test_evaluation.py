@@ -16,7 +16,8 @@ from strank.evaluation.scores import score_section, summarise
 from strank.fitting.exact import ExactOptions, solve_ridge
 from strank.metrics.deviance import deviance_explained, score_slope
 
-METHODS = {"linear, list", "ridge", "centred ridge", "library size", "shuffled"}
+METHODS = {"linear, list", "ridge", "centred ridge", "within section"}
+METHODS |= {"library size", "shuffled"}
 
 
 def log1p_cp10k(adata):

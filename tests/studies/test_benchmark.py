@@ -209,7 +209,7 @@ def test_more_may_be_asked_later(bench, tmp_path, monkeypatch):
     cells = counted(monkeypatch)
     bench.run(tmp_path, protocol, replace(bench.small, losses=("list", "hest-ridge")))
     assert {cell.method.name for cell in cells} == {"hest-ridge"}
-    methods = {*METHODS[:3], "library size", "shuffled", "hest-ridge"}
+    methods = {*METHODS[:3], "library size", "shuffled", "within section", "hest-ridge"}
     assert set(bench.results(tmp_path)["method"]) == methods
 
 

@@ -24,7 +24,8 @@ from strank.report.benchmark import data
 from strank.studies.benchmark import runner
 from strank.studies.benchmark.runner import benchmark
 
-ALWAYS = {"linear, list", "ridge", "centred ridge", "library size", "shuffled"}
+UNFITTED = {"library size", "shuffled", "within section"}
+ALWAYS = {"linear, list", "ridge", "centred ridge", *UNFITTED}
 ALL = {*ALWAYS, "linear, poisson"}
 COLUMNS = [
     *("method", "encoder", "genes", "seed", "fold", "section", "patient", "patient_seen"),
@@ -185,9 +186,11 @@ def test_a_protocol_of_named_sections(bench, tmp_path, monkeypatch):
     result = benchmark(cohort, tmp_path / "out", protocol=protocol, encoders=["mine"])
     facts = result.facts
     names = {f"linear, {loss}, published" for loss in losses}
-    assert set(fitted) == names | ALWAYS - {"library size", "shuffled"}
+    assert set(fitted) == names | ALWAYS - UNFITTED
     assert all(of == ({"A1", "B1", "C1"}, ("A1",), [30] * 3) for of in fitted.values())
-    assert set(bench.results(tmp_path / "out")["method"]) == names | ALWAYS
+    # Patient A is known: nothing is asked of the section by itself.
+    found = set(bench.results(tmp_path / "out")["method"])
+    assert found == names | ALWAYS - {"within section"}
     assert facts["failed"] == []
     assert facts["folds"] == {"task": {"train": ["B1", "C1"], "validation": ["A1"], "test": ["A2"]}}
     assert {name: of["n_spots"] for name, of in facts["sections"].items()} == {
@@ -241,7 +244,7 @@ def test_a_gene_that_a_test_section_lacks_is_not_scored_there(bench, tmp_path):
     bench.run(tmp_path / "out", protocol, replace(bench.small, n_genes=(None,)), cohort=cohort)
     results = bench.results(tmp_path / "out")
     lost = results.query("section == 'C1' and gene == 'G3'")
-    assert len(lost) == len(SCORES) * 5
+    assert len(lost) == len(SCORES) * len(ALWAYS)
     assert lost["value"].isna().all()
     assert_known(results.drop(lost.index))
     # Where it is not measured in training, it is in no panel.

@@ -13,8 +13,8 @@ from strank.evaluation.scores import SCORES
 from strank.metrics.significance import combine_sections
 from strank.studies.benchmark.tables import summarise_benchmark, write_tables
 
-# Four that are fitted, library size, and the first of all shuffled.
-N_METHODS = 6
+# Four that are fitted, library size, the first of all shuffled, and the section by itself.
+N_METHODS = 7
 
 
 def table_of(values: dict[tuple, float], **columns) -> pd.DataFrame:
@@ -164,13 +164,13 @@ def test_markdown_has_as_many_cells_in_every_line(shown, tmp_path):
     assert "<" not in (tmp_path / "summary.md").read_text()
     # By encoder, then by the size of the panel, then by the headline.
     escaped = EVIL.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    sizes = [*["1000"] * 6, *["3"] * 6, *["all"] * 6]
+    sizes = np.repeat(["1000", "3", "all"], N_METHODS)
     assert [row[:2] for row in body] == [
         [escaped if size == "1000" else "mine", size] for size in sizes
     ]
     assert "timm:a_b|c, list" in [row[3] for row in body]
-    for start in (0, 6, 12):
-        means = [float(row[4].split()[0]) for row in body[start : start + 6]]
+    for start in range(0, len(body), N_METHODS):
+        means = [float(row[4].split()[0]) for row in body[start : start + N_METHODS]]
         assert means == sorted(means, reverse=True)
     for row in body:
         assert all(re.fullmatch(r"-?\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]", c) for c in row[4:11])

@@ -487,9 +487,9 @@ def _claim(
         "warnings": protocol.warnings(folds, patients),
         "notes": [
             *grid.notes,
-            *[WITHIN_TOLD] * any(fold.aim == "new-patients" for fold in folds),
             *_stopped(grid.methods, folds),
             *_filtered(first, kept),
+            *[WITHIN_TOLD] * any(fold.aim == "new-patients" for fold in folds),
         ],
         "failed": before.get("failed", []),
         "seconds": before.get("seconds", 0.0),

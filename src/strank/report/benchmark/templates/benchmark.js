@@ -4,7 +4,7 @@ const page = (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const find = (id) => document.getElementById(id);
   const GREY = "#767676", BLUE = "#0072B2", VERMILLION = "#D55E00";
-  const BASELINES = ["library size", "shuffled", "ridge", "centred ridge"];
+  const BASELINES = ["library size", "shuffled", "ridge", "centred ridge", "within section"];
   const PATIENTS = { new: "new patients", known: "known patients", all: "all patients" };
   const SCORES = {
     scc: ["SCC", "Spearman’s correlation with log1p(counts per 10,000), within a section. Depth can fool it: deep spots see a sparse gene more often."],
@@ -154,7 +154,7 @@ const page = (() => {
   }
 
   function boardFinding(rows, score) {
-    const blind = ["library size", "shuffled"];
+    const blind = ["library size", "shuffled", "within section"]; // none is a method to choose
     const learnt = rows.filter((r) => !blind.includes(r.method) && r.mean !== null);
     const depth = rows.find((r) => r.method === "library size");
     let text = rows.length ? "" : "There are no scores for this choice.";
