@@ -1,7 +1,7 @@
 """How large scores are on patients not seen, as against what they say: a grid of simulated ones.
 
 ``python benchmarks/new_patients.py [REPEATS]``: patients have so much of the variance of a gene's
-weights in common; two, three or six of them train, three others are scored. Beside the calibrated
+weights in common (as ``CountDesign.shared`` of `strank.simulate`, which draws tissue, too); two, three or six of them train, three others are scored. Beside the calibrated
 scores stand the same without calibration, and the fit at the default penalty.
 """
 

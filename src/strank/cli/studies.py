@@ -177,6 +177,8 @@ def demo(
 ) -> None:
     """See the whole way at work on simulated tissue with known truth (about a minute).
 
+    Patients differ by design, as much as real ones: so little holds on the one left out.
+
     [bold]Example:[/] strank demo -o strank-demo --seed 1
     """
     from rich.console import Console
