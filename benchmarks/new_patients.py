@@ -1,8 +1,9 @@
 """How large scores are on patients not seen, as against what they say: a grid of simulated ones.
 
 ``python benchmarks/new_patients.py [REPEATS]``: patients have so much of the variance of a gene's
-weights in common (as ``CountDesign.shared`` of `strank.simulate`, which draws tissue, too); two, three or six of them train, three others are scored. Beside the calibrated
-scores stand the same without calibration, and the fit at the default penalty.
+weights in common (as by ``CountDesign.shared`` in `strank.simulate`, which draws tissue, too); two,
+three or six of them train, three others are scored. Beside the calibrated scores stand the same
+without calibration, and the fit at the default penalty.
 """
 
 from __future__ import annotations
