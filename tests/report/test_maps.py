@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 from matplotlib.collections import EllipseCollection
+from PIL import Image
 
 from strank.files import safe_name
 from strank.report.maps import MapLayer, draw_maps, map_layers, write_gene_maps
@@ -59,6 +60,23 @@ def test_any_gene_name_is_drawn_as_text_and_kept_in_the_folder(tmp_path):
     assert len(set(paths)) == len(GENES)
     assert all(path.parent == out and path.is_file() for path in paths)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["maps"]
+
+
+def test_a_gene_is_drawn_as_if_it_were_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    slide = Slide(ArrayPixels(rng.integers(0, 255, (300, 300, 3), np.uint8)), 2.0, Path("x.png"))
+    one = rng.normal(size=40)
+    predictions = AnnData(
+        np.column_stack([one, -one]),
+        var=pd.DataFrame(index=["A", "B"]),
+        obsm={"spatial": layer().positions},
+        uns={"strank": {"stride_um": 40.0}},
+    )
+    first, second = write_gene_maps(tmp_path / "both", predictions, ["A", "B"], slide=slide)
+    [alone] = write_gene_maps(tmp_path / "alone", predictions, ["B"], slide=slide)
+    pixels = [np.asarray(Image.open(path)).astype(int) for path in (first, second, alone)]
+    np.testing.assert_array_equal(pixels[1], pixels[2])
+    assert np.abs(pixels[0] - pixels[1]).mean() > 1
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
+from PIL import Image
 
 from strank.cohort.contract import section_info
 from strank.files import file_names, output_folder
@@ -28,6 +29,9 @@ from strank.storage import new_file
 # Of the picture below the marks: fine for a small section, and no larger than can be seen.
 _THUMBNAIL_UM, _MOST_PIXELS = 4.0, 2000
 _MARGIN_UM = 150.0
+_DPI, _COMPRESSION = 130, 3
+# Pixels of the tissue in a picture, along its longer side.
+_FINEST = 900
 # Red and blue keep apart in all common colour deficiencies; the middle is light, like unstained.
 _COLOURS = "RdBu_r"
 _ERROR_COLOURS = "Purples"
@@ -157,13 +161,20 @@ def write_gene_maps(
     folder, layers = output_folder(Path(folder)), map_layers(predictions, section)
     side_um = max(slide.size) * slide.um_per_pixel
     small, scale = thumbnail(slide, max(_THUMBNAIL_UM, side_um / _MOST_PIXELS))
-    paths = []
+    paths, drawings = [], {}
     for gene, name in file_names(genes).items():
         path = folder / f"{name}.png"
         shown = [layer for layer in layers if gene in layer.genes]
-        figure = draw_maps(small, scale / slide.um_per_pixel, slide.um_per_pixel, shown, gene)
+        if len(shown) not in drawings:
+            of = _Drawing.of(small, scale / slide.um_per_pixel, slide.um_per_pixel, shown)
+            drawings[len(shown)] = of
+        drawing = drawings[len(shown)]
+        drawing.show(gene)
         with new_file(path) as file:
-            figure.savefig(file, dpi=130)
+            # Not `savefig`, which draws twice.
+            drawing.canvas.print_png(file, pil_kwargs={"compress_level": _COMPRESSION})
+        # Where things are was found for the first, which costs as much as to draw them.
+        drawing.figure.set_layout_engine("none")
         paths.append(path)
         if advance is not None:
             advance(1)
@@ -214,7 +225,7 @@ def write_tissue_map(folder: Path | str, slide: Slide) -> Path:
     ax.set_title("\n".join([f"tissue: {area:.3g} mm²", *tissue.notes]), fontsize="medium")
     _scale_bar(ax, tissue.um_per_pixel, width)
     with new_file(path) as file:
-        figure.savefig(file, dpi=130)
+        figure.savefig(file, dpi=_DPI)
     return path
 
 
@@ -229,43 +240,76 @@ def draw_maps(
 
     ``shrink`` is pixels of the full image a pixel of the thumbnail ``image``.
     """
-    height, width = _crop(image.shape[:2], layers, shrink, um_per_pixel)
-    aspect = (height[1] - height[0]) / (width[1] - width[0])
-    # Without pyplot no global state is touched.
-    size = 4.6 + 5.4 * len(layers), 4.6 * aspect + 0.8
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(layers) + 1, squeeze=False)[0]
-    for ax in axes:
-        ax.imshow(image)
-        ax.set(xlim=width, ylim=height[::-1], xticks=[], yticks=[])
-    axes[0].set_title("H&E")
-    _scale_bar(axes[0], shrink * um_per_pixel, (width[1] - width[0]))
-    for ax, layer in zip(axes[1:], layers, strict=True):
-        marks = _marks(ax, layer, gene, shrink, um_per_pixel)
-        ax.set_title(layer.title)
-        figure.colorbar(marks, ax=ax, label=layer.label, fraction=0.05, pad=0.03)
-    figure.suptitle(gene, parse_math=False, fontweight="bold")
-    return figure
+    drawing = _Drawing.of(image, shrink, um_per_pixel, layers)
+    drawing.show(gene)
+    return drawing.figure
 
 
-def _marks(
-    ax: Axes, layer: MapLayer, gene: str, shrink: float, um_per_pixel: float
-) -> EllipseCollection:
-    values = layer.scores[:, layer.genes.get_loc(gene)]
-    # One spot far out must not wash out the rest, and a flat map must look flat.
-    limit = max(float(np.quantile(np.abs(values), 0.98)), _LEAST_LIMIT)
-    size = np.full(len(values), layer.diameter_um / um_per_pixel / shrink)
+@dataclass(frozen=True)
+class _Drawing:
+    """Tissue and marks, drawn once; genes are shown in turn."""
+
+    figure: Figure
+    canvas: FigureCanvasAgg
+    layers: list[MapLayer]
+    marks: list[EllipseCollection]
+
+    @classmethod
+    def of(
+        cls,
+        image: NDArray[np.uint8],
+        shrink: float,
+        um_per_pixel: float,
+        layers: list[MapLayer],
+    ) -> _Drawing:
+        height, width = _crop(image.shape[:2], layers, shrink, um_per_pixel)
+        aspect = (height[1] - height[0]) / (width[1] - width[0])
+        # Without pyplot no global state is touched.
+        size = 4.6 + 5.4 * len(layers), 4.6 * aspect + 0.8
+        figure = Figure(figsize=size, layout="constrained", dpi=_DPI)
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.subplots(1, len(layers) + 1, squeeze=False)[0]
+        rows, columns = (slice(int(max(low, 0)), int(high) + 1) for low, high in (height, width))
+        # No finer than it is drawn, since it is drawn for every gene.
+        part = Image.fromarray(image[rows, columns])
+        part.thumbnail((_FINEST, _FINEST), Image.Resampling.BOX)
+        shown = image[rows, columns].shape
+        sides = np.array([0, shown[1], shown[0], 0]) - 0.5
+        left, right, bottom, top = sides + np.repeat([columns.start, rows.start], 2)
+        for ax in axes:
+            ax.imshow(part, extent=(left, right, bottom, top))
+            ax.set(xlim=width, ylim=height[::-1], xticks=[], yticks=[])
+        axes[0].set_title("H&E")
+        _scale_bar(axes[0], shrink * um_per_pixel, (width[1] - width[0]))
+        marks = []
+        for ax, layer in zip(axes[1:], layers, strict=True):
+            marks.append(_marks(ax, layer, shrink, um_per_pixel))
+            ax.set_title(layer.title)
+            figure.colorbar(marks[-1], ax=ax, label=layer.label, fraction=0.05, pad=0.03)
+        return cls(figure, canvas, layers, marks)
+
+    def show(self, gene: str) -> None:
+        """Colour the marks by a gene."""
+        for marks, layer in zip(self.marks, self.layers, strict=True):
+            values = layer.scores[:, layer.genes.get_loc(gene)]
+            # One spot far out must not wash out the rest, and a flat map must look flat.
+            limit = max(float(np.quantile(np.abs(values), 0.98)), _LEAST_LIMIT)
+            marks.set_array(values)
+            marks.set_clim(0 if layer.colours == _ERROR_COLOURS else -limit, limit)
+        self.figure.suptitle(gene, parse_math=False, fontweight="bold")
+
+
+def _marks(ax: Axes, layer: MapLayer, shrink: float, um_per_pixel: float) -> EllipseCollection:
+    size = np.full(len(layer.positions), layer.diameter_um / um_per_pixel / shrink)
     marks = EllipseCollection(
         size,
         size,
-        np.zeros(len(values)),
+        np.zeros(len(size)),
         units="xy",
         offsets=layer.positions / shrink,
         offset_transform=ax.transData,
-        array=values,
+        array=np.zeros(len(size)),
         cmap=layer.colours,
-        clim=(0 if layer.colours == _ERROR_COLOURS else -limit, limit),
         alpha=0.85,
     )
     ax.add_collection(marks)
