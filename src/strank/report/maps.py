@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 from PIL import Image
@@ -251,6 +252,7 @@ class _Drawing:
 
     figure: Figure
     canvas: FigureCanvasAgg
+    title: Text
     layers: list[MapLayer]
     marks: list[EllipseCollection]
 
@@ -286,7 +288,9 @@ class _Drawing:
             marks.append(_marks(ax, layer, shrink, um_per_pixel))
             ax.set_title(layer.title)
             figure.colorbar(marks[-1], ax=ax, label=layer.label, fraction=0.05, pad=0.03)
-        return cls(figure, canvas, layers, marks)
+        # A place for it is found with that of all else.
+        title = figure.suptitle("gene", parse_math=False, fontweight="bold")
+        return cls(figure, canvas, title, layers, marks)
 
     def show(self, gene: str) -> None:
         """Colour the marks by a gene."""
@@ -296,7 +300,7 @@ class _Drawing:
             limit = max(float(np.quantile(np.abs(values), 0.98)), _LEAST_LIMIT)
             marks.set_array(values)
             marks.set_clim(0 if layer.colours == _ERROR_COLOURS else -limit, limit)
-        self.figure.suptitle(gene, parse_math=False, fontweight="bold")
+        self.title.set_text(gene)
 
 
 def _marks(ax: Axes, layer: MapLayer, shrink: float, um_per_pixel: float) -> EllipseCollection:
