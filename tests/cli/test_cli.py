@@ -91,7 +91,7 @@ def test_json_on_stdout_is_all_there_is(cohort, st_folder, tmp_path):
     told = run(
         "evaluate", cohort, "--folds", "patient", "-o", tmp_path / "e", "--json", "--genes", 3
     )
-    assert len(json.loads(told.stdout)["summary"]) == 15
+    assert len(json.loads(told.stdout)["summary"]) == 18
     union = json.loads(
         run("fit", cohort, "-o", tmp_path / "u", "--genes", "all", "--union", "--json").stdout
     )

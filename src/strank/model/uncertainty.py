@@ -91,7 +91,8 @@ def fit_uncertainty(data: TrainingData, fitted: Fitted) -> Uncertainty:
         unsure, within = (np.einsum("kj,...kg->...jg", turn**2, v) for v in (unsure, within))
         of_gene, of_axis = _sizes(wanted, unsure)
         between = of_gene * of_axis[:, None]
-    values = (np.asarray(v, dtype=np.float32) for v in (axes, within, between))
+    # What is saved must lie in one piece.
+    values = (np.ascontiguousarray(v, dtype=np.float32) for v in (axes, within, between))
     return Uncertainty(*map(torch.as_tensor, values))
 
 
