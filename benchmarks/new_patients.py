@@ -24,7 +24,9 @@ N_SPOTS, N_FEATURES, N_GENES, N_NEW = 200, 40, 50, 3
 SHARED = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 
 
-def simulate(rng: np.random.Generator, n_patients: int, shared: float) -> dict[str, NDArray]:
+def simulate(
+    rng: np.random.Generator, n_patients: int, shared: float, dispersion: float = 0.3
+) -> dict[str, NDArray]:
     """Draw one section a patient: features, overdispersed counts, depth."""
     size = (1 + np.arange(N_FEATURES)) ** -0.5
     size /= np.sqrt((size**2).sum())
@@ -38,7 +40,7 @@ def simulate(rng: np.random.Generator, n_patients: int, shared: float) -> dict[s
         features = (rng.normal(size=(N_SPOTS, N_FEATURES)) + rng.normal(size=N_FEATURES)) * size
         scores = features @ weights * strength
         depth = np.exp(rng.normal(0, 0.5, N_SPOTS))
-        noise = rng.gamma(1 / 0.3, 0.3, scores.shape)
+        noise = rng.gamma(1 / dispersion, dispersion, scores.shape) if dispersion else 1.0
         mean = rates * depth[:, None] * np.exp(scores - scores.mean(0)) * noise
         for name, values in {
             "features": features,

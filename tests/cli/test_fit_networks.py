@@ -102,9 +102,9 @@ def test_a_network_is_trained_evaluated_and_says_where_its_curves_are(cohort, tm
 
 
 def test_folds_take_any_head_and_loss(cohort, tmp_path):
-    options = ("--encoder", "mine", "--genes", 3, "--head", "linear", "--loss", "nb")
+    options = ("--encoder", "mine", "--genes", 3, "--head", "linear", "--loss", "rank")
     told = run("evaluate", cohort, "--folds", "section", *options, "-o", tmp_path / "ev").stdout
-    assert "linear, nb" in told
+    assert "linear, rank" in told
     facts = json.loads((tmp_path / "ev/evaluation.json").read_text())
     assert facts["folds"][0]["networks"][0]["validation"] != facts["folds"][0]["test"]
 

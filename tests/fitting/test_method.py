@@ -27,7 +27,7 @@ def test_names():
         *("linear, section-pcc", "ridge", "linear, poisson", "linear, nb"),
     ]
     exact = [loss for loss in OBJECTIVES if Method("linear", loss).is_exact]
-    assert exact == ["list", "pair", "mse", "poisson"]
+    assert exact == ["list", "pair", "mse", "poisson", "nb"]
     assert Method("linear", "mse", "centred").name == "centred ridge"
     assert Method("linear", "mse", "published").name == "linear, mse, published"
     assert Method("linear", "list", library_size=False).name == "linear, list, no library size"
@@ -64,7 +64,7 @@ def test_no_two_methods_have_the_same_name():
         (("mean", "list"), "no head 'mean'; "),
         (("linear+linear", "list"), "no head 'linear.linear'"),
         (("", "list"), "no head ''"),
-        (("linear", "nb", "exact"), "no recipe 'exact'; choose one of default, published"),
+        (("linear", "rank", "exact"), "no recipe 'exact'; choose one of default, published"),
         (("mlp", "list", "publishd"), r"no recipe 'publishd'; .* \(did you mean published\?\)"),
         (("linear", "list", "centred"), "no recipe 'centred'"),
     ],
@@ -118,12 +118,15 @@ def test_a_head_of_ones_own_has_its_name(cohort, monkeypatch):
             "`penalty` is for the exact solver: leave `head`, `loss`, `recipe` out",
         ),
         ({"head": "mlp", "max_memory": 4.0}, "`max_memory` is for the exact solver"),
-        ({"loss": "nb", "borrow": True}, "`borrow` is for the exact solver"),
+        ({"loss": "rank", "borrow": True}, "`borrow` is for the exact solver"),
         (
             {"loss": "mse", "penalty": 3.0},
             "`penalty` is for count likelihoods: leave it out for the",
         ),
         ({"loss": "poisson", "borrow": True}, "borrowing between genes is for the list and pair"),
+        ({"loss": "nb", "borrow": True}, "borrowing between genes is for the list and pair"),
+        ({"loss": "nb", "borrow": True, "penalty": 3.0}, "borrowing between genes needs two"),
+        ({"loss": "nb", "union": True}, "nb cannot tell a gene that a section does not"),
         ({"union": True, "loss": "poisson"}, "poisson cannot tell a gene that a section does not"),
         ({"union": True, "loss": "rank"}, "rank cannot tell a gene that a section does not"),
         ({"union": True, "finetune": "lora"}, "`union` is not for `finetune`; leave it out"),
@@ -139,7 +142,7 @@ def test_what_would_be_ignored_is_refused(cohort, options, message):
         fit(cohort, **{"encoder": "mine", "n_genes": 3, **options})
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": "pair"}, {"loss": "poisson"}])
+@pytest.mark.parametrize("options", [{}, {"loss": "pair"}, {"loss": "poisson"}, {"loss": "nb"}])
 def test_a_gene_without_counts_has_the_largest_penalty(cohort, options):
     for section in cohort.values():
         section.X = section.X.multiply(section.var_names != "G5").tocsr()
@@ -149,8 +152,26 @@ def test_a_gene_without_counts_has_the_largest_penalty(cohort, options):
 
 
 def test_a_penalty_is_taken_by_every_likelihood(cohort):
-    for loss in ("list", "pair", "poisson"):
+    for loss in ("list", "pair", "poisson", "nb"):
         model = fit(cohort, encoder="mine", n_genes=3, loss=loss, penalty=7.0)
         assert model.panel["penalty"].tolist() == [7.0] * 3
         assert model.provenance["penalty_choice"] == "given"
         assert np.abs(model.head.weight.numpy(force=True)).max() > 0
+
+
+def test_the_negative_binomial_says_its_dispersions(cohort):
+    model = fit(cohort, encoder="mine", n_genes=3, loss="nb")
+    found = model.panel["dispersion"].to_numpy()
+    assert (found >= 0).all()
+    assert found.max() > 0
+    assert model.panel["temperature"].between(0.01, 3).all()
+    low, middle, high = np.quantile(found, [0, 0.5, 1])
+    told = f"{low:.2g} to {high:.2g}, median of genes {middle:.2g}: what the moments say"
+    chosen = " or half of it, chosen for each gene by leave one patient out"
+    assert model.provenance["dispersion"] == told + chosen
+    assert f"Method: linear, nb, dispersion {told}" in model.card()
+    alone = fit({"A1": cohort["A1"]}, encoder="mine", n_genes=3, loss="nb")
+    assert alone.provenance["dispersion"].endswith(": what the moments say")
+    other = fit(cohort, encoder="mine", n_genes=3)
+    assert "dispersion" not in {*other.panel, *other.provenance}
+    assert "dispersion" not in other.card()

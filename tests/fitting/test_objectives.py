@@ -236,7 +236,10 @@ def test_the_exact_fit_is_where_its_loss_is_least(section_of, name):
     solved = OBJECTIVES[name].exact(data, options)
     # All pairs, of which the solver has drawn some.
     more = {"n_partners": None} if name == "pair" else {}
+    more |= {"free_level": True} if name == "nb" else {}
     loss = OBJECTIVES[name].module(3, "mean", **more)
+    if name == "nb":
+        loss.log_dispersion = torch.nn.Parameter(torch.as_tensor(solved.table["dispersion"]).log())
     section = torch.as_tensor(np.unique(data.section, return_inverse=True)[1])
     offset = torch.as_tensor(np.log(data.library_size))
     counts = torch.as_tensor(data.counts.toarray().astype(float))
@@ -249,7 +252,7 @@ def test_the_exact_fit_is_where_its_loss_is_least(section_of, name):
         else:
             # The level, which only some of them see, at its own optimum.
             scores -= (scores + offset[:, None]).logsumexp(0) - counts.sum(0).log()
-        return float(loss(scores, counts, section=section, offset=offset))
+        return float(loss(scores, counts, section=section, offset=offset).detach())
 
     rng, best = np.random.default_rng(0), value(solved.weight)
     for _ in range(20):

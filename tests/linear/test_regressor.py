@@ -154,7 +154,7 @@ def _exceptions(estimator):
 # Their targets are no counts, and sections are given by our `fit` only.
 @pytest.mark.filterwarnings("ignore:y holds", "ignore:score without")
 @parametrize_with_checks(
-    [STRankRegressor(), STRankRegressor(objective="pair"), _Sectioned()],
+    [*(STRankRegressor(objective=name) for name in ("list", "pair", "nb")), _Sectioned()],
     expected_failed_checks=_exceptions,
 )
 def test_scikit_learns_own_checks(estimator, check):

@@ -33,8 +33,8 @@ HeadName = Annotated[
 LossName = Annotated[
     str,
     typer.Option(
-        help="`list`, `pair`, `poisson` or `mse` (exact for `linear`), `rank`, `rank-published`, "
-        "`pcc`, `section-pcc` or `nb`."
+        help="`list`, `pair`, `poisson`, `nb` or `mse` (exact for `linear`), `rank`, "
+        "`rank-published`, `pcc` or `section-pcc`."
     ),
 ]
 RecipeName = Annotated[

@@ -47,6 +47,7 @@ HEST_ALPHAS = np.logspace(-6, 8, 29)
 _HEST_COMPONENTS = 256
 # All pairs cost as many times more as a section has spots, and bring nothing.
 _PARTNERS = 16
+_BORROWERS = "borrowing between genes is for the list and pair objective"
 # How near the optimum fits come of which only the errors are looked at.
 _ROUGH = 1e-3
 # Each is fitted from the start, so there are fewer of them.
@@ -104,13 +105,20 @@ def solve_pair(data: TrainingData, options: ExactOptions) -> ExactFit:
     return _solve(data, options, objective="pair", n_partners=_PARTNERS)
 
 
+def solve_negative_binomial(data: TrainingData, options: ExactOptions) -> ExactFit:
+    """Fit the negative binomial likelihood of a level for each section and gene."""
+    return _solve(data, options, objective="nb")
+
+
 def _solve(
     data: TrainingData,
     options: ExactOptions,
     *,
-    objective: Literal["list", "pair"],
+    objective: Literal["list", "pair", "nb"],
     n_partners: int | None = None,
 ) -> ExactFit:
+    if options.borrow and objective == "nb":
+        raise InputError(_BORROWERS)
     chosen = options.penalty is None and len(np.unique(data.group)) > 1
     regressor: STRankRegressor
     if chosen:
@@ -142,7 +150,7 @@ def solve_poisson(data: TrainingData, options: ExactOptions) -> ExactFit:
     The penalty of each gene is chosen as for the list, by held-out list likelihood.
     """
     if options.borrow:
-        raise InputError("borrowing between genes is for the list and pair objective")
+        raise InputError(_BORROWERS)
     fold = deal(data.group, 10)
     rows = [fold != f for f in np.unique(fold)] if len(np.unique(fold)) > 1 else []
     if options.penalty is not None:
@@ -196,6 +204,7 @@ def _fit_of(
     """Take what a regressor found, multiplied by what of it ``held`` for what was left out."""
     solution: Solution = regressor.solution_
     told = {} if held is None else {"temperature": held}
+    told |= {"dispersion": regressor.dispersion_} if regressor.objective == "nb" else {}
     held = np.ones(len(regressor.coef_)) if held is None else held
     return ExactFit(
         weight=regressor.coef_.T * regressor.scale_[:, None] * held,
@@ -377,6 +386,18 @@ def hest_alpha(n_features: int, n_genes: int) -> float:
     return 100 / (n_features * n_genes)
 
 
+def _dispersion(solved: ExactFit, unit: str) -> dict[str, str]:
+    """Say how far counts vary beyond chance, and how that came about."""
+    found = solved.table.get("dispersion")
+    if found is None:
+        return {}
+    low, middle, high = np.quantile(found, [0, 0.5, 1])
+    how = "what the moments say"
+    if solved.choice is None:
+        how += f" or half of it, chosen for each gene by leave one {unit} out"
+    return {"dispersion": f"{low:.2g} to {high:.2g}, median of genes {middle:.2g}: {how}"}
+
+
 # How much of a score difference was there on new patients of her2st, of models of one or two.
 _ELSEWHERE = "elsewhere differences were 1.8 times (C to B) and 9 times (B and C to A) too large"
 
@@ -468,6 +489,7 @@ def fit_exact(
             "penalty_choice": solved.choice or left_out,
             "solver": solved.message,
             "aim": aim,
+            **_dispersion(solved, unit),
             "calibration": _calibration(solved, aim, unit, n_groups),
             **told,
             **training_sections(cohort),

@@ -197,7 +197,7 @@ def fit(
     """Fit a head to the sections of a cohort, by any objective.
 
     The linear head is fitted exactly where the objective has a solver (``"list"``, ``"pair"``,
-    ``"poisson"``, ``"mse"``) and no recipe is named: no seed, no steps, one optimum.
+    ``"poisson"``, ``"nb"``, ``"mse"``) and no recipe is named: no seed, no steps, one optimum.
 
     Everything else is a network. It is stopped by sections that it does not see: the patients (or
     sections, where there are fewer than three patients) take turns at that, each for a network of
@@ -216,7 +216,8 @@ def fit(
     loss
         ``"list"``, ``"pair"``, ``"rank"`` (margin 1), ``"rank-published"`` (margin 0), ``"pcc"``
         (Pearson over all spots of a batch, as published), ``"section-pcc"`` (within sections),
-        ``"mse"``, ``"poisson"`` or ``"nb"``.
+        ``"mse"``, ``"poisson"`` or ``"nb"``. The exact negative binomial has a level for each
+        section and gene, as the list has; a network's has one a gene, and learns its dispersions.
     recipe
         How it is solved: ``"exact"``; or a network is trained: ``"default"``, ``"published"`` (the
         paper's procedure to the letter, stopped by ``validation``; ``"published-no-entropy"``
@@ -274,7 +275,8 @@ def fit(
     Returns
     -------
     RankModel
-        Its ``panel`` has the counts of each gene, and of an exact fit penalty and status;
+        Its ``panel`` has the counts of each gene, and of an exact fit penalty and status (and
+        ``dispersion``, of a negative binomial);
         ``provenance["networks"]`` has best epoch and score on the held-out sections of each
         network. A trained encoder comes as its ``backbone``.
 

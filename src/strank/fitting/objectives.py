@@ -13,7 +13,14 @@ from scipy import sparse
 from torch import Tensor
 
 from strank.errors import no_such
-from strank.fitting.exact import Solve, solve_list, solve_pair, solve_poisson, solve_ridge
+from strank.fitting.exact import (
+    Solve,
+    solve_list,
+    solve_negative_binomial,
+    solve_pair,
+    solve_poisson,
+    solve_ridge,
+)
 from strank.fitting.published import (
     PermutedPairLoss,
     PermutedRankLoss,
@@ -169,6 +176,7 @@ OBJECTIVES: dict[str, Objective] = {
             "NB",
             _negative_binomial,
             log_rates=True,
+            exact=solve_negative_binomial,
             start_level=log_rate_level,
             published=Published(_negative_binomial, panel_mean),
         ),

@@ -13,20 +13,26 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from strank.linear.data import TILE, Data, Rows
 from strank.linear.geometry import Geometry, measure, units_of
-from strank.linear.objective import Likelihood, ListLikelihood, PairLikelihood, Problem
+from strank.linear.objective import (
+    Likelihood,
+    ListLikelihood,
+    NegativeBinomialLikelihood,
+    PairLikelihood,
+    Problem,
+)
 from strank.linear.solver import STEPS_KEPT
 
 _Item = TypeVar("_Item")
 _T = TypeVar("_T")
 
-_OBJECTIVES = ("list", "pair")
+_OBJECTIVES = ("list", "pair", "nb")
 # More genes at a time bring nothing: the products are as fast as they get.
 _MOST_GENES = {"cpu": 1024, "cuda": 8192}
 # Fewer are not worth a thread.
@@ -75,6 +81,8 @@ class Design:
             raise ValueError(f"n_partners must be at least 1, or None; got {n_partners}")
         self.data, self.objective, self.n_partners, self.seed = data, objective, n_partners, seed
         self.max_memory, self.standardize = max_memory, standardize
+        # Of a negative binomial, until it is given: without any it is a list.
+        self.dispersion = np.zeros(self.n_genes)
         self._budget = max_memory * 2**30
         self._geometry: dict[int | None, Geometry] = {}
         raw = self._stored_rows()
@@ -111,10 +119,26 @@ class Design:
         other._geometry = {g: self.geometry(g).with_prior(root) for g, root in roots.items()}
         return other
 
+    def with_dispersion(self, dispersion: ArrayLike) -> Design:
+        """Return the same with dispersions of a negative binomial, one value or one a gene."""
+        if self.objective != "nb":
+            raise ValueError(f"dispersion is of objective 'nb'; {self.objective} has none")
+        other, given = copy(self), np.asarray(dispersion, dtype=np.float64)
+        if given.shape not in ((), (self.n_genes,)):
+            raise ValueError(
+                f"dispersion must be one value, or one for each of {self.n_genes} genes; got shape "
+                f"{given.shape}"
+            )
+        if not (np.isfinite(given).all() and (given >= 0).all()):
+            raise ValueError("dispersion must not be negative, and must be finite")
+        other.dispersion = np.broadcast_to(given, self.n_genes)
+        return other
+
     def of_genes(self, index: NDArray[np.intp]) -> Design:
         """Return the same with some of the genes."""
         other = copy(self)
         other.data = replace(self.data, counts=self.data.counts[:, index])
+        other.dispersion = self.dispersion[index]
         return other
 
     def each_block(
@@ -148,7 +172,8 @@ class Design:
             totals[s], expressed[s] = tile.sum(0), (tile > 0).sum(0)
             if rows.size(s) > 1:
                 xtc[group] += rows.sums(rows.of(s), tile)
-        return Block(genes, counts, xtc, totals, expressed, self._likelihood(counts, totals))
+        likelihood = self._likelihood(genes, counts, totals)
+        return Block(genes, counts, xtc, totals, expressed, likelihood)
 
     def training(
         self, block: Block, penalty: Tensor | float, left_out: int | None = None
@@ -157,6 +182,7 @@ class Design:
         groups = [g for g in range(self.n_groups) if g != left_out]
         sections, geometry, rows = self._sections(groups), self.geometry(left_out), self.rows
         xtc = geometry.basis.T @ block.xtc[groups].sum(0)
+        xtc *= not block.likelihood.has_counts
         counts = block.totals[sections].sum(0)
         pays = rows.wide or rows.bounds[-1] <= _SPOTS_PER_GENE * len(counts)
         rotated = rows.centre is None and pays
@@ -194,12 +220,16 @@ class Design:
         every = enumerate(self.data.group.tolist())
         return [s for s, group in every if group in groups and self.rows.size(s) > 1]
 
-    def _likelihood(self, counts: sparse.csr_matrix, totals: Tensor) -> Likelihood:
+    def _likelihood(self, genes: slice, counts: sparse.csr_matrix, totals: Tensor) -> Likelihood:
         if self.objective == "list":
             return ListLikelihood(self.offset, totals)
+        tiles = [dense(counts, self.rows, s) for s in range(self.rows.n_sections)]
+        if self.objective == "nb":
+            dispersion = torch.as_tensor(self.dispersion[genes].copy()).to(totals)
+            return NegativeBinomialLikelihood(self.offset, totals, tiles, dispersion)
         return PairLikelihood.of(
             self.offset,
-            [dense(counts, self.rows, s) for s in range(self.rows.n_sections)],
+            tiles,
             n_partners=self.n_partners,
             generator=torch.Generator().manual_seed(self.seed),
         )
@@ -254,7 +284,7 @@ class Design:
         # Numbers of 8 bytes that a gene needs: of the solver, whose history is there twice while
         # genes leave it, of its sums, and of one section.
         each = n_axes * (4 * STEPS_KEPT + 16) + p * (n_groups + 3) + 6 * longest
-        if self.objective == "pair":
+        if self.objective != "list":
             each += n + 8 * longest
         width = int((self._budget - held) // (8 * each * self._n_threads))
         if width < 1:

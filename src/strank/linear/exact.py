@@ -69,7 +69,7 @@ class Solution:
     objective
         :math:`F_g` in nats, without terms that do not depend on the weights, ``[n_genes]``.
     gradient
-        Norm of the gradient for standardised features, divided by the gene's counts,
+        Norm of the gradient for standardised features, divided by what the gene's counts tell,
         ``[n_genes]``; measured in float64.
     excess
         Bound on :math:`F_g(w) - \min F_g`, in nats: :math:`\lVert \nabla F_g \rVert^2 /

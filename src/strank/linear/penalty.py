@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from strank.linear.calibration import LeftOut, left_out_of, lowest, temperature
+from strank.linear.calibration import Choose, LeftOut, left_out_of, lowest, temperature
 from strank.linear.design import Block, Design
 from strank.linear.objective import value_and_gradient
 from strank.linear.solver import descend
@@ -45,8 +45,8 @@ class PenaltyChoice:
 def choose_penalty(
     design: Design,
     penalties: ArrayLike,
+    choose: Choose = lowest,
     *,
-    shared: bool = False,
     advance: Callable[[int], object] | None = None,
 ) -> PenaltyChoice:
     """Choose the penalties of highest list likelihood on groups left out in turn.
@@ -61,12 +61,22 @@ def choose_penalty(
     work = partial(_left_out, design, penalties)
     parts = list(design.each_block(work, advance))
     left_out = LeftOut(*np.concatenate(parts, axis=-1))
-    choose = _best_for_all if shared else lowest
     best = choose(left_out.total)
     return PenaltyChoice(penalties[best], penalties, left_out, temperature(left_out, choose))
 
 
-def _best_for_all(losses: NDArray[np.float64]) -> NDArray[np.intp]:
+def best_of(
+    choices: Sequence[PenaltyChoice], choose: Choose
+) -> tuple[PenaltyChoice, NDArray[np.intp]]:
+    """Choose among the same penalties of several fits; also returns whose each gene's is."""
+    left_out = reduce(LeftOut.beside, (choice.left_out for choice in choices))
+    penalties, best = np.tile(choices[0].penalties, len(choices)), choose(left_out.total)
+    choice = PenaltyChoice(penalties[best], penalties, left_out, temperature(left_out, choose))
+    return choice, best // len(choices[0].penalties)
+
+
+def best_for_all(losses: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Choose the candidate of lowest loss for all genes together."""
     return np.full(losses.shape[1], losses.sum(1).argmin())
 
 

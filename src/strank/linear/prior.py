@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter1d
 from torch import Tensor
 
-from strank.linear.calibration import temperature
 from strank.linear.design import Block, Design
-from strank.linear.penalty import PenaltyChoice, choose_penalty
+from strank.linear.penalty import PenaltyChoice, best_of, choose_penalty
 from strank.linear.solver import descend
 
 # Fewer genes have too little in common to estimate a covariance from.
@@ -46,11 +45,8 @@ def borrow(
     first = alone.penalties[pooled_choice(alone.held_out, counts)]
     given = design.with_prior(estimate_prior(design, first, advance=advance))
     together = choose_penalty(given, alone.penalties, advance=advance)
-    both, choose = alone.left_out.beside(together.left_out), partial(pooled_choice, counts=counts)
-    best, n = choose(both.total), len(alone.penalties)
-    penalties = np.tile(alone.penalties, 2)
-    choice = PenaltyChoice(penalties[best], penalties, both, temperature(both, choose))
-    return given, choice, best >= n
+    choice, whose = best_of([alone, together], partial(pooled_choice, counts=counts))
+    return given, choice, whose == 1
 
 
 def pooled_choice(losses: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.intp]:

@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from strank.functional.groups import deal
+from strank.linear.calibration import lowest
 from strank.linear.data import (
     Data,
     Rows,
@@ -26,8 +27,9 @@ from strank.linear.data import (
     part_of_a_count,
 )
 from strank.linear.design import Design, few_threads
+from strank.linear.dispersion import PARTS, by_moments, choose_dispersion
 from strank.linear.exact import Solution, fit_genes
-from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES, choose_penalty
+from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES, best_for_all, choose_penalty
 from strank.linear.prior import borrow
 from strank.metrics.deviance import list_gain, null_deviance
 from strank.progress import progress
@@ -50,7 +52,10 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
     which is the multinomial likelihood of ListSTRank and, without the penalty, the conditional
     Poisson regression with a level of its own for each section and gene. With
     ``objective="pair"`` it is the binomial likelihood of PairSTRank, divided by the number of
-    pairs of a spot, so that a count weighs as much.
+    pairs of a spot, so that a count weighs as much. With ``objective="nb"`` it is the negative
+    binomial likelihood of variance :math:`\mu + \varphi \mu^2`, with a level of its own for each
+    section and gene, too: spots of high counts, whose number chance says less of, weigh less. With
+    :math:`\varphi = 0` it is the list.
 
     Parameters
     ----------
@@ -58,10 +63,14 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         :math:`\lambda`, in counts: it weighs as much as that many counts, whatever the gene has.
         One value, or one a gene.
     objective
-        ``"list"`` or ``"pair"``. All pairs of a section cost as many times more as it has spots.
+        ``"list"``, ``"pair"`` or ``"nb"``. All pairs of a section cost as many times more as it has
+        spots.
     n_partners
         For pairs: with how many others of its section a spot is compared (rounded up to an even
         number); all if ``None``.
+    dispersion
+        For the negative binomial: :math:`\varphi`, one value or one a gene; ``None`` takes what the
+        moments of a list fit with the same penalty say.
     standardize
         Whether the penalty is on the weights of standardised features; ``False`` takes features in
         their own units, as is right after a PCA: scaling its components would undo it.
@@ -71,7 +80,8 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         that the counts have), and when its weights are surely within 1,000 times this share of
         their norm of the optimum: 1 % by default. It is a bound (gradient over penalty): weights
         end nearer, by 3 to a million times. Without a penalty there is none, and the gradient
-        alone decides.
+        alone decides. Of pairs half of the counts are meant, and of a negative binomial as many
+        as would tell a list as much.
     max_iterations
         Most iterations a gene, in each precision.
     max_memory
@@ -94,6 +104,8 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         Names of the genes: the columns of the counts, or their numbers.
     penalty_
         The penalty of each gene, ``[n_genes]``.
+    dispersion_
+        The dispersion of each gene, ``[n_genes]``; 0 but for the negative binomial.
     solution_
         Status, gradient, bounds and iterations of each gene.
     n_iter_
@@ -136,8 +148,9 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         self,
         penalty: float | ArrayLike = DEFAULT_PENALTY,
         *,
-        objective: Literal["list", "pair"] = "list",
+        objective: Literal["list", "pair", "nb"] = "list",
         n_partners: int | None = None,
+        dispersion: float | ArrayLike | None = None,
         standardize: bool = True,
         tolerance: float = 1e-5,
         max_iterations: int = 500,
@@ -148,6 +161,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         self.penalty = penalty
         self.objective = objective
         self.n_partners = n_partners
+        self.dispersion = dispersion
         self.standardize = standardize
         self.tolerance = tolerance
         self.max_iterations = max_iterations
@@ -195,6 +209,8 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         penalty = np.broadcast_to(penalty, n_genes)
         with few_threads(len(data.offset), self.n_features_in_, n_genes):
             design = self._design(data)
+            if self._seeks_dispersion:
+                design = design.with_dispersion(by_moments(design, penalty))
             return self._keep(design, penalty, self._solve(design, penalty))
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64] | pd.DataFrame | pd.Series:
@@ -355,8 +371,12 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
             self.genes_ = np.asarray([getattr(y, "name", 0)] if self._one_gene else names)
         return gather(features, counts, section, offset, group)
 
+    @property
+    def _seeks_dispersion(self) -> bool:
+        return self.objective == "nb" and self.dispersion is None
+
     def _design(self, data: Data) -> Design:
-        return Design(
+        design = Design(
             data,
             self.objective,
             self.n_partners,
@@ -364,6 +384,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
             max_memory=self.max_memory,
             standardize=self.standardize,
         )
+        return design if self.dispersion is None else design.with_dispersion(self.dispersion)
 
     def _solve(self, design: Design, penalty: NDArray[np.float64]) -> Solution:
         with progress("Genes", len(penalty), hidden=not self.verbose) as advance:
@@ -381,7 +402,7 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         self.centre_, self.scale_ = (values.cpu().numpy() for values in own)
         self.solution_ = solution
         self.coef_ = solution.weights.T
-        self.penalty_ = np.array(penalty)
+        self.penalty_, self.dispersion_ = np.array(penalty), np.array(design.dispersion)
         self.n_iter_ = int(solution.iterations.max())
         self.converged_ = solution.converged
         return self
@@ -411,6 +432,9 @@ class STRankRegressorCV(STRankRegressor):
         of the training sections (empirical Bayes: Efron and Morris, JASA 68, 1973), for the genes
         that it serves on sections left out. It helps genes of less than about two counts a spot;
         two to three times the work.
+    dispersion
+        For the negative binomial, as in `STRankRegressor`; ``None`` chooses, together with the
+        penalty, from what moments say and half of it: twice the work.
     objective, n_partners, standardize, tolerance, max_iterations, max_memory, seed, verbose
         As in `STRankRegressor`.
 
@@ -444,8 +468,9 @@ class STRankRegressorCV(STRankRegressor):
         max_folds: int = 10,
         shared: bool = False,
         borrow: bool = False,
-        objective: Literal["list", "pair"] = "list",
+        objective: Literal["list", "pair", "nb"] = "list",
         n_partners: int | None = None,
+        dispersion: float | ArrayLike | None = None,
         standardize: bool = True,
         tolerance: float = 1e-5,
         max_iterations: int = 500,
@@ -459,6 +484,7 @@ class STRankRegressorCV(STRankRegressor):
         self.borrow = borrow
         self.objective = objective
         self.n_partners = n_partners
+        self.dispersion = dispersion
         self.standardize = standardize
         self.tolerance = tolerance
         self.max_iterations = max_iterations
@@ -496,19 +522,30 @@ class STRankRegressorCV(STRankRegressor):
         self._had = _given_of(section, offset)
         n_genes = data.counts.shape[1]
         with few_threads(len(data.offset), self.n_features_in_, n_genes):
-            design = self._design(data)
-            with progress("Penalties", n_genes, hidden=not self.verbose) as advance:
-                self.choice_ = choose_penalty(
-                    design, self.penalties, shared=self.shared, advance=advance
-                )
+            design = self._choose(self._design(data))
             self.borrows_ = np.zeros(n_genes, dtype=bool)
             solution = self._solve_borrowing(design) if self.borrow else None
             penalty = self.choice_.penalty
             return self._keep(design, penalty, solution or self._solve(design, penalty))
 
+    def _choose(self, design: Design) -> Design:
+        """Choose the penalties; of a negative binomial the dispersions, too."""
+        choose = best_for_all if self.shared else lowest
+        fits = len(PARTS) if self._seeks_dispersion else 1
+        with progress("Penalties", fits * design.n_genes, hidden=not self.verbose) as advance:
+            if not self._seeks_dispersion:
+                self.choice_ = choose_penalty(design, self.penalties, choose, advance=advance)
+                return design
+            design, self.choice_ = choose_dispersion(
+                design, self.penalties, choose, advance=advance
+            )
+            return design
+
     def _solve_borrowing(self, design: Design) -> Solution:
         if self.shared:
             raise ValueError("borrow=True chooses for each gene: leave shared at False")
+        if self.objective == "nb":
+            raise ValueError("borrow=True is for objective 'list' or 'pair'")
         with progress("Prior", 2 * design.n_genes, hidden=not self.verbose) as advance:
             given, self.choice_, self.borrows_ = borrow(design, self.choice_, advance=advance)
         parts = [

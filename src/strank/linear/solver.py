@@ -55,8 +55,8 @@ class Optimum:
         return cls(axes, *value_and_gradient(problem, axes), iterations)
 
     def error(self, problem: Problem) -> Tensor:
-        """Norm of the gradient divided by the gene's counts, ``[n_genes]``."""
-        return self.gradient.norm(dim=0) / problem.counts.clamp(min=1)
+        """Norm of the gradient divided by what the gene's counts tell, ``[n_genes]``."""
+        return self.gradient.norm(dim=0) / problem.told.clamp(min=1)
 
     def distance(self, problem: Problem) -> Tensor:
         """Bound on the distance to the optimum relative to the weights, ``[n_genes]``.
@@ -103,8 +103,8 @@ def descend(
 ) -> Optimum:
     """Run until every gene is at the tolerance, or as near as the precision of the rows lets it.
 
-    A gene is at the tolerance when the norm of its gradient is at most this share of its counts;
-    ``near``, its weights must be near the optimum too.
+    A gene is at the tolerance when the norm of its gradient is at most this share of what its
+    counts tell; ``near``, its weights must be near the optimum too.
     """
     missed = Optimum.missed if near else lambda now, of, least: now.error(of) > least
     result = Optimum.at(problem, start)
@@ -142,8 +142,7 @@ class _Search:
 
     @classmethod
     def begin(cls, problem: Problem, now: Optimum) -> Self:
-        information = problem.likelihood.information * problem.counts
-        inverse = 1 / (information * problem.geometry.variances[:, None] + problem.penalty)
+        inverse = 1 / (problem.told * problem.geometry.variances[:, None] + problem.penalty)
         direction = -inverse * now.gradient
         slope = vecdot(direction, now.gradient, dim=0)
         return cls(inverse, direction, slope, torch.ones_like(slope), [], [], [])

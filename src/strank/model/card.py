@@ -132,10 +132,11 @@ def _training(known: Mapping[str, Any]) -> str:
     patients = {entry["patient"] for entry in sections.values()}
     spots = sum(entry["n_spots"] for entry in sections.values())
     how = known.get("method", {}).get("name", "not recorded")
+    spread = f", dispersion {_escaped(known['dispersion'])}" if "dispersion" in known else ""
     return (
         f"Sections: {len(sections)}; patients: {len(patients)}; spots: {spots}, of "
-        f"{known.get('spot_diameter_um', '?')} µm. Method: {_escaped(how)}. Written by strank "
-        f"{_escaped(known.get('strank_version', '?'))}.\n\n"
+        f"{known.get('spot_diameter_um', '?')} µm. Method: {_escaped(how)}{spread}. Written by "
+        f"strank {_escaped(known.get('strank_version', '?'))}.\n\n"
         + _table(["section", "patient", "spots", "SHA-256 of counts"], rows)
     )
 
