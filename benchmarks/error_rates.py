@@ -22,8 +22,9 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from scipy.stats import norm
 
-from strank.metrics.correlation import unit_ranks
-from strank.metrics.depth import lift, thinned_ranks
+from strank.metrics.ceiling import Ceiling, noise_ceiling
+from strank.metrics.correlation import pearson, spearman, unit_ranks
+from strank.metrics.depth import depth_matched_spearman, lift, thinned_ranks
 from strank.metrics.significance import SpatialNull, mean_intervals
 
 
@@ -274,10 +275,72 @@ def lift_without_signal(quick: bool) -> pd.DataFrame:
     return table
 
 
+class Rates(NamedTuple):
+    """Genes of a section whose rates are known: of a lognormal, or of two values."""
+
+    n_spots: int
+    spread: float  # standard deviation of log rate, or the factor between the two values
+    share: float = 0.0  # of spots that have the higher value
+
+    def draw(self, rng: np.random.Generator, n_genes: int) -> tuple[NDArray, NDArray]:
+        """Library sizes, and rates relative to the mean; ``n_genes`` of each of `MEANS`."""
+        shape = self.n_spots, n_genes * len(MEANS)
+        if self.share:
+            rates = np.where(rng.random(shape) < self.share, self.spread, 1.0)
+        else:
+            rates = np.exp(self.spread * rng.normal(size=shape))
+        depth = rng.lognormal(np.log(5000), 0.65, self.n_spots).round()
+        return depth, rates / rates.mean(0) * np.repeat(MEANS, n_genes) / depth.mean()
+
+    def errors(self, n_genes: int, seed: int = 0, n_repeats: int = 10) -> NDArray:
+        """Ceilings less what the true rates score: ``[3, n_means, n_genes]``."""
+        rng = np.random.default_rng(seed)
+        depth, rates = self.draw(rng, n_genes)
+        spots = {"section": np.zeros(self.n_spots), "library_size": depth}
+        truth = np.zeros((3, rates.shape[1]))
+        for _ in range(n_repeats):
+            counts = sparse.csr_matrix(rng.poisson(depth[:, None] * rates))
+            # Of rates that are all the same the truth orders nothing.
+            truth += np.nan_to_num(
+                [
+                    spearman(rates, counts, **spots)[0],
+                    pearson(np.log1p(1e4 * rates), counts, **spots)[0],
+                    depth_matched_spearman(rates, counts, **spots, n_draws=2)[0],
+                ]
+            )
+        found = np.stack([values[0] for values in noise_ceiling(counts, **spots, seed=seed)])
+        return np.asarray((found - truth / n_repeats).reshape(3, len(MEANS), n_genes))
+
+
+MEANS = (0.1, 0.3, 1, 3, 10, 50)
+KNOWN_RATES = tuple(
+    Rates(n_spots, *kind)
+    for n_spots in (180, 700)
+    for kind in (
+        *((0.0,), (0.2,), (0.5,), (1.0,), (1.5,)),
+        *product((2, 5, 20), (0.1, 0.3, 0.5)),
+    )
+)
+
+
+def ceilings(quick: bool) -> pd.DataFrame:
+    """How far the ceiling is from what the true rates score, mean over genes."""
+    rows = []
+    for of in KNOWN_RATES:
+        bias = np.nanmean(of.errors(10 if quick else 120), axis=2).T
+        named = [dict(zip(Ceiling._fields, values, strict=True)) for values in bias]
+        rows += [{**of._asdict(), "mean": m, **n} for m, n in zip(MEANS, named, strict=True)]
+    table = pd.DataFrame(rows)
+    kind = np.select([table["share"] > 0, table["spread"] > 0], ["two values", "smooth"], "flat")
+    print(table.groupby(kind)[list(Ceiling._fields)].agg(["min", "max", "mean"]).T)
+    return table
+
+
 RATES: dict[str, Callable[[bool], pd.DataFrame]] = {
     "null": null,
     "intervals": intervals,
     "lift": lift_without_signal,
+    "ceilings": ceilings,
 }
 
 
