@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("lightning")
 
+from strank import RankModel
 from strank.cli import app
 from strank.neural.recipe import RECIPES
 
@@ -99,6 +100,14 @@ def test_a_network_is_trained_evaluated_and_says_where_its_curves_are(cohort, tm
     assert "mlp, list" in told
     scores = pd.read_csv(tmp_path / "ev/scores.csv")
     assert scores.groupby("method")["scc"].mean()["mlp, list"] > 0.5
+
+
+def test_a_fit_by_the_negative_binomial_says_its_dispersions(cohort, tmp_path):
+    options = ("--encoder", "mine", "--genes", 3, "--loss", "nb", "-o", tmp_path / "m")
+    told = " ".join(run("fit", cohort, *options).stdout.split())
+    model = RankModel.load(tmp_path / "m")
+    assert f"; dispersion: {model.provenance['dispersion']}" in told
+    assert (model.panel["dispersion"] >= 0).all()
 
 
 def test_folds_take_any_head_and_loss(cohort, tmp_path):

@@ -240,6 +240,8 @@ def _told_of_solver(model: RankModel, penalty: float | None) -> list[str]:
     how = f"{facts['solver']}; penalty: {facts['penalty_choice']}"
     if "penalty" in panel:
         how += f" (median {panel['penalty'].median():g} counts)"
+    if "dispersion" in facts:
+        how += f"; dispersion: {facts['dispersion']}"
     if "borrows" in panel and panel["borrows"].any():
         how += f"; {panel['borrows'].sum()} genes borrow"
     if not facts["calibration"]["size"]:
