@@ -113,17 +113,19 @@ def test_values_are_those_of_the_predictions_that_are_kept(bench, done):
 def test_a_cell_whose_input_is_at_fault_is_told_of_and_the_others_go_on(bench, tmp_path):
     folds = (Fold("one", ("A1",), ("C1",)), Fold("two", ("A1", "B1"), ("C1",)))
     protocol = Protocol("given", folds=folds, n_genes=(3, 50))
-    grid = replace(bench.small, losses=("list", "nb"), n_genes=(3, 50))
+    grid = replace(bench.small, losses=("list", "rank"), n_genes=(3, 50))
     facts = bench.run(tmp_path, protocol, grid)
     assert json.loads((tmp_path / "benchmark.json").read_text())["failed"] == facts["failed"]
     assert len(facts["failed"]) == 4 * 2 + 1
     few = [text for text in facts["failed"] if ", 50 genes, " in text]
     assert all("50 genes asked for; choose between 1 and the 6 that vary" in text for text in few)
     [alone] = set(facts["failed"]) - set(few)
-    assert alone.startswith("linear, nb, mine, 3 genes, one: there is only section A1, and a netwo")
+    assert alone.startswith(
+        "linear, rank, mine, 3 genes, one: there is only section A1, and a netwo"
+    )
     results = bench.results(tmp_path)
     assert set(results["genes"]) == {"3"}
-    assert set(results.query("method == 'linear, nb'")["fold"]) == {"two"}
+    assert set(results.query("method == 'linear, rank'")["fold"]) == {"two"}
     assert set(results.query("method == 'ridge'")["fold"]) == {"one", "two"}
     # A section that two folds test counts once, with the mean of both.
     summary = pd.read_csv(tmp_path / "summary.csv").set_index(["method", "score"])
@@ -136,17 +138,17 @@ def test_a_cell_whose_input_is_at_fault_is_told_of_and_the_others_go_on(bench, t
 def test_leaks_and_what_is_left_out_are_told(bench, tmp_path):
     protocol = Protocol("leak", folds="section", panel_from="all", n_genes=(2,))
     protocol = replace(protocol, target_depth="panel", headline="scc")
-    grid = replace(bench.small, losses=("nb",), n_genes=(2,), most_stepwise=1)
+    grid = replace(bench.small, losses=("rank",), n_genes=(2,), most_stepwise=1)
     facts = bench.run(tmp_path, protocol, grid)
     warnings = " ".join(facts["warnings"])
     assert "fold A1, A2: patient A stands on both sides of the split" in warnings
     assert "the genes are chosen on all sections" in warnings
     assert "sorted by scc: deep spots" in warnings
     assert facts["notes"][1] == (
-        "linear, nb: trained step by step, so not at more than 1 genes, nor at `all`"
+        "linear, rank: trained step by step, so not at more than 1 genes, nor at `all`"
     )
     results = bench.results(tmp_path)
-    assert "linear, nb" not in set(results["method"])
+    assert "linear, rank" not in set(results["method"])
     # Of two genes whose sum the target divides by, one falls as the other rises.
     depth = results.query("method == 'library size' and score == 'scc'")
     sums = depth.groupby("section", observed=True)["value"].agg(["sum", "std"])
@@ -255,17 +257,17 @@ def test_a_gene_that_a_test_section_lacks_is_not_scored_there(bench, tmp_path):
 
 def test_seeds_of_networks_are_rows_and_their_mean_is_shown(bench, tmp_path):
     protocol = Protocol("one", folds=(Fold("C", ("A1", "B1"), ("C1",)),), n_genes=(3,))
-    bench.run(tmp_path, protocol, replace(bench.small, losses=("nb",), seeds=2))
+    bench.run(tmp_path, protocol, replace(bench.small, losses=("rank",), seeds=2))
     results = bench.results(tmp_path)
-    trained = results.query("method == 'linear, nb' and score == 'lift'").set_index("gene")
+    trained = results.query("method == 'linear, rank' and score == 'lift'").set_index("gene")
     seeds = [trained.query(f"seed == {seed}")["value"] for seed in (0, 1)]
     assert len(trained) == 2 * 3
     assert not np.allclose(*seeds)
-    assert set(results.query("method != 'linear, nb'")["seed"]) == {0}
+    assert set(results.query("method != 'linear, rank'")["seed"]) == {0}
     summary = pd.read_csv(tmp_path / "summary.csv").set_index(["method", "score"])
-    assert summary.loc[("linear, nb", "lift"), "mean"] == pytest.approx(
+    assert summary.loc[("linear, rank", "lift"), "mean"] == pytest.approx(
         trained["value"].mean(), rel=1e-5
     )
     assert summary["seeds"].groupby("method").agg(set).to_dict() == {
-        method: {2 if method == "linear, nb" else 1} for method in {*ALWAYS, "linear, nb"}
+        method: {2 if method == "linear, rank" else 1} for method in {*ALWAYS, "linear, rank"}
     }
