@@ -8,6 +8,7 @@ every part of the variance of a gene's effects that patients share. 50 genes, ex
 
     new          a patient is predicted from all others, penalties chosen by sections left out
     new, fitted  the same as `strank.fit` does it: penalties and sizes by patients left out
+    within       beside it, strips of the section itself, each predicted from the rest of it
     known        a section of a patient, of which others are in training
     own          the same, and nothing else is in training: what a patient's own section tells
 
@@ -34,6 +35,7 @@ from strank.cohort.contract import patients_of
 from strank.cohort.folds import make_folds
 from strank.cohort.store import read_h5ad
 from strank.encoders.embedding import embed
+from strank.evaluation.methods import within_section
 from strank.evaluation.scores import score_section
 from strank.io import find_st, read_st, write_sections
 from strank.simulate import CountDesign, simulate_cohort
@@ -93,10 +95,14 @@ def rows(cohort: Cohort) -> Iterator[dict]:
 
 def scored(way: str, cohort: Cohort, train, test, aim) -> Iterator[dict]:
     model = fit({name: cohort[name] for name in train}, aim=aim)
+    panel = model.panel.index
     for name in test:
-        found = {"": np.asarray(model.predict(cohort[name]).X)}
-        table = score_section(found, cohort[name], model.panel.index)
-        yield {"way": way, "section": name} | table[list(MEASURES)].agg(MEASURES).to_dict()
+        found = {way: np.asarray(model.predict(cohort[name]).X)}
+        if way == "new":
+            found["within"] = within_section(cohort[name], panel, "morphology")
+        for method, table in score_section(found, cohort[name], panel).groupby("method"):
+            row = table[list(MEASURES)].agg(MEASURES).to_dict()
+            yield {"way": method, "section": name} | row
 
 
 def main() -> None:

@@ -196,7 +196,10 @@ def demo(
     for warning in result.evaluation.warnings:
         note(warning)
     if not as_json:
-        show_table(result.table, "Mean SCC on a patient that no method has seen")
+        show_table(
+            result.table,
+            "Mean SCC on a new patient (within section: by the rest of that very section)",
+        )
     finish(
         {
             "output": str(output),

@@ -83,8 +83,8 @@ def within_section(section: AnnData, panel: pd.Index, encoder: str) -> NDArray[n
         return scores
     data, strip_of = training_data({"": section}, panel[measured], encoder), strip[counted]
     spots = {"section": strip_of, "offset": np.log(data.library_size)}
-    # Half of the candidates: a tenth more or less of a penalty is not what this is about.
-    choice = STRankRegressorCV(PENALTIES[::2]).fit(data.features, data.counts, **spots).choice_
+    # Not below 100 counts, which one section never asks for, and every other: it must stay cheap.
+    choice = STRankRegressorCV(PENALTIES[:7:2]).fit(data.features, data.counts, **spots).choice_
     for held in range(_STRIPS):
         others, rows = choice.left_out.without(held), strip_of != held
         model = STRankRegressor(choice.penalties[lowest(others.total)])
