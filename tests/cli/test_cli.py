@@ -73,6 +73,7 @@ def test_the_five_steps(cohort, tmp_path):
     told = run("evaluate", cohort, "--model", tmp_path / "model", "-o", tmp_path / "ev")
     # Names are broken into lines where the table is wide.
     assert {"centred", "within", "library"} <= set(told.stdout.split())
+    assert "Note: within section: strips of a section" in told.stderr
     scores = pd.read_csv(tmp_path / "ev/scores.csv")
     assert scores["section"].unique().tolist() == ["B1"]
     folds = run("evaluate", cohort, "--folds", "section", "--genes", 3, "-o", tmp_path / "ev2")
