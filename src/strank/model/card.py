@@ -149,10 +149,11 @@ def _how_well(method: str, evidence: Evidence) -> str:
     return "\n\n".join(
         [
             f"{_escaped(evidence.protocol)}; scored on {_escaped(some(scored, _LISTED))}; means "
-            f"over genes and sections. The model is {_escaped(method)}, the rest are "
-            "baselines. SCC (Spearman against log1p(CP10k)) also rewards knowing depth alone; "
-            "depth-matched SCC and lift do not. Deviance and slope ask for the size of "
-            "differences: a slope of 1 (median of genes) is right, below it they are too large.",
+            f"over genes and sections. The model is {_escaped(method)}, the rest are baselines; "
+            "'within section' tells what these sections give by themselves. SCC (Spearman against "
+            "log1p(CP10k)) also rewards knowing depth alone; depth-matched SCC and lift do not. "
+            "Deviance and slope ask for the size of differences: a slope of 1 (median of genes) is "
+            "right, below it they are too large.",
             _table(["method", *_SCORES.values()], rows),
             *(f"**Note:** {_escaped(warning)}." for warning in evidence.warnings),
         ]
