@@ -152,6 +152,40 @@ def test_intervals_of_changes_hold_on_new_patients(n_train, shared):
     assert runs["within"] < runs["all"] - (0.2 if shared < 1 else 0)
 
 
+def test_what_lies_along_no_axis_counts_too():
+    rng, held = np.random.default_rng(0), []
+    weights = rng.normal(size=(150, 10)) * 0.5 / 150**0.5
+    parts = []
+    for _ in range(4):
+        features, depth = rng.normal(size=(120, 150)), rng.lognormal(0, 0.3, 120)
+        own = rng.normal(size=weights.shape) * 0.5 / 150**0.5
+        scores = features @ (weights + own)
+        parts.append((features, rng.poisson(3 * depth[:, None] * np.exp(scores)), depth, scores))
+    group = np.repeat(["A", "B", "C"], 120)
+    features, counts, depth, _ = (np.concatenate(v) for v in zip(*parts[:3], strict=True))
+    counts = sparse.csr_matrix(counts, dtype=float)
+    data = TrainingData(features, counts, depth, group, np.zeros((360, 2)), group)
+    of_fit = fitted(data)
+    unsure, (new, _, _, truth) = fit_uncertainty(data, of_fit), parts[3]
+    # 30 axes, for 120 spots a patient, have a fifth of what varies.
+    assert unsure.axes.shape == (150, 30)
+    places = unsure.within_sections(new, np.zeros(120))
+    se = np.sqrt(places**2 @ unsure.variance.T)
+    off = new @ of_fit.weight - truth
+    held = np.abs(off - off.mean(0)) < 1.645 * se
+    assert 0.8 < held.mean() < 0.98
+    alone = np.sqrt(places[:, :-1] ** 2 @ unsure.variance[:, :-1].T)
+    assert (np.abs(off - off.mean(0)) < 1.645 * alone).mean() < 0.7
+
+
+def test_features_that_do_not_vary_tell_nothing():
+    data = training(simulated(0, 3, 0.5))
+    data = replace(data, features=np.ones_like(data.features))
+    unsure = fit_uncertainty(data, fitted(data, penalty=100.0))
+    assert np.isfinite(unsure.variance).all()
+    assert (unsure.within_sections(data.features, data.section) == 0).all()
+
+
 def test_units_and_sections_that_are_deeper_change_nothing():
     data = training(simulated(3, 3, 0.5))
     unit = np.linspace(0.5, 20, N_FEATURES)
@@ -176,7 +210,7 @@ def test_a_model_keeps_it_and_predictions_carry_it(cohort, tmp_path):
     one = next(iter(cohort.values()))
     predicted = again.predict(one)
     places = predicted.obsm["score_axes"]
-    np.testing.assert_allclose(places.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(places[:, :-1].mean(0), 0, atol=1e-5)
     by_hand = np.sqrt((places[0] ** 2 * predicted.varm["score_variance"][1]).sum())
     assert predicted.layers["se"][0, 1] == pytest.approx(by_hand, rel=1e-5)
     np.testing.assert_array_equal(predicted.layers["se"], model.predict(one).layers["se"])

@@ -295,7 +295,8 @@ class RankModel:
             ``uns["strank"]`` as given. For a model that knows how wrong it may be, ``layers["se"]``
             = standard error of a score, as the difference from that mean; and what it is made of:
             the difference of two spots in ``obsm["score_axes"]``, squared, times
-            ``varm["score_variance"]``, is the variance of the difference of their scores.
+            ``varm["score_variance"]``, is the variance of the difference of their scores (of the
+            last column, how far each is from all axes, the squares of both).
 
         Raises
         ------
@@ -318,13 +319,10 @@ class RankModel:
             },
         )
         if self.uncertainty is not None:
-            places = self.uncertainty.along(self._features(adata))
-            places = centre_within(places, section).astype(np.float32)
-            found.obsm["score_axes"], found.varm["score_variance"] = (
-                places,
-                self.uncertainty.variance,
-            )
-            found.layers["se"] = np.sqrt(places**2 @ self.uncertainty.variance.T)
+            places = self.uncertainty.within_sections(self._features(adata), section)
+            variance = self.uncertainty.variance
+            found.obsm["score_axes"], found.varm["score_variance"] = places, variance
+            found.layers["se"] = np.sqrt(places**2 @ variance.T)
         return found
 
     def check_encoder(self, facts: Mapping[str, Any]) -> None:
@@ -500,11 +498,14 @@ def _load_uncertainty(
         return None
     path = _checked(folder / _UNCERTAINTY, stored)
     unsure = Uncertainty(**load_file(path))
-    n_axes = unsure.axes.shape[-1]
-    shapes = [tuple(values.shape) for values in vars(unsure).values()]
-    sizes = (unsure.within, unsure.between.nan_to_num(0, torch.inf))
-    if shapes != [(encoder["n_features"], n_axes), *[(n_axes, len(panel))] * 2] or not (
-        unsure.axes.isfinite().all() and all((v.isfinite() & (v >= 0)).all() for v in sizes)
+    # Of each tensor the shape that goes with the others.
+    n_features, n_axes = encoder["n_features"], unsure.axes.shape[-1]
+    expected = {"axes": (n_features, n_axes), "lengths": (n_axes, n_axes), "inverse": (n_features,)}
+    expected |= dict.fromkeys(("within", "between"), (n_axes + 1, len(panel)))
+    sizes = (unsure.within, unsure.between.nan_to_num(0, torch.inf), unsure.inverse)
+    if {name: tuple(v.shape) for name, v in vars(unsure).items()} != expected or not (
+        all(v.isfinite().all() for v in (unsure.axes, unsure.lengths))
+        and all((v.isfinite() & (v >= 0)).all() for v in sizes)
     ):
         raise InputError(f"{path}: not of this encoder and panel, or no variances")
     return unsure

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import linalg
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 from torch import Tensor
 
 from strank.cohort.training_set import TrainingData
@@ -30,8 +30,8 @@ from strank.functional.groups import deal, rows_of
 
 _Array = NDArray[np.float64]
 
-# Axes that are looked at: those of so much of the variance, but no more than so many, and for each
-# so many spots of the smallest group. What lies along all others is not told.
+# Axes that are looked at one by one: those of so much of the variance, but no more than so many,
+# and for each so many spots of the smallest group. What lies along all others is taken together.
 _SHARE, _MOST_AXES, _SPOTS_AN_AXIS = 0.99, 64, 4
 # Genes at a time: counts of a section are dense for so many.
 _GENES = 256
@@ -40,26 +40,49 @@ _FOLDS, _ROUNDS = 10, 30
 _LEAST_LEFT = 0.2
 # Of changes between regions: draws of the weights, and most spots of a region.
 _DRAWS, _SPOTS = 400, 2000
+# Spots at a time, whose features are copied.
+_ROWS = 8192
 # What the common size weighs beside a gene's and an axis' own, in values.
 _COMMON = 10.0
 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Variances of the weights along some axes, on which features within sections have length 1."""
+    """Variances of the weights along some axes, on which features within sections have length 1.
+
+    The last row is of what lies along none of them, in units of standardised features.
+    """
 
     axes: Tensor  #: of the features, ``[n_features, n_axes]``
-    within: Tensor  #: what the counts leave open, ``[n_axes, n_genes]``
-    between: Tensor  #: of groups that were not seen, ``[n_axes, n_genes]``; NaN if not known
+    lengths: Tensor  #: standardised features of a place on the axes, ``[n_axes, n_axes]``
+    inverse: Tensor  #: of the scale of the features, ``[n_features]``; 0 where they do not vary
+    within: Tensor  #: what the counts leave open, ``[n_axes + 1, n_genes]``
+    between: Tensor  #: of groups that were not seen, ``[n_axes + 1, n_genes]``; NaN if not known
 
     @property
     def variance(self) -> NDArray[np.float32]:
-        """Of a weight for a spot of another group, ``[n_genes, n_axes]``."""
+        """Of a weight for a spot of another group, ``[n_genes, n_axes + 1]``."""
         return np.asarray((self.within + self.between.nan_to_num(0)).T.numpy())
 
     def along(self, features: NDArray) -> NDArray[np.float32]:
-        """Places of features along the axes, ``[n_spots, n_axes]``."""
-        return np.asarray((torch.as_tensor(features, dtype=torch.float32) @ self.axes).numpy())
+        """Places of features along the axes, and how far they are from all of these.
+
+        Features are about what they are compared with; ``[n_spots, n_axes + 1]``.
+        """
+        values = torch.as_tensor(features, dtype=torch.float32)
+        places = values @ self.axes
+        near = (places @ self.lengths.T).square().sum(1, keepdim=True)
+        far = ((values * self.inverse).square().sum(1, keepdim=True) - near).clamp(min=0).sqrt()
+        return np.asarray(torch.cat([places, far], 1).numpy())
+
+    def within_sections(self, features: NDArray, section: NDArray) -> NDArray[np.float32]:
+        """Places of features about the mean of their section, ``[n_spots, n_axes + 1]``."""
+        places = np.empty((len(features), len(self.within)), np.float32)
+        for rows in rows_of(section):
+            mean = features[rows].mean(0, dtype=np.float64).astype(np.float32)
+            for part in np.array_split(rows, 1 + len(rows) // _ROWS):
+                places[part] = self.along(features[part] - mean)
+        return places
 
 
 @dataclass(frozen=True)
@@ -75,12 +98,13 @@ class Fitted:
 
 def fit_uncertainty(data: TrainingData, fitted: Fitted) -> Uncertainty:
     """Learn how unsure the weights are; what differs between groups, if there are two or more."""
-    axes, variances = _main_axes(data, fitted.scale)
+    inverse = np.where(np.ptp(data.features, axis=0) > 0, 1 / fitted.scale, 0.0)
+    axes, variances, rest = _main_axes(data, inverse)
     ridge = np.maximum(fitted.penalty, 1e-9) / variances[:, None]
     here = _sums(data, axes, [fitted.weight], np.zeros(len(data.section), dtype=int))
     dispersion = here.dispersion
     within = dispersion / (here.information.sum(0) + ridge)
-    between = np.full_like(within, np.nan)
+    between, turn = np.full_like(within, np.nan), np.eye(len(variances))
     if len(here.total) > 1:
         fold = deal(data.group, _FOLDS)
         without = [fitted.refit(fold != f) for f in range(fold.max() + 1)]
@@ -91,29 +115,37 @@ def fit_uncertainty(data: TrainingData, fitted: Fitted) -> Uncertainty:
         unsure, within = (np.einsum("kj,...kg->...jg", turn**2, v) for v in (unsure, within))
         of_gene, of_axis = _sizes(wanted, unsure)
         between = of_gene * of_axis[:, None]
+    # Along all other axes, in their own units, groups differ as they do along these.
+    last = dispersion / (here.total.sum(0) * rest + np.maximum(fitted.penalty, 1e-9))
+    within = np.vstack([within, last])
+    between = np.vstack([between, between.mean(0) / variances.mean()])
+    lengths = np.sqrt(variances)[:, None] * turn
     # What is saved must lie in one piece.
-    values = (np.ascontiguousarray(v, dtype=np.float32) for v in (axes, within, between))
+    parts = (axes, lengths, inverse, within, between)
+    values = (np.ascontiguousarray(v, dtype=np.float32) for v in parts)
     return Uncertainty(*map(torch.as_tensor, values))
 
 
-def _main_axes(data: TrainingData, scale: _Array) -> tuple[_Array, _Array]:
+def _main_axes(data: TrainingData, inverse: _Array) -> tuple[_Array, _Array, float]:
     """Find main axes of the standardised features within sections, and the variances along them.
 
-    The axes give places of variance 1, ``[n_features, n_axes]``.
+    The axes give places of variance 1, ``[n_features, n_axes]``; also the mean variance along the
+    others.
     """
-    inverse = np.where(np.ptp(data.features, axis=0) > 0, 1 / scale, 0.0)
-    covariance = np.zeros((len(scale), len(scale)))
+    covariance = np.zeros((len(inverse), len(inverse)))
     for rows in rows_of(data.section):
         values = data.features[rows] * inverse
         values -= values.mean(0)
         covariance += values.T @ values / len(data.section)
     variances, axes = linalg.eigh(covariance)
-    variances, axes = np.maximum(variances[::-1], 1e-9 * variances[-1]), axes[:, ::-1]
+    variances, axes = variances[::-1], axes[:, ::-1]
+    variances = np.maximum(variances, max(1e-9 * variances[0], 1e-9))
     fewest = min(len(rows) for rows in rows_of(data.group))
     n_axes = 1 + int(np.searchsorted(np.cumsum(variances), _SHARE * variances.sum()))
-    n_axes = max(1, min(n_axes, _MOST_AXES, len(scale), fewest // _SPOTS_AN_AXIS))
-    variances = variances[:n_axes]
-    return axes[:, :n_axes] / np.sqrt(variances) * inverse[:, None], variances
+    n_axes = max(1, min(n_axes, _MOST_AXES, len(inverse), fewest // _SPOTS_AN_AXIS))
+    rest, variances = variances[n_axes:], variances[:n_axes]
+    scaled = axes[:, :n_axes] / np.sqrt(variances) * inverse[:, None]
+    return scaled, variances, float(rest.mean()) if len(rest) else 0.0
 
 
 @dataclass(frozen=True)
@@ -241,13 +273,17 @@ def change_interval(
     """
     rng = np.random.default_rng(seed)
     drawn = [_some(np.flatnonzero(region), rng) for region in regions]
-    size, told = np.sqrt(variance.T), np.empty((_DRAWS + 1, scores.shape[1]))
+    size, told = np.sqrt(variance[:, :-1].T), np.empty((_DRAWS + 1, scores.shape[1]))
     for number in range(_DRAWS + 1):
         # Of the first, nothing is added.
         weights = size * rng.normal(size=size.shape) * (number > 0)
-        first, second = (logsumexp(scores[r] + places[r] @ weights, axis=0) for r in drawn)
+        first, second = (logsumexp(scores[r] + places[r, :-1] @ weights, axis=0) for r in drawn)
         told[number] = first - second
-    moved = told[1:] - told[0]
+    # What lies along no axis is of any direction: it adds up as chance does.
+    shares = (softmax(scores[region], axis=0) ** 2 for region in regions)
+    far = (places[region, -1] ** 2 for region in regions)
+    rest = variance[:, -1] * sum(d @ share for share, d in zip(shares, far, strict=True))
+    moved = told[1:] - told[0] + np.sqrt(rest) * rng.normal(size=told[1:].shape)
     low, high = np.quantile(moved, (0.05, 0.95), axis=0)
     return moved.std(0), low, high
 
