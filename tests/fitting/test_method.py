@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("lightning")
 
-from strank import RankModel, fit
+from strank import RankModel, STRankRegressorCV, fit
+from strank.cohort.training_set import training_data
 from strank.errors import InputError
 from strank.fitting.method import HEST_RIDGE, Method, head_choices
 from strank.fitting.objectives import OBJECTIVES
@@ -175,3 +176,22 @@ def test_the_negative_binomial_says_its_dispersions(cohort):
     other = fit(cohort, encoder="mine", n_genes=3)
     assert "dispersion" not in {*other.panel, *other.provenance}
     assert "dispersion" not in other.card()
+
+
+def test_of_two_patients_genes_choose_mostly_as_all_do(cohort):
+    two = {name: section for name, section in cohort.items() if name[0] != "C"}
+    penalties = {}
+    for aim in ("new-patients", "known-patients"):
+        model = fit(two, encoder="mine", n_genes=6, aim=aim)
+        penalties[aim] = model.panel["penalty"]
+        data = training_data(two, model.panel.index, "mine")
+        group = [label[0] if aim == "new-patients" else label for label in data.section]
+        shared = "mostly" if aim == "new-patients" else False
+        regressor = STRankRegressorCV(shared=shared).fit(
+            data.features,
+            data.counts,
+            section=data.section,
+            offset=np.log(data.library_size),
+            group=np.array(group),
+        )
+        np.testing.assert_array_equal(penalties[aim], regressor.penalty_)

@@ -101,6 +101,11 @@ def left_out_together(
     return "section", list(cohort)
 
 
+def are_two_patients(unit: str, group: Sequence[str]) -> bool:
+    """Tell whether what `left_out_together` leaves out are two patients."""
+    return unit == "patient" and len(set(group)) == 2
+
+
 def panel_of(
     cohort: Mapping[str, AnnData],
     n_genes: int | None,

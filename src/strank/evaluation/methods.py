@@ -16,7 +16,12 @@ from scipy import sparse
 from strank.cohort.contract import positions_um
 from strank.cohort.folds import Aim
 from strank.cohort.panel import panel_counts
-from strank.cohort.training_set import left_out_together, taking_turns, training_data
+from strank.cohort.training_set import (
+    are_two_patients,
+    left_out_together,
+    taking_turns,
+    training_data,
+)
 from strank.errors import InputError
 from strank.fitting.exact import ExactOptions
 from strank.fitting.method import CENTRED_RIDGE, REFERENCE, RIDGE, Method, fit
@@ -231,11 +236,13 @@ def fit_method(
     if method.solver is not None:
         # Not through a model, which leaves out the level of a section: for these objectives it has
         # a meaning, and tables of ridge have all their digits.
-        data = training_data(train, panel, encoder, left_out_together(train, aim)[1])
+        unit, group = left_out_together(train, aim)
+        data = training_data(train, panel, encoder, group)
         if not method.library_size:
             data = data.without_depth()
         try:
-            solved = method.solver(data, ExactOptions())
+            options = ExactOptions(alike=are_two_patients(unit, group))
+            solved = method.solver(data, options)
         except ValueError as error:
             raise InputError(str(error)) from error
         return lambda section: solved.predict(section.obsm[encoder])

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from strank.cohort.folds import Aim
 from strank.cohort.training_set import (
     TrainingData,
+    are_two_patients,
     encoder_facts_of,
     left_out_together,
     panel_of,
@@ -27,7 +28,7 @@ from strank.cohort.training_set import (
 )
 from strank.errors import InputError
 from strank.functional.groups import centre_within, deal, rows_of
-from strank.linear.calibration import LEAST, LeftOut, lowest, temperature
+from strank.linear.calibration import LEAST, LeftOut, lowest, mostly_as_all, temperature
 from strank.linear.design import few_threads
 from strank.linear.exact import Solution, Status
 from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES
@@ -56,7 +57,7 @@ _POOLED_PENALTIES = PENALTIES[::2]
 
 @dataclass(frozen=True)
 class ExactOptions:
-    """What a user may say about an exact fit."""
+    """What is asked of an exact fit."""
 
     #: In counts; chosen for each gene if None.
     penalty: float | None = None
@@ -65,6 +66,8 @@ class ExactOptions:
     #: Working memory in GiB.
     max_memory: float = 4.0
     verbose: bool = False
+    #: Whether genes choose penalties mostly as all do: of two patients chance has much to say.
+    alike: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,8 @@ def _solve(
     regressor: STRankRegressor
     if chosen:
         regressor = STRankRegressorCV(borrow=options.borrow)
+        if options.alike and not options.borrow:
+            regressor.set_params(shared="mostly")
     else:
         regressor = STRankRegressor(_given(options))
     regressor.set_params(objective=objective, n_partners=n_partners)
@@ -160,8 +165,9 @@ def solve_poisson(data: TrainingData, options: ExactOptions) -> ExactFit:
         held = None
     else:
         left_out = LeftOut(*np.stack([_pooled_path(data, kept, options) for kept in rows], 1))
-        chosen = np.asarray(_POOLED_PENALTIES)[lowest(left_out.total)]
-        held = temperature(left_out, lowest)
+        choose = mostly_as_all if options.alike else lowest
+        chosen = np.asarray(_POOLED_PENALTIES)[choose(left_out.total)]
+        held = temperature(left_out, choose)
     fitted = _pooled(data, np.ones(len(data.section), dtype=bool), chosen, options)
     return _fit_of(fitted, held, None if rows else _not_chosen(options))
 
@@ -469,6 +475,7 @@ def fit_exact(
     panel, panel_choice = panel_of(cohort, **panel_options)
     unit, group = left_out_together(cohort, aim)
     data = training_data(cohort, panel, encoder, group)
+    options = replace(options, alike=are_two_patients(unit, group))
     if not method["library_size"]:
         data = data.without_depth()
     try:

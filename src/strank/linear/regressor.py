@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from strank.functional.groups import deal
-from strank.linear.calibration import lowest
+from strank.linear.calibration import lowest, mostly_as_all
 from strank.linear.data import (
     Data,
     Rows,
@@ -427,6 +427,8 @@ class STRankRegressorCV(STRankRegressor):
         Where there are more groups to leave out, they are left out in so many parts.
     shared
         Choose one penalty for all genes, by the sum of their likelihoods; else each has its own.
+        With ``"mostly"`` the mean of all weighs ten times as much as a gene's own, as is right for
+        two groups.
     borrow
         Let genes borrow from each other: estimate a prior covariance of the weights from all genes
         of the training sections (empirical Bayes: Efron and Morris, JASA 68, 1973), for the genes
@@ -466,7 +468,7 @@ class STRankRegressorCV(STRankRegressor):
         penalties: ArrayLike = PENALTIES,
         *,
         max_folds: int = 10,
-        shared: bool = False,
+        shared: bool | Literal["mostly"] = False,
         borrow: bool = False,
         objective: Literal["list", "pair", "nb"] = "list",
         n_partners: int | None = None,
@@ -530,7 +532,8 @@ class STRankRegressorCV(STRankRegressor):
 
     def _choose(self, design: Design) -> Design:
         """Choose the penalties; of a negative binomial the dispersions, too."""
-        choose = best_for_all if self.shared else lowest
+        choose = mostly_as_all if self.shared == "mostly" else lowest
+        choose = best_for_all if self.shared is True else choose
         fits = len(PARTS) if self._seeks_dispersion else 1
         with progress("Penalties", fits * design.n_genes, hidden=not self.verbose) as advance:
             if not self._seeks_dispersion:
