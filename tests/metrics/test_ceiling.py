@@ -89,7 +89,7 @@ def test_bias_and_spread(n_spots):
 
 @pytest.mark.parametrize(
     ("n_spots", "n_genes"),
-    [(180, 20), *(pytest.param(n, 120, marks=pytest.mark.slow) for n in (180, 700))],
+    [(180, 20), *(pytest.param(*n, marks=pytest.mark.slow) for n in ((180, 120), (700, 40)))],
 )
 def test_bias_is_what_is_stated(n_spots, n_genes):
     """Of smooth rates, of two values, and of none; worst of the grid, and five standard errors."""

@@ -92,7 +92,7 @@ def highest_error(error, n):
     return error + 3.5 * np.sqrt(error * (1 - error) / n)
 
 
-@pytest.mark.parametrize("n", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [400, pytest.param(3_000, marks=pytest.mark.slow)])
 def test_intervals_cover_what_is_stated(n):
     """Sections and patients vary more than genes, as much, less, and not at all."""
     missed = {table: 1 - table.covered(n, seed=1) for table in TABLES}
