@@ -51,7 +51,7 @@ def simulated(n_train: int, shared: float, seed: int) -> dict[str, float]:
     counts = sparse.csr_matrix(drawn["counts"][seen], dtype=np.float64)
     place, own = np.zeros((seen.sum(), 2)), patient[seen]
     data = TrainingData(drawn["features"][seen], counts, drawn["depth"][seen], own, place, own)
-    solved = solve_list(data, ExactOptions())
+    solved = solve_list(data, ExactOptions(alike=n_train == 2))
     weight = solved.weight / solved.scale[:, None]
     unsure = fit_uncertainty(
         data, Fitted(weight, solved.scale, solved.table["penalty"], solved.refit)
