@@ -195,3 +195,15 @@ def test_what_is_no_model_is_neither_sent_nor_taken(model, tmp_path, hub_server)
             call()
     assert not (tmp_path / "b").exists()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+def test_slopes_of_three_sections_have_an_interval():
+    row = {"scc": 0.4, "depth_matched": 0.3, "lift": 0.2, "deviance": 0.1, "slope": 0.97}
+    summary = pd.DataFrame([{"method": "own model", "section": "mean", **row}])
+    genes = pd.DataFrame(index=["A"])
+    how = genes.index, FACTS, {}, "own model"
+    plain = model_card(*how, Evidence(summary, "p", ()))
+    assert "| 0.100 | 0.970 |" in plain
+    with_ends = summary.assign(slope_low=0.81, slope_high=1.124)
+    told = model_card(*how, Evidence(with_ends, "p", ()))
+    assert r"| 0.100 | 0.970 \[0.810, 1.124\] |" in told

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from strank.errors import InputError, some
@@ -144,7 +145,7 @@ def _training(known: Mapping[str, Any]) -> str:
 def _how_well(method: str, evidence: Evidence) -> str:
     summary = evidence.summary
     mean = summary[summary["section"] == "mean"]
-    rows = mean[["method", *_SCORES]].itertuples(index=False)
+    rows = [[row["method"], *_scores(row)] for row in mean.to_dict("records")]
     scored = [name for name in summary["section"].unique() if name != "mean"]
     return "\n\n".join(
         [
@@ -158,6 +159,15 @@ def _how_well(method: str, evidence: Evidence) -> str:
             *(f"**Note:** {_escaped(warning)}." for warning in evidence.warnings),
         ]
     )
+
+
+def _scores(row: Mapping[str, Any]) -> list[Any]:
+    """Scores of a method; the slope with its interval, where there are sections enough for one."""
+    ends = [row.get(f"slope_{end}", np.nan) for end in ("low", "high")]
+    if np.isfinite(ends).all():
+        interval = f"{_cell(row['slope'])} [{_cell(ends[0])}, {_cell(ends[1])}]"
+        return [interval if score == "slope" else row[score] for score in _SCORES]
+    return [row[score] for score in _SCORES]
 
 
 def _table(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
