@@ -325,3 +325,17 @@ def test_maps_and_geojson_show_it(unsure_tiles, tmp_path):
     assert first == {"ERBB2": 0.4, "ERBB2 se": 0.15}
     with pytest.raises(InputError, match=r"300,000 tiles may have 5 genes"):
         check_geojson_size(300_000, 100, errors=True)
+
+
+def test_of_many_spots_some_do():
+    """Places of two large regions are alike but for a step: as of all spots, so of some."""
+    rng, n = np.random.default_rng(0), 10_000
+    inside, places = np.arange(n) < n // 2, rng.normal(size=(n, 4)).astype(np.float32)
+    places[:, 3] = 0
+    places[inside, 0] += 0.5
+    variance = np.tile(np.array([0.04, 0.01, 0.01, 1.0], np.float32), (40, 1))
+    scores = np.zeros((n, 40))
+    se, low, high = change_interval(scores, places, variance, (inside, ~inside), seed=0)
+    # By hand: the step by its weight; the rest of the means differs by chance only.
+    assert se.mean() == pytest.approx(0.5 * 0.2, rel=0.04)
+    assert (high - low).mean() == pytest.approx(2 * 1.645 * 0.1, rel=0.05)

@@ -38,8 +38,9 @@ _GENES = 256
 _FOLDS, _ROUNDS = 10, 30
 # Of the counts, what parameters leave at least to tell their dispersion.
 _LEAST_LEFT = 0.2
-# Of changes between regions: draws of the weights, and most spots of a region.
-_DRAWS, _SPOTS = 400, 2000
+# Of changes between regions: draws of the weights; and of the spots of a region, as many as have
+# so many scores, but at least and at most so many.
+_DRAWS, _VALUES, _SPOTS = 400, 1_000_000, (200, 2000)
 # Spots at a time, whose features are copied.
 _ROWS = 8192
 # What the common size weighs beside a gene's and an axis' own, in values.
@@ -271,23 +272,41 @@ def change_interval(
     Weights are drawn from what they may be, since rates are no sums of them. ``places`` are those
     of spots along the axes, ``variance`` that of weights, ``regions`` masks; each ``[n_genes]``.
     """
-    rng = np.random.default_rng(seed)
-    drawn = [_some(np.flatnonzero(region), rng) for region in regions]
-    size, told = np.sqrt(variance[:, :-1].T), np.empty((_DRAWS + 1, scores.shape[1]))
+    rng, n_genes = np.random.default_rng(seed), scores.shape[1]
+    most = int(np.clip(_VALUES / max(n_genes, 1), *_SPOTS))
+    drawn = [_some(np.flatnonzero(region), most, rng) for region in regions]
+    # About the means of all spots, which decide more than how spots lie about them.
+    about = [
+        places[r, :-1] - places[r, :-1].mean(0) + places[region, :-1].mean(0)
+        for r, region in zip(drawn, regions, strict=True)
+    ]
+    parts = []
+    for genes in (slice(start, start + _GENES) for start in range(0, n_genes, _GENES)):
+        spots = [(scores[r, genes], a) for r, a in zip(drawn, about, strict=True)]
+        moved = _moved(spots, np.sqrt(variance[genes, :-1].T), rng)
+        # What lies along no axis is of any direction: it adds up as chance does.
+        shares = (softmax(scores[region, genes], axis=0) ** 2 for region in regions)
+        far = (places[region, -1] ** 2 for region in regions)
+        rest = variance[genes, -1] * sum(d @ share for share, d in zip(shares, far, strict=True))
+        moved += np.sqrt(rest) * rng.normal(size=moved.shape)
+        parts.append(np.vstack([moved.std(0), np.quantile(moved, (0.05, 0.95), axis=0)]))
+    error, low, high = np.hstack(parts) if parts else np.empty((3, 0))
+    return error, low, high
+
+
+def _moved(
+    spots: Sequence[tuple[_Array, NDArray]], size: NDArray, rng: np.random.Generator
+) -> _Array:
+    """Draw by how much the log ratio of two regions moves, ``[n_draws, n_genes]``."""
+    told = np.empty((_DRAWS + 1, size.shape[1]))
     for number in range(_DRAWS + 1):
         # Of the first, nothing is added.
         weights = size * rng.normal(size=size.shape) * (number > 0)
-        first, second = (logsumexp(scores[r] + places[r, :-1] @ weights, axis=0) for r in drawn)
+        first, second = (logsumexp(scores + places @ weights, axis=0) for scores, places in spots)
         told[number] = first - second
-    # What lies along no axis is of any direction: it adds up as chance does.
-    shares = (softmax(scores[region], axis=0) ** 2 for region in regions)
-    far = (places[region, -1] ** 2 for region in regions)
-    rest = variance[:, -1] * sum(d @ share for share, d in zip(shares, far, strict=True))
-    moved = told[1:] - told[0] + np.sqrt(rest) * rng.normal(size=told[1:].shape)
-    low, high = np.quantile(moved, (0.05, 0.95), axis=0)
-    return moved.std(0), low, high
+    return told[1:] - told[0]
 
 
-def _some(rows: NDArray, rng: np.random.Generator) -> NDArray:
+def _some(rows: NDArray, most: int, rng: np.random.Generator) -> NDArray:
     """Take no more spots than tell of a region's mean."""
-    return rng.choice(rows, _SPOTS, replace=False) if len(rows) > _SPOTS else rows
+    return rng.choice(rows, most, replace=False) if len(rows) > most else rows
