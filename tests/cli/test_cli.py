@@ -67,6 +67,17 @@ def test_a_missing_extra_is_named(st_folder, tmp_path):
     assert told.stdout == ""
 
 
+def test_evaluation_needs_no_pictures(cohort, tmp_path):
+    code = "import sys; sys.modules['matplotlib'] = None; from strank.cli import main; main()"
+    arguments = ["evaluate", str(cohort), "--folds", "section", "--genes", "3", "-o"]
+    command = [sys.executable, "-c", code, *arguments, str(tmp_path / "ev")]
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert told.returncode == 0
+    assert "no calibration.png is drawn: pip install 'strank[plots]'" in told.stderr
+    assert (tmp_path / "ev/calibration.csv").is_file()
+    assert not (tmp_path / "ev/calibration.png").exists()
+
+
 def test_the_five_steps(cohort, tmp_path):
     assert "0 sections embedded, 2 were done before" in run("embed", cohort).stdout
     run("fit", cohort, "-o", tmp_path / "model", "--genes", 4, "--sections", "A1")

@@ -153,7 +153,7 @@ def test_intervals_of_changes_hold_on_new_patients(n_train, shared):
 
 
 def test_what_lies_along_no_axis_counts_too():
-    rng, held = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
     weights = rng.normal(size=(150, 10)) * 0.5 / 150**0.5
     parts = []
     for _ in range(4):

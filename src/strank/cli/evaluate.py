@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from strank.evaluation.held_out import Evaluation
     from strank.fitting.method import Method
 
-
 _Cohort = Annotated[Path, typer.Argument(help="A cohort with features.")]
 _Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the tables.")]
 _Model = Annotated[
@@ -93,7 +92,6 @@ def evaluate_command(
     from strank.evaluation.held_out import cross_validate
     from strank.evaluation.methods import WITHIN, WITHIN_TOLD, fit_model_of
     from strank.fitting.method import Method
-    from strank.report.plots import write_calibration
 
     if (model is None) == (folds is None):
         raise InputError("give either --model or --folds")
@@ -112,7 +110,7 @@ def evaluate_command(
         with progress("Folds", len(make_folds(patients_of(data), how["by"]))) as advance:
             result = cross_validate(data, **how, fit=fit, advance=advance)
     result.write(output)
-    write_calibration(output / "calibration.png", result.calibration)
+    drawn = _draw(output, result)
     summary = result.summary
     told = [WITHIN_TOLD] if (summary["method"] == WITHIN).any() else []
     for text in (*result.warnings, *told):
@@ -127,10 +125,21 @@ def evaluate_command(
         {**facts, "warnings": result.warnings, "summary": records(summary)},
         as_json=as_json,
         lines=[
-            "Wrote scores.csv, summary.csv, calibration.csv, calibration.png and evaluation.json "
+            f"Wrote scores.csv, summary.csv, calibration.csv {drawn}and evaluation.json "
             f"to {output}."
         ],
     )
+
+
+def _draw(output: Path, result: Evaluation) -> str:
+    """Draw the calibration where pictures can be drawn; tables need no more than the core."""
+    try:
+        from strank.report.plots import write_calibration
+    except ModuleNotFoundError as error:
+        note(f"no calibration.png is drawn: pip install 'strank[plots]' ({error.name} is absent)")
+        return ""
+    write_calibration(output / "calibration.png", result.calibration)
+    return "with calibration.png "
 
 
 def _told(method: Method) -> Method:

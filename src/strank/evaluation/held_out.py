@@ -121,7 +121,7 @@ def evaluate(
     new = any(patient not in known for patient in patients.values())
     predicted = predict_all(model, cohort, train=trained, within=new)
     scores = _score(predicted, cohort, model.panel.index)
-    changes = [_changes(predicted, cohort, model.panel.index)]
+    changes = _changes(predicted, cohort, model.panel.index)
     facts = {
         "strank_version": __version__,
         "protocol": "a given model",
@@ -187,7 +187,8 @@ def cross_validate(
     >>> bool(summary.loc[("linear, list", "mean"), "scc"] > 0.4)
     True
     """
-    tables, changes, facts, warnings = [], [], [], []
+    tables, facts, warnings = [], [], []
+    changes: dict[str, list[ChangeSums]] = {}
     folds = make_folds(patients_of(cohort), by)
     new = any(fold.aim == "new-patients" for fold in folds)
     for fold in folds:
@@ -196,7 +197,8 @@ def cross_validate(
         test = {name: cohort[name] for name in fold.test}
         predicted = predict_all(model, test, train=train, within=new)
         table = _score(predicted, test, model.panel.index)
-        changes.append(_changes(predicted, test, model.panel.index))
+        for method, found in _changes(predicted, test, model.panel.index).items():
+            changes.setdefault(method, []).extend(found)
         tables.append(table.assign(fold=fold.name))
         facts.append({"fold": fold.name, "test": fold.test, **model.provenance})
         if fold.shared_patients:
@@ -227,7 +229,7 @@ def _score(predictions: Predicted, cohort: Mapping[str, AnnData], panel: pd.Inde
 def _changes(
     predictions: Predicted, cohort: Mapping[str, AnnData], panel: pd.Index
 ) -> dict[str, list[ChangeSums]]:
-    """Pool the predicted changes of every method, section by section."""
+    """Sum up the predicted changes of every method, one entry a section."""
     found: dict[str, list[ChangeSums]] = {}
     for name, section in cohort.items():
         measured = panel.isin(section.var_names)
@@ -241,17 +243,14 @@ def _changes(
 
 def _result(
     scores: pd.DataFrame,
-    changes: list[dict[str, list[ChangeSums]]],
+    changes: Mapping[str, list[ChangeSums]],
     facts: dict[str, Any],
     warnings: Iterable[str],
     method: str,
 ) -> Evaluation:
     """Put together what was found in all folds, and warn of what it does not say."""
     told = [*warnings, *_unscored(scores, method), *disagreements(summarise(scores))]
-    methods = dict.fromkeys(name for fold in changes for name in fold)
-    pooled = {
-        name: reduce(add, [s for fold in changes for s in fold.get(name, [])]) for name in methods
-    }
+    pooled = {name: reduce(add, sections) for name, sections in changes.items()}
     return Evaluation(scores, facts, tuple(told), calibration_table(pooled))
 
 
