@@ -17,7 +17,7 @@ from strank.io import read_anndata, read_st
 from strank.slides.slide import slide_of
 
 
-@pytest.mark.parametrize("names", [("C3",), pytest.param(("B4",), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("names", [("C3",), pytest.param(("B4", "C5"), marks=pytest.mark.slow)])
 def test_real_sections_score_the_same_from_a_tiled_tiff(her2st: Path, tmp_path: Path, names):
     """HEST's form of a slide, losslessly; that counts and positions agree, others have tested."""
     jpeg, tiff = {}, {}
