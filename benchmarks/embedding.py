@@ -29,9 +29,8 @@ from numpy.typing import NDArray
 from strank.cohort.store import read_cohort
 from strank.encoders.backbone import Backbone, BackboneEncoder, place
 from strank.encoders.base import Encoder
-from strank.encoders.embedding import embed_spots
 from strank.encoders.registry import get_encoder
-from strank.encoders.tiles import TileBatch, read_batches
+from strank.encoders.tiles import TileBatch, embed_spots, read_batches
 from strank.slides.slide import Slide, open_slide, slide_of
 
 Seconds = dict[str, float]

@@ -19,8 +19,8 @@ from anndata import AnnData
 
 from strank.cohort.store import read_cohort
 from strank.cohort.training_set import left_out_together
-from strank.encoders.embedding import embed_spots
 from strank.encoders.registry import get_encoder
+from strank.encoders.tiles import embed_spots
 from strank.model.novelty import fit_novelty, novelty_of, warning_of
 from strank.slides.pixels import ArrayPixels
 from strank.slides.slide import Slide, read_region, slide_of

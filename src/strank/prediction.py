@@ -15,9 +15,8 @@ from anndata import AnnData
 from strank.cohort.store import read_h5ad, read_section, write_h5ad
 from strank.encoders.backbone import BackboneEncoder, on_gpu
 from strank.encoders.base import Encoder, encoder_facts
-from strank.encoders.embedding import embed_spots
 from strank.encoders.registry import get_encoder
-from strank.encoders.tiles import check_scale
+from strank.encoders.tiles import check_scale, embed_spots
 from strank.errors import InputError, some
 from strank.files import claims, sha256, write_table
 from strank.model.novelty import novelty_of, warning_of

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from strank.cli import app
 from strank.cohort.contract import SectionInfo, make_section, spots_checksum
-from strank.cohort.store import features_path, write_h5ad
+from strank.cohort.folder import features_path
+from strank.cohort.store import write_h5ad
 from strank.neural.recipe import RECIPES
 
 FILES = {

@@ -43,7 +43,8 @@ def cohort(tmp_path_factory):
     from scipy import sparse
 
     from strank.cohort.contract import SectionInfo, make_section, spots_checksum
-    from strank.cohort.store import features_path, write_h5ad
+    from strank.cohort.folder import features_path
+    from strank.cohort.store import write_h5ad
 
     folder = tmp_path_factory.mktemp("networks") / "cohort"
     slopes = np.random.default_rng(9).normal(size=(3, 5)) * 0.7
@@ -274,7 +275,7 @@ def test_a_trained_encoder_that_is_damaged_is_refused(cohort, image_network, tmp
 
 def test_finetuning_learns_what_the_image_shows(cohort, image_network, tmp_path):
     from strank import RankModel, fit, read_cohort
-    from strank.encoders.embedding import embed_spots
+    from strank.encoders.tiles import embed_spots
     from strank.neural.data import BatchPlan
     from strank.neural.finetune import Finetune
     from strank.neural.recipe import Recipe

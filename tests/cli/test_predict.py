@@ -78,7 +78,7 @@ def slides(tmp_path) -> list[Path]:
 def embedded(monkeypatch) -> list[str]:
     """Names of the slides that were embedded, in order."""
     from strank import prediction as predict
-    from strank.encoders.embedding import embed_spots
+    from strank.encoders.tiles import embed_spots
 
     seen: list[str] = []
 

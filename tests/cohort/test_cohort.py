@@ -12,7 +12,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from strank.cohort.contract import check_section, counts_checksum, spots_checksum
-from strank.cohort.store import features_path, read_cohort, read_h5ad, write_h5ad
+from strank.cohort.folder import features_path
+from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
 from strank.errors import InputError
 from strank.metrics.correlation import target_of
 

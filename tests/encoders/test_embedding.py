@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from strank.cohort.store import count_spots, features_path, read_cohort, read_h5ad
+from strank.cohort.folder import count_spots, features_path
+from strank.cohort.store import read_cohort, read_h5ad
 from strank.encoders.base import Field, encoder_facts
-from strank.encoders.embedding import embed, embed_spots
+from strank.encoders.embedding import embed
+from strank.encoders.tiles import embed_spots
 from strank.errors import InputError
 from strank.io import find_st, read_st, write_sections
 from strank.slides.slide import Slide

@@ -16,9 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from strank.cohort.store import features_path, read_cohort
+from strank.cohort.folder import features_path
+from strank.cohort.store import read_cohort
 from strank.encoders.base import Field
-from strank.encoders.embedding import Part, embed
+from strank.encoders.embedding import embed
+from strank.encoders.run import Part
 from strank.errors import InputError
 from strank.io import find_st, read_st, write_sections
 

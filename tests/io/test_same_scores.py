@@ -11,8 +11,8 @@ import pyvips
 from anndata import AnnData
 
 from strank import fit
-from strank.encoders.embedding import embed_spots
 from strank.encoders.morphology.encoder import Morphology
+from strank.encoders.tiles import embed_spots
 from strank.io import read_anndata, read_st
 from strank.slides.slide import slide_of
 

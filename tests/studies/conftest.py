@@ -14,7 +14,8 @@ import pytest
 from anndata import AnnData
 
 from strank.cohort.contract import spots_checksum
-from strank.cohort.store import features_path, write_h5ad
+from strank.cohort.folder import features_path
+from strank.cohort.store import write_h5ad
 from strank.evaluation.protocol import Protocol
 from strank.progress import progress
 from strank.studies.benchmark.runner import Grid, run_benchmark

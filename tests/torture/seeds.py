@@ -534,7 +534,8 @@ def strip_seals(folder: Path) -> None:
 @kind("cohort", make_cohort, "cohort/*.h5ad", "cohort/features/cheap/*.h5ad")
 def read_cohort(folder: Path, out: Path) -> None:
     from strank.cohort.contract import counts_checksum, section_info, spots_checksum
-    from strank.cohort.store import count_spots, read_cohort
+    from strank.cohort.folder import count_spots
+    from strank.cohort.store import read_cohort
 
     count_spots(folder / "cohort")
     for adata in read_cohort(folder / "cohort", encoder="cheap").values():

@@ -63,7 +63,7 @@ def embed(
     [bold]Example:[/] for gpu in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$gpu strank embed cohort
     --encoder uni & done; wait
     """
-    from strank.cohort.store import count_spots
+    from strank.cohort.folder import count_spots
     from strank.encoders.embedding import embed as embed_cohort
     from strank.encoders.registry import get_encoder
 

@@ -157,7 +157,8 @@ def _told(method: Method) -> Method:
 def _evaluate_model(
     cohort: Path, folder: Path, sections: list[str] | None, train: Path
 ) -> Evaluation:
-    from strank.cohort.store import count_spots, read_cohort, section_names
+    from strank.cohort.folder import count_spots, section_names
+    from strank.cohort.store import read_cohort
     from strank.encoders.embedding import embed
     from strank.evaluation.held_out import evaluate
     from strank.model.rank_model import RankModel

@@ -14,6 +14,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
+from strank.cohort.folder import spots_digest
 from strank.cohort.names import clean_name
 from strank.errors import InputError, some
 
@@ -130,11 +131,8 @@ def counts_checksum(adata: AnnData) -> str:
 
 def spots_checksum(adata: AnnData) -> str:
     """SHA-256 of what features depend on: the image, its scale, and where which spot stands."""
-    info = section_info(adata)
-    digest = hashlib.sha256(f"{info.image_sha256} {info.um_per_pixel:.12g}\n".encode())
-    digest.update("\n".join(adata.obs_names).encode())
-    digest.update(np.asarray(adata.obsm["spatial"], dtype=np.float64).tobytes())
-    return digest.hexdigest()
+    info, centres = section_info(adata), adata.obsm["spatial"]
+    return spots_digest(info.image_sha256, info.um_per_pixel, adata.obs_names, centres)
 
 
 def check_section(adata: AnnData, *, name: str) -> None:

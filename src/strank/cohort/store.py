@@ -20,32 +20,11 @@ from anndata import AnnData
 from anndata.io import write_elem
 
 from strank.cohort.contract import check_features, check_naming, check_section, spots_checksum
+from strank.cohort.folder import features_path, section_names
 from strank.errors import InputError, said_by, some
 from strank.files import write_bytes
 from strank.hdf5_guard import check_hdf5
 from strank.storage import check_seal
-
-
-def section_names(folder: Path) -> list[str]:
-    """Name the sections of a cohort, sorted; an :class:`InputError` if there are none."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; make a cohort with `strank import`")
-    names = sorted(path.stem for path in folder.glob("*.h5ad") if not path.name.startswith("."))
-    if not names:
-        raise InputError(
-            f"{folder}: no sections (*.h5ad) there; make a cohort with `strank import`"
-        )
-    return names
-
-
-def count_spots(folder: Path) -> int:
-    """Count the spots of all sections of a cohort, without reading their counts."""
-    n_spots = 0
-    for name in section_names(folder):
-        adata = read_h5ad(folder / f"{name}.h5ad", backed="r")
-        n_spots += adata.n_obs
-        adata.file.close()
-    return n_spots
 
 
 def read_cohort(
@@ -104,11 +83,6 @@ def read_section(path: Path) -> AnnData:
     if name != path.stem:
         raise InputError(f'{path}: obs["section"] says {name}; rename the file to {name}.h5ad')
     return adata
-
-
-def features_path(folder: Path, encoder: str, section: str) -> Path:
-    """Where the features of a section are kept."""
-    return folder / "features" / encoder / f"{section}.h5ad"
 
 
 def join_features(adata: AnnData, path: Path, encoder: str) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from strank.encoders.base import Encoder, Field
 from strank.errors import InputError
 from strank.processes import follow, starting
-from strank.progress import Say
+from strank.progress import Advance, Say
 from strank.slides.slide import Slide, read_field
 
 # Windows magnified more than this hold nothing that an encoder could see.
@@ -40,6 +40,33 @@ def check_scale(slide: Slide, encoder: Encoder) -> None:
                 f"is {pixels:.0f} pixels wide, but {encoder.name} looks at {field.pixels}; is the "
                 "µm per pixel right?"
             )
+
+
+def embed_spots(
+    slide: Slide,
+    centres: NDArray[np.float64],
+    encoder: Encoder,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    advance: Advance | None = None,
+    say: Say | None = None,
+) -> NDArray[np.float32]:
+    """Features at any positions ``[n_spots, 2]`` of a slide, ``float32`` ``[n_spots, n_features]``.
+
+    ``centres`` are (x, y) in pixels of the image; the other arguments are those of `embed`.
+    """
+    # Besides the features, memory holds the patches of three batches, and of two more a worker.
+    check_scale(slide, encoder)
+    out = np.empty((len(centres), len(encoder.feature_names)), np.float32)
+    starts = range(0, len(centres), batch_size)
+    batches = (TileBatch(slide, centres[start : start + batch_size]) for start in starts)
+    features = encode_batches(batches, encoder, workers=workers, say=say)
+    for start, rows in zip(starts, features, strict=True):
+        out[start : start + len(rows)] = rows
+        if advance is not None:
+            advance(len(rows))
+    return out
 
 
 def encode_batches(

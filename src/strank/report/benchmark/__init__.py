@@ -18,7 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from strank.cohort.store import section_names
+from strank.cohort.folder import section_names
 from strank.errors import InputError
 from strank.evaluation.calibration import ChangeSums, calibration_line, change_sums
 from strank.files import claims, write_bytes

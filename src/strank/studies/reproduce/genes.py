@@ -12,9 +12,10 @@ import numpy as np
 from anndata import AnnData
 
 from strank.cohort.contract import counts_checksum, patients_of
+from strank.cohort.folder import count_spots, section_names
 from strank.cohort.folds import Fold
 from strank.cohort.panel import choose_panel
-from strank.cohort.store import count_spots, read_cohort, section_names, write_h5ad
+from strank.cohort.store import read_cohort, write_h5ad
 from strank.encoders.base import Encoder, encoder_facts
 from strank.encoders.embedding import embed
 from strank.errors import InputError, no_such, some

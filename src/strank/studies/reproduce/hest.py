@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from strank.cohort.store import count_spots
+from strank.cohort.folder import count_spots
 from strank.encoders.base import Encoder, encoder_facts
 from strank.encoders.embedding import embed
 from strank.errors import InputError

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from strank.cohort.contract import patients_of
+from strank.cohort.folder import count_spots
 from strank.cohort.folds import Fold
-from strank.cohort.store import count_spots, read_cohort
+from strank.cohort.store import read_cohort
 from strank.encoders.base import Encoder, encoder_facts
 from strank.encoders.embedding import embed
 from strank.errors import InputError
