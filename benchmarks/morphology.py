@@ -35,7 +35,8 @@ from strank import fit, read_cohort
 from strank.cohort.contract import patients_of
 from strank.cohort.store import read_h5ad
 from strank.encoders.base import Field
-from strank.encoders.morphology.encoder import Morphology, describe_patch
+from strank.encoders.morphology.encoder import Morphology
+from strank.encoders.morphology.patch import describe_patch
 from strank.encoders.morphology.stain import TISSUE_DENSITY, optical_density, unmixing_matrix
 from strank.evaluation.scores import score_section
 from strank.metrics.correlation import correlation

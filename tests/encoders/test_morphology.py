@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from strank.encoders.base import Field
-from strank.encoders.morphology.encoder import Morphology, describe_patch
+from strank.encoders.morphology.encoder import Morphology
+from strank.encoders.morphology.names import dyadic_scales, patch_names
 from strank.encoders.morphology.nuclei import find_nuclei, measure_nuclei
+from strank.encoders.morphology.patch import describe_patch
 from strank.encoders.morphology.stain import (
     HEMATOXYLIN_EOSIN,
     optical_density,
@@ -19,7 +21,7 @@ from strank.encoders.morphology.stain import (
     separate_stains,
     unmixing_matrix,
 )
-from strank.encoders.morphology.texture import describe_fibres, dyadic_scales
+from strank.encoders.morphology.texture import describe_fibres
 
 PINK, PURPLE, WHITE = (210, 150, 200), (70, 50, 120), (255, 255, 255)
 
@@ -73,6 +75,12 @@ def test_features_have_unique_names_and_are_finite(encoder, features):
     assert 100 <= len(names) <= 300
     assert {name.split(".")[0] for name in names} == {"spot", "nearby", "surroundings"}
     assert np.isfinite(features).all()
+
+
+@pytest.mark.parametrize("field", [*Morphology().fields, Field(60.0, 48), Field(900.0, 224)])
+def test_names_are_those_of_what_is_measured_and_in_its_order(field):
+    measured = describe_patch(plain(PINK, field.pixels), field.um)
+    assert list(patch_names(field)) == list(measured)
 
 
 @pytest.mark.parametrize("colour", [WHITE, (0, 0, 0), (128, 128, 128), PINK, (255, 0, 0), PURPLE])

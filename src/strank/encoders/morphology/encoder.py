@@ -8,63 +8,18 @@ extrapolates to another patient follows.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from strank.encoders.base import Field
-from strank.encoders.morphology.nuclei import describe_nuclei
-from strank.encoders.morphology.stain import (
-    describe_stains,
-    describe_tissue,
-    optical_density,
-    separate_stains,
-)
-from strank.encoders.morphology.texture import (
-    describe_bands,
-    describe_fibres,
-    describe_patterns,
-    dyadic_scales,
-)
+from strank.encoders.morphology.names import FIELD_NAMES, dyadic_scales, feature_names
 from strank.errors import InputError
 
-# What the fields are called in the names of the features.
-FIELD_NAMES = ("spot", "nearby", "surroundings")
-# Fibres and local patterns are fine structures: they are sought in the smallest scales only.
-_N_FIBRE_SCALES = 3
-_N_PATTERN_SCALES = 1
 _MIN_SCALES = 3
-# Spots a thread takes at a time.
-_CHUNK = 8
-
-
-def describe_patch(patch: NDArray[np.uint8], um: float) -> dict[str, float]:
-    """All features, by name, of one RGB patch ``[pixels, pixels, 3]`` whose side is ``um`` µm.
-
-    >>> white = np.full((224, 224, 3), 255, np.uint8)
-    >>> describe_patch(white, um=150)["tissue.share"]
-    0.0
-    """
-    um_per_pixel = um / patch.shape[0]
-    scales = dyadic_scales(um, um_per_pixel)
-    density = optical_density(patch)
-    stains = separate_stains(density)
-    parts = {
-        "": describe_stains(stains, density) | describe_tissue(stains, um_per_pixel),
-        "bands.": describe_bands(stains, um_per_pixel, scales),
-        "fibres.": describe_fibres(stains.density, um_per_pixel, scales[:_N_FIBRE_SCALES]),
-        "patterns.": describe_patterns(stains.density, um_per_pixel, scales[:_N_PATTERN_SCALES]),
-        "nuclei.": describe_nuclei(stains, density, um_per_pixel),
-    }
-    return {f"{part}{name}": value for part, of in parts.items() for name, value in of.items()}
 
 
 @dataclass(frozen=True)
@@ -116,7 +71,7 @@ class Morphology:
     @property
     def feature_names(self) -> tuple[str, ...]:
         """One unique name a feature, as ``<field>.<part>.<what>``."""
-        return _feature_names(self.fields)
+        return feature_names(self.fields)
 
     def encode(self, patches: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Features of spots.
@@ -138,43 +93,9 @@ class Morphology:
             For arrays that are not what the fields say; the field is named.
         """
         _check_patches(patches, self.fields)
-        n_spots = len(patches[0])
-        features = np.empty((n_spots, len(self.feature_names)), np.float32)
+        from strank.encoders.morphology.patch import describe_spots
 
-        def describe(first: int) -> None:
-            for spot in range(first, min(first + _CHUNK, n_spots)):
-                features[spot] = [
-                    value
-                    for field, of_field in zip(self.fields, patches, strict=True)
-                    for value in describe_patch(of_field[spot], field.um).values()
-                ]
-
-        # OpenCV and NumPy release the interpreter's lock in what takes the time.
-        with _one_thread_each(), ThreadPoolExecutor(self.threads or os.cpu_count()) as pool:
-            for _ in pool.map(describe, range(0, n_spots, _CHUNK)):
-                pass
-        return features
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Keep OpenCV from starting threads of its own, which would wait for each other."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
-
-
-@lru_cache(maxsize=8)
-def _feature_names(fields: tuple[Field, ...]) -> tuple[str, ...]:
-    white = (np.full((field.pixels, field.pixels, 3), 255, np.uint8) for field in fields)
-    return tuple(
-        f"{name}.{feature}"
-        for name, field, patch in zip(FIELD_NAMES, fields, white, strict=True)
-        for feature in describe_patch(patch, field.um)
-    )
+        return describe_spots(self.fields, patches, self.threads)
 
 
 def _check_patches(patches: Sequence[NDArray[np.uint8]], fields: tuple[Field, ...]) -> None:

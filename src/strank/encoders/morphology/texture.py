@@ -24,17 +24,6 @@ _CIRCLE = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))
 _N_PATTERNS = 10
 
 
-def dyadic_scales(um: float, um_per_pixel: float) -> tuple[int, ...]:
-    """Powers of two, in µm, from 1.5 pixels to a seventh of the field: what it can show.
-
-    >>> dyadic_scales(150, 150 / 224)
-    (1, 2, 4, 8, 16)
-    """
-    powers = (2**power for power in range(16))
-    # A hundredth of slack, so that 1 µm counts as 1.5 pixels of 150/224 µm.
-    return tuple(scale for scale in powers if 1.49 * um_per_pixel <= scale <= um / 7)
-
-
 def blur(image: _Image, sigma: float) -> _Image:
     """Gaussian blur with mirrored borders; ``sigma`` in pixels."""
     side = 2 * math.ceil(3 * sigma) + 1
