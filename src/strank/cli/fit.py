@@ -221,7 +221,7 @@ def fit(
 
 def _check_options(context: typer.Context, output: Path, exact: bool, finetune: str | None) -> None:
     """Refuse an output that is something else, and options that would be ignored."""
-    from strank.model.rank_model import refuse_other
+    from strank.model.folder import refuse_other
 
     refuse_other(output)
     given = [name for name in given_options(context, NETWORKS) if name != "--recipe"]

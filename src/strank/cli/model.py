@@ -43,20 +43,23 @@ def show(
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from strank.model.card import read_evidence
-    from strank.model.rank_model import RankModel
+    from strank.model.card import read_evidence, write_card
+    from strank.model.folder import read_folder
 
-    trained = RankModel.load(model)
-    evidence = None if evaluation is None else read_evidence(evaluation, trained.provenance)
-    card = trained.card(evaluation, for_hub=markdown or as_json)
+    # What a model says of itself is read without its tensors.
+    stored = read_folder(model)
+    genes, encoder = [row["gene"] for row in stored["panel"]], stored["encoder"]
+    evidence = None if evaluation is None else read_evidence(evaluation, stored["provenance"])
+    known = genes, encoder, stored["provenance"], evidence
+    card = write_card(*known, for_hub=markdown or as_json)
     if not (markdown or as_json):
         Console().print(Markdown(printable(card)))
     finish(
         {
             "card": card,
-            "genes": list(trained.panel.index),
-            "encoder": dict(trained.encoder),
-            "provenance": dict(trained.provenance),
+            "genes": genes,
+            "encoder": encoder,
+            "provenance": stored["provenance"],
             "evaluation": None if evidence is None else records(evidence.summary),
         },
         as_json=as_json,

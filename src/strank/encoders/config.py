@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from strank.doors import checked, shown_key
-from strank.encoders.architectures import TOWERS
 from strank.errors import InputError
 
 # Networks of transformers that take pixels alone, give the same at every call, and build as fast as
@@ -179,15 +178,22 @@ def timm_arguments(architecture: Any, where: str, prefix: str = "") -> dict[str,
     # An argument that is None is one that is not given.
     given = {key: value for key, value in architecture["model_args"].items() if value is not None}
     checked(_TimmArguments, given, where, f"{prefix}model_args.")
-    if name not in TOWERS:
-        from timm import is_model
-
-        if not is_model(name):
-            raise InputError(
-                f"{where}: {prefix}architecture: {name!r} cannot be built by the timm that is "
-                "installed; install another version of timm"
-            )
+    if not _can_be_built(name):
+        raise InputError(
+            f"{where}: {prefix}architecture: {name!r} cannot be built by the timm that is "
+            "installed; install another version of timm"
+        )
     return given
+
+
+def _can_be_built(architecture: str) -> bool:
+    from strank.encoders.architectures import TOWERS
+
+    if architecture in TOWERS:
+        return True
+    from timm import is_model
+
+    return bool(is_model(architecture))
 
 
 def transformers_arguments(stored: Any, where: str, prefix: str = "") -> dict[str, Any]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from strank.errors import InputError, some
 from strank.files import read_facts, read_written
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _TAGS = ("spatial-transcriptomics", "gene-expression", "histology", "pathology", "learning-to-rank")
 _SCORES = {"scc": "SCC", "depth_matched": "depth-matched SCC", "lift": "lift"}
@@ -51,8 +52,28 @@ def read_evidence(folder: Path | str, provenance: Mapping[str, Any]) -> Evidence
     return Evidence(summary, protocol, tuple(told))
 
 
+def method_of(provenance: Mapping[str, Any]) -> str:
+    """How tables name what a model was made by, as `strank.fitting.method.Method` does."""
+    return str(provenance.get("method", {}).get("name", "own model"))
+
+
+def write_card(
+    panel: Sequence[str],
+    encoder: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    evidence: Evidence | None,
+    *,
+    licence: str | None = None,
+    for_hub: bool = False,
+) -> str:
+    """Describe a model in Markdown, for the hub with the header that it reads."""
+    method = method_of(provenance)
+    body = model_card(panel, encoder, provenance, method, evidence)
+    return hub_header(encoder, method, evidence, licence) + body if for_hub else body
+
+
 def model_card(
-    panel: pd.Index,
+    panel: Sequence[str],
     encoder: Mapping[str, Any],
     provenance: Mapping[str, Any],
     method: str,
@@ -163,8 +184,8 @@ def _how_well(method: str, evidence: Evidence) -> str:
 
 def _scores(row: Mapping[str, Any]) -> list[Any]:
     """Scores of a method; the slope with its interval, where there are sections enough for one."""
-    ends = [row.get(f"slope_{end}", np.nan) for end in ("low", "high")]
-    if np.isfinite(ends).all():
+    ends = [row.get(f"slope_{end}", math.nan) for end in ("low", "high")]
+    if all(map(math.isfinite, ends)):
         interval = f"{_cell(row['slope'])} [{_cell(ends[0])}, {_cell(ends[1])}]"
         return [interval if score == "slope" else row[score] for score in _SCORES]
     return [row[score] for score in _SCORES]

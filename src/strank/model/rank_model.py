@@ -26,20 +26,15 @@ from strank.errors import InputError, some
 from strank.files import claims, sha256, write_bytes, write_json, write_utf8
 from strank.functional.groups import centre_within
 from strank.hub import download, upload
-from strank.model.card import hub_header, model_card, read_evidence
+from strank.model.card import method_of, read_evidence, write_card
+from strank.model.folder import CARD, MODEL, MODEL_FILES, TENSORS, read_folder, refuse_other
 from strank.model.novelty import Novelty
-from strank.model.schema import FORMAT, read_model
+from strank.model.schema import FORMAT
 from strank.model.uncertainty import Uncertainty
 from strank.neural.data import find_neighbours
 from strank.neural.heads import HEADS, Traits, stored_head
-from strank.storage import new_file, new_folder, recover
+from strank.storage import new_file, new_folder
 from strank.version import __version__
-
-_MODEL, _CARD = "model.json", "README.md"
-_HEAD, _BACKBONE, _NOVELTY = "head.safetensors", "encoder.safetensors", "novelty.safetensors"
-_UNCERTAINTY = "uncertainty.safetensors"
-# All that a model's folder may hold; what happens to lie beside it is not copied.
-_FILES = (_MODEL, _CARD, _HEAD, _BACKBONE, _NOVELTY, _UNCERTAINTY)
 
 _ROWS = 8192
 
@@ -98,7 +93,7 @@ class RankModel:
     @property
     def method(self) -> str:
         """How tables name it, as `strank.fitting.method.Method` does."""
-        return str(self.provenance.get("method", {}).get("name", "own model"))
+        return method_of(self.provenance)
 
     def save(self, folder: Path | str, *, card: str | None = None) -> None:
         """Write ``model.json``, ``head.safetensors`` and, where they are there, the others.
@@ -127,16 +122,16 @@ class RankModel:
                 )
         refuse_other(folder)
         with new_folder(folder) as part:
-            write_bytes(part / _HEAD, save(self.head.state_dict()))
+            write_bytes(part / TENSORS["head"], save(self.head.state_dict()))
             if self.backbone is not None:
-                write_bytes(part / _BACKBONE, _without_copies(self.backbone))
+                write_bytes(part / TENSORS["backbone"], _without_copies(self.backbone))
             if self.novelty is not None:
-                write_bytes(part / _NOVELTY, save(vars(self.novelty)))
+                write_bytes(part / TENSORS["novelty"], save(vars(self.novelty)))
             if self.uncertainty is not None:
-                write_bytes(part / _UNCERTAINTY, save(vars(self.uncertainty)))
-            write_json(part / _MODEL, self._facts(part))
+                write_bytes(part / TENSORS["uncertainty"], save(vars(self.uncertainty)))
+            write_json(part / MODEL, self._facts(part))
             if card is not None:
-                write_utf8(part / _CARD, card)
+                write_utf8(part / CARD, card)
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -148,11 +143,7 @@ class RankModel:
             If it is not a model, is damaged, or was written by an earlier or later strank.
         """
         folder = Path(folder)
-        recover(folder)
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such model folder; train one with `strank fit`")
-        _refuse_links(folder)
-        stored = read_model(folder / _MODEL)
+        stored = read_folder(folder)
         try:
             panel = pd.DataFrame(stored["panel"]).set_index("gene")
             # Modules draw first weights from torch's generator, which is not to be moved.
@@ -274,8 +265,8 @@ class RankModel:
             If the folder is not that of an evaluation, or another model was evaluated.
         """
         evidence = None if evaluation is None else read_evidence(evaluation, self.provenance)
-        body = model_card(self.panel.index, self.encoder, self.provenance, self.method, evidence)
-        return hub_header(self.encoder, self.method, evidence, licence) + body if for_hub else body
+        known = list(self.panel.index), self.encoder, self.provenance, evidence
+        return write_card(*known, licence=licence, for_hub=for_hub)
 
     def predict(self, adata: AnnData) -> AnnData:
         """Score spots for all genes of the panel.
@@ -366,22 +357,22 @@ class RankModel:
         return features.astype(np.float32, copy=False)
 
     def _facts(self, folder: Path) -> dict[str, Any]:
+        sums = {
+            part: {"sha256": sha256(folder / name)}
+            for part, name in TENSORS.items()
+            if (folder / name).is_file()
+        }
         content = {
             "format": FORMAT,
             "strank": __version__,
-            "head": {**_stored_head(self.head), "sha256": sha256(folder / _HEAD)},
+            "head": _stored_head(self.head) | sums.pop("head"),
             "encoder": dict(self.encoder),
             "panel": self.panel.rename_axis("gene").reset_index().to_dict("records"),
             "provenance": dict(self.provenance),
         }
         if self.backbone is not None:
-            checksum = sha256(folder / _BACKBONE)
-            content["backbone"] = {"config": self.backbone.config, "sha256": checksum}
-        if self.novelty is not None:
-            content["novelty"] = {"sha256": sha256(folder / _NOVELTY)}
-        if self.uncertainty is not None:
-            content["uncertainty"] = {"sha256": sha256(folder / _UNCERTAINTY)}
-        return content
+            content["backbone"] = {"config": self.backbone.config, **sums.pop("backbone")}
+        return content | sums
 
 
 def _without_copies(network: nn.Module) -> bytes:
@@ -400,7 +391,7 @@ def pull_model(source: str, folder: Path | str, *, revision: str | None = None) 
     RankModel.load(found)
     refuse_other(folder)
     with new_folder(folder) as part:
-        for name in filter(lambda name: (found / name).is_file(), _FILES):
+        for name in filter(lambda name: (found / name).is_file(), MODEL_FILES):
             with new_file(part / name) as copy, (found / name).open("rb") as original:
                 shutil.copyfileobj(original, copy)
     return folder
@@ -414,26 +405,14 @@ def is_on_hub(name: str) -> bool:
 def _found(source: Path | str, revision: str | None, token: str | bool | None) -> Path:
     """Find the folder of a model, here or, downloaded, on the hub."""
     if isinstance(source, str) and is_on_hub(source):
-        folder = download(source, revision=revision, allow_patterns=_FILES, token=token)
+        folder = download(source, revision=revision, allow_patterns=MODEL_FILES, token=token)
     elif revision is not None:
         raise InputError(f"{source}: a folder, which has no `revision`")
     else:
         folder = Path(source).expanduser()
-    if not (folder / _MODEL).is_file():
-        raise InputError(f"{source}: not a model of strank (it has no {_MODEL})")
+    if not (folder / MODEL).is_file():
+        raise InputError(f"{source}: not a model of strank (it has no {MODEL})")
     return folder
-
-
-def refuse_other(folder: Path) -> None:
-    """Let a model take the place of a model only."""
-    if folder.exists() and not (folder / _MODEL).is_file():
-        raise InputError(f"{folder}: exists and is not a model; choose another `folder`")
-
-
-def _checked(weights: Path, stored: Mapping[str, Any]) -> Path:
-    if sha256(weights) != stored["sha256"]:
-        raise InputError(f"{weights}: damaged (its checksum is not that in model.json)")
-    return weights
 
 
 def _stored_head(head: nn.Module) -> dict[str, Any]:
@@ -453,7 +432,7 @@ def _load_head(
     if unknown := _kinds(stored) - set(HEADS):
         raise InputError(f"{folder}: the model has a head {unknown.pop()!r}, unknown here")
     kind, options = HEADS[stored["kind"]], stored.get("options", {})
-    return _filled(folder, _HEAD, stored, lambda: kind(n_features, len(panel), **options)).eval()
+    return _filled(folder, "head", lambda: kind(n_features, len(panel), **options)).eval()
 
 
 def _load_backbone(folder: Path, stored: Mapping[str, Any] | None) -> Backbone | None:
@@ -462,17 +441,14 @@ def _load_backbone(folder: Path, stored: Mapping[str, Any] | None) -> Backbone |
     # What builds networks is not needed by models without one.
     from strank.encoders.load import backbone_from_config
 
-    return _filled(folder, _BACKBONE, stored, lambda: backbone_from_config(stored["config"]))
+    return _filled(folder, "backbone", lambda: backbone_from_config(stored["config"]))
 
 
-def _filled(
-    folder: Path, name: str, stored: Mapping[str, Any], make: Callable[[], _Module]
-) -> _Module:
-    path = _checked(folder / name, stored)
+def _filled(folder: Path, part: str, make: Callable[[], _Module]) -> _Module:
     try:
-        return filled(make, path)
+        return filled(make, folder / TENSORS[part])
     except InputError as error:
-        raise InputError(f"{folder / _MODEL}: {error}") from error
+        raise InputError(f"{folder / MODEL}: {error}") from error
 
 
 def _load_novelty(
@@ -480,7 +456,7 @@ def _load_novelty(
 ) -> Novelty | None:
     if stored is None:
         return None
-    path = _checked(folder / _NOVELTY, stored)
+    path = folder / TENSORS["novelty"]
     novelty = Novelty(**load_file(path))
     shapes = (novelty.mean.shape, novelty.whitening.shape[:1], (encoder["n_features"],))
     if len(set(shapes)) > 1 or not all(t.isfinite().all() for t in vars(novelty).values()):
@@ -496,7 +472,7 @@ def _load_uncertainty(
 ) -> Uncertainty | None:
     if stored is None:
         return None
-    path = _checked(folder / _UNCERTAINTY, stored)
+    path = folder / TENSORS["uncertainty"]
     unsure = Uncertainty(**load_file(path))
     # Of each tensor the shape that goes with the others.
     n_features, n_axes = encoder["n_features"], unsure.axes.shape[-1]
@@ -509,17 +485,6 @@ def _load_uncertainty(
     ):
         raise InputError(f"{path}: not of this encoder and panel, or no variances")
     return unsure
-
-
-def _refuse_links(folder: Path) -> None:
-    """Refuse files of a model that lie elsewhere, but for the hub's own cache, or are no files."""
-    place = folder.resolve()
-    homes = (place, place.parents[min(1, len(place.parents) - 1)] / "blobs")
-    for path in (folder / name for name in _FILES):
-        if path.is_symlink() and path.resolve().parent not in homes:
-            raise InputError(f"{path}: a link out of the model's folder; copy the file")
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: no ordinary file; make the model's folder anew")
 
 
 def _kinds(stored: Mapping[str, Any]) -> set[str | None]:

@@ -14,8 +14,10 @@ _STAINS = ("hematoxylin", "eosin")
 _QUANTILES = ("q05", "q25", "q50", "q75", "q95")
 _PATTERNS = (*(f"{n}_of_8" for n in range(9)), "mixed")
 _KINDS = ("spindle", "large", "small_round", "dark", "large_pale", "small_dark")
-_MEASURED = ("log_area_um2", "elongation", "hematoxylin", "chromatin_sd", "green_to_red")
-_MEASURED += ("blue_to_red", "log_nearest_um")
+_MEASURED = (
+    *("log_area_um2", "elongation", "hematoxylin", "chromatin_sd", "green_to_red", "blue_to_red"),
+    "log_nearest_um",
+)
 
 
 def feature_names(fields: tuple[Field, ...]) -> tuple[str, ...]:
