@@ -227,17 +227,24 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def show_table(table: pd.DataFrame, title: str) -> None:
     """Print a table; numbers with three decimals, a dash for what is undefined."""
+    columns = [(str(name), column.dtype.kind in "fi") for name, column in table.items()]
+    show_rows(columns, table.itertuples(index=False), title)
+
+
+def show_rows(
+    columns: Iterable[tuple[str, bool]], rows: Iterable[Iterable[object]], title: str
+) -> None:
+    """Print rows below the names of their columns, each with whether it holds numbers."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     shown = Table(title=Text(printable(title)), title_justify="left")
-    for column in table.columns:
-        number = table[column].dtype.kind in "fi"
+    for name, number in columns:
         shown.add_column(
-            Text(printable(str(column))), justify="right" if number else "left", overflow="fold"
+            Text(printable(name)), justify="right" if number else "left", overflow="fold"
         )
-    for row in table.itertuples(index=False):
+    for row in rows:
         shown.add_row(*(Text(_cell(value)) for value in row))
     Console().print(shown)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from strank.cli.console import Json, finish, note, show_table
+from strank.cli.console import Json, finish, note, show_rows
 from strank.progress import progress
 
 _Cohort = Annotated[Path, typer.Argument(help="A cohort from `strank import`.")]
@@ -111,16 +111,18 @@ def encoders(as_json: Json = False) -> None:
 
     [bold]Example:[/] strank encoders
     """
-    import pandas as pd
-
     from strank.encoders.registry import encoder_table
 
     rows = encoder_table()
     if not as_json:
-        shown = pd.DataFrame(rows).rename(columns={"um_per_pixel": "µm/px", "pixels": "input"})
-        shown["gated"] = shown["gated"].map({True: "yes", False: "no"})
-        names = ["name", "width", "µm/px", "input", "licence", "gated", "source"]
-        show_table(shown[names], "Encoders")
+        numbers = {"width": "width", "um_per_pixel": "µm/px", "pixels": "input"}
+        columns = ["name", *numbers, "licence", "gated", "source"]
+        shown = [row | {"gated": "yes" if row["gated"] else "no"} for row in rows]
+        show_rows(
+            [(numbers.get(column, column), column in numbers) for column in columns],
+            ([row[column] for column in columns] for row in shown),
+            "Encoders",
+        )
     finish(
         {"encoders": rows},
         as_json=as_json,
