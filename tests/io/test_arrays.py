@@ -17,20 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from strank.cohort.contract import section_info
-from strank.errors import InputError
-from strank.io import read_anndata, read_spatialdata, read_st, read_visium
-from strank.io.arrays import (
+from strank.cohort.arrays import (
     ST_1K,
     ST_2K,
     VISIUM,
     Printed,
     array_of_pitch,
-    check_extent,
     find_array,
     measure_grid,
-    slide_of_array,
 )
+from strank.cohort.contract import section_info
+from strank.errors import InputError
+from strank.io import read_anndata, read_spatialdata, read_st, read_visium
+from strank.io.extent import check_extent, slide_of_array
 
 KNOWN = (ST_1K, ST_2K, VISIUM)
 DBIT = VISIUM._replace(technology="DBiT", pitch_um=50.0, staggered=False, most=(50, 50))

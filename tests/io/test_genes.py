@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strank.cohort.contract import check_naming, naming
+from strank.cohort.genes import name_genes
 from strank.errors import InputError
-from strank.io.sections import name_genes
 
 IDS = pd.Index([f"ENSG{i:011}" for i in range(4)])
 SYMBOLS = pd.Index(["A", "B", "A", ""])

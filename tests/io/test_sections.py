@@ -18,16 +18,16 @@ import strank.io
 from strank.cli import app
 from strank.cli.imports import imports
 from strank.cohort.contract import section_info
+from strank.cohort.genes import name_genes
 from strank.cohort.store import read_cohort
 from strank.errors import InputError
 from strank.io import write_sections
 from strank.io.sections import (
     build_section,
-    name_genes,
-    open_measured,
     patient_of,
     read_patients,
 )
+from strank.slides.placement import open_measured
 from strank.slides.slide import open_slide
 
 COUNTS = np.arange(12).reshape(4, 3)

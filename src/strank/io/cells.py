@@ -18,11 +18,13 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from strank.cohort.contract import as_numbers
+from strank.cohort.genes import name_genes
 from strank.errors import InputError, said_by, some
 from strank.files import sha256
-from strank.io.sections import build_section, is_inside, name_genes, open_measured
+from strank.io.sections import build_section
 from strank.io.tables import check_unique
 from strank.io.tenx import TenxMatrix, join_points, pool_points
+from strank.slides.placement import is_inside, open_measured
 from strank.slides.slide import Slide, open_told
 
 # Alignments rotate, mirror and scale; one that stretches is of something else.

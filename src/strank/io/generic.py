@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +9,25 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
-from scipy.spatial import KDTree
 
+from strank.cohort.arrays import array_of, measured_um, positions_twice
 from strank.cohort.contract import as_numbers, naming, raw_counts
+from strank.cohort.genes import IDS, name_genes
 from strank.cohort.names import clean_name, clean_names
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some
-from strank.io.arrays import (
-    Lattice,
-    Printed,
-    array_of_pitch,
-    find_array,
-    hd_barcodes,
-    hd_bins,
-    lattice_of,
-    positions_twice,
-)
 from strank.io.sections import (
     Patients,
     build_section,
     choose_section,
-    name_genes,
     needed_image,
-    open_measured,
     patient_of,
 )
 from strank.io.tables import check_unique
+from strank.slides.placement import open_measured
 from strank.slides.slide import check_image, open_told
 
 _RAW = "raw"  # as a layer: the slot .raw, where no layer is so called
-_IDS = ("gene_ids", "gene_id", "ensembl_id", "ensembl_ids")
 _SYMBOLS = ("gene_symbols", "gene_symbol", "gene_names", "gene_name", "feature_name", "symbol")
 
 
@@ -183,7 +171,7 @@ def read_object(
     else:
         slide = open_measured(image, measured, um_per_pixel, um_per_pixel_override)
     check_image(slide)
-    array = _array_of(adata, spots, slide.um_per_pixel)
+    array = array_of(adata, spots, slide.um_per_pixel)
     # As of Space Ranger's raw matrix: measured by, but not of the tissue.
     off = pd.to_numeric(spots.get("in_tissue", pd.Series(1, spots.index)), errors="coerce") == 0
     off &= not off.all()
@@ -208,37 +196,6 @@ def read_object(
         }
         | ({} if array.technology == "unknown" else {"array": array.told}),
     )
-
-
-def measured_um(spots: pd.DataFrame) -> float | None:
-    """Measure µm per pixel by the array of spots in pixels, if it is a known one."""
-    grid = lattice_of(spots)
-    array = _known_array(grid, spots)
-    return array.step_um / grid.step_px if grid and array else None
-
-
-def _known_array(grid: Lattice | None, spots: pd.DataFrame) -> Printed | None:
-    if (bins := hd_barcodes(spots.index)) is not None:
-        if len(sizes := bins["um"].unique()) > 1:
-            raise InputError(
-                f"bins of Visium HD of {some([f'{um:g}' for um in sizes])} µm; keep those of one"
-            )
-        return hd_bins(float(sizes[0]))
-    return find_array(grid) if grid else None
-
-
-def _array_of(adata: AnnData, spots: pd.DataFrame, um_per_pixel: float) -> Printed:
-    """Tell the array, or say what is known of spots that are none."""
-    diameter, pitch = spot_size_um(adata, spots, um_per_pixel)
-    grid = lattice_of(spots)
-    if (array := _known_array(grid, spots)) is not None:
-        return array
-    if grid is None or grid.staggered is not False:
-        return Printed("unknown", diameter, pitch, pitch, False, 1.0, (0, 0))
-    pitch = grid.step_px * um_per_pixel
-    array = array_of_pitch(grid, pitch)
-    known = array.technology != "square grid"
-    return array if known else array._replace(diameter_um=min(diameter, pitch))
 
 
 def object_counts(adata: AnnData, path: Path, layer: str | None = None) -> sparse.csr_matrix:
@@ -280,7 +237,7 @@ def _is_raw(values: Any, spots: pd.Index, genes: pd.Index) -> bool:
 def object_genes(adata: AnnData, path: Path, *, gene_id: bool = False) -> pd.DataFrame:
     """Name genes by ``var_names`` and what ``var`` knows of symbols and ids."""
     names = clean_names(adata.var_names)
-    columns = _SYMBOLS if naming(names) == "Ensembl ids" else _IDS
+    columns = _SYMBOLS if naming(names) == "Ensembl ids" else IDS
     found = next((clean_names(adata.var[c]) for c in columns if c in adata.var), None)
     if naming(names) == "Ensembl ids":
         return name_genes(found, names, gene_id=gene_id, name=str(path))
@@ -327,22 +284,6 @@ def object_spots(adata: AnnData, path: Path) -> pd.DataFrame:
             f'that were put together; tell them apart in obs["section"]'
         )
     return spots
-
-
-def spot_size_um(adata: AnnData, spots: pd.DataFrame, um_per_pixel: float) -> tuple[float, float]:
-    """Diameter (what scanpy keeps in ``uns["spatial"]``, or else the pitch) and pitch, in µm."""
-    if len(spots) < 2:
-        raise InputError("a section of one spot: nothing can be compared within it")
-    positions = spots[["x", "y"]].to_numpy()
-    # The nearest neighbour alone is the one that jitter brought closer.
-    distances, _ = KDTree(positions).query(positions, k=min(5, len(spots)))
-    pitch = float(np.median(distances[:, 1:])) * um_per_pixel
-    libraries = adata.uns.get("spatial", {})
-    held = libraries.values() if isinstance(libraries, Mapping) else ()
-    scales = [lib.get("scalefactors", {}) for lib in held if isinstance(lib, Mapping)]
-    found = [s.get("spot_diameter_fullres") for s in scales if isinstance(s, Mapping)]
-    stated = [float(px) for px in pd.to_numeric(pd.Series(found), errors="coerce") if px > 0]
-    return (stated[0] * um_per_pixel if len(stated) == 1 else pitch), pitch
 
 
 def _image_of(image: Path, section: str) -> Path:

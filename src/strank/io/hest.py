@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from strank.cohort.arrays import ST_1K, ST_2K, VISIUM, find_array, lattice_of, spot_size_um
 from strank.cohort.names import clean_name
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some
 from strank.files import output_folder, read_json
 from strank.hub import download
-from strank.io.arrays import ST_1K, ST_2K, VISIUM, find_array, lattice_of
-from strank.io.generic import object_counts, object_genes, object_spots, spot_size_um
+from strank.io.generic import object_counts, object_genes, object_spots
 from strank.io.hest_bench import read_folds
 from strank.io.patches import Patches, image_file, patches_um, read_patches, write_mosaic
 from strank.io.sections import (

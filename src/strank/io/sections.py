@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
@@ -17,84 +16,20 @@ from strank.cohort.contract import (
     check_counts,
     check_naming,
     make_section,
-    naming,
     whole_counts,
 )
-from strank.cohort.names import clean_name, clean_names, given_name, look_alikes
+from strank.cohort.names import clean_name, given_name, look_alikes
 from strank.cohort.store import read_h5ad, write_h5ad
 from strank.errors import InputError, some
 from strank.files import claimed, output_folder, sha256
-from strank.io.arrays import check_extent, slide_of_array
+from strank.io.extent import check_extent, slide_of_array
 from strank.io.tables import read_table
 from strank.progress import Say
-from strank.slides.placement import check_on_tissue
-from strank.slides.scale import Stated
-from strank.slides.slide import Slide, check_image, check_override, open_slide
+from strank.slides.placement import check_inside, check_on_tissue
+from strank.slides.slide import Slide, check_image
 
 T = TypeVar("T")
 Patients = Mapping[str, str] | Path | str | None
-
-
-def name_genes(
-    symbols: pd.Index | None,
-    ids: pd.Index | None,
-    *,
-    gene_id: bool = False,
-    name: str = "the file",
-) -> pd.DataFrame:
-    """Index genes by unique symbols, or by ids; a symbol that stands twice is followed by its id.
-
-    >>> ids = pd.Index(["ENSG00000284770", "ENSG00000280987", "ENSG00000015479"])
-    >>> list(name_genes(pd.Index(["TBCE", "MATR3", "MATR3"]), ids).index)
-    ['TBCE', 'MATR3_ENSG00000280987', 'MATR3_ENSG00000015479']
-    """
-    symbols, ids = (None if names is None else clean_names(names) for names in (symbols, ids))
-    if ids is None and symbols is not None and naming(symbols) == "Ensembl ids":
-        ids = symbols
-    if ids is None:
-        if gene_id:
-            raise InputError(f"{name}: holds no gene ids; leave `gene_id` out")
-        return pd.DataFrame(index=_unique(pd.Index([]) if symbols is None else symbols, name))
-    ids = _unique(ids, name)
-    if gene_id or symbols is None:
-        return pd.DataFrame({"gene_id": ids}, index=ids)
-    names = symbols.where(symbols != "", ids)
-    # Never "-1": which of the copies gets it depends on the file, and sections would not match.
-    apart = np.where(names == ids, names, names + "_" + ids)
-    names = names.where(~names.duplicated(keep=False), apart)
-    return pd.DataFrame({"gene_id": ids}, index=_unique(names, name))
-
-
-def _unique(names: pd.Index, name: str) -> pd.Index:
-    if (names == "").any():
-        number = int(np.argmax(names == "")) + 1
-        raise InputError(f"{name}: gene {number} has no name, or one as nan or NA")
-    if not names.is_unique:
-        raise InputError(
-            f"{name}: gene {some(names[names.duplicated()].unique())} stands twice, and ids that "
-            "tell the copies apart are not known; rename them or take them out"
-        )
-    return names
-
-
-def open_measured(
-    path: Path, measured: float, given: float | None = None, override: bool = False
-) -> Slide:
-    """Open an image whose µm per pixel the platform's files measure; what is given must agree."""
-    check_override(given, override)
-    slide = open_slide(path, measured if given is None else given)
-    embedded = slide.source.stated.um_per_pixel
-    told, who = (embedded, "the image says") if given is None else (given, "`um_per_pixel` says")
-    if override:
-        return slide
-    if told is not None and Stated(measured, measured).contradicts(told):
-        raise InputError(
-            f"{path}: {who} {told:g} µm per pixel, but the positions make it {measured:.4g}; is it "
-            f"the image that they are pixels of? If so, give `um_per_pixel={measured:.4g}`"
-            + ", or add `um_per_pixel_override=True` if yours is meant"
-            * (given is not None)
-        )
-    return slide
 
 
 def build_section(
@@ -123,7 +58,7 @@ def build_section(
     if counts.nnz == 0 or not counts.data.any():
         raise InputError(f"{counts_file}: section {section} has no counts at all; is it the file?")
     check_image(slide)
-    _check_inside(spots, slide, section)
+    check_inside(spots, slide, section)
     centres = spots[["x", "y"]].to_numpy(float)
     centres_um = centres * slide.um_per_pixel
     notes, on = provenance.get("notes", []), slide_of_array(spots, technology)
@@ -308,29 +243,9 @@ def read_patients(path: Path | str | None) -> dict[str, str]:
     return dict(zip(table["section"], table["patient"], strict=True))
 
 
-def is_inside(spots: pd.DataFrame, slide: Slide) -> pd.Series:
-    """Which spots lie within the image."""
-    width, height = slide.size
-    return spots["x"].between(0, width, "left") & spots["y"].between(0, height, "left")
-
-
 def _named_in(adata: AnnData) -> tuple[str, pd.Index]:
     """Name the patient and the genes of a section; no patient where reading the cohort fails."""
     if adata.isbacked:
         adata.file.close()
     known = "patient" in adata.obs and adata.n_obs > 0
     return clean_name(adata.obs["patient"].iloc[0]) if known else "", adata.var_names
-
-
-def _check_inside(spots: pd.DataFrame, slide: Slide, section: str) -> None:
-    outside = ~is_inside(spots, slide)
-    if outside.any():
-        width, height = slide.size
-        swapped = is_inside(spots.rename(columns={"x": "y", "y": "x"}), slide)
-        first = spots[outside].iloc[0]
-        raise InputError(
-            f"section {section}: spot {some(spots.index[outside])} lies outside {slide.path.name} "
-            f"({first['x']:.0f}, {first['y']:.0f}; the image is {width} x {height})"
-            + "; with x and y swapped all lie inside"
-            * bool(swapped.all())
-        )

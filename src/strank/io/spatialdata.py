@@ -12,11 +12,11 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from strank.cohort.arrays import measured_um
 from strank.cohort.store import check_matrices
 from strank.errors import InputError, said_by, some
 from strank.files import read_json
 from strank.io.generic import (
-    measured_um,
     object_counts,
     object_patient,
     object_spots,

@@ -17,12 +17,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from strank.cohort.contract import check_counts, whole_counts
-from strank.cohort.names import clean_name
-from strank.doors import unpacked
-from strank.errors import InputError, said_by, some
-from strank.files import sha256
-from strank.io.arrays import (
+from strank.cohort.arrays import (
     ST_1K,
     ST_2K,
     VISIUM,
@@ -32,11 +27,16 @@ from strank.io.arrays import (
     choose_array,
     measure_grid,
 )
+from strank.cohort.contract import check_counts, whole_counts
+from strank.cohort.genes import name_genes
+from strank.cohort.names import clean_name
+from strank.doors import unpacked
+from strank.errors import InputError, said_by, some
+from strank.files import sha256
 from strank.io.sections import (
     Patients,
     build_section,
     choose_section,
-    name_genes,
     patient_of,
 )
 from strank.io.tables import check_numbers, check_unique, read_table, table_parts

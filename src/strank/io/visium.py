@@ -11,9 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from strank.errors import InputError, some
-from strank.files import read_json
-from strank.io.arrays import (
+from strank.cohort.arrays import (
     ST_2K,
     VISIUM,
     Lattice,
@@ -23,11 +21,12 @@ from strank.io.arrays import (
     hd_barcodes,
     measure_grid,
 )
+from strank.cohort.genes import name_genes
+from strank.errors import InputError, some
+from strank.files import read_json
 from strank.io.sections import (
     Patients,
     build_section,
-    name_genes,
-    open_measured,
     patient_of,
     run_of,
     section_name,
@@ -44,6 +43,7 @@ from strank.io.tenx import (
     read_matrix,
     warn_unplaced,
 )
+from strank.slides.placement import open_measured
 
 _NUMBERS = ["in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 _FINEST_UM = 2.0

@@ -1,13 +1,17 @@
-"""Whether spots lie on the tissue of their image."""
+"""Whether spots and an image belong together: its scale, its size, and the tissue on it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from strank.errors import InputError
-from strank.slides.slide import Slide
+from strank.errors import InputError, some
+from strank.slides.scale import Stated
+from strank.slides.slide import Slide, check_override, open_slide
 from strank.slides.tissue import FLUORESCENCE, TissueMask, find_tissue, is_dark_field
 
 # Swapped positions are better by this share, and with a third of the misses.
@@ -17,6 +21,47 @@ _LEAST_GLASS, _MOST_TISSUE = 0.02, 0.9
 # Share of the tissue within the outline of many spots below which positions may be of a smaller
 # image.
 _LEAST_COVERED, _MANY = 0.2, 50
+
+
+def open_measured(
+    path: Path, measured: float, given: float | None = None, override: bool = False
+) -> Slide:
+    """Open an image whose µm per pixel the platform's files measure; what is given must agree."""
+    check_override(given, override)
+    slide = open_slide(path, measured if given is None else given)
+    embedded = slide.source.stated.um_per_pixel
+    told, who = (embedded, "the image says") if given is None else (given, "`um_per_pixel` says")
+    if override:
+        return slide
+    if told is not None and Stated(measured, measured).contradicts(told):
+        raise InputError(
+            f"{path}: {who} {told:g} µm per pixel, but the positions make it {measured:.4g}; is it "
+            f"the image that they are pixels of? If so, give `um_per_pixel={measured:.4g}`"
+            + ", or add `um_per_pixel_override=True` if yours is meant"
+            * (given is not None)
+        )
+    return slide
+
+
+def is_inside(spots: pd.DataFrame, slide: Slide) -> pd.Series:
+    """Which spots lie within the image."""
+    width, height = slide.size
+    return spots["x"].between(0, width, "left") & spots["y"].between(0, height, "left")
+
+
+def check_inside(spots: pd.DataFrame, slide: Slide, section: str) -> None:
+    """Refuse spots that lie outside the image."""
+    outside = ~is_inside(spots, slide)
+    if outside.any():
+        width, height = slide.size
+        swapped = is_inside(spots.rename(columns={"x": "y", "y": "x"}), slide)
+        first = spots[outside].iloc[0]
+        raise InputError(
+            f"section {section}: spot {some(spots.index[outside])} lies outside {slide.path.name} "
+            f"({first['x']:.0f}, {first['y']:.0f}; the image is {width} x {height})"
+            + "; with x and y swapped all lie inside"
+            * bool(swapped.all())
+        )
 
 
 def check_on_tissue(slide: Slide, centres: NDArray[np.float64], *, name: str) -> list[str]:

@@ -1,38 +1,24 @@
-"""Printed arrays: which there are, how their positions tell them, and how large a slide's are."""
+"""Printed arrays: which there are, how positions tell them, and how large their spots are."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from anndata import AnnData
+from numpy.typing import ArrayLike
+from scipy.spatial import KDTree
 
-from strank.errors import InputError
+from strank.errors import InputError, some
 
 # Fewer spots, or parities that are mixed more than that, tell no array.
 _FEWEST, _MOST_MIXED, _LEAST_MIXED = 12, 0.9, 0.75
 # Of a step, root mean square: printing is off by a tenth; rows that are shifted by half by more.
 _OFF, _NOT_A_GRID = 0.2, 0.5
 _CLOSE = 0.05
-_LARGER = 1.1
-# Nothing on a glass slide, 51 x 76 mm at most, is wider; spots are larger than pixels of a scanner.
-_WIDEST_MM, _FINEST_UM = 80.0, 1.0
-# Of Visium's two slides, the smaller one's rows and columns, and a stray.
-_SMALLER = (79, 129)
-# Where spots or cells can be, the largest of a technology's slides.
-_CAPTURE_MM = {
-    "ST": (6.2, 6.6),
-    "ST 2k": (6.2, 6.6),
-    "Visium": (11.0, 11.0),
-    "Visium of 78 x 128 positions": (6.5, 6.7),
-    "Visium HD": (11.0, 11.0),
-    "Xenium": (10.45, 22.45),
-}
-
-
 _BIN = r"s_(\d{3})um_(\d{5})_(\d{5})"
 # That Space Ranger writes.
 _BINS_UM = (2.0, 8.0, 16.0)
@@ -227,33 +213,48 @@ def positions_twice(spots: pd.DataFrame) -> bool:
     return placed.nunique().min() > 2 and bool(placed.duplicated().any())
 
 
-def slide_of_array(spots: pd.DataFrame, technology: str) -> str:
-    """Say which slide of Visium it is, by ``array_row array_col`` if there are such."""
-    names = ["array_row", "array_col"]
-    if technology != VISIUM.technology or not set(names) <= set(spots):
-        return technology
-    span = spots[names].apply(pd.to_numeric, errors="coerce")
-    small = bool(((span.max() - span.min()).to_numpy() < _SMALLER).all())
-    return f"{technology} of 78 x 128 positions" if small else technology
+def measured_um(spots: pd.DataFrame) -> float | None:
+    """Measure µm per pixel by the array of spots in pixels, if it is a known one."""
+    grid = lattice_of(spots)
+    array = _known_array(grid, spots)
+    return array.step_um / grid.step_px if grid and array else None
 
 
-def check_extent(
-    positions_um: NDArray[np.float64], pitch_um: float, technology: str, *, name: str
-) -> list[str]:
-    """Refuse spots (x, y) that no slide of the technology has room for; return doubts."""
-    centred = (positions_um - positions_um.mean(0)) / 1e3
-    # However the section lies in its image.
-    short, long = sorted(cv2.minAreaRect(centred.astype(np.float32))[1])
-    spans = f"the spots span {short:.1f} x {long:.1f} mm"
-    most = _CAPTURE_MM.get(technology)
-    if most is None and (long > _WIDEST_MM or pitch_um < _FINEST_UM):
-        return [f"{spans} and stand {pitch_um:.3g} µm apart; is µm per pixel right?"]
-    if most is None:
-        return []
-    if short > _LARGER * most[0] or long > _LARGER * most[1]:
-        raise InputError(
-            f"section {name}: {spans}, and the capture area of {technology} has {most[0]:g} x "
-            f"{most[1]:g} mm at most; µm per pixel is wrong: check `um_per_pixel`, or `pitch_um` "
-            "where it was given"
-        )
-    return []
+def _known_array(grid: Lattice | None, spots: pd.DataFrame) -> Printed | None:
+    if (bins := hd_barcodes(spots.index)) is not None:
+        if len(sizes := bins["um"].unique()) > 1:
+            raise InputError(
+                f"bins of Visium HD of {some([f'{um:g}' for um in sizes])} µm; keep those of one"
+            )
+        return hd_bins(float(sizes[0]))
+    return find_array(grid) if grid else None
+
+
+def array_of(adata: AnnData, spots: pd.DataFrame, um_per_pixel: float) -> Printed:
+    """Tell the array, or say what is known of spots that are none."""
+    diameter, pitch = spot_size_um(adata, spots, um_per_pixel)
+    grid = lattice_of(spots)
+    if (array := _known_array(grid, spots)) is not None:
+        return array
+    if grid is None or grid.staggered is not False:
+        return Printed("unknown", diameter, pitch, pitch, False, 1.0, (0, 0))
+    pitch = grid.step_px * um_per_pixel
+    array = array_of_pitch(grid, pitch)
+    known = array.technology != "square grid"
+    return array if known else array._replace(diameter_um=min(diameter, pitch))
+
+
+def spot_size_um(adata: AnnData, spots: pd.DataFrame, um_per_pixel: float) -> tuple[float, float]:
+    """Diameter (what scanpy keeps in ``uns["spatial"]``, or else the pitch) and pitch, in µm."""
+    if len(spots) < 2:
+        raise InputError("a section of one spot: nothing can be compared within it")
+    positions = spots[["x", "y"]].to_numpy()
+    # The nearest neighbour alone is the one that jitter brought closer.
+    distances, _ = KDTree(positions).query(positions, k=min(5, len(spots)))
+    pitch = float(np.median(distances[:, 1:])) * um_per_pixel
+    libraries = adata.uns.get("spatial", {})
+    held = libraries.values() if isinstance(libraries, Mapping) else ()
+    scales = [lib.get("scalefactors", {}) for lib in held if isinstance(lib, Mapping)]
+    found = [s.get("spot_diameter_fullres") for s in scales if isinstance(s, Mapping)]
+    stated = [float(px) for px in pd.to_numeric(pd.Series(found), errors="coerce") if px > 0]
+    return (stated[0] * um_per_pixel if len(stated) == 1 else pitch), pitch
