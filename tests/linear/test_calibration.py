@@ -161,8 +161,7 @@ def test_two_patients_that_share_nothing_are_hardly_believed():
             scores = model.predict(new[0]) * model.choice_.temperature
             ways.append(on_new(new, scores)[1])
             losses = model.choice_.held_out
-            weight = 10 if shared else 0
-            best = (losses + weight * losses.mean(1, keepdims=True)).argmin(0)
+            best = (losses + 10 * losses.mean(1, keepdims=True) if shared else losses).argmin(0)
             np.testing.assert_array_equal(model.penalty_, model.choice_.penalties[best])
         found.append(ways)
     alike, alone = np.mean(found, axis=0)

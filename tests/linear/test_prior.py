@@ -8,7 +8,6 @@ import pytest
 from strank import STRankRegressor, STRankRegressorCV
 from strank.linear.data import gather
 from strank.linear.design import Design
-from strank.linear.penalty import choose_penalty
 from strank.linear.prior import borrow, estimate_prior, pooled_choice
 
 
@@ -66,7 +65,7 @@ def test_the_optimum_is_that_of_transformed_features():
     train = section < 3
     data = gather(features[train], counts[train], section[train], None, section[train])
     design = Design(data)
-    given, _, _ = borrow(design, choose_penalty(design, STRankRegressorCV().penalties))
+    given, _, _ = borrow(design, STRankRegressorCV().penalties)
     # Axes R Q of the prior, at right angles in its metric: R Q Q' R' = R R'.
     root = model.scale_[:, None] * given.geometry(None).basis.numpy()
     transformed = features[train] / model.scale_ @ root

@@ -37,7 +37,8 @@ _STEPS, _LOWEST, _HIGHEST = 3, -1.0, 3.0
 class LeftOut:
     """What groups left out in turn say of every candidate and gene.
 
-    Each ``[n_groups, n_candidates, n_genes]``.
+    Each ``[n_groups, n_candidates, n_genes]``. Of a candidate that was not tried for a gene, being
+    beyond all that could be its best, the loss is ``inf`` and the rest NaN.
     """
 
     loss: NDArray[np.float64]  #: list loss of the group, in nats, up to a constant
@@ -48,6 +49,10 @@ class LeftOut:
     def total(self) -> NDArray[np.float64]:
         """Loss of all groups, ``[n_candidates, n_genes]``."""
         return self.loss.sum(0)
+
+    def choices(self, choose: Choose) -> NDArray[np.intp]:
+        """Candidates chosen without each group, by the others, ``[n_groups, n_genes]``."""
+        return np.stack([choose(np.delete(self.loss, g, 0).sum(0)) for g in range(len(self.loss))])
 
     def without(self, group: int) -> LeftOut:
         """Let a group say nothing."""
@@ -109,11 +114,9 @@ def temperature(left_out: LeftOut, choose: Choose) -> NDArray[np.float64]:
     array([0.5, 0.5, 0.5])
     """
     genes = np.arange(left_out.loss.shape[2])
-    picks = [choose(left_out.total - own) for own in left_out.loss]
-    slope, information = (
-        np.stack([of_group[pick, genes] for of_group, pick in zip(values, picks, strict=True)])
-        for values in (left_out.slope, left_out.information)
-    )
+    picks = left_out.choices(choose)
+    groups = np.arange(len(picks))[:, None]
+    slope, information = (v[groups, picks, genes] for v in (left_out.slope, left_out.information))
     return shrunken(slope, information)
 
 

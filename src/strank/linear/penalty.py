@@ -24,6 +24,9 @@ DEFAULT_PENALTY = 300.0
 # Held-out likelihood is flat where the path is compared, so its points need no more.
 _PATH_TOLERANCE = 1e-4
 _PATH_ITERATIONS = 500
+# A gene has passed its best where penalties down to a tenth of it, two or more, are worse. Looked
+# for from the second such stretch on, since losses of two patients rise and fall again at first.
+_PASSED, _CANDIDATES = 10.0, 2
 
 
 @dataclass(frozen=True)
@@ -58,26 +61,76 @@ def choose_penalty(
     penalties = np.sort(np.asarray(penalties, dtype=np.float64).ravel())[::-1].copy()
     if not (len(penalties) and np.isfinite(penalties).all() and penalties[-1] >= 0):
         raise ValueError("penalties must not be negative, and must be finite")
-    work = partial(_left_out, design, penalties)
-    parts = list(design.each_block(work, advance))
-    left_out = LeftOut(*np.concatenate(parts, axis=-1))
-    best = choose(left_out.total)
-    return PenaltyChoice(penalties[best], penalties, left_out, temperature(left_out, choose))
+    left_out = _walk(design, penalties, choose, advance or (lambda _: None))
+    return _chosen(penalties[: left_out.loss.shape[1]], left_out, choose)[0]
 
 
 def best_of(
     choices: Sequence[PenaltyChoice], choose: Choose
 ) -> tuple[PenaltyChoice, NDArray[np.intp]]:
-    """Choose among the same penalties of several fits; also returns whose each gene's is."""
+    """Choose among the penalties of several fits; also returns whose each gene's is."""
     left_out = reduce(LeftOut.beside, (choice.left_out for choice in choices))
-    penalties, best = np.tile(choices[0].penalties, len(choices)), choose(left_out.total)
-    choice = PenaltyChoice(penalties[best], penalties, left_out, temperature(left_out, choose))
-    return choice, best // len(choices[0].penalties)
+    penalties = [choice.penalties for choice in choices]
+    choice, best = _chosen(np.concatenate(penalties), left_out, choose)
+    return choice, np.repeat(np.arange(len(choices)), list(map(len, penalties)))[best]
+
+
+def _chosen(
+    penalties: NDArray[np.float64], left_out: LeftOut, choose: Choose
+) -> tuple[PenaltyChoice, NDArray[np.intp]]:
+    best, held = choose(left_out.total), temperature(left_out, choose)
+    return PenaltyChoice(penalties[best], penalties, left_out, held), best
 
 
 def best_for_all(losses: NDArray[np.float64]) -> NDArray[np.intp]:
     """Choose the candidate of lowest loss for all genes together."""
     return np.full(losses.shape[1], losses.sum(1).argmin())
+
+
+def _walk(
+    design: Design,
+    penalties: NDArray[np.float64],
+    choose: Choose,
+    advance: Callable[[int], object],
+) -> LeftOut:
+    """Leave every group out along the path, as far down as what is best may lie.
+
+    What is best of all groups, and of all but each, must have been passed. A gene leaves the path
+    by itself if it chooses for itself, else all genes together.
+    """
+    n, marks, going = len(penalties), _marks(penalties), np.arange(design.n_genes)
+    table = np.full((3, design.n_groups, n, design.n_genes), np.inf)
+    table[1:], start = np.nan, 0
+    for last in sorted({*marks[2:], n - 1}):
+        some, leg = design.of_genes(going), slice(start, last + 1)
+        parts = []
+        for part in some.each_block(partial(_left_out, some, penalties[leg])):
+            parts.append(part)
+            advance(part[0, 0].size)
+        table[:, :, leg, going] = np.concatenate(parts, axis=-1)
+        start, found = last + 1, LeftOut(*table[:, :, : last + 1])
+        best = np.vstack([choose(found.total), found.choices(choose)])[:, going]
+        late = best.max(0) > max((mark for mark in marks if mark < last), default=0)
+        stay = late if choose is lowest else np.full(len(going), late.any())
+        advance((len(going) - stay.sum()) * (n - start))
+        going = going[stay]
+        if not len(going):
+            break
+    return found
+
+
+def _marks(penalties: NDArray[np.float64]) -> list[int]:
+    """Find candidates of which each shows that those up to the one before have been passed.
+
+    >>> _marks(np.array(PENALTIES))
+    [0, 2, 4, 6, 8]
+    """
+    marks = [0]
+    for number, penalty in enumerate(penalties):
+        far = penalties[marks[-1]] >= (1 - 1e-9) * _PASSED * penalty
+        if far and number >= marks[-1] + _CANDIDATES:
+            marks.append(number)
+    return marks
 
 
 def _left_out(design: Design, penalties: NDArray[np.float64], block: Block) -> NDArray[np.float64]:

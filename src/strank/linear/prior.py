@@ -14,7 +14,7 @@ from functools import partial, reduce
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import uniform_filter1d
 from torch import Tensor
 
@@ -32,20 +32,21 @@ _TOLERANCE, _ITERATIONS = 1e-4, 500
 
 
 def borrow(
-    design: Design, alone: PenaltyChoice, *, advance: Callable[[int], object] | None = None
+    design: Design, penalties: ArrayLike, *, advance: Callable[[int], object] | None = None
 ) -> tuple[Design, PenaltyChoice, NDArray[np.bool_]]:
     """Estimate the prior, and choose prior and penalty of each gene on what is left out.
 
-    From the choice without a prior; returns the design with it, the penalties of all genes
-    (``held_out`` has those without the prior, then those with it), and which genes borrow.
+    Returns the design with the prior, the penalties of all genes (``held_out`` has those without
+    the prior, then those with it), and which genes borrow.
     """
     if design.n_genes < _FEWEST_GENES:
         raise ValueError(f"borrow needs at least {_FEWEST_GENES} genes; got {design.n_genes}")
     counts = design.data.counts.T @ np.ones(len(design.data.section))
-    first = alone.penalties[pooled_choice(alone.held_out, counts)]
-    given = design.with_prior(estimate_prior(design, first, advance=advance))
-    together = choose_penalty(given, alone.penalties, advance=advance)
-    choice, whose = best_of([alone, together], partial(pooled_choice, counts=counts))
+    choose = partial(pooled_choice, counts=counts)
+    alone = choose_penalty(design, penalties, choose, advance=advance)
+    given = design.with_prior(estimate_prior(design, alone.penalty, advance=advance))
+    together = choose_penalty(given, penalties, choose, advance=advance)
+    choice, whose = best_of([alone, together], choose)
     return given, choice, whose == 1
 
 

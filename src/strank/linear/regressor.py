@@ -416,8 +416,8 @@ def _given_of(section: Any, offset: Any) -> tuple[str, ...]:
 class STRankRegressorCV(STRankRegressor):
     """`STRankRegressor` with the penalty of each gene chosen on held-out sections.
 
-    Every group of sections is left out once; along a warm-started path, the penalty of highest
-    held-out list likelihood wins.
+    Every group of sections is left out once; along a path from the largest penalty down to well
+    below what is best, the penalty of highest held-out list likelihood wins.
 
     Parameters
     ----------
@@ -443,7 +443,7 @@ class STRankRegressorCV(STRankRegressor):
     Attributes
     ----------
     choice_
-        Penalties compared and their held-out negative log-likelihood.
+        Penalties compared and their held-out negative log-likelihood; ``inf`` where not needed.
     borrows_
         Which genes have the prior, ``[n_genes]``.
 
@@ -524,18 +524,19 @@ class STRankRegressorCV(STRankRegressor):
         self._had = _given_of(section, offset)
         n_genes = data.counts.shape[1]
         with few_threads(len(data.offset), self.n_features_in_, n_genes):
-            design = self._choose(self._design(data))
-            self.borrows_ = np.zeros(n_genes, dtype=bool)
-            solution = self._solve_borrowing(design) if self.borrow else None
-            penalty = self.choice_.penalty
-            return self._keep(design, penalty, solution or self._solve(design, penalty))
+            design, self.borrows_ = self._design(data), np.zeros(n_genes, dtype=bool)
+            if self.borrow:
+                solution = self._solve_borrowing(design)
+            else:
+                design = self._choose(design)
+                solution = self._solve(design, self.choice_.penalty)
+            return self._keep(design, self.choice_.penalty, solution)
 
     def _choose(self, design: Design) -> Design:
         """Choose the penalties; of a negative binomial the dispersions, too."""
-        choose = mostly_as_all if self.shared == "mostly" else lowest
-        choose = best_for_all if self.shared is True else choose
-        fits = len(PARTS) if self._seeks_dispersion else 1
-        with progress("Penalties", fits * design.n_genes, hidden=not self.verbose) as advance:
+        choose = {True: best_for_all, "mostly": mostly_as_all}.get(self.shared, lowest)
+        n = np.size(self.penalties) * (len(PARTS) if self._seeks_dispersion else 1)
+        with progress("Penalties", n * design.n_genes, hidden=not self.verbose) as advance:
             if not self._seeks_dispersion:
                 self.choice_ = choose_penalty(design, self.penalties, choose, advance=advance)
                 return design
@@ -549,8 +550,9 @@ class STRankRegressorCV(STRankRegressor):
             raise ValueError("borrow=True chooses for each gene: leave shared at False")
         if self.objective == "nb":
             raise ValueError("borrow=True is for objective 'list' or 'pair'")
-        with progress("Prior", 2 * design.n_genes, hidden=not self.verbose) as advance:
-            given, self.choice_, self.borrows_ = borrow(design, self.choice_, advance=advance)
+        n = design.n_genes * (2 * np.size(self.penalties) + 1)
+        with progress("Prior", n, hidden=not self.verbose) as advance:
+            given, self.choice_, self.borrows_ = borrow(design, self.penalties, advance=advance)
         parts = [
             self._solve(of.of_genes(np.flatnonzero(which)), self.choice_.penalty[which])
             for of, which in ((given, self.borrows_), (design, ~self.borrows_))
