@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strank.linear.objective import Problem, value_and_gradient
+from strank.linear.objective import Problem, along
 
 # Of a table of losses ``[n_candidates, n_genes]`` the candidate of each gene.
 Choose = Callable[[NDArray[np.float64]], NDArray[np.intp]]
@@ -64,13 +64,12 @@ class LeftOut:
         return LeftOut(*(np.concatenate(pair, axis=1) for pair in pairs))
 
 
-def left_out_of(problem: Problem, axes: Tensor, start: Tensor) -> Tensor:
+def left_out_of(problem: Problem, axes: Tensor) -> Tensor:
     """Loss, slope and information of what is left out, ``[3, n_genes]``.
 
-    ``start`` is the gradient at no scores. The slope is the root of a rising function, by secants.
+    The slope is the root of a rising function, by secants.
     """
-    loss, gradient = value_and_gradient(problem, axes)
-    low, high = (axes * start).sum(0), (axes * gradient).sum(0)
+    (_, low), (loss, high) = along(problem, axes, (0.0, 1.0))
     information = (high - low).clamp(min=0)
     before, now = torch.zeros_like(low), torch.ones_like(low)
     rise = low
@@ -78,7 +77,7 @@ def left_out_of(problem: Problem, axes: Tensor, start: Tensor) -> Tensor:
         step = (high * (now - before) / (high - rise)).nan_to_num(0, 0, 0)
         before, rise = now, high
         now = (now - step).clamp(_LOWEST, _HIGHEST)
-        high = (axes * value_and_gradient(problem, axes * now)[1]).sum(0)
+        ((_, high),) = along(problem, axes, (now,))
     return torch.stack([loss, now, information])
 
 

@@ -274,3 +274,25 @@ def value_and_gradient(problem: Problem, axes: Tensor) -> tuple[Tensor, Tensor]:
         gradient += rows.sums(spots, scores)
     gradient = gradient if problem.rotated else problem.geometry.basis.T @ gradient
     return value, gradient.add_(problem.penalty * axes).sub_(problem.xtc)
+
+
+def along(
+    problem: Problem, axes: Tensor, times: Sequence[float | Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Objective at so many times the weights, and its derivative in that, ``[n_genes]`` each.
+
+    Scores of all are those of the weights, times a number: a single product.
+    """
+    rows, weights = problem.rows, problem.row_weights(axes)
+    linear, square = (axes * problem.xtc).sum(0), problem.penalty * (axes * axes).sum(0)
+    found = [(t * (0.5 * t * square - linear), t * square - linear) for t in times]
+    for tile in problem.tiles:
+        first, spots = rows.bounds[tile.start], rows.of(tile)
+        scores = rows.times(spots, weights)
+        for s in tile:
+            part = scores[rows.of(s).start - first : rows.of(s).stop - first]
+            for (value, slope), t in zip(found, times, strict=True):
+                changed = part * torch.as_tensor(t).to(part)
+                value += problem.likelihood.section(s, changed)
+                slope += (changed.mul_(part)).sum(0, dtype=torch.float64)
+    return found

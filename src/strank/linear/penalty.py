@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from strank.linear.calibration import Choose, LeftOut, left_out_of, lowest, temperature
 from strank.linear.design import Block, Design
-from strank.linear.objective import value_and_gradient
 from strank.linear.solver import descend
 
 PENALTIES: tuple[float, ...] = tuple(float(p) for p in np.logspace(5, 0.5, 10))
@@ -145,12 +145,13 @@ def _path(design: Design, block: Block, penalties: NDArray[np.float64], left_out
     training = design.training(block, penalties[0], left_out)
     test = design.held_out(block, training, left_out)
     axes, found = torch.zeros_like(test.xtc), []
-    start = value_and_gradient(test, axes)[1]
-    for penalty in penalties.tolist():
+    curvature = training.told.clamp(min=1) * training.geometry.variances[:, None]
+    for before, penalty in pairwise([penalties[0], *penalties]):
         problem = replace(training, penalty=torch.full_like(training.penalty, penalty))
-        # Every fit starts from the one before, which is near.
+        # Where the fit before would have its optimum if counts told the same of any weights.
+        axes = axes * ((curvature + before) / (curvature + penalty))
         axes = descend(
             problem, axes, tolerance=_PATH_TOLERANCE, max_iterations=_PATH_ITERATIONS
         ).axes
-        found.append(left_out_of(test, axes, start))
+        found.append(left_out_of(test, axes))
     return torch.stack(found, 1)

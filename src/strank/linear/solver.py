@@ -120,7 +120,7 @@ def descend(
             break
         # Genes that are done leave the work.
         if (~going).sum() >= _WORTH_SELECTING * len(going):
-            result.put(active, now)
+            result.put(active[~going], now.genes(~going))
             active, problem, now = active[going], problem.genes(going), now.genes(going)
             search = search.genes(going)
     result.put(active, now)
