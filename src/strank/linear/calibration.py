@@ -50,9 +50,10 @@ class LeftOut:
         """Loss of all groups, ``[n_candidates, n_genes]``."""
         return self.loss.sum(0)
 
-    def choices(self, choose: Choose) -> NDArray[np.intp]:
-        """Candidates chosen without each group, by the others, ``[n_groups, n_genes]``."""
-        return np.stack([choose(np.delete(self.loss, g, 0).sum(0)) for g in range(len(self.loss))])
+    @property
+    def without_each(self) -> NDArray[np.float64]:
+        """Loss of all groups but each, ``[n_groups, n_candidates, n_genes]``."""
+        return np.stack([np.delete(self.loss, g, 0).sum(0) for g in range(len(self.loss))])
 
     def without(self, group: int) -> LeftOut:
         """Let a group say nothing."""
@@ -113,7 +114,7 @@ def temperature(left_out: LeftOut, choose: Choose) -> NDArray[np.float64]:
     array([0.5, 0.5, 0.5])
     """
     genes = np.arange(left_out.loss.shape[2])
-    picks = left_out.choices(choose)
+    picks = np.stack([choose(losses) for losses in left_out.without_each])
     groups = np.arange(len(picks))[:, None]
     slope, information = (v[groups, picks, genes] for v in (left_out.slope, left_out.information))
     return shrunken(slope, information)

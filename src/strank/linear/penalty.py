@@ -109,14 +109,23 @@ def _walk(
             advance(part[0, 0].size)
         table[:, :, leg, going] = np.concatenate(parts, axis=-1)
         start, found = last + 1, LeftOut(*table[:, :, : last + 1])
-        best = np.vstack([choose(found.total), found.choices(choose)])[:, going]
-        late = best.max(0) > max((mark for mark in marks if mark < last), default=0)
+        passed = max((mark for mark in marks if mark < last), default=0)
+        late = _may_be_later(found, choose, passed)[going]
         stay = late if choose is lowest else np.full(len(going), late.any())
         advance((len(going) - stay.sum()) * (n - start))
         going = going[stay]
         if not len(going):
             break
     return found
+
+
+def _may_be_later(found: LeftOut, choose: Choose, passed: int) -> NDArray[np.bool_]:
+    """Tell for which genes a later candidate may be best, of all groups or of all but any.
+
+    Their best lies beyond what has been passed, or the loss falls again at the end.
+    """
+    losses = [found.total, *found.without_each]
+    return np.any([(choose(of) > passed) | (choose(of[-2:]) > 0) for of in losses], axis=0)
 
 
 def _marks(penalties: NDArray[np.float64]) -> list[int]:
