@@ -537,12 +537,11 @@ class STRankRegressorCV(STRankRegressor):
         choose = {True: best_for_all, "mostly": mostly_as_all}.get(self.shared, lowest)
         n = np.size(self.penalties) * (len(PARTS) if self._seeks_dispersion else 1)
         with progress("Penalties", n * design.n_genes, hidden=not self.verbose) as advance:
-            if not self._seeks_dispersion:
-                self.choice_ = choose_penalty(design, self.penalties, choose, advance=advance)
-                return design
-            design, self.choice_ = choose_dispersion(
-                design, self.penalties, choose, advance=advance
-            )
+            how: dict[str, Any] = {"choose": choose, "advance": advance}
+            if self._seeks_dispersion:
+                design, self.choice_ = choose_dispersion(design, self.penalties, **how)
+            else:
+                self.choice_ = choose_penalty(design, self.penalties, **how)
             return design
 
     def _solve_borrowing(self, design: Design) -> Solution:
