@@ -264,6 +264,19 @@ def table_bytes(table: pd.DataFrame) -> bytes:
     return file.getvalue()
 
 
+def markdown_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Write text that Markdown leaves as it is as a table, one line a row.
+
+    >>> print(markdown_table(["gene", "lift"], [["ERBB2", "0.30"]]))
+    | gene | lift |
+    | --- | --- |
+    | ERBB2 | 0.30 |
+    """
+    columns = list(columns)
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def read_written(path: Path, *, sealed: bool = False, **options: Any) -> pd.DataFrame:
     """Read what `write_table` wrote, with a seal if told so; options of `pandas.read_csv`."""
     import pandas as pd

@@ -277,8 +277,7 @@ def test_finetuning_learns_what_the_image_shows(cohort, image_network, tmp_path)
     from strank import RankModel, fit, read_cohort
     from strank.encoders.tiles import embed_spots
     from strank.neural.data import BatchPlan
-    from strank.neural.finetune import Finetune
-    from strank.neural.recipe import Recipe
+    from strank.neural.recipe import Finetune, Recipe
     from strank.prediction import encoder_of
     from strank.slides.slide import slide_of
 

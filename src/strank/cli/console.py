@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from strank.errors import InputError, one_line, printable
+from strank.extras import explain_absence
 from strank.processes import heed_parent, told_to_end
 from strank.version import __version__
 
@@ -128,8 +129,7 @@ def explained(error: Exception) -> str | None:
     if isinstance(error, InputError):
         return with_options(str(error))
     if isinstance(error, ModuleNotFoundError):
-        extra = _EXTRAS.get((error.name or "").split(".")[0])
-        return extra and f"this needs {error.name}: pip install 'strank[{extra}]'"
+        return explain_absence(error)
     if not isinstance(error, OSError):
         return None
     if error.errno == ENOSPC or "No space left" in str(error):
@@ -180,16 +180,6 @@ _WORKFLOW = [
     "reproduce",
     "hest-benchmark",
 ]
-_MODULES = {
-    "encoders": "timm transformers",
-    "finetune": "peft",
-    "hub": "huggingface_hub",
-    "images": "cv2 openslide pyvips tifffile",
-    "neural": "lightning",
-    "plots": "PIL jinja2 matplotlib plotly pyarrow shapely tabulate",
-    "scverse": "geopandas scanpy spatialdata",
-}
-_EXTRAS = {module: extra for extra, modules in _MODULES.items() for module in modules.split()}
 
 
 def working(description: str) -> AbstractContextManager[object]:

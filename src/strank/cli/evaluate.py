@@ -159,10 +159,8 @@ def _evaluate_model(
 ) -> Evaluation:
     from strank.cohort.folder import count_spots, section_names
     from strank.cohort.store import read_cohort
-    from strank.encoders.embedding import embed
     from strank.evaluation.held_out import evaluate
     from strank.model.rank_model import RankModel
-    from strank.prediction import encoder_of
 
     model = RankModel.load(folder)
     encoder, trained = model.encoder["name"], list(model.provenance["sections"])
@@ -175,6 +173,9 @@ def _evaluate_model(
             )
     known = [name for name in section_names(train) if name in trained]
     if model.backbone is not None:
+        from strank.encoders.embedding import embed
+        from strank.prediction import encoder_of
+
         for place in {cohort, train}:
             # What was done before is kept.
             told = f"Embedding by the model's encoder ({place})"

@@ -189,7 +189,7 @@ def fit(
     """
     from strank.cohort.store import read_cohort
     from strank.fitting.method import Method, fit
-    from strank.neural.recipe import Machine, get_recipe
+    from strank.neural.recipe import Finetune, Machine, get_recipe
 
     if genes != "all" and not genes.isdecimal():
         raise InputError(f"--genes is a number or `all`; got {genes!r}")
@@ -210,8 +210,6 @@ def fit(
     if given := {name: value for name, value in both.items() if value is not None}:
         options["recipe"] = replace(get_recipe(str(method.recipe)), **given)
     if finetune:
-        from strank.neural.finetune import Finetune
-
         options["finetune"] = Finetune(finetune, micro_batch=micro_batch)
     how = devices, nodes, precision, workers if finetune else 0
     machine = Machine("auto", *how, wandb=wandb)  # type: ignore[arg-type]
@@ -253,10 +251,11 @@ def _told_of_solver(model: RankModel, penalty: float | None) -> list[str]:
 
 def _train(train: Mapping[str, AnnData], output: Path, as_json: bool, **options: Any) -> None:
     from strank.fitting.method import fit
-    from strank.neural.training import is_first_process
 
     folder = output.with_name(output.name + ".training")
     model = fit(train, **options, folder=folder)
+    from strank.neural.training import is_first_process
+
     if not is_first_process():
         return
     model.save(output)

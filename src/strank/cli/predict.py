@@ -9,6 +9,7 @@ import typer
 
 from strank.cli.console import Json, explained, fail, finish, note, split_names
 from strank.errors import InputError, some
+from strank.extras import need
 from strank.files import claims
 from strank.progress import progress
 
@@ -88,6 +89,8 @@ def predict_command(
     [bold]Example:[/] strank predict cohort/C5.h5ad --model model -o out
     (observed beside predicted)
     """
+    exported = ("geopandas", "shapely", "spatialdata") if geojson or spatialdata else ()
+    need("cv2", "pyvips", "PIL", "matplotlib", *exported)
     from strank.encoders.backbone import on_gpu
     from strank.model.rank_model import RankModel
     from strank.prediction import Scorer, each_alone, encoder_of, named_subjects

@@ -258,12 +258,14 @@ def synthetic_command(
     if not as_json:
         shown = result.table1.query("selection != 'truth'").drop(columns=["selection", "seeds"])
         show_table(shown, "Mean SCC against the truth")
+    if result.page is None:
+        note("no page is made: pip install 'strank[plots]' (matplotlib is absent), and run again")
     about = {"seed": seed, "seeds": int(result.table1["seeds"].max()), "quick": quick}
     tables = {"table1": records(result.table1), "table3": records(result.table3)}
     finish(
         {"output": str(output), **about, **tables},
         as_json=as_json,
-        lines=["", f"Page: {result.page}"],
+        lines=["", f"Page: {result.page}" if result.page else f"Tables: {output}"],
     )
 
 

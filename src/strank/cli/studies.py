@@ -9,6 +9,7 @@ import typer
 
 from strank.cli.console import Json, fail, finish, note, records, show_table, split_names, working
 from strank.errors import InputError, some
+from strank.extras import need
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,7 +146,7 @@ def benchmark(
         as_json=as_json,
         lines=[
             f"Protocol {chosen['name']}, SHA-256 {chosen['sha256'][:12]}.",
-            f"Wrote results.parquet, results.csv.gz, summary.csv, .md and .tex to {output}; "
+            f"Wrote results.csv.gz and .parquet, summary.csv, .md and .tex to {output}; "
             f"strank report {output} makes a page of them.",
         ],
     )
@@ -181,6 +182,7 @@ def demo(
 
     [bold]Example:[/] strank demo -o strank-demo --seed 1
     """
+    need("cv2", "pyvips", "PIL", "matplotlib")
     from rich.console import Console
 
     from strank.studies.demo import run_demo
@@ -278,6 +280,7 @@ def report(
 
     [bold]Example:[/] strank report out
     """
+    need("cv2", "pyvips", "PIL", "jinja2", "plotly", "pyarrow")
     from strank.report.benchmark import write_report
 
     with working("Making the page"):

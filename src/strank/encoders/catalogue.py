@@ -69,3 +69,14 @@ CATALOGUE: dict[str, EncoderEntry] = {entry.name: entry for entry in _read_entri
 
 # What builds an image network, by how its name begins.
 LIBRARIES = {"timm": "timm", "hf": "transformers"}
+
+
+def library_of(name: str) -> str | None:
+    """Which package builds an image network of that name; ``None`` for another encoder.
+
+    >>> library_of("hf:owner/name"), library_of("uni"), library_of("morphology")
+    ('transformers', 'timm', None)
+    """
+    if name in CATALOGUE:
+        return CATALOGUE[name].library
+    return LIBRARIES.get(name.partition(":")[0])

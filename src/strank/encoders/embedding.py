@@ -14,6 +14,7 @@ from strank.encoders.base import Encoder
 from strank.encoders.registry import get_encoder
 from strank.encoders.stored import DTYPES, lacks, sweep
 from strank.errors import InputError
+from strank.extras import need
 from strank.progress import Advance, Say
 
 
@@ -112,6 +113,7 @@ def embed(
     advance(sum(n for name, n in n_spots.items() if name not in todo))
     embedded: set[str] = set()
     if todo or precision is not None:
+        need("cv2", "pyvips")
         from strank.encoders.run import embed_sections
 
         how: dict[str, Any] = {"dtype": dtype, "precision": precision, "batch_size": batch_size}

@@ -29,7 +29,6 @@ from strank.model.rank_model import RankModel
 from strank.neural.augment import Augmentation
 from strank.neural.data import Spots
 from strank.neural.finetune import (
-    Finetune,
     checkpoint_activations,
     cut_patches,
     freeze_unused,
@@ -37,7 +36,7 @@ from strank.neural.finetune import (
     prepare,
 )
 from strank.neural.heads import Network, Traits
-from strank.neural.recipe import Machine, Recipe
+from strank.neural.recipe import Finetune, Machine, Recipe
 from strank.neural.training import Run, is_first_process, train_ensemble
 
 # Patches that tell the scale of an image network's features.

@@ -13,16 +13,17 @@ from torch.nn import Module
 
 from strank.cohort.contract import check_sections
 from strank.cohort.folds import Aim
+from strank.encoders.catalogue import library_of
 from strank.errors import InputError, no_such
+from strank.extras import need
 from strank.fitting.exact import ExactOptions, Solve, fit_exact, solve_hest_ridge, solve_ridge
 from strank.fitting.objectives import OBJECTIVES, Objective, get_objective
 from strank.model.rank_model import RankModel
 from strank.neural.heads import HEADS
-from strank.neural.recipe import RECIPES, Machine, Recipe, get_recipe
+from strank.neural.recipe import RECIPES, Finetune, Machine, Recipe, get_recipe
 
 if TYPE_CHECKING:
     from strank.fitting.networks import MakeHead
-    from strank.neural.finetune import Finetune
 
 OWN_HEAD, OWN_RECIPE = "own head", "own recipe"
 
@@ -256,7 +257,7 @@ def fit(
         ``None``.
     finetune
         Train the encoder too: ``"lora"``, ``"last-2"`` (or another number of blocks), ``"full"``,
-        ``"frozen"``, or a `strank.neural.finetune.Finetune`. A single network is trained.
+        ``"frozen"``, or a `strank.neural.recipe.Finetune`. A single network is trained.
     validation
         Networks only: sections of the cohort that stop a single network, which does not see them,
         rather than turns. The published recipe must have them.
@@ -338,19 +339,26 @@ def fit(
         _check_as_published(method, finetune, validation)
     networks |= {"seed": seed or 0, "verbose": verbose, "method": method.facts, **panel}
     if finetune is None:
+        need("lightning")
         from strank.fitting.networks import fit_networks
 
         make, with_linear = _maker(head)
         networks |= {"with_linear": with_linear, "union": union}
         return fit_networks(cohort, make, method.objective, recipe, **networks)
+    how = Finetune(finetune) if isinstance(finetune, str) else finetune
+    need("lightning", "cv2", *_libraries(encoder, how))
     from strank.fitting.finetune import fit_finetuned
-    from strank.neural.finetune import Finetune
 
     make, with_linear = _maker(head, centred=False)
     if with_linear:
         raise InputError(f"the features of {head} would not stay: leave +linear or `finetune` out")
-    how = Finetune(finetune) if isinstance(finetune, str) else finetune
     return fit_finetuned(cohort, how, make, method.objective, recipe, **networks)
+
+
+def _libraries(encoder: str, how: Finetune) -> list[str]:
+    """List the packages that build an image network and train it."""
+    adapters = "peft" if how.mode == "lora" else None
+    return [name for name in (library_of(encoder), adapters) if name is not None]
 
 
 def _aimed(aim: Aim | None) -> dict[str, Aim]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strank.errors import InputError, some
-from strank.files import read_facts, read_written
+from strank.files import markdown_table, read_facts, read_written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,8 +192,7 @@ def _scores(row: Mapping[str, Any]) -> list[Any]:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    cells = [columns, ["---"] * len(columns), *([_escaped(_cell(v)) for v in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    return markdown_table(columns, ([_escaped(_cell(value)) for value in row] for row in rows))
 
 
 def _cell(value: Any) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,26 +20,13 @@ from strank.cohort.contract import spots_checksum
 from strank.encoders.backbone import Backbone
 from strank.encoders.base import Field
 from strank.errors import InputError
+from strank.neural.recipe import last_blocks
 from strank.progress import progress
 from strank.slides.slide import read_field, slide_of
 from strank.storage import is_whole, new_file
 
 Module = TypeVar("Module", bound=nn.Module)
 _AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class Finetune:
-    """How an image network is trained together with the head."""
-
-    mode: str = "lora"  # full, last-K, lora or frozen, as in `prepare`
-    lora_rank: int = 8
-    augment: bool = True  # patches are turned, mirrored and stained anew at every epoch
-    micro_batch: int | None = None  # patches at a time, as in `strank.neural.heads.Network`
-    recompute: bool = False  # blocks compute their activations again in the backward pass
-
-    def __post_init__(self) -> None:
-        _blocks_of(self.mode)
 
 
 def prepare(backbone: Module, mode: str, *, lora_rank: int = 8, seed: int = 0) -> Module:
@@ -62,23 +47,13 @@ def prepare(backbone: Module, mode: str, *, lora_rank: int = 8, seed: int = 0) -
     >>> [name for name, p in prepare(net, "last-1").named_parameters() if p.requires_grad]
     ['2.0.weight', '2.0.bias', '2.1.weight', '2.1.bias']
     """
-    n_last = _blocks_of(mode)
+    n_last = last_blocks(mode)
     backbone.requires_grad_(mode == "full")
     if n_last:
         _train_last(backbone, n_last)
     elif mode == "lora":
         _add_adapters(backbone, lora_rank, seed)
     return backbone
-
-
-def _blocks_of(mode: str) -> int:
-    """How many of the last blocks are trained by their number; refuse an unknown mode."""
-    last = re.fullmatch(r"last-([1-9]\d*)", mode)
-    if last is None and mode not in ("frozen", "full", "lora"):
-        raise InputError(
-            f"no mode {mode!r}; choose one of frozen, last-K (K = 1, 2, ... blocks), lora, full"
-        )
-    return int(last[1]) if last else 0
 
 
 def freeze_unused(backbone: Backbone) -> None:

@@ -1,13 +1,14 @@
-"""How a network is trained: optimiser, batches, when it stops, and on what machine."""
+"""How a network is trained: optimiser, batches, when it stops, on what machine; which weights."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from strank.errors import no_such
+from strank.errors import InputError, no_such
 from strank.functional.batch import Reduction
 from strank.neural.data import BatchPlan
 
@@ -87,6 +88,30 @@ class Machine:
     workers: int = 0  # processes that read inputs; 0 reads in the training process
     compile: bool = False
     wandb: str | None = None  # project of Weights & Biases to log to
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """How an image network is trained together with the head."""
+
+    mode: str = "lora"  # full, last-K, lora or frozen, as in `strank.neural.finetune.prepare`
+    lora_rank: int = 8
+    augment: bool = True  # patches are turned, mirrored and stained anew at every epoch
+    micro_batch: int | None = None  # patches at a time, as in `strank.neural.heads.Network`
+    recompute: bool = False  # blocks compute their activations again in the backward pass
+
+    def __post_init__(self) -> None:
+        last_blocks(self.mode)
+
+
+def last_blocks(mode: str) -> int:
+    """How many of the last blocks are trained by their number; refuse an unknown mode."""
+    last = re.fullmatch(r"last-([1-9]\d*)", mode)
+    if last is None and mode not in ("frozen", "full", "lora"):
+        raise InputError(
+            f"no mode {mode!r}; choose one of frozen, last-K (K = 1, 2, ... blocks), lora, full"
+        )
+    return int(last[1]) if last else 0
 
 
 def get_recipe(name: str) -> Recipe:

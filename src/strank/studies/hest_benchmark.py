@@ -18,6 +18,7 @@ from strank.files import (
     check_output,
     claim_folder,
     claims,
+    markdown_table,
     read_json,
     read_written,
     safe_name,
@@ -377,5 +378,4 @@ def _write(out: Path, result: HestBenchmarkResult) -> None:
     for name, table in tables.items():
         write_table(out / f"{name}.csv", table)
     shown = board.map(lambda value: f"{value:.4f}" if isinstance(value, float) else str(value))
-    rows = [board.columns, ["---"] * len(board.columns), *shown.to_numpy()]
-    write_utf8(out / "leaderboard.md", "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    write_utf8(out / "leaderboard.md", markdown_table(board.columns, shown.to_numpy()) + "\n")

@@ -42,15 +42,14 @@ from strank.files import (
     read_written,
     safe_name,
     write_json,
-    write_table,
 )
 from strank.fitting.method import HEST_RIDGE, OWN_RECIPE, REFERENCE, Method
 from strank.fitting.objectives import OBJECTIVES
 from strank.metrics.significance import as_wide_as_the_tissue
 from strank.neural.recipe import RECIPES
 from strank.progress import Advance, progress
-from strank.storage import is_whole, new_file
-from strank.studies.benchmark.tables import disagreements_of, summarise_benchmark, write_tables
+from strank.storage import is_whole
+from strank.studies.benchmark.tables import NO_PARQUET, disagreements_of, has_parquet, write_results
 from strank.studies.workers import each
 from strank.version import __version__
 
@@ -421,8 +420,9 @@ def run_benchmark(
         facts["notes"] = [*facts["notes"], told]
     facts |= {"failed": failed, "seconds": facts["seconds"] + time.perf_counter() - started}
     with bar("Writing", 1) as advance:
-        summary = _write(out, _joined(results), _joined(genes), protocol.headline)
+        summary = write_results(out, _joined(results), _joined(genes), protocol.headline)
         facts["notes"] = [*facts["notes"], *disagreements_of(summary)]
+        facts["notes"] += [] if has_parquet() else [NO_PARQUET]
         advance(1)
     write_json(out / "benchmark.json", facts, seal=True)
     return facts
@@ -532,19 +532,3 @@ def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def _as_text(table: pd.DataFrame) -> dict[str, str]:
     return dict.fromkeys(table.select_dtypes(["object", "category", "string"]).columns, "str")
-
-
-def _write(out: Path, results: pd.DataFrame, genes: pd.DataFrame, headline: str) -> pd.DataFrame:
-    """Write every score, and the tables for people; returns the summary."""
-    order = ["method", "encoder", "genes", "seed", "fold", "section", "patient", "patient_seen"]
-    order += ["gene", "score", "value"]
-    results = results[order].sort_values(order[:-1], ignore_index=True)
-    for name, table in {"results": results, "genes": genes}.items():
-        with new_file(out / f"{name}.parquet") as file:
-            table.to_parquet(file, index=False)
-    # Without a time stamp the same results are the same bytes.
-    packed = {"method": "gzip", "mtime": 0}
-    write_table(out / "results.csv.gz", results, float_format="%.6g", compression=packed)
-    summary = summarise_benchmark(results, genes)
-    write_tables(out, summary, headline)
-    return summary

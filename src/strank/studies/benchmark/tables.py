@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from strank.evaluation.scores import SCORES, disagreements
-from strank.files import write_table, write_utf8
+from strank.files import markdown_table, write_table, write_utf8
 from strank.fitting.method import REFERENCE
 from strank.metrics.significance import combine_table, false_discovery_rate, mean_intervals
+from strank.storage import new_file
 
 _MEANS = tuple(name for name in SCORES if name != "p_value")
 _WITH_CEILING = ("scc", "pearson", "depth_matched")
@@ -22,8 +24,15 @@ _LEAST_CEILING = 0.05
 _GROUP = ["encoder", "genes", "patient_seen"]
 _SHOWN = ("depth_matched", "lift", "deviance", "slope", "scc", "pearson", "pearson_counts")
 _FALSE_DISCOVERIES = 0.05
-# What pandas leaves as it is, and LaTeX's usual fonts do not have.
-_IN_LATEX = str.maketrans({"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"})
+NO_PARQUET = (
+    "results.parquet and genes.parquet, of which `strank report` makes its page, are not written: "
+    "pip install 'strank[plots]' (pyarrow is absent), and run again"
+)
+# What LaTeX obeys, or its usual fonts do not have.
+_IN_LATEX = {ord(c): f"\\{c}" for c in "&%$#_{}"}
+_IN_LATEX |= str.maketrans({"\\": r"\textbackslash ", "^": r"\textasciicircum "})
+_IN_LATEX |= str.maketrans({"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"})
+_IN_LATEX |= str.maketrans({"~": r"\textasciitilde "})
 
 
 def summarise_benchmark(results: pd.DataFrame, genes: pd.DataFrame) -> pd.DataFrame:
@@ -117,13 +126,35 @@ def disagreements_of(summary: pd.DataFrame) -> list[str]:
     return told
 
 
+def has_parquet() -> bool:
+    """Whether Parquet can be written; who evaluates needs no more than the core."""
+    return find_spec("pyarrow") is not None
+
+
+def write_results(
+    out: Path, results: pd.DataFrame, genes: pd.DataFrame, headline: str
+) -> pd.DataFrame:
+    """Write every score, and the tables for people; returns the summary."""
+    order = ["method", "encoder", "genes", "seed", "fold", "section", "patient", "patient_seen"]
+    order += ["gene", "score", "value"]
+    results = results[order].sort_values(order[:-1], ignore_index=True)
+    for name, table in {"results": results, "genes": genes}.items() if has_parquet() else ():
+        with new_file(out / f"{name}.parquet") as file:
+            table.to_parquet(file, index=False)
+    # Without a time stamp the same results are the same bytes.
+    packed = {"method": "gzip", "mtime": 0}
+    write_table(out / "results.csv.gz", results, float_format="%.6g", compression=packed)
+    summary = summarise_benchmark(results, genes)
+    write_tables(out, summary, headline)
+    return summary
+
+
 def write_tables(folder: Path, summary: pd.DataFrame, headline: str) -> None:
     """Write ``summary.csv``, and for a paper ``summary.md`` and ``summary.tex``."""
     shown = paper_table(summary, headline)
     texts = {
-        # Numbers stay as they are written.
-        "summary.md": shown.map(_markdown).to_markdown(index=False, disable_numparse=True) + "\n",
-        "summary.tex": shown.to_latex(index=False, escape=True).translate(_IN_LATEX),
+        "summary.md": markdown_table(shown.columns, shown.map(_markdown).to_numpy()) + "\n",
+        "summary.tex": _latex(shown),
     }
     write_table(folder / "summary.csv", summary, float_format="%.6g")
     for name, text in texts.items():
@@ -148,6 +179,17 @@ def paper_table(summary: pd.DataFrame, headline: str) -> pd.DataFrame:
     sizes = pd.to_numeric(table["genes"], errors="coerce").fillna(np.inf)
     order = table.assign(size=sizes).sort_values(["encoder", "size", "patient"], kind="stable")
     return order.drop(columns="size")
+
+
+def _latex(table: pd.DataFrame) -> str:
+    """Write text as a LaTeX table; pandas' own would import what draws."""
+    head, *rows = (
+        " & ".join(text.translate(_IN_LATEX) for text in row) + r" \\"
+        for row in (table.columns, *table.to_numpy())
+    )
+    begin = rf"\begin{{tabular}}{{{'l' * table.shape[1]}}}"
+    lines = [begin, r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
 
 
 def _markdown(text: str) -> str:

@@ -21,7 +21,15 @@ from strank.errors import InputError
 from strank.evaluation.paper_tasks import PaperTask
 from strank.evaluation.protocol import PRESETS, Protocol
 from strank.evaluation.scores import score_section
-from strank.files import claim_folder, claims, read_json, read_written, write_table, write_utf8
+from strank.files import (
+    claim_folder,
+    claims,
+    markdown_table,
+    read_json,
+    read_written,
+    write_table,
+    write_utf8,
+)
 from strank.fitting.method import fit
 from strank.io.hest import hest_samples
 from strank.neural.recipe import get_recipe
@@ -270,6 +278,7 @@ def _write(folder: Path, table: pd.DataFrame, quick: bool) -> None:
     shown.columns = [" ".join(pair) for pair in shown.columns]
     remarks = [*(["A first look, not the study: few steps."] if quick else []), *_NOTES]
     text = "".join(f"- {remark}\n" for remark in remarks)
-    text += "\n" + shown.rename_axis("N_k").to_markdown(disable_numparse=True) + "\n"
+    rows = shown.reset_index().astype(str).to_numpy()
+    text += "\n" + markdown_table(["N_k", *shown.columns], rows) + "\n"
     write_table(folder / "table.csv", table, float_format="%.6g")
     write_utf8(folder / "table.md", text)

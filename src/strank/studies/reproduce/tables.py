@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from strank.files import read_written, write_table, write_utf8
+from strank.files import markdown_table, read_written, write_table, write_utf8
 from strank.fitting.method import Method
 from strank.studies.benchmark.runner import Grid
 from strank.studies.benchmark.tables import summarise_benchmark
@@ -98,7 +98,7 @@ def write_beside_paper(folder: Path, table: pd.DataFrame, remark: str) -> None:
     shown = shown_table(table)
     shown = shown.map(lambda text: html.escape(text, quote=False).replace("|", r"\|"))
     text = f"{remark}\n\n" * bool(remark)
-    text += shown.to_markdown(index=False, disable_numparse=True) + "\n"
+    text += markdown_table(shown.columns, shown.to_numpy()) + "\n"
     write_table(folder / "table.csv", table, float_format="%.6g")
     write_utf8(folder / "table.md", text)
 

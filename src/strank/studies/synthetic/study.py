@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from strank.simulate.curves import CurveDesign
 from strank.storage import is_whole
 from strank.studies.synthetic.cells import CellResult, CurveCell, CurveRecipe, run_curve_cell
 from strank.studies.synthetic.objectives import COMPARED, LISTS, PUBLISHED_CENTRE
-from strank.studies.synthetic.page import write_page
 from strank.studies.synthetic.tables import Scores, sweep_table, table1, table3
 from strank.studies.workers import each
 from strank.version import __version__
@@ -60,8 +60,8 @@ class StudyResult:
     table3: pd.DataFrame
     #: And by scale, bias, dispersion, sample size, sparsity and depth.
     sweeps: pd.DataFrame
-    #: Where to read it all.
-    page: Path
+    #: Where to read it all; `None` where matplotlib is absent, and nothing can be drawn.
+    page: Path | None
 
 
 def plan(*, quick: bool = False, n_seeds: int = 3) -> list[CurveCell]:
@@ -210,26 +210,25 @@ def _labelled(seed: int, cell: CurveCell) -> tuple[CurveCell, CellResult]:
 
 
 def _write_results(folder: Path, cells: list[CurveCell], scores: Scores) -> StudyResult:
-    result = StudyResult(
-        table1(scores),
-        table3(scores),
-        sweep_table(scores),
-        folder / "index.html",
-    )
-    for name in ("table1", "table3", "sweeps"):
-        write_table(folder / f"{name}.csv", getattr(result, name), float_format=_DIGITS)
+    tables = {"table1": table1(scores), "table3": table3(scores), "sweeps": sweep_table(scores)}
+    for name, table in tables.items():
+        write_table(folder / f"{name}.csv", table, float_format=_DIGITS)
+    return StudyResult(**tables, page=_page(folder, cells, tables))
+
+
+def _page(folder: Path, cells: list[CurveCell], tables: dict[str, pd.DataFrame]) -> Path | None:
+    """Draw what there is, where pictures can be drawn; tables need no more than the core."""
+    if find_spec("matplotlib") is None:
+        return None
+    from strank.studies.synthetic.page import write_page
+
     curves = {
         cell.design.sampling: read_written(_path(folder, cell, "curves"), sealed=True)
         for cell in cells
         if cell.study == "table1"
     }
-    write_page(
-        folder,
-        {name: getattr(result, name) for name in ("table1", "table3", "sweeps")},
-        curves,
-        read_json(folder / "study.json"),
-    )
-    return result
+    write_page(folder, tables, curves, read_json(folder / "study.json"))
+    return folder / "index.html"
 
 
 def _keep(path: Path, table: pd.DataFrame) -> None:

@@ -1,0 +1,39 @@
+"""Optional packages: which extra of strank brings them, and one error that names all that lack."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from strank.errors import InputError
+
+_MODULES = {
+    "encoders": "timm transformers",
+    "finetune": "peft",
+    "hub": "huggingface_hub",
+    "images": "cv2 openslide pyvips tifffile",
+    "neural": "lightning",
+    "plots": "PIL jinja2 matplotlib plotly pyarrow shapely",
+    "scverse": "geopandas scanpy spatialdata",
+}
+_EXTRAS = {module: extra for extra, modules in _MODULES.items() for module in modules.split()}
+
+
+def need(*modules: str) -> None:
+    """Refuse, before the work, what needs modules that are absent; the error names all of them."""
+    if absent := [name for name in modules if find_spec(name) is None]:
+        raise InputError(_told(absent))
+
+
+def explain_absence(error: ModuleNotFoundError) -> str | None:
+    """Say what brings a package that is absent; ``None`` for one that no extra brings."""
+    name = (error.name or "").partition(".")[0]
+    if name not in _EXTRAS:
+        return None
+    # What the same extra brings will be missed next.
+    beside = [other for other in _EXTRAS if _EXTRAS[other] == _EXTRAS[name]]
+    return _told([other for other in beside if other == name or find_spec(other) is None])
+
+
+def _told(absent: list[str]) -> str:
+    extras = sorted({_EXTRAS[name] for name in absent})
+    return f"this needs {', '.join(absent)}: pip install 'strank[{','.join(extras)}]'"
