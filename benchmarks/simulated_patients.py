@@ -40,7 +40,7 @@ from strank.evaluation.scores import score_section
 from strank.io import find_st, read_st, write_sections
 from strank.simulate import CountDesign, simulate_cohort
 from strank.simulate.counts import draw_counts, draw_genes, draw_patient
-from strank.simulate.tissue import REGIONS
+from strank.simulate.regions import REGIONS
 
 SHARED = (0.1, 0.2, 0.4, 1.0)
 MEASURES = {"slope": "median", "depth_matched": "mean", "deviance": "mean"}

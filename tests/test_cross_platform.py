@@ -22,7 +22,8 @@ from strank.files import sha256
 from strank.metrics.correlation import rank_correlation
 from strank.simulate.counts import CountDesign, draw_counts, draw_genes
 from strank.simulate.drawing import draw_section, draw_stain
-from strank.simulate.tissue import LAYOUT_UM, REGIONS, Tissue, TissueDesign, grow_tissue
+from strank.simulate.regions import REGIONS
+from strank.simulate.tissue import LAYOUT_UM, Tissue, TissueDesign, grow_tissue
 
 DESIGN = TissueDesign(side_um=1600, um_per_pixel=1.2)
 COUNTS = CountDesign()

@@ -1,8 +1,8 @@
-"""The paper's experiments, repeated; beside its numbers what is better."""
+"""The paper's experiments, repeated; beside its numbers what is better.
 
-from strank.studies.reproduce.genes import genes
-from strank.studies.reproduce.hest import hest
-from strank.studies.reproduce.list_size import list_size
-from strank.studies.synthetic.study import synthetic
+Each name is imported when it is first used; the stub beside this file says where from.
+"""
 
-__all__ = ["genes", "hest", "list_size", "synthetic"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub("strank", __file__)

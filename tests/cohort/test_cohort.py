@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from strank.cohort.contract import check_section, counts_checksum, spots_checksum
-from strank.cohort.folder import features_path
+from strank.cohort.folder import digest_of, features_path, n_spots_of
 from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
 from strank.errors import InputError
 from strank.metrics.correlation import target_of
@@ -40,6 +40,38 @@ def test_a_cohort_survives_the_disk(cohort, tmp_path):
         assert adata.uns["mine"] == cohort[name].uns["mine"]
         assert counts_checksum(adata) == counts_checksum(cohort[name])
     assert anndata.concat(back, label="from", index_unique="-").n_obs == 120
+
+
+@pytest.mark.parametrize("names", ["plain", "of other alphabets", "with a mask"])
+def test_what_is_read_without_anndata_is_what_anndata_reads(cohort, tmp_path, names):
+    section, path = cohort["A1"], write(cohort, tmp_path) / "A1.h5ad"
+    if names == "of other alphabets":
+        section.obs_names = [f"Müller-患者-{i}" for i in range(section.n_obs)]
+        write_h5ad(section, path)
+    if names == "with a mask":  # as AnnData writes names where pandas has a type for text
+        with h5py.File(path, "r+") as file:
+            values = file["obs/_index"][()]
+            del file["obs/_index"]
+            index = file.create_group("obs/_index")
+            index["values"], index["mask"] = values, np.zeros(len(values), bool)
+            index.attrs |= {"encoding-type": "nullable-string-array", "encoding-version": "0.1.0"}
+    assert digest_of(path) == spots_checksum(read_h5ad(path))
+    assert n_spots_of(path) == section.n_obs
+
+
+def test_a_file_that_does_not_say_what_it_is_made_of_has_no_digest(cohort, tmp_path):
+    path = write(cohort, tmp_path) / "A1.h5ad"
+    before = digest_of(path)
+    changed = cohort["A1"].copy()
+    changed.obsm["spatial"] = changed.obsm["spatial"] + 1
+    write_h5ad(changed, path)
+    assert digest_of(path) not in (None, before)
+    del changed.uns["strank"]
+    write_h5ad(changed, path)
+    assert digest_of(path) is None
+    path.write_bytes(b"no HDF5")
+    with pytest.raises(InputError, match="A1.h5ad: not a readable .h5ad file"):
+        digest_of(path)
 
 
 def test_refusals_of_a_cohort(cohort, tmp_path):

@@ -12,7 +12,7 @@ from strank.simulate.counts import (
     draw_patient,
     negative_binomial,
 )
-from strank.simulate.tissue import REGIONS
+from strank.simulate.regions import REGIONS
 
 
 def spots(n, seed=0):

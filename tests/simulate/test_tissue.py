@@ -6,15 +6,8 @@ import pytest
 
 from strank.simulate.cohort import place_spots
 from strank.simulate.drawing import draw_section, draw_stain
-from strank.simulate.tissue import (
-    GLASS,
-    LAYOUT_UM,
-    REGIONS,
-    TissueDesign,
-    at,
-    grow_tissue,
-    smooth_field,
-)
+from strank.simulate.regions import GLASS, REGIONS
+from strank.simulate.tissue import LAYOUT_UM, TissueDesign, at, grow_tissue, smooth_field
 
 DESIGN = TissueDesign(side_um=1400, um_per_pixel=1.0)
 

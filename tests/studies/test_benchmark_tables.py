@@ -11,7 +11,7 @@ from scipy import stats
 
 from strank.evaluation.scores import SCORES
 from strank.metrics.significance import combine_sections
-from strank.studies.benchmark.tables import summarise_benchmark, write_tables
+from strank.studies.benchmark.tables import latex_table, summarise_benchmark, write_tables
 
 # Four that are fitted, library size, the first of all shuffled, and the section by itself.
 N_METHODS = 7
@@ -190,6 +190,11 @@ def test_latex_has_as_many_cells_in_every_line(shown, tmp_path):
     assert sum(row.startswith(evil) for row in rows) == N_METHODS
     assert r"depth\_matched, against linear, list" in rows[0]
     assert not re.search(r"[|<>]|(?<!\\)[%#$_]", text)
+
+
+def test_latex_is_as_pandas_writes_it():
+    table = pd.DataFrame({"a_b ^~": [r"50% a&b_c#{e}$\f ^~", "x"], "c": ["1", ""]})
+    assert latex_table(table) == table.to_latex(index=False, escape=True)
 
 
 def test_a_table_keeps_its_last_zeros(shown, tmp_path):

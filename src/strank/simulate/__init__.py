@@ -1,9 +1,8 @@
-"""Simulated cohorts whose expression is known: tissue, H&E images, counts."""
+"""Simulated cohorts whose expression is known: tissue, H&E images, counts.
 
-from __future__ import annotations
+Each name is imported when it is first used; the stub beside this file says where from.
+"""
 
-from strank.simulate.cohort import simulate_cohort
-from strank.simulate.counts import CountDesign
-from strank.simulate.tissue import TissueDesign
+import lazy_loader
 
-__all__ = ["CountDesign", "TissueDesign", "simulate_cohort"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

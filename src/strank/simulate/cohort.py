@@ -27,7 +27,8 @@ from strank.simulate.counts import (
     draw_patient,
 )
 from strank.simulate.drawing import Stain, draw_section, draw_stain
-from strank.simulate.tissue import GLASS, LAYOUT_UM, REGIONS, Tissue, TissueDesign, grow_tissue
+from strank.simulate.regions import GLASS, REGIONS
+from strank.simulate.tissue import LAYOUT_UM, Tissue, TissueDesign, grow_tissue
 from strank.storage import new_folder
 
 PITCH_UM, RADIUS_UM = 200.0, 50.0

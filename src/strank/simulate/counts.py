@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from strank.simulate.tissue import REGIONS
+from strank.simulate.regions import REGIONS
 
 _Array = NDArray[np.float64]
 

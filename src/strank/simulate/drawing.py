@@ -14,19 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from strank.simulate.tissue import (
-    ADIPOSE,
-    GLAND,
-    GLASS,
-    IMMUNE,
-    LAYOUT_UM,
-    STROMA,
-    TUMOUR,
-    PlacedNuclei,
-    Tissue,
-    TissueDesign,
-    smooth_field,
-)
+from strank.simulate.regions import ADIPOSE, GLAND, GLASS, IMMUNE, STROMA, TUMOUR
+from strank.simulate.tissue import LAYOUT_UM, PlacedNuclei, Tissue, TissueDesign, smooth_field
 
 _Array = NDArray[np.float64]
 Canvas = NDArray[np.uint8]

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import Voronoi, cKDTree
 
+from strank.simulate.regions import ADIPOSE, GLAND, GLASS, IMMUNE, REGIONS, STROMA, TUMOUR
+
 _Array = NDArray[np.float64]
 
-REGIONS = ("tumour", "stroma", "gland", "immune", "adipose")
-TUMOUR, STROMA, GLAND, IMMUNE, ADIPOSE = range(5)
-GLASS = -1
 LAYOUT_UM = 4.0
 
 # Immune aggregates are small islands, so they have a threshold instead of a share in the contest.

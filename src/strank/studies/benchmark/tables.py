@@ -154,7 +154,7 @@ def write_tables(folder: Path, summary: pd.DataFrame, headline: str) -> None:
     shown = paper_table(summary, headline)
     texts = {
         "summary.md": markdown_table(shown.columns, shown.map(_markdown).to_numpy()) + "\n",
-        "summary.tex": _latex(shown),
+        "summary.tex": latex_table(shown),
     }
     write_table(folder / "summary.csv", summary, float_format="%.6g")
     for name, text in texts.items():
@@ -181,7 +181,7 @@ def paper_table(summary: pd.DataFrame, headline: str) -> pd.DataFrame:
     return order.drop(columns="size")
 
 
-def _latex(table: pd.DataFrame) -> str:
+def latex_table(table: pd.DataFrame) -> str:
     """Write text as a LaTeX table; pandas' own would import what draws."""
     head, *rows = (
         " & ".join(text.translate(_IN_LATEX) for text in row) + r" \\"
