@@ -49,12 +49,15 @@ def test_what_is_read_without_anndata_is_what_anndata_reads(cohort, tmp_path, na
         section.obs_names = [f"Müller-患者-{i}" for i in range(section.n_obs)]
         write_h5ad(section, path)
     if names == "with a mask":  # as AnnData writes names where pandas has a type for text
+        section.write_h5ad(path)
         with h5py.File(path, "r+") as file:
-            values = file["obs/_index"][()]
-            del file["obs/_index"]
-            index = file.create_group("obs/_index")
-            index["values"], index["mask"] = values, np.zeros(len(values), bool)
-            index.attrs |= {"encoding-type": "nullable-string-array", "encoding-version": "0.1.0"}
+            file.move("obs/_index", "names")
+            file.move("names", "obs/_index/values")
+            file["obs/_index/mask"] = np.zeros(section.n_obs, bool)
+            about = {"encoding-type": "nullable-string-array", "encoding-version": "0.1.0"}
+            file["obs/_index"].attrs.update(about)
+            whole = {"encoding-type": "array", "encoding-version": "0.2.0"}
+            file["obs/_index/mask"].attrs.update(whole)
     assert digest_of(path) == spots_checksum(read_h5ad(path))
     assert n_spots_of(path) == section.n_obs
 
@@ -70,7 +73,7 @@ def test_a_file_that_does_not_say_what_it_is_made_of_has_no_digest(cohort, tmp_p
     write_h5ad(changed, path)
     assert digest_of(path) is None
     path.write_bytes(b"no HDF5")
-    with pytest.raises(InputError, match="A1.h5ad: not a readable .h5ad file"):
+    with pytest.raises(InputError, match=r"A1\.h5ad: not a readable"):
         digest_of(path)
 
 
