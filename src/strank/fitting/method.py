@@ -338,15 +338,14 @@ def fit(
     if recipe.published:
         _check_as_published(method, finetune, validation)
     networks |= {"seed": seed or 0, "verbose": verbose, "method": method.facts, **panel}
-    if finetune is None:
-        need("lightning")
+    how = Finetune(finetune) if isinstance(finetune, str) else finetune
+    need("lightning", *_packages(encoder, how))
+    if how is None:
         from strank.fitting.networks import fit_networks
 
         make, with_linear = _maker(head)
         networks |= {"with_linear": with_linear, "union": union}
         return fit_networks(cohort, make, method.objective, recipe, **networks)
-    how = Finetune(finetune) if isinstance(finetune, str) else finetune
-    need("lightning", "cv2", *_libraries(encoder, how))
     from strank.fitting.finetune import fit_finetuned
 
     make, with_linear = _maker(head, centred=False)
@@ -355,10 +354,12 @@ def fit(
     return fit_finetuned(cohort, how, make, method.objective, recipe, **networks)
 
 
-def _libraries(encoder: str, how: Finetune) -> list[str]:
-    """List the packages that build an image network and train it."""
+def _packages(encoder: str, how: Finetune | None) -> list[str]:
+    """List what reads images, builds an image network and trains it, where that is asked for."""
+    if how is None:
+        return []
     adapters = "peft" if how.mode == "lora" else None
-    return [name for name in (library_of(encoder), adapters) if name is not None]
+    return [name for name in ("cv2", library_of(encoder), adapters) if name is not None]
 
 
 def _aimed(aim: Aim | None) -> dict[str, Aim]:
