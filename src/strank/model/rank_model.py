@@ -92,7 +92,7 @@ class RankModel:
 
     @property
     def method(self) -> str:
-        """How tables name it, as `strank.fitting.method.Method` does."""
+        """How tables name it: head and objective, and a recipe that is not the usual one."""
         return method_of(self.provenance)
 
     def save(self, folder: Path | str, *, card: str | None = None) -> None:

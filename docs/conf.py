@@ -1,0 +1,87 @@
+"""How the documentation is built: `make docs`. Nothing is fetched unless DOCS_ONLINE is set."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from importlib import import_module
+
+from sphinx.application import Sphinx
+
+import strank
+
+project = "strank"
+author = "The strank developers"
+copyright = f"2025, {author}"
+version = release = strank.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "_templates"]
+default_role = "py:obj"
+
+html_theme = "sphinx_book_theme"
+html_title = "strank"
+html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2}
+html_show_sourcelink = False
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 4
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+napoleon_preprocess_types = True
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "all"
+autodoc_member_order = "bysource"
+# scikit-learn writes these, with links into pages of its own.
+_REQUESTS = "set_fit_request, set_predict_request, set_score_request"
+autodoc_default_options = {"members": True, "exclude-members": _REQUESTS}
+# Only names of our own must lead somewhere: those of others do so where their lists can be fetched.
+nitpick_ignore_regex = [("py:.*", r"(?!strank\b).*")]
+intersphinx_mapping = {
+    "anndata": ("https://anndata.readthedocs.io/en/stable", None),
+    "numpy": ("https://numpy.org/doc/stable", None),
+    "pandas": ("https://pandas.pydata.org/docs", None),
+    "python": ("https://docs.python.org/3", None),
+    "sklearn": ("https://scikit-learn.org/stable", None),
+    "torch": ("https://docs.pytorch.org/docs/stable", None),
+}
+if not os.environ.get("DOCS_ONLINE"):
+    intersphinx_mapping = {}
+
+# A public name is documented, and linked to, where it is handed on and not where it is written.
+for home in ("strank", *(f"strank.{name}" for name in strank.__all__)):
+    try:
+        module = import_module(home)
+    except ModuleNotFoundError:
+        continue
+    for name in getattr(module, "__all__", ()):
+        thing = getattr(module, name)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            thing.__module__ = home
+
+
+def _within_the_site(app: Sphinx, page: str, source: list[str]) -> None:
+    """Lead links to files of the repository, which work there, to the pages that include them."""
+    source[0] = source[0].replace("](../SECURITY.md", "](security.md")
+
+
+def setup(app: Sphinx) -> None:
+    """Tell Sphinx."""
+    app.connect("source-read", _within_the_site)
