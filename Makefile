@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture fuzz lint format clean
+.PHONY: help demo test torture fuzz lint format docs clean
 
 help:
 	@echo "make demo    simulate a small cohort and run import, embed, fit, evaluate and predict"
@@ -18,6 +18,7 @@ help:
 	@echo "make fuzz    read N=5000 changed inputs of every kind (hours)"
 	@echo "make lint    linters, type check and import contract"
 	@echo "make format  format the code"
+	@echo "make docs    build docs/_build/html, tutorials and all (a minute)"
 
 demo: $(VENV)/.demo
 	rm -rf strank-demo
@@ -42,8 +43,12 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 clean:
-	rm -rf $(VENV) strank-demo
+	rm -rf $(VENV) strank-demo docs/_build docs/generated
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -51,6 +56,10 @@ $(BIN)/python:
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[all]'
 	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@ $(VENV)/.demo
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'

@@ -31,10 +31,11 @@ default_role = "py:obj"
 html_theme = "sphinx_book_theme"
 html_title = "strank"
 html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2}
-html_show_sourcelink = False
+html_copy_source = False
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
+nb_execution_in_temp = True
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_merge_streams = True
@@ -53,7 +54,9 @@ autodoc_member_order = "bysource"
 _REQUESTS = "set_fit_request, set_predict_request, set_score_request"
 autodoc_default_options = {"members": True, "exclude-members": _REQUESTS}
 # Only names of our own must lead somewhere: those of others do so where their lists can be fetched.
-nitpick_ignore_regex = [("py:.*", r"(?!strank\b).*")]
+# Beside these, parts of public classes that are nobody's to make.
+_PARTS = r"cohort\.(folds|panel\.choose_panel)|slides\.pixels\.Pixels|io\.hest_bench\.TaskSample"
+nitpick_ignore_regex = [("py:.*", r"(?!strank\b).*"), ("py:.*", rf"strank\.({_PARTS})|.* \| None")]
 intersphinx_mapping = {
     "anndata": ("https://anndata.readthedocs.io/en/stable", None),
     "numpy": ("https://numpy.org/doc/stable", None),
@@ -79,7 +82,8 @@ for home in ("strank", *(f"strank.{name}" for name in strank.__all__)):
 
 def _within_the_site(app: Sphinx, page: str, source: list[str]) -> None:
     """Lead links to files of the repository, which work there, to the pages that include them."""
-    source[0] = source[0].replace("](../SECURITY.md", "](security.md")
+    for name in ("CONTRIBUTING", "SECURITY"):
+        source[0] = source[0].replace(f"](../{name}.md", f"](/{name.lower()}.md")
 
 
 def setup(app: Sphinx) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import doctest
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +76,17 @@ def test_every_public_name_has_a_docstring_with_an_example(home: str, name: str)
     if not callable(thing):
         return
     assert doctest.DocTestParser().get_examples(inspect.getdoc(thing) or ""), f"{home}.{name}"
+
+
+def test_the_reference_lists_every_public_name_and_none_that_is_not():
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    listed = re.findall(r"^   ([\w.]+)$", page, re.M)
+    names = {f"{home}.{name}".removeprefix("strank.") for home, name in HANDED_ON}
+    assert sorted(listed) == sorted(set(listed))
+    assert names <= set(listed)
+    for name in listed:
+        import_module(f"strank.{name}".rpartition(".")[0])
+        attrgetter(name)(strank)
 
 
 def test_importing_strank_imports_nothing_heavy():

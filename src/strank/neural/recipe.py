@@ -56,6 +56,7 @@ _PUBLISHED = Recipe(
     published=True,
 )
 
+#: By name; `dataclasses.replace` changes one.
 RECIPES: Mapping[str, Recipe] = {
     "default": Recipe(),
     "published": _PUBLISHED,

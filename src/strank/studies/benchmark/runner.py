@@ -295,10 +295,10 @@ def _length(cell: Cell) -> tuple[float, bool]:
 class BenchmarkResult:
     """What `benchmark` found; its folder has every score of every gene."""
 
-    #: A row an encoder, size of the panel, kind of patient, method and score: its mean over genes
-    #: and sections, with interval, and the paired difference to the reference method.
+    #: A row an encoder, size of the panel, kind of patient, method and score, with its mean over
+    #: genes and sections, the interval, and the paired difference to the reference method.
     summary: pd.DataFrame
-    #: Protocol, sections, methods, warnings, notes, what failed: as in ``benchmark.json``.
+    #: As in ``benchmark.json``, with protocol, sections, methods, warnings, notes and what failed.
     facts: dict[str, Any]
 
 

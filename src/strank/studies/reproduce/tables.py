@@ -26,7 +26,7 @@ IMPOSSIBLE = "not possible: one patient"
 class Reproduction:
     """What was found of an experiment of the paper."""
 
-    #: A row a task (or number of genes, or N_k) and method: the paper's number beside ours.
+    #: A row a task (or number of genes, or N_k) and method, with the paper's number beside ours.
     table: pd.DataFrame
     #: As in ``reproduction.json``.
     facts: dict[str, Any]
