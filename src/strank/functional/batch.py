@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strank.functional.segments import section_codes
+from strank.functional.segments import Block, label_codes, section_blocks, section_codes
 
 # Depths e^25 = 7e10 times as large as others are none: no library has so many molecules.
 _MOST_SPREAD = 25.0
@@ -24,7 +24,7 @@ class LossBatch:
 
     scores: Tensor  # at least float32
     counts: Tensor  # of the same type, dense or CSR
-    section: Tensor  # codes 0 .. n_sections - 1
+    section: Tensor  # codes below n_sections, of which some may have no spots
     n_sections: int
     offset: Tensor | None  # finite, [n_spots, 1] or [n_spots, n_genes]
     where: Tensor | None  # what takes part; it and weight can be broadcast to the scores
@@ -63,19 +63,38 @@ class LossBatch:
             return self, 1.0
         return replace(self, weight=None), self.weight.reshape(-1)
 
-    def block(self, genes: slice) -> LossBatch:
+    def blocks(self) -> Iterator[tuple[Block, LossBatch]]:
+        """Cut into whole sections of some genes; CSR counts stay whole."""
+        for block in section_blocks(self.section, self.n_sections, self.scores):
+            whole = block.section is self.section
+            yield block, self if whole else self.of_genes(block.genes)._of_sections(block)
+
+    def of_genes(self, genes: slice) -> LossBatch:
         """Return some of the genes; CSR counts stay whole."""
 
         def columns(values: Tensor) -> Tensor:
             return values[..., genes] if values.shape[-1:] == self.scores.shape[1:] else values
 
+        return self._each(columns)
+
+    def _of_sections(self, block: Block) -> LossBatch:
+        def rows(values: Tensor) -> Tensor:
+            if values.dim() < 2 or len(values) != len(self.scores):
+                return values
+            if isinstance(block.rows, slice):
+                return values[block.rows]
+            return values.index_select(0, block.rows)
+
+        return replace(self._each(rows), section=block.section, n_sections=block.n_sections)
+
+    def _each(self, part: Callable[[Tensor], Tensor]) -> LossBatch:
         return replace(
             self,
-            scores=self.scores[:, genes],
-            counts=self.counts if self.sparse else self.counts[:, genes],
-            offset=None if self.offset is None else columns(self.offset),
-            where=None if self.where is None else columns(self.where),
-            weight=None if self.weight is None else columns(self.weight),
+            scores=part(self.scores),
+            counts=self.counts if self.sparse else part(self.counts),
+            offset=None if self.offset is None else part(self.offset),
+            where=None if self.where is None else part(self.where),
+            weight=None if self.weight is None else part(self.weight),
         )
 
     def relabelled(self, section: Tensor) -> LossBatch:
@@ -83,11 +102,10 @@ class LossBatch:
         codes, n_sections = section_codes(section)
         return replace(self, section=codes, n_sections=n_sections)
 
-    def elements(self) -> Tensor:
-        """How many spots take part, per gene: ``[n_genes]``."""
-        n_spots, n_genes = self.scores.shape
+    def elements(self) -> Tensor | int:
+        """How many spots take part, per gene: ``[n_genes]``, or one number for all."""
         if self.where is None:
-            return self.scores.new_full((n_genes,), n_spots)
+            return len(self.scores)
         return self.where.expand_as(self.scores).sum(0).to(self.scores.dtype)
 
     def gene_counts(self) -> Tensor:
@@ -113,18 +131,39 @@ class LossBatch:
 
 
 class GeneTotals(torch.autograd.Function):
-    """A loss of every gene, ``[n_genes]``, whose gradient is saved by ``forward``."""
+    """A loss of every gene times its factor, summed.
+
+    ``forward`` gets scores and factor first, and saves the gradient of both.
+    """
+
+    @classmethod
+    def of(cls, batch: LossBatch, factor: Tensor | float, *others: Any) -> Tensor:
+        """Compute it; the factor is a number or can be broadcast to ``[n_genes]``."""
+        if isinstance(factor, Tensor):
+            factor = factor.expand(batch.scores.shape[1])
+        return cls.apply(batch.scores, factor, batch, *others)
+
+    @staticmethod
+    def saved(ctx: Any, totals: Tensor, factor: Tensor | float, gradient: Tensor | None) -> Tensor:
+        """Save loss per gene and gradient of scores, factor included; return the loss."""
+        ctx.save_for_backward(totals if ctx.needs_input_grad[1] else None, gradient)
+        return (totals * factor).sum() if isinstance(factor, Tensor) else totals.sum() * factor
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the saved gradient of the scores, the first input; the others have none."""
+        """Scale the saved gradients of scores and factor; the other inputs have none."""
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "a summed or averaged list or pair loss can be differentiated only once; "
                 "take reduction='none' and sum it for second derivatives"
             )
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss, *(None for _ in ctx.needs_input_grad[1:])
+        totals, gradient = ctx.saved_tensors
+        # On a GPU it is no use to wait for the number.
+        as_it_is = grad_loss.device.type == "cpu" and grad_loss.item() == 1
+        if gradient is not None and not as_it_is:
+            gradient = gradient * grad_loss
+        of_factor = None if totals is None else totals * grad_loss
+        return gradient, of_factor, *(None for _ in ctx.needs_input_grad[2:])
 
 
 def masked(values: Tensor, where: Tensor | None) -> Tensor:
@@ -158,7 +197,7 @@ def check_batch(
     if counts.layout != torch.strided and not (sparse and counts.layout == torch.sparse_csr):
         expected = "dense or CSR" if sparse else "dense for this loss: counts.to_dense()"
         raise ValueError(f"counts must be {expected}; got layout {counts.layout}")
-    codes, n_sections = section_codes(section)
+    codes, n_sections = label_codes(section)
     batch = LossBatch(scores, counts.to(scores.dtype), codes, n_sections, None, None, None)
     if where is not None:
         batch = replace(batch, where=_column("where", where.bool(), scores))
@@ -168,7 +207,6 @@ def check_batch(
         if offset.dim() == 1 and len(offset) != len(scores):
             raise ValueError(_unfit("offset", offset, scores))
         batch = _with_offset(batch, _column("offset", offset.to(scores), scores))
-        _refuse_library_sizes(batch)
     _refuse_negative(batch)
     return batch
 
@@ -192,24 +230,10 @@ def check_logarithm(low: float, high: float) -> None:
         )
 
 
-def _refuse_library_sizes(batch: LossBatch) -> None:
-    offset, where = batch.offset, batch.where
-    if offset is None or offset.requires_grad or not batch.scores.numel():
-        return
-    # Of the spots of a gene: how genes differ is no matter of depth.
-    low, high = offset.amin(0), offset.amax(0)
-    if where is not None and (high - low).max() > _MOST_SPREAD:
-        # What is left out may be anything, but masking is slow and seldom needed.
-        low = torch.where(where, offset, torch.inf).amin(0)
-        high = torch.where(where, offset, -torch.inf).amax(0)
-    widest = int((high - low).argmax())
-    check_logarithm(float(low[widest]), float(high[widest]))
-
-
 def _refuse_negative(batch: LossBatch) -> None:
     counts = batch.counts.values() if batch.sparse else batch.counts
     # What is left out may be anything, but masking is slow and seldom needed.
-    if not counts.numel() or counts.min() >= 0:
+    if not counts.numel() or counts.min().item() >= 0:
         return
     counts = batch.stored_counts() if batch.sparse else masked(counts, batch.where)
     if not counts.min() >= 0:
@@ -217,8 +241,20 @@ def _refuse_negative(batch: LossBatch) -> None:
 
 
 def _with_offset(batch: LossBatch, offset: Tensor) -> LossBatch:
+    batch = replace(batch, offset=offset)
+    if offset.numel():
+        low, high = offset.detach().aminmax()
+        # Nearly always: then they are finite, too.
+        if (high - low).item() <= _MOST_SPREAD:
+            return batch
+    batch = _without_exposure(batch, offset)
+    _refuse_library_sizes(batch)
+    return batch
+
+
+def _without_exposure(batch: LossBatch, offset: Tensor) -> LossBatch:
     if offset.isfinite().all():
-        return replace(batch, offset=offset)
+        return batch
     if masked(offset.isnan() | (offset == torch.inf), batch.where).any():
         raise ValueError("offset must be finite, or -inf for no exposure; got NaN or inf")
     exposed = offset.isfinite()
@@ -231,6 +267,20 @@ def _with_offset(batch: LossBatch, offset: Tensor) -> LossBatch:
         raise ValueError("offset is -inf (no exposure) at a spot that has counts")
     where = exposed if batch.where is None else batch.where & exposed
     return replace(batch, offset=torch.where(exposed, offset, 0.0), where=where)
+
+
+def _refuse_library_sizes(batch: LossBatch) -> None:
+    offset, where = batch.offset, batch.where
+    if offset is None or offset.requires_grad or not batch.scores.numel():
+        return
+    # Of the spots of a gene: how genes differ is no matter of depth.
+    low, high = offset.amin(0), offset.amax(0)
+    if where is not None and (high - low).max() > _MOST_SPREAD:
+        # What is left out may be anything, but masking is slow and seldom needed.
+        low = torch.where(where, offset, torch.inf).amin(0)
+        high = torch.where(where, offset, -torch.inf).amax(0)
+    widest = int((high - low).argmax())
+    check_logarithm(float(low[widest]), float(high[widest]))
 
 
 def _column(name: str, values: Tensor, scores: Tensor) -> Tensor:
@@ -255,10 +305,26 @@ def reduce_loss(
     loss: Tensor,
     reduction: Reduction,
     *,
-    elements: Tensor,
+    elements: Tensor | int,
     counts: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """Reduce a weighted loss ``[..., n_genes]``; only here it is known what a mean divides by.
+    """Reduce a weighted loss ``[..., n_genes]`` as `gene_factor` says."""
+    factor = gene_factor(loss.shape[-1], reduction, elements=elements, counts=counts)
+    if reduction == "none":
+        return loss
+    if not isinstance(factor, Tensor):
+        return loss.sum() * factor
+    return ((loss.flatten(0, -2).sum(0) if loss.dim() > 1 else loss) * factor).sum()
+
+
+def gene_factor(
+    n_genes: int,
+    reduction: Reduction,
+    *,
+    elements: Tensor | int,
+    counts: Callable[[], Tensor] | None = None,
+) -> Tensor | float:
+    """Return what a gene's loss is multiplied by; only here it is known what means divide by.
 
     ``elements``, and what ``counts`` returns for a likelihood of counts, are of each gene. Weights
     enter no divisor.
@@ -267,18 +333,15 @@ def reduce_loss(
         raise ValueError(f"reduction must be one of {get_args(Reduction)}; got {reduction!r}")
     if reduction == "per_count" and counts is None:
         raise ValueError("reduction 'per_count' is for likelihoods of counts; use 'mean'")
-    if reduction == "none":
-        return loss
-    genes = loss.flatten(0, -2).sum(0) if loss.dim() > 1 else loss
-    if reduction == "sum":
-        return genes.sum()
-    if reduction == "mean":
-        return genes.sum() / elements.sum().clamp(min=1)
-    size = elements if counts is None else counts()
-    if reduction == "per_count":
-        return genes.sum() / _or_one(size.sum())
-    own = torch.where(size > 0, genes / _or_one(size), 0.0)
-    return own.sum() / (size > 0).sum().clamp(min=1)
+    if reduction in ("none", "sum"):
+        return 1.0
+    size = elements if reduction == "mean" or counts is None else counts()
+    if isinstance(size, int):
+        return 1 / max(size * n_genes, 1)
+    if reduction == "per_gene":
+        present = size > 0
+        return torch.where(present, 1 / _or_one(size), 0.0) / present.sum().clamp(min=1)
+    return 1 / _or_one(size.sum())
 
 
 def _or_one(size: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class PartTotals(GeneTotals):
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, batch: LossBatch) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, factor: Tensor | float, batch: LossBatch) -> Tensor:
         """Compute loss and gradient of this process's spots, in two all-reduces."""
         codes, n = batch.section, batch.n_sections
         counts, logits = batch.weighted_counts(), batch.shared_logits()
@@ -63,5 +63,5 @@ class PartTotals(GeneTotals):
         norm, whole = all_summed(torch.stack([segment_sum(share, codes, n), totals]))
         norm = norm.clamp_(min=torch.finfo(share.dtype).tiny)
         loss = (totals * norm.log()).sum(0) - (counts * masked(logits, batch.where)).sum(0)
-        ctx.save_for_backward(share.mul_((whole / norm).index_select(0, codes)).sub_(counts))
-        return loss
+        gradient = share.mul_((whole / norm).index_select(0, codes)).sub_(counts).mul_(factor)
+        return GeneTotals.saved(ctx, loss, factor, gradient)

@@ -20,13 +20,13 @@ from strank.functional.batch import (
     Reduction,
     check_batch,
     check_fits,
+    gene_factor,
     masked,
     reduce_loss,
 )
 from strank.functional.distributed import PartTotals, all_summed, in_common_sections, n_processes
 from strank.functional.pointwise import log1p_rate
 from strank.functional.segments import (
-    gene_blocks,
     random_lists,
     segment_log_softmax,
     segment_shift,
@@ -136,8 +136,10 @@ def list_loss(
     if reduction == "none":
         return _each_share(batch)
     batch, of_gene = batch.learned_offset_added().gene_weight_apart()
-    totals = _ListTotals.apply(batch.scores, batch) * of_gene
-    return reduce_loss(totals, reduction, elements=batch.elements(), counts=batch.gene_counts)
+    factor = of_gene * gene_factor(
+        batch.scores.shape[1], reduction, elements=batch.elements(), counts=batch.gene_counts
+    )
+    return _ListTotals.of(batch, factor)
 
 
 def _each_share(batch: LossBatch) -> Tensor:
@@ -182,10 +184,8 @@ class _Stored(NamedTuple):
         totals.index_put_((section, columns), values, accumulate=True)
         return cls(rows, columns, section, values, totals)
 
-    def finish(
-        self, batch: LossBatch, shift: Tensor, loss: Tensor, gradient: Tensor | None
-    ) -> None:
-        """Subtract from loss and gradient what the counts contribute."""
+    def add_counts(self, batch: LossBatch, shift: Tensor, loss: Tensor) -> None:
+        """Subtract from the loss what the counts contribute."""
         logits = batch.scores[self.rows, self.columns]
         if batch.offset is not None:
             logits += batch.offset.expand_as(batch.scores)[self.rows, self.columns]
@@ -194,54 +194,63 @@ class _Stored(NamedTuple):
         # A count that weighs nothing may stand at a score that is not finite.
         data = torch.where(self.values == 0, 0.0, self.values * logits)
         loss.index_add_(0, self.columns, data, alpha=-1)
-        if gradient is not None:
-            gradient.index_put_((self.rows, self.columns), -self.values, accumulate=True)
+
+    def add_slope(self, gradient: Tensor, factor: Tensor | float) -> None:
+        """Subtract from the gradient what the counts contribute."""
+        factor = factor[self.columns] if isinstance(factor, Tensor) else factor
+        gradient.index_put_((self.rows, self.columns), -self.values * factor, accumulate=True)
 
 
 class _ListTotals(GeneTotals):
-    """The definition, summed to ``[n_genes]``; its gradient is computed on the way, in blocks."""
+    """The definition; its gradient is computed on the way, in blocks."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, batch: LossBatch) -> Tensor:
-        codes, n = batch.section, batch.n_sections
+    def forward(ctx: Any, scores: Tensor, factor: Tensor | float, batch: LossBatch) -> Tensor:
         stored = _Stored.of(batch) if batch.sparse else None
-        gradient = torch.empty_like(scores) if ctx.needs_input_grad[0] else None
-        loss, shift = scores.new_empty(scores.shape[1]), scores.new_empty(n, scores.shape[1])
-        for genes in gene_blocks(scores):
-            block = batch.block(genes)
-            logits, shift[:, genes] = _shifted(block)
+        gradient = scores.new_empty(scores.shape) if ctx.needs_input_grad[0] else None
+        loss = scores.new_zeros(scores.shape[1])
+        shift = loss.new_empty(0 if stored is None else batch.n_sections, len(loss))
+        for block, part in batch.blocks():
+            logits, largest = _shifted(part)
             share = logits.exp()
-            norm = segment_sum(share, codes, n).clamp_(min=torch.finfo(share.dtype).tiny)
+            norm = segment_sum(share, part.section, part.n_sections)
+            norm.clamp_(min=torch.finfo(share.dtype).tiny)
             if stored is None:
-                counts = block.weighted_counts().contiguous()
-                totals = segment_sum(counts, codes, n)
+                counts = part.weighted_counts().contiguous()
+                totals = segment_sum(counts, part.section, part.n_sections)
+                loss[block.genes].sub_(masked(logits, part.where).mul_(counts).sum(0))
             else:
-                totals = stored.totals[:, genes]
-            loss[genes] = (totals * norm.log()).sum(0)
-            if stored is None:
-                loss[genes] -= (counts * masked(logits, block.where)).sum(0)
+                shift[block.sections, block.genes] = largest
+                counts, totals = None, stored.totals[block.sections, block.genes]
+            loss[block.genes].add_((totals * norm.log()).sum(0))
             if gradient is not None:
-                share *= (totals / norm).index_select(0, codes)
-                gradient[:, genes] = share.sub_(counts) if stored is None else share
+                ratio = (totals / norm).index_select(0, part.section)
+                # All scores of a single spot are 1 here, so that nothing is left of its counts.
+                share.mul_(ratio) if counts is None else share.mul_(ratio).sub_(counts)
+                block.write(share, factor, gradient)
         if stored is not None:
-            stored.finish(batch, shift, loss, gradient)
-        ctx.save_for_backward(gradient)
-        return loss
+            stored.add_counts(batch, shift, loss)
+            if gradient is not None:
+                stored.add_slope(gradient, factor)
+        return GeneTotals.saved(ctx, loss, factor, gradient)
 
 
 def _shifted(block: LossBatch) -> tuple[Tensor, Tensor]:
     """Logits minus their largest in the section (``-inf`` where left out), and that."""
-    logits = block.shared_logits().contiguous()
+    logits = block.shared_logits()
     shift = segment_shift(logits, block.section, block.n_sections)
-    return logits - shift.index_select(0, block.section), shift
+    own = shift.index_select(0, block.section)
+    # Without offset they are the caller's scores.
+    return (logits - own if logits is block.scores else logits.sub_(own)), shift
 
 
 def _distributed(batch: LossBatch, reduction: Reduction) -> Tensor:
     batch, of_gene = batch.learned_offset_added().gene_weight_apart()
-    parts = PartTotals.apply(batch.scores, batch) * of_gene
-    sizes = all_summed(torch.stack([batch.elements(), batch.gene_counts()]))
-    part = reduce_loss(parts, reduction, elements=sizes[0], counts=lambda: sizes[1])
-    return part * n_processes()
+    n_genes, own = batch.scores.shape[1], batch.elements()
+    own = own if isinstance(own, Tensor) else batch.scores.new_full((n_genes,), own)
+    elements, counts = all_summed(torch.stack([own, batch.gene_counts()]))
+    factor = gene_factor(n_genes, reduction, elements=elements, counts=lambda: counts)
+    return PartTotals.of(batch, of_gene * factor) * n_processes()
 
 
 def pearson_loss(
@@ -298,8 +307,7 @@ def pearson_loss(
     tensor(-1.)
     """
     batch = check_batch(scores, counts, section=section, offset=offset, where=where)
-    if pooled:
-        batch = batch.relabelled(torch.zeros_like(batch.section))
+    batch = batch.relabelled(torch.zeros_like(section) if pooled else section)
     part = masked(torch.ones_like(batch.scores), batch.where)
     size = segment_sum(part, batch.section, batch.n_sections).clamp(min=1)
 

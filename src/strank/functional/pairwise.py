@@ -14,6 +14,7 @@ from strank.functional.batch import (
     LossBatch,
     Reduction,
     check_batch,
+    gene_factor,
     masked,
     reduce_loss,
 )
@@ -163,19 +164,16 @@ def pair_loss(
     """
     batch = check_batch(scores, counts, section=section, offset=offset, where=where)
     pairs = choose_pairs(batch.section, pairs, n_partners, generator)
-    factor = None if weight is None else _gene_weight(weight, batch.scores)
+    of_gene = 1.0 if weight is None else _gene_weight(weight, batch.scores)
     if reduction == "none":
-        loss = _each_pair(batch, pairs)
-        return loss if factor is None else loss * factor
-    batch = batch.learned_offset_added()
-    totals = _PairTotals.apply(batch.scores, batch, pairs)
-    totals = totals if factor is None else totals * factor
-    return reduce_loss(
-        totals,
+        return _each_pair(batch, pairs) * of_gene
+    factor = gene_factor(
+        scores.shape[1],
         reduction,
         elements=2 * _compared(batch, pairs),
         counts=lambda: _compared_counts(batch, pairs),
     )
+    return _PairTotals.of(batch.learned_offset_added(), of_gene * factor, pairs)
 
 
 def margin_ranking_loss(
@@ -251,8 +249,8 @@ def margin_ranking_loss(
     loss = masked((margin - preference * difference).clamp(min=0), part)
     if weight is not None:
         loss = loss * _gene_weight(weight, batch.scores)
-    elements = loss.new_full(loss.shape[1:], len(pairs)) if part is None else part.sum(0)
-    return reduce_loss(loss, reduction, elements=elements.to(loss.dtype))
+    elements = len(pairs) if part is None else part.sum(0).to(loss.dtype)
+    return reduce_loss(loss, reduction, elements=elements)
 
 
 def _gene_weight(weight: Tensor, scores: Tensor) -> Tensor:
@@ -277,23 +275,25 @@ def _each_pair(batch: LossBatch, pairs: Tensor) -> Tensor:
 
 
 class _PairTotals(GeneTotals):
-    """The definition, summed to ``[n_genes]``; its gradient is computed on the way, in blocks."""
+    """The definition; its gradient is computed on the way, in blocks."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, batch: LossBatch, pairs: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, scores: Tensor, factor: Tensor | float, batch: LossBatch, pairs: Tensor
+    ) -> Tensor:
         gradient = torch.empty_like(scores) if ctx.needs_input_grad[0] else None
         loss = scores.new_zeros(scores.shape[1])
         for genes in gene_blocks(scores):
-            block = batch.block(genes)
+            block = batch.of_genes(genes)
             block = replace(block, scores=block.logits.contiguous(), offset=None)
             slope = torch.zeros_like(block.scores)
             # No more pairs at a time than spots, so that no temporary outgrows the block.
             for part in pairs.split(max(len(scores), 1)):
                 loss[genes] += _pair_block(block, part, slope)
             if gradient is not None:
-                gradient[:, genes] = slope
-        ctx.save_for_backward(gradient)
-        return loss
+                of_genes = factor[genes] if isinstance(factor, Tensor) else factor
+                torch.mul(slope, of_genes, out=gradient[:, genes])
+        return GeneTotals.saved(ctx, loss, factor, gradient)
 
 
 def _pair_block(block: LossBatch, pairs: Tensor, gradient: Tensor) -> Tensor:
@@ -322,10 +322,10 @@ def _log1p(values: Tensor) -> Tensor:
     return above.log_().sub_(lost)
 
 
-def _compared(batch: LossBatch, pairs: Tensor) -> Tensor:
-    """How many pairs take part, per gene."""
+def _compared(batch: LossBatch, pairs: Tensor) -> Tensor | int:
+    """How many pairs take part, per gene, or for all."""
     if (both := _both(batch, pairs)) is None:
-        return batch.scores.new_full((batch.scores.shape[1],), len(pairs))
+        return len(pairs)
     return both.sum(0).to(batch.scores)
 
 

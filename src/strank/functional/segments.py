@@ -1,12 +1,13 @@
 """Reductions within sections: one value per section and gene, without a Python loop.
 
 A *segment* is the set of rows (spots) that carry the same section code. Every function takes
-``section`` as integer codes ``0 .. n_sections - 1``; `section_codes` makes them from any labels.
+``section`` as integer codes below ``n_sections``; `section_codes` makes them from any labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +17,23 @@ from torch import Tensor
 _BLOCK = {"cpu": 2**18, "cuda": 2**25}
 # A block for more threads would be large beside the scores.
 _MOST_THREADS = 4
+# Spots a code: arrays of sections then are small beside those of spots.
+_LEAST_SPOTS = 4
 
 
 def section_codes(section: Tensor) -> tuple[Tensor, int]:
     """Relabel sections as codes ``0 .. n_sections - 1`` in the order of labels; also count."""
     labels, codes = torch.unique(section, return_inverse=True)
     return codes, len(labels)
+
+
+def label_codes(section: Tensor) -> tuple[Tensor, int]:
+    """Take labels as codes where they are few numbers from 0, of which some may have no spots."""
+    if section.numel() and not section.is_floating_point():
+        low, high = (int(label) for label in section.aminmax())
+        if low >= 0 and high < len(section) // _LEAST_SPOTS:
+            return section.long(), high + 1
+    return section_codes(section)
 
 
 def segment_sum(values: Tensor, section: Tensor, n_sections: int) -> Tensor:
@@ -91,12 +103,67 @@ def random_lists(
     return torch.empty_like(label).scatter_(0, shuffled, label)
 
 
+class Block(NamedTuple):
+    """Whole sections of some genes."""
+
+    rows: slice | Tensor
+    genes: slice
+    sections: slice
+    section: Tensor  # code of each row, from 0
+    n_sections: int
+
+    def write(self, values: Tensor, factor: Tensor | float, to: Tensor) -> None:
+        """Multiply values of the block by a factor, per gene, into its place in an array."""
+        of_genes = factor[self.genes] if isinstance(factor, Tensor) else factor
+        if isinstance(self.rows, slice):
+            torch.mul(values, of_genes, out=to[self.rows, self.genes])
+        else:
+            to[:, self.genes].index_copy_(0, self.rows, values * of_genes)
+
+
+def section_blocks(section: Tensor, n_sections: int, scores: Tensor) -> Iterator[Block]:
+    """Cut ``[n_spots, n_genes]`` into blocks of whole sections, small enough for the cache."""
+    n_spots, n_genes = scores.shape
+    most = _block_size(scores)
+    if n_spots * n_genes <= most:
+        every = slice(None)
+        yield Block(every, slice(0, n_genes), every, section, n_sections)
+        return
+    order, size = None, torch.bincount(section, minlength=n_sections).tolist()
+    if not (section[1:] >= section[:-1]).all():
+        section, order = section.sort(stable=True)
+    for sections, spots in _runs(size, most // n_genes):
+        rows = spots if order is None else order[spots]
+        codes = section[spots] - sections.start
+        for genes in _cuts(n_genes, most // max(1, spots.stop - spots.start)):
+            yield Block(rows, genes, sections, codes, sections.stop - sections.start)
+
+
+def _runs(size: list[int], most: int) -> Iterator[tuple[slice, slice]]:
+    """Cut into runs of sections of at most so many spots, or of one; also the places of spots."""
+    first = start = stop = 0
+    for code, spots in enumerate(size):
+        if code > first and stop + spots - start > most:
+            yield slice(first, code), slice(start, stop)
+            first, start = code, stop
+        stop += spots
+    yield slice(first, len(size)), slice(start, stop)
+
+
 def gene_blocks(scores: Tensor) -> Iterator[slice]:
     """Cut the columns of ``[n_spots, n_genes]`` into blocks small enough to stay in the cache."""
     n_spots, n_genes = scores.shape
+    return _cuts(n_genes, _block_size(scores) // max(1, n_spots))
+
+
+def _block_size(scores: Tensor) -> int:
     size = _BLOCK.get(scores.device.type, 2**25)
     if scores.device.type == "cpu":
         size *= min(torch.get_num_threads(), _MOST_THREADS)
-    width = max(1, size // max(1, n_spots))
-    for start in range(0, n_genes, width):
-        yield slice(start, min(start + width, n_genes))
+    return size
+
+
+def _cuts(length: int, width: int) -> Iterator[slice]:
+    width = max(1, width)
+    for start in range(0, length, width):
+        yield slice(start, min(start + width, length))
