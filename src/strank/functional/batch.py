@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strank.functional.segments import Block, label_codes, section_blocks, section_codes
+from strank.functional.segments import Block, codes_and_sizes, section_blocks
 
 # Depths e^25 = 7e10 times as large as others are none: no library has so many molecules.
 _MOST_SPREAD = 25.0
@@ -24,11 +24,16 @@ class LossBatch:
 
     scores: Tensor  # at least float32
     counts: Tensor  # of the same type, dense or CSR
-    section: Tensor  # codes below n_sections, of which some may have no spots
-    n_sections: int
+    section: Tensor  # codes 0 .. n_sections - 1
+    sizes: list[int]  # spots of each section
     offset: Tensor | None  # finite, [n_spots, 1] or [n_spots, n_genes]
     where: Tensor | None  # what takes part; it and weight can be broadcast to the scores
     weight: Tensor | None
+
+    @property
+    def n_sections(self) -> int:
+        """How many sections there are."""
+        return len(self.sizes)
 
     @property
     def logits(self) -> Tensor:
@@ -65,7 +70,7 @@ class LossBatch:
 
     def blocks(self) -> Iterator[tuple[Block, LossBatch]]:
         """Cut into whole sections of some genes; CSR counts stay whole."""
-        for block in section_blocks(self.section, self.n_sections, self.scores):
+        for block in section_blocks(self.section, self.sizes, self.scores):
             whole = block.section is self.section
             yield block, self if whole else self.of_genes(block.genes)._of_sections(block)
 
@@ -85,7 +90,7 @@ class LossBatch:
                 return values[block.rows]
             return values.index_select(0, block.rows)
 
-        return replace(self._each(rows), section=block.section, n_sections=block.n_sections)
+        return replace(self._each(rows), section=block.section, sizes=self.sizes[block.sections])
 
     def _each(self, part: Callable[[Tensor], Tensor]) -> LossBatch:
         return replace(
@@ -99,8 +104,8 @@ class LossBatch:
 
     def relabelled(self, section: Tensor) -> LossBatch:
         """Return the same spots in other sections."""
-        codes, n_sections = section_codes(section)
-        return replace(self, section=codes, n_sections=n_sections)
+        codes, sizes = codes_and_sizes(section)
+        return replace(self, section=codes, sizes=sizes)
 
     def elements(self) -> Tensor | int:
         """How many spots take part, per gene: ``[n_genes]``, or one number for all."""
@@ -197,16 +202,18 @@ def check_batch(
     if counts.layout != torch.strided and not (sparse and counts.layout == torch.sparse_csr):
         expected = "dense or CSR" if sparse else "dense for this loss: counts.to_dense()"
         raise ValueError(f"counts must be {expected}; got layout {counts.layout}")
-    codes, n_sections = label_codes(section)
-    batch = LossBatch(scores, counts.to(scores.dtype), codes, n_sections, None, None, None)
+    codes, sizes = codes_and_sizes(section)
     if where is not None:
-        batch = replace(batch, where=_column("where", where.bool(), scores))
+        where = _column("where", where.bool(), scores)
     if weight is not None:
-        batch = replace(batch, weight=check_fits("weight", weight.to(scores), scores))
+        weight = check_fits("weight", weight.to(scores), scores)
     if offset is not None:
         if offset.dim() == 1 and len(offset) != len(scores):
             raise ValueError(_unfit("offset", offset, scores))
-        batch = _with_offset(batch, _column("offset", offset.to(scores), scores))
+        offset = _column("offset", offset.to(scores), scores)
+    batch = LossBatch(scores, counts.to(scores.dtype), codes, sizes, offset, where, weight)
+    if offset is not None:
+        batch = _usual_offset(batch, offset)
     _refuse_negative(batch)
     return batch
 
@@ -240,12 +247,12 @@ def _refuse_negative(batch: LossBatch) -> None:
         raise ValueError("counts must not be negative or NaN")
 
 
-def _with_offset(batch: LossBatch, offset: Tensor) -> LossBatch:
-    batch = replace(batch, offset=offset)
+def _usual_offset(batch: LossBatch, offset: Tensor) -> LossBatch:
+    """Check the offset; where it is -inf nothing takes part."""
     if offset.numel():
         low, high = offset.detach().aminmax()
         # Nearly always: then they are finite, too.
-        if (high - low).item() <= _MOST_SPREAD:
+        if high.item() - low.item() <= _MOST_SPREAD:
             return batch
     batch = _without_exposure(batch, offset)
     _refuse_library_sizes(batch)
@@ -285,8 +292,9 @@ def _refuse_library_sizes(batch: LossBatch) -> None:
 
 def _column(name: str, values: Tensor, scores: Tensor) -> Tensor:
     """Read ``[n_spots]`` as one value a spot."""
-    column = values[:, None] if values.shape == scores.shape[:1] else values
-    return check_fits(name, column, scores)
+    if values.shape == scores.shape[:1]:
+        return values[:, None]
+    return check_fits(name, values, scores)
 
 
 def check_fits(name: str, values: Tensor, scores: Tensor) -> Tensor:

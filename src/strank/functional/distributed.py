@@ -40,7 +40,8 @@ def in_common_sections(batch: LossBatch, section: Tensor) -> LossBatch:
     everywhere = torch.unique(torch.cat(gathered))
     everywhere = everywhere[everywhere != _NO_LABEL]
     codes = torch.searchsorted(everywhere, section.long())
-    return replace(batch, section=codes, n_sections=len(everywhere))
+    sizes = torch.bincount(codes, minlength=len(everywhere)).tolist()
+    return replace(batch, section=codes, sizes=sizes)
 
 
 class PartTotals(GeneTotals):

@@ -33,6 +33,10 @@ from strank.functional.segments import (
     segment_sum,
 )
 
+# Sums of e to the logits that are as good as those after a shift: shares are then exact down to
+# 1e-25, and no logarithm is so large that the loss would lose digits to it.
+_MOST_NORM = 1e13
+
 
 def list_loss(
     scores: Tensor,
@@ -173,6 +177,7 @@ class _Stored(NamedTuple):
     section: Tensor
     values: Tensor
     totals: Tensor
+    shift: Tensor  # what was subtracted from the logits, per section and gene
 
     @classmethod
     def of(cls, batch: LossBatch) -> _Stored:
@@ -182,15 +187,15 @@ class _Stored(NamedTuple):
             values = values * batch.weight.expand_as(batch.scores)[rows, columns]
         totals = batch.scores.new_zeros(batch.n_sections, batch.scores.shape[1])
         totals.index_put_((section, columns), values, accumulate=True)
-        return cls(rows, columns, section, values, totals)
+        return cls(rows, columns, section, values, totals, torch.zeros_like(totals))
 
-    def add_counts(self, batch: LossBatch, shift: Tensor, loss: Tensor) -> None:
+    def add_loss(self, batch: LossBatch, loss: Tensor) -> None:
         """Subtract from the loss what the counts contribute."""
         logits = batch.scores[self.rows, self.columns]
         if batch.offset is not None:
             logits += batch.offset.expand_as(batch.scores)[self.rows, self.columns]
         # In the order of the blocks: a spot alone in its section is left with exactly 0.
-        logits -= shift[self.section, self.columns]
+        logits -= self.shift[self.section, self.columns]
         # A count that weighs nothing may stand at a score that is not finite.
         data = torch.where(self.values == 0, 0.0, self.values * logits)
         loss.index_add_(0, self.columns, data, alpha=-1)
@@ -207,41 +212,54 @@ class _ListTotals(GeneTotals):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, factor: Tensor | float, batch: LossBatch) -> Tensor:
         stored = _Stored.of(batch) if batch.sparse else None
-        gradient = scores.new_empty(scores.shape) if ctx.needs_input_grad[0] else None
+        gradient = torch.empty_like(scores) if ctx.needs_input_grad[0] else None
         loss = scores.new_zeros(scores.shape[1])
-        shift = loss.new_empty(0 if stored is None else batch.n_sections, len(loss))
         for block, part in batch.blocks():
-            logits, largest = _shifted(part)
-            share = logits.exp()
-            norm = segment_sum(share, part.section, part.n_sections)
-            norm.clamp_(min=torch.finfo(share.dtype).tiny)
+            shares = _Shares.of(part)
             if stored is None:
                 counts = part.weighted_counts().contiguous()
                 totals = segment_sum(counts, part.section, part.n_sections)
-                loss[block.genes].sub_(masked(logits, part.where).mul_(counts).sum(0))
+                loss[block.genes] -= (masked(shares.logits, part.where) * counts).sum(0)
             else:
-                shift[block.sections, block.genes] = largest
-                counts, totals = None, stored.totals[block.sections, block.genes]
-            loss[block.genes].add_((totals * norm.log()).sum(0))
+                totals = stored.totals[block.sections, block.genes]
+                stored.shift[block.sections, block.genes] = shares.shift
+            loss[block.genes] += (totals * shares.norm.log()).sum(0)
             if gradient is not None:
-                ratio = (totals / norm).index_select(0, part.section)
-                # All scores of a single spot are 1 here, so that nothing is left of its counts.
-                share.mul_(ratio) if counts is None else share.mul_(ratio).sub_(counts)
-                block.write(share, factor, gradient)
+                ratio = (totals / shares.norm).index_select(0, part.section)
+                slope = shares.share.mul_(ratio)
+                block.write(slope if stored else slope.sub_(counts), factor, gradient)
         if stored is not None:
-            stored.add_counts(batch, shift, loss)
+            stored.add_loss(batch, loss)
             if gradient is not None:
                 stored.add_slope(gradient, factor)
         return GeneTotals.saved(ctx, loss, factor, gradient)
 
 
-def _shifted(block: LossBatch) -> tuple[Tensor, Tensor]:
-    """Logits minus their largest in the section (``-inf`` where left out), and that."""
-    logits = block.shared_logits()
-    shift = segment_shift(logits, block.section, block.n_sections)
-    own = shift.index_select(0, block.section)
-    # Without offset they are the caller's scores.
-    return (logits - own if logits is block.scores else logits.sub_(own)), shift
+class _Shares(NamedTuple):
+    """Logits less a shift per section and gene, e to their power, and its sum in the section."""
+
+    logits: Tensor
+    share: Tensor
+    norm: Tensor
+    shift: Tensor | float
+
+    @classmethod
+    def of(cls, block: LossBatch) -> _Shares:
+        """Shift so that nothing overflows or vanishes; not at all where nothing would."""
+        codes, n = block.section, block.n_sections
+        logits = block.shared_logits()
+        # A spot alone has a share of exactly 1 if its own logit is subtracted.
+        if block.where is None and logits.numel() and 1 not in block.sizes:
+            share = logits.exp()
+            norm = segment_sum(share, codes, n)
+            low, high = norm.aminmax()
+            if low.item() > 1 / _MOST_NORM and high.item() < _MOST_NORM:
+                return cls(logits, share, norm, 0.0)
+        shift = segment_shift(logits, codes, n)
+        logits = logits - shift.index_select(0, codes)
+        share = logits.exp()
+        norm = segment_sum(share, codes, n).clamp_(min=torch.finfo(share.dtype).tiny)
+        return cls(logits, share, norm, shift)
 
 
 def _distributed(batch: LossBatch, reduction: Reduction) -> Tensor:
@@ -307,7 +325,8 @@ def pearson_loss(
     tensor(-1.)
     """
     batch = check_batch(scores, counts, section=section, offset=offset, where=where)
-    batch = batch.relabelled(torch.zeros_like(section) if pooled else section)
+    if pooled:
+        batch = batch.relabelled(torch.zeros_like(batch.section))
     part = masked(torch.ones_like(batch.scores), batch.where)
     size = segment_sum(part, batch.section, batch.n_sections).clamp(min=1)
 
