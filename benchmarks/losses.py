@@ -53,6 +53,7 @@ the gradient that stays: list 2.02 and csr 2.20 (loop 6.27), pair 2.07 (loop 10.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import math
 import multiprocessing
@@ -69,9 +70,18 @@ from torch import Tensor
 from strank.functional.listwise import list_loss
 from strank.functional.pairwise import pair_loss
 
-LARGEST = (4096, 64, 15_000)
-# Repeats add up to so many elements; between 3 and 100 of them.
-ELEMENTS = 20_000_000
+SIZES = [
+    (256, 8, 50),
+    (512, 1, 250),
+    (1024, 4, 250),
+    (256, 64, 1000),
+    (4096, 8, 50),
+    (4096, 64, 1000),
+    (4096, 8, 1000),
+    (4096, 64, 15_000),
+]
+# Repeats add up to so many elements; between 5 and 500 of them.
+ELEMENTS = 100_000_000
 
 
 class Inputs(NamedTuple):
@@ -84,8 +94,8 @@ class Inputs(NamedTuple):
 Contestant = Callable[[Inputs], Tensor]
 
 
-def make_inputs(n_spots: int, n_sections: int, n_genes: int) -> Inputs:
-    """Counts of which 8 % are not 0; sections of unequal size, their spots in any order."""
+def make_inputs(n_spots: int, n_sections: int, n_genes: int, *, mixed: bool = True) -> Inputs:
+    """Counts of which 8 % are not 0; sections of unequal size, their spots mixed or in turn."""
     torch.manual_seed(0)
     scores = torch.randn(n_spots, n_genes)
     # Row by row: a score-sized temporary here would count as peak memory later.
@@ -93,6 +103,7 @@ def make_inputs(n_spots: int, n_sections: int, n_genes: int) -> Inputs:
     for row in counts:
         row.copy_(torch.poisson(torch.full((n_genes,), 0.083)))
     section = torch.randint(n_sections, (n_spots,))
+    section = section if mixed else section.sort().values
     return Inputs(scores.requires_grad_(), counts, section, torch.randn(n_spots))
 
 
@@ -104,6 +115,29 @@ def loop_list(inputs: Inputs) -> Tensor:
         log_share = torch.log_softmax(scores[mask] + offset[mask, None], 0)
         losses.append(-counts[mask] * log_share)
     return torch.cat(losses).mean()
+
+
+def scatter(scores: Tensor, counts: Tensor, section: Tensor, offset: Tensor, n: int) -> Tensor:
+    logits = scores + offset[:, None]
+    index = section[:, None].expand_as(logits)
+    shift = torch.full((n, scores.shape[1]), -torch.inf)
+    shift = shift.scatter_reduce(0, index, logits.detach(), "amax")
+    logits = logits - shift.index_select(0, section)
+    norm = torch.zeros(n, scores.shape[1]).index_add(0, section, logits.exp())
+    return -(counts * (logits - norm.log().index_select(0, section))).mean()
+
+
+def scatter_list(inputs: Inputs) -> Tensor:
+    return scatter(*inputs, int(inputs.section.max()) + 1)
+
+
+@functools.cache
+def compiled() -> Callable[..., Tensor]:
+    return torch.compile(scatter, dynamic=False)
+
+
+def compiled_list(inputs: Inputs) -> Tensor:
+    return compiled()(*inputs, int(inputs.section.max()) + 1)
 
 
 def draw_partners(section: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -136,6 +170,8 @@ def strank_pair(inputs: Inputs, pairs: Tensor | None = None) -> Tensor:
 
 CONTESTANTS: dict[str, Contestant] = {
     "loop list": loop_list,
+    "scatter": scatter_list,
+    "compiled": compiled_list,
     "list": strank_list,
     "csr": strank_list,
     "loop pair": loop_pair,
@@ -155,6 +191,8 @@ def check_agreement(inputs: Inputs, stored: Inputs) -> None:
     draws = draw_partners(inputs.section)
     pairs = torch.cat([torch.stack(draw, 1) for draw in draws])
     for plain, fused, arguments in [
+        (loop_list, scatter_list, inputs),
+        (loop_list, compiled_list, inputs),
         (loop_list, strank_list, inputs),
         (loop_list, strank_list, stored),
         (lambda i: loop_pair(i, draws), lambda i: strank_pair(i, pairs), inputs),
@@ -180,23 +218,23 @@ def race(contestants: dict[str, tuple[Contestant, Inputs]], repeats: int) -> dic
     return best
 
 
-def compare(size: tuple[int, int, int]) -> None:
-    inputs = make_inputs(*size)
+def compare(size: tuple[int, int, int], threads: int, *, mixed: bool) -> None:
+    torch.set_num_threads(threads)
+    # Else what was compiled for one number of threads, or many sizes, would be in the way.
+    torch.compiler.reset()
+    inputs = make_inputs(*size, mixed=mixed)
     stored = inputs._replace(counts=inputs.counts.to_sparse_csr())
     check_agreement(inputs, stored)
     contestants = {
         name: (contestant, stored if name == "csr" else inputs)
         for name, contestant in CONTESTANTS.items()
     }
-    repeats = min(max(ELEMENTS // inputs.scores.numel(), 3), 100)
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        ms = race(contestants, repeats)
-        row = "{:5} {:8} {:5}".format(*size) + f" {threads:7} "
-        row += " ".join(f"{value:9.2f}" for value in ms.values()) + "  "
-        for name, loop in [("list", "loop list"), ("csr", "loop list"), ("pair", "loop pair")]:
-            row += f"{ms[loop] / ms[name]:5.1f}"
-        print(row, flush=True)
+    ms = race(contestants, min(max(ELEMENTS // inputs.scores.numel(), 5), 500))
+    row = "{:5} {:8} {:6}".format(*size) + f" {'mixed' if mixed else 'in turn':8}{threads:3} "
+    row += " ".join(f"{value:9.2f}" for value in ms.values()) + "  "
+    for other in ("loop list", "scatter", "compiled"):
+        row += f"{ms[other] / ms['list']:6.2f}"
+    print(row + f"{ms['loop pair'] / ms['pair']:6.2f}", flush=True)
 
 
 def resident(field: str) -> int:
@@ -238,13 +276,12 @@ def main() -> None:
     options = parser.parse_args()
 
     names = " ".join(f"{name:>9}" for name in CONTESTANTS)
-    print(f"{'milliseconds':>45}{'times the loop':>48}")
-    print(f"spots sections genes threads {names}   list  csr pair")
-    genes = (50, 1000) if options.quick else (50, 1000, 15_000)
-    for n_spots, n_sections, n_genes in itertools.product((256, 4096), (8, 64), genes):
-        if not options.quick or n_spots * n_genes < 1_000_000:
-            compare((n_spots, n_sections, n_genes))
-    measure_memory((4096, 64, 1000) if options.quick else LARGEST)
+    print(f"{'milliseconds':>43}{'times list and pair':>81}")
+    print(f"spots sections  genes order   threads {names}    loop scat. comp. pair")
+    for size in SIZES[:4] if options.quick else SIZES:
+        for threads, mixed in itertools.product((1, 2), (True, False)):
+            compare(size, threads, mixed=mixed)
+    measure_memory(SIZES[-1 if not options.quick else 5])
 
 
 if __name__ == "__main__":

@@ -69,28 +69,29 @@ class LossBatch:
         return replace(self, weight=None), self.weight.reshape(-1)
 
     def blocks(self) -> Iterator[tuple[Block, LossBatch]]:
-        """Cut into whole sections of some genes; CSR counts stay whole."""
+        """Cut into whole sections; CSR counts stay whole."""
         for block in section_blocks(self.section, self.sizes, self.scores):
-            whole = block.section is self.section
-            yield block, self if whole else self.of_genes(block.genes)._of_sections(block)
+            if block.section is self.section:
+                yield block, self
+                continue
+
+            def rows(values: Tensor, block: Block = block) -> Tensor:
+                each = values.dim() == 2 and len(values) == len(self.scores)
+                return block.of(values) if each else values
+
+            part = self._each(rows)
+            yield block, replace(part, section=block.section, sizes=self.sizes[block.sections])
 
     def of_genes(self, genes: slice) -> LossBatch:
         """Return some of the genes; CSR counts stay whole."""
+        n_genes = self.scores.shape[1]
+        if genes.stop - genes.start == n_genes:
+            return self
 
         def columns(values: Tensor) -> Tensor:
-            return values[..., genes] if values.shape[-1:] == self.scores.shape[1:] else values
+            return values[..., genes] if values.shape[-1] == n_genes else values
 
         return self._each(columns)
-
-    def _of_sections(self, block: Block) -> LossBatch:
-        def rows(values: Tensor) -> Tensor:
-            if values.dim() < 2 or len(values) != len(self.scores):
-                return values
-            if isinstance(block.rows, slice):
-                return values[block.rows]
-            return values.index_select(0, block.rows)
-
-        return replace(self._each(rows), section=block.section, sizes=self.sizes[block.sections])
 
     def _each(self, part: Callable[[Tensor], Tensor]) -> LossBatch:
         return replace(
@@ -169,6 +170,11 @@ class GeneTotals(torch.autograd.Function):
             gradient = gradient * grad_loss
         of_factor = None if totals is None else totals * grad_loss
         return gradient, of_factor, *(None for _ in ctx.needs_input_grad[2:])
+
+
+def of_genes(factor: Tensor | float, genes: slice | Tensor) -> Tensor | float:
+    """Return the factor of some genes."""
+    return factor[genes] if isinstance(factor, Tensor) else factor
 
 
 def masked(values: Tensor, where: Tensor | None) -> Tensor:

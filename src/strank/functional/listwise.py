@@ -22,11 +22,14 @@ from strank.functional.batch import (
     check_fits,
     gene_factor,
     masked,
+    of_genes,
     reduce_loss,
 )
 from strank.functional.distributed import PartTotals, all_summed, in_common_sections, n_processes
 from strank.functional.pointwise import log1p_rate
 from strank.functional.segments import (
+    gene_blocks,
+    of_rows,
     random_lists,
     segment_log_softmax,
     segment_shift,
@@ -202,8 +205,8 @@ class _Stored(NamedTuple):
 
     def add_slope(self, gradient: Tensor, factor: Tensor | float) -> None:
         """Subtract from the gradient what the counts contribute."""
-        factor = factor[self.columns] if isinstance(factor, Tensor) else factor
-        gradient.index_put_((self.rows, self.columns), -self.values * factor, accumulate=True)
+        slope = -self.values * of_genes(factor, self.columns)
+        gradient.index_put_((self.rows, self.columns), slope, accumulate=True)
 
 
 class _ListTotals(GeneTotals):
@@ -215,19 +218,23 @@ class _ListTotals(GeneTotals):
         gradient = torch.empty_like(scores) if ctx.needs_input_grad[0] else None
         loss = scores.new_zeros(scores.shape[1])
         for block, part in batch.blocks():
-            shares = _Shares.of(part)
-            if stored is None:
-                counts = part.weighted_counts().contiguous()
-                totals = segment_sum(counts, part.section, part.n_sections)
-                loss[block.genes] -= (masked(shares.logits, part.where) * counts).sum(0)
-            else:
-                totals = stored.totals[block.sections, block.genes]
-                stored.shift[block.sections, block.genes] = shares.shift
-            loss[block.genes] += (totals * shares.norm.log()).sum(0)
-            if gradient is not None:
-                ratio = (totals / shares.norm).index_select(0, part.section)
-                slope = shares.share.mul_(ratio)
-                block.write(slope if stored else slope.sub_(counts), factor, gradient)
+            slope = None if gradient is None else block.place(gradient, part.scores)
+            for genes in gene_blocks(part.scores):
+                piece, own = part.of_genes(genes), (block.sections, genes)
+                shares = _Shares.of(piece)
+                if stored is None:
+                    counts = piece.weighted_counts().contiguous()
+                    totals = segment_sum(counts, piece.section, piece.n_sections)
+                    loss[genes] -= (masked(shares.logits, piece.where) * counts).sum(0)
+                else:
+                    stored.shift[own], totals = shares.shift, stored.totals[own]
+                loss[genes] += (totals * shares.norm.log()).sum(0)
+                if slope is not None:
+                    share = shares.share.mul_(of_rows(totals / shares.norm, piece.section))
+                    share = share.sub_(counts) if stored is None else share
+                    torch.mul(share, of_genes(factor, genes), out=slope[:, genes])
+            if gradient is not None and slope is not None:
+                block.write(slope, gradient)
         if stored is not None:
             stored.add_loss(batch, loss)
             if gradient is not None:
@@ -256,7 +263,7 @@ class _Shares(NamedTuple):
             if low.item() > 1 / _MOST_NORM and high.item() < _MOST_NORM:
                 return cls(logits, share, norm, 0.0)
         shift = segment_shift(logits, codes, n)
-        logits = logits - shift.index_select(0, codes)
+        logits = logits - of_rows(shift, codes)
         share = logits.exp()
         norm = segment_sum(share, codes, n).clamp_(min=torch.finfo(share.dtype).tiny)
         return cls(logits, share, norm, shift)

@@ -16,6 +16,7 @@ from strank.functional.batch import (
     check_batch,
     gene_factor,
     masked,
+    of_genes,
     reduce_loss,
 )
 from strank.functional.segments import gene_blocks, section_codes, within_section_rank
@@ -291,8 +292,7 @@ class _PairTotals(GeneTotals):
             for part in pairs.split(max(len(scores), 1)):
                 loss[genes] += _pair_block(block, part, slope)
             if gradient is not None:
-                of_genes = factor[genes] if isinstance(factor, Tensor) else factor
-                torch.mul(slope, of_genes, out=gradient[:, genes])
+                torch.mul(slope, of_genes(factor, genes), out=gradient[:, genes])
         return GeneTotals.saved(ctx, loss, factor, gradient)
 
 

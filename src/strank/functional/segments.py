@@ -39,7 +39,14 @@ def codes_and_sizes(section: Tensor) -> tuple[Tensor, list[int]]:
 
 def segment_sum(values: Tensor, section: Tensor, n_sections: int) -> Tensor:
     """Sum rows within sections: ``[n_spots, ...]`` to ``[n_sections, ...]``."""
+    if n_sections == 1:
+        return values.sum(0, keepdim=True)
     return values.new_zeros(n_sections, *values.shape[1:]).index_add_(0, section, values)
+
+
+def of_rows(values: Tensor, section: Tensor) -> Tensor:
+    """Give every row its section's value; that of a single section is left to broadcasting."""
+    return values if len(values) == 1 else values.index_select(0, section)
 
 
 def segment_max(values: Tensor, section: Tensor, n_sections: int) -> Tensor:
@@ -59,15 +66,12 @@ def segment_logsumexp(values: Tensor, section: Tensor, n_sections: int) -> Tenso
     r"""Stable :math:`\log \sum_{i \in s} e^{v_i}` per section; ``-inf`` where all are ``-inf``."""
     # The shift cancels in value and gradient, so it is kept out of the graph.
     shift = segment_shift(values.detach(), section, n_sections)
-    return (
-        segment_sum((values - shift.index_select(0, section)).exp(), section, n_sections).log()
-        + shift
-    )
+    return segment_sum((values - of_rows(shift, section)).exp(), section, n_sections).log() + shift
 
 
 def segment_log_softmax(values: Tensor, section: Tensor, n_sections: int) -> Tensor:
     r"""Log share of a row in its section: :math:`v_i - \log \sum_{j \in s} e^{v_j}`."""
-    return values - segment_logsumexp(values, section, n_sections).index_select(0, section)
+    return values - of_rows(segment_logsumexp(values, section, n_sections), section)
 
 
 def within_section_rank(codes: Tensor, n_sections: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,40 +109,43 @@ def random_lists(
 
 
 class Block(NamedTuple):
-    """Whole sections of some genes."""
+    """Whole sections."""
 
     rows: slice | Tensor
-    genes: slice
     sections: slice
     section: Tensor  # code of each row, from 0
 
-    def write(self, values: Tensor, factor: Tensor | float, to: Tensor) -> None:
-        """Multiply values of the block by a factor, per gene, into its place in an array."""
-        of_genes = factor[self.genes] if isinstance(factor, Tensor) else factor
+    def of(self, values: Tensor) -> Tensor:
+        """Return its rows."""
         if isinstance(self.rows, slice):
-            torch.mul(values, of_genes, out=to[self.rows, self.genes])
-        else:
-            values = values * of_genes
-            index = self.rows[:, None].expand_as(values)
+            return values[self.rows]
+        return values.index_select(0, self.rows)
+
+    def place(self, array: Tensor, copy: Tensor) -> Tensor:
+        """Return where its rows are to be written before `write`: a view, or what `of` copied."""
+        return array[self.rows] if isinstance(self.rows, slice) else copy
+
+    def write(self, rows: Tensor, array: Tensor) -> None:
+        """Write rows into an array, unless they are a view of it."""
+        if not isinstance(self.rows, slice):
+            index = self.rows[:, None].expand_as(rows)
             # Copies rows; index_copy_ takes up to twice the time on a CPU.
-            to[:, self.genes].scatter_reduce_(0, index, values, "amax", include_self=False)
+            array.scatter_reduce_(0, index, rows, "amax", include_self=False)
 
 
 def section_blocks(section: Tensor, sizes: list[int], scores: Tensor) -> Iterator[Block]:
-    """Cut ``[n_spots, n_genes]`` into blocks of whole sections, small enough for the cache."""
+    """Cut spots into blocks of whole sections, where one has not too many in small ones."""
     n_spots, n_genes = scores.shape
     most = _block_size(scores)
-    if n_spots * n_genes <= most:
-        yield Block(slice(None), slice(None), slice(None), section)
+    if n_spots * n_genes <= most or len(sizes) == 1:
+        yield Block(slice(None), slice(None), section)
         return
     order = None
     if not (section[1:] >= section[:-1]).all():
         section, order = section.sort(stable=True)
     for sections, spots in _runs(sizes, most // n_genes):
         rows = spots if order is None else order[spots]
-        codes = section[spots] - sections.start
-        for genes in _cuts(n_genes, most // (spots.stop - spots.start)):
-            yield Block(rows, genes, sections, codes)
+        yield Block(rows, sections, section[spots] - sections.start)
 
 
 def _runs(sizes: list[int], most: int) -> Iterator[tuple[slice, slice]]:
@@ -155,7 +162,9 @@ def _runs(sizes: list[int], most: int) -> Iterator[tuple[slice, slice]]:
 def gene_blocks(scores: Tensor) -> Iterator[slice]:
     """Cut the columns of ``[n_spots, n_genes]`` into blocks small enough to stay in the cache."""
     n_spots, n_genes = scores.shape
-    return _cuts(n_genes, _block_size(scores) // max(1, n_spots))
+    width = max(1, _block_size(scores) // max(1, n_spots))
+    for start in range(0, n_genes, width):
+        yield slice(start, min(start + width, n_genes))
 
 
 def _block_size(scores: Tensor) -> int:
@@ -163,9 +172,3 @@ def _block_size(scores: Tensor) -> int:
     if scores.device.type == "cpu":
         size *= min(torch.get_num_threads(), _MOST_THREADS)
     return size
-
-
-def _cuts(length: int, width: int) -> Iterator[slice]:
-    width = max(1, width)
-    for start in range(0, length, width):
-        yield slice(start, min(start + width, length))
