@@ -193,3 +193,45 @@ def test_lists_are_drawn_anew_and_reproducibly(batch):
     again = list_loss(batch["scores"], batch["counts"], generator=generator, **options).item()
     assert again == draws[0]
     assert np.isfinite(draws).all()
+
+
+@each_option
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+@pytest.mark.parametrize("width", [8, 12, 20])
+def test_list_in_blocks_of_sections(row_named, batch, name, layout, width, monkeypatch):
+    counts = csr(batch["counts"]) if layout == "csr" else batch["counts"]
+    expected = evaluate(row_named["list"], batch, counts=counts, **OPTIONS[name])
+    monkeypatch.setattr(segments, "_BLOCK", {"cpu": width})
+    assert_same(evaluate(row_named["list"], batch, counts=counts, **OPTIONS[name]), expected)
+
+
+@pytest.mark.parametrize("width", [1, 12, 100])
+def test_sections_in_turn_are_sections_mixed(row_named, batch, width, monkeypatch):
+    monkeypatch.setattr(segments, "_BLOCK", {"cpu": width})
+    order = batch["section"].argsort(stable=True)
+    value, slope = evaluate(row_named["list"], batch)
+    in_turn = {key: values[order] for key, values in batch.items()}
+    assert_same(evaluate(row_named["list"], in_turn), (value, slope[order]))
+
+
+@pytest.mark.parametrize("level", [-3000.0, -40.0, -20.0, 0.0, 20.0, 3000.0])
+def test_a_level_of_the_scores_cancels(row_named, batch, level):
+    # Sums of exponentials overflow or vanish at some, and are taken as they are at others, where
+    # no spot is alone.
+    together = {key: values[batch["section"] != 8] for key, values in batch.items()}
+    expected = evaluate(row_named["list"], together, reduction="none")
+    raised = together | {"scores": together["scores"] + level}
+    value, slope = evaluate(row_named["list"], raised, reduction="sum")
+    torch.testing.assert_close(value, expected[0].sum(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(slope, expected[1], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["list", "pair_all"])
+def test_backward_twice_adds_up(row_named, batch, name):
+    scores = batch["scores"].requires_grad_()
+    value = row_named[name](batch)
+    value.backward(retain_graph=True)
+    once = scores.grad.clone()
+    (3 * value).backward(retain_graph=True)
+    value.backward()
+    torch.testing.assert_close(scores.grad, 5 * once)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from strank.functional.pairwise import all_pairs
 from strank.functional.segments import (
+    codes_and_sizes,
     random_lists,
     section_codes,
     segment_log_softmax,
@@ -111,3 +112,15 @@ def test_random_lists_mix_all_spots():
 def test_random_lists_refuse_lists_of_one():
     with pytest.raises(ValueError, match="list_size must be at least 2; got 1"):
         random_lists(torch.zeros(3).long(), 1)
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 2, 1, 0], [0, 0], [5, 5, 9], [-1, 0], [0, 2], [3, 0, 1], [], [10**12, 0]]
+)
+def test_codes_and_sizes_of_any_labels(labels):
+    section = torch.tensor(labels).long()
+    codes, sizes = codes_and_sizes(section)
+    unique, expected, count = section.unique(return_inverse=True, return_counts=True)
+    assert codes.equal(expected)
+    assert sizes == count.tolist()
+    assert unique[codes].equal(section)

@@ -87,11 +87,9 @@ class LossBatch:
         n_genes = self.scores.shape[1]
         if genes.stop - genes.start == n_genes:
             return self
-
-        def columns(values: Tensor) -> Tensor:
-            return values[..., genes] if values.shape[-1] == n_genes else values
-
-        return self._each(columns)
+        return self._each(
+            lambda values: columns(values, genes) if values.shape[-1] == n_genes else values
+        )
 
     def _each(self, part: Callable[[Tensor], Tensor]) -> LossBatch:
         return replace(
@@ -175,6 +173,11 @@ class GeneTotals(torch.autograd.Function):
 def of_genes(factor: Tensor | float, genes: slice | Tensor) -> Tensor | float:
     """Return the factor of some genes."""
     return factor[genes] if isinstance(factor, Tensor) else factor
+
+
+def columns(values: Tensor, genes: slice) -> Tensor:
+    """Return a view of some genes; small batches have one block, and no time for views."""
+    return values if genes.stop - genes.start == values.shape[-1] else values[..., genes]
 
 
 def masked(values: Tensor, where: Tensor | None) -> Tensor:

@@ -20,6 +20,7 @@ from strank.functional.batch import (
     Reduction,
     check_batch,
     check_fits,
+    columns,
     gene_factor,
     masked,
     of_genes,
@@ -225,14 +226,15 @@ class _ListTotals(GeneTotals):
                 if stored is None:
                     counts = piece.weighted_counts().contiguous()
                     totals = segment_sum(counts, piece.section, piece.n_sections)
-                    loss[genes] -= (masked(shares.logits, piece.where) * counts).sum(0)
+                    of_counts = (masked(shares.logits, piece.where) * counts).sum(0)
                 else:
                     stored.shift[own], totals = shares.shift, stored.totals[own]
-                loss[genes] += (totals * shares.norm.log()).sum(0)
+                    of_counts = torch.zeros_like(totals[0])
+                columns(loss, genes).add_((totals * shares.norm.log()).sum(0).sub_(of_counts))
                 if slope is not None:
                     share = shares.share.mul_(of_rows(totals / shares.norm, piece.section))
                     share = share.sub_(counts) if stored is None else share
-                    torch.mul(share, of_genes(factor, genes), out=slope[:, genes])
+                    torch.mul(share, of_genes(factor, genes), out=columns(slope, genes))
             if gradient is not None and slope is not None:
                 block.write(slope, gradient)
         if stored is not None:
