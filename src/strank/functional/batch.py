@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strank.functional.segments import Block, codes_and_sizes, section_blocks
+from strank.functional.segments import SectionBlock, codes_and_sizes, section_blocks
 
 # Depths e^25 = 7e10 times as large as others are none: no library has so many molecules.
 _MOST_SPREAD = 25.0
@@ -68,14 +68,14 @@ class LossBatch:
             return self, 1.0
         return replace(self, weight=None), self.weight.reshape(-1)
 
-    def blocks(self) -> Iterator[tuple[Block, LossBatch]]:
+    def blocks(self) -> Iterator[tuple[SectionBlock, LossBatch]]:
         """Cut into whole sections; CSR counts stay whole."""
         for block in section_blocks(self.section, self.sizes, self.scores):
             if block.section is self.section:
                 yield block, self
                 continue
 
-            def rows(values: Tensor, block: Block = block) -> Tensor:
+            def rows(values: Tensor, block: SectionBlock = block) -> Tensor:
                 each = values.dim() == 2 and len(values) == len(self.scores)
                 return block.of(values) if each else values
 
@@ -170,7 +170,7 @@ class GeneTotals(torch.autograd.Function):
         return gradient, of_factor, *(None for _ in ctx.needs_input_grad[2:])
 
 
-def of_genes(factor: Tensor | float, genes: slice | Tensor) -> Tensor | float:
+def factor_of(factor: Tensor | float, genes: slice | Tensor) -> Tensor | float:
     """Return the factor of some genes."""
     return factor[genes] if isinstance(factor, Tensor) else factor
 

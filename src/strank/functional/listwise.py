@@ -21,9 +21,9 @@ from strank.functional.batch import (
     check_batch,
     check_fits,
     columns,
+    factor_of,
     gene_factor,
     masked,
-    of_genes,
     reduce_loss,
 )
 from strank.functional.distributed import PartTotals, all_summed, in_common_sections, n_processes
@@ -206,7 +206,7 @@ class _Stored(NamedTuple):
 
     def add_slope(self, gradient: Tensor, factor: Tensor | float) -> None:
         """Subtract from the gradient what the counts contribute."""
-        slope = -self.values * of_genes(factor, self.columns)
+        slope = -self.values * factor_of(factor, self.columns)
         gradient.index_put_((self.rows, self.columns), slope, accumulate=True)
 
 
@@ -234,7 +234,7 @@ class _ListTotals(GeneTotals):
                 if slope is not None:
                     share = shares.share.mul_(of_rows(totals / shares.norm, piece.section))
                     share = share.sub_(counts) if stored is None else share
-                    torch.mul(share, of_genes(factor, genes), out=columns(slope, genes))
+                    torch.mul(share, factor_of(factor, genes), out=columns(slope, genes))
             if gradient is not None and slope is not None:
                 block.write(slope, gradient)
         if stored is not None:

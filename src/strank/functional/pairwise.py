@@ -14,9 +14,9 @@ from strank.functional.batch import (
     LossBatch,
     Reduction,
     check_batch,
+    factor_of,
     gene_factor,
     masked,
-    of_genes,
     reduce_loss,
 )
 from strank.functional.segments import gene_blocks, section_codes, within_section_rank
@@ -292,7 +292,7 @@ class _PairTotals(GeneTotals):
             for part in pairs.split(max(len(scores), 1)):
                 loss[genes] += _pair_block(block, part, slope)
             if gradient is not None:
-                torch.mul(slope, of_genes(factor, genes), out=gradient[:, genes])
+                torch.mul(slope, factor_of(factor, genes), out=gradient[:, genes])
         return GeneTotals.saved(ctx, loss, factor, gradient)
 
 

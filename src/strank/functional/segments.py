@@ -108,7 +108,7 @@ def random_lists(
     return torch.empty_like(label).scatter_(0, shuffled, label)
 
 
-class Block(NamedTuple):
+class SectionBlock(NamedTuple):
     """Whole sections."""
 
     rows: slice | Tensor
@@ -133,19 +133,19 @@ class Block(NamedTuple):
             array.scatter_reduce_(0, index, rows, "amax", include_self=False)
 
 
-def section_blocks(section: Tensor, sizes: list[int], scores: Tensor) -> Iterator[Block]:
+def section_blocks(section: Tensor, sizes: list[int], scores: Tensor) -> Iterator[SectionBlock]:
     """Cut spots into blocks of whole sections, where one has not too many in small ones."""
     n_spots, n_genes = scores.shape
     most = _block_size(scores)
     if n_spots * n_genes <= most or len(sizes) == 1:
-        yield Block(slice(None), slice(None), section)
+        yield SectionBlock(slice(None), slice(None), section)
         return
     order = None
     if not (section[1:] >= section[:-1]).all():
         section, order = section.sort(stable=True)
     for sections, spots in _runs(sizes, most // n_genes):
         rows = spots if order is None else order[spots]
-        yield Block(rows, sections, section[spots] - sections.start)
+        yield SectionBlock(rows, sections, section[spots] - sections.start)
 
 
 def _runs(sizes: list[int], most: int) -> Iterator[tuple[slice, slice]]:
