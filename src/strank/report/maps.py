@@ -23,12 +23,10 @@ from strank.cohort.contract import section_info
 from strank.files import file_names, output_folder
 from strank.metrics.correlation import log1p_cp10k
 from strank.progress import Advance
-from strank.slides.slide import Slide, open_slide, thumbnail
+from strank.slides.slide import Slide, open_slide, picture_um, thumbnail
 from strank.slides.tissue import find_tissue
 from strank.storage import new_file
 
-# Of the picture below the marks: fine for a small section, and no larger than can be seen.
-_THUMBNAIL_UM, _MOST_PIXELS = 4.0, 2000
 _MARGIN_UM = 150.0
 _DPI, _COMPRESSION = 130, 3
 # Pixels of the tissue in a picture, along its longer side.
@@ -160,8 +158,7 @@ def write_gene_maps(
         known = predictions.uns["strank"]
         slide = open_slide(Path(known["image"]), float(known["um_per_pixel"]))
     folder, layers = output_folder(Path(folder)), map_layers(predictions, section)
-    side_um = max(slide.size) * slide.um_per_pixel
-    small, scale = thumbnail(slide, max(_THUMBNAIL_UM, side_um / _MOST_PIXELS))
+    small, scale = thumbnail(slide, picture_um(slide))
     paths, drawings = [], {}
     for gene, name in file_names(genes).items():
         path = folder / f"{name}.png"

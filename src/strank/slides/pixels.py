@@ -1,7 +1,8 @@
 """Where pixels come from: an array, a slide that openslide reads, or any other image by libvips.
 
-Each source gives windows of one of its levels, and holds no more than its library's small cache.
-Plain images without tiles are decoded once to a temporary file, which libvips unlinks.
+Each source gives windows of one of its levels, or all of it shrunken, and holds no more than its
+library's small cache. Of plain images without tiles, windows are read from a temporary file, to
+which they are decoded once and which libvips unlinks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,6 +42,9 @@ _MOST_UNTILED = 5_000_000_000
 # Bytes of tiles after which a level is opened anew.
 _MOST_DECODED = 256_000_000
 _BOMB_PIXELS, _BOMB_RATIO = 500_000_000, 1000
+# Of a level that is shrunken, 3 bytes a pixel are held; of a JPEG, libjpeg shrinks so far.
+_STRIP_PIXELS = 16_000_000
+_JPEG_STEP = 8
 _EXPORT = "export the slide as OME-TIFF (QuPath, bfconvert)"
 
 
@@ -61,6 +66,9 @@ class Pixels(Protocol):
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """RGB ``[height, width, 3]`` of a window that lies inside the level."""
 
+    def shrunk(self, level: int, step: int) -> NDArray[np.uint8]:
+        """RGB of a whole level by squares of ``step`` pixels, a power of two; the last may lack."""
+
 
 class ArrayPixels:
     """An image in memory: RGB, uint8 ``[height, width, 3]``."""
@@ -74,6 +82,24 @@ class ArrayPixels:
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Cut the window, without a copy."""
         return self.array[y : y + height, x : x + width]
+
+    def shrunk(self, level: int, step: int) -> NDArray[np.uint8]:
+        """Take means of squares; without a copy of single pixels."""
+        return _by_strips(self, level, step)
+
+
+def _by_strips(source: Pixels, level: int, step: int) -> NDArray[np.uint8]:
+    """Read and shrink a level strip by strip, so that little of it is held."""
+    width, height = (side // step for side in source.sizes[level])
+    rows = max(1, _STRIP_PIXELS // (step * step * width))
+    if step == 1 and rows >= height:
+        return source.read(level, 0, 0, width, height)
+    out = np.empty((height, width, 3), np.uint8)
+    for y in range(0, height, rows):
+        part = out[y : y + rows]
+        strip = source.read(level, 0, step * y, step * width, step * len(part))
+        part[:] = cv2.resize(strip, (width, len(part)), interpolation=cv2.INTER_AREA)
+    return out
 
 
 def open_pixels(path: Path) -> Pixels:
@@ -144,6 +170,9 @@ class _OpenSlidePixels:
         # What was not scanned is transparent.
         return np.where(rgba[..., 3:] == 0, np.uint8(255), rgba[..., :3])
 
+    def shrunk(self, level: int, step: int) -> NDArray[np.uint8]:
+        return _by_strips(self, level, step)
+
 
 class _VipsPixels:
     def __init__(self, path: Path) -> None:
@@ -191,6 +220,10 @@ class _VipsPixels:
         with _explained(self.path):
             return self._levels[level].read(x, y, width, height)
 
+    def shrunk(self, level: int, step: int) -> NDArray[np.uint8]:
+        with _explained(self.path):
+            return self._levels[level].shrunk(step)
+
 
 class _VipsLevel:
     """One level, opened anew from time to time: libvips keeps up to a thousand of its tiles."""
@@ -217,6 +250,19 @@ class _VipsLevel:
                 self._decoded = 0
                 self._image = _rgb(self.path, self.parts)
         return np.frombuffer(window, np.uint8).reshape(height, width, 3)
+
+    def shrunk(self, step: int) -> NDArray[np.uint8]:
+        """Read it once, from its first row to its last: nothing is held, nor put on the disk."""
+        on_load = 1
+        options: TiffPart = {"access": "sequential"}
+        if self._image.get("vips-loader").startswith("jpeg"):
+            on_load = min(step, _JPEG_STEP)
+            options["shrink"] = on_load
+        image = _rgb(self.path, [part | options for part in self.parts])
+        if (rest := step // on_load) > 1:
+            image = image.shrink(rest, rest, ceil=True)
+        pixels = np.frombuffer(image.write_to_memory(), np.uint8)
+        return pixels.reshape(image.height, image.width, 3)
 
 
 def _open(path: Path, **options: int | str) -> pyvips.Image:

@@ -6,7 +6,7 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import cv2
@@ -24,8 +24,12 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 # Of any image, by far; else sizes in pixels are no numbers.
 _FINEST_UM, _COARSEST_UM = 1e-3, 1e4
 
-# Larger levels are shrunk strip by strip: 3 bytes a pixel are held.
-_STRIP_PIXELS = 128_000_000
+# Sizes of a pixel that small pictures of a slide share: of the mask of the tissue, and below marks,
+# fine for a small section and no more pixels than can be seen.
+MASK_UM = 8.0
+_FINE_UM, _SEEN_PIXELS = 4.0, 2000
+# Pixels of a level from which it is shrunk as it is read.
+_MOST_PIXELS = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,13 @@ def slide_of(section: AnnData) -> Slide:
 
 
 def check_image(slide: Slide) -> None:
-    """Read the last pixel of every level, so that a truncated file is found now."""
+    """Read the end of every level, so that a truncated file is found now."""
+    # All of one level, which is needed soon; a plain image would else be decoded for its last pixel.
+    _overview(slide)
+    read, _ = _level(slide, _shared_shrink(slide))
     for level, (width, height) in enumerate(slide.source.sizes):
-        slide.source.read(level, width - 1, height - 1, 1, 1)
+        if level != read:
+            slide.source.read(level, width - 1, height - 1, 1, 1)
 
 
 def read_field(
@@ -139,24 +147,43 @@ def read_region(slide: Slide, x: int, y: int, width: int, height: int) -> NDArra
 def thumbnail(slide: Slide, um_per_pixel: float) -> tuple[NDArray[np.uint8], float]:
     """Shrink a slide to about ``um_per_pixel``; return it with the scale that came out."""
     wanted = max(1.0, um_per_pixel / slide.um_per_pixel)
-    size = tuple(max(1, round(n / wanted)) for n in slide.size)
+    shared = wanted >= _shared_shrink(slide)
+    found, covered = _overview(slide) if shared else _shrunken(slide, wanted)
+    width, height = (max(1, round(n / wanted)) for n in slide.size)
+    scale = {"fx": width / covered[0], "fy": height / covered[1]}
+    small = cv2.resize(found, None, **scale, interpolation=cv2.INTER_AREA)
+    # A last square that was cut may be there, or not.
+    lacking = max(0, height - small.shape[0]), max(0, width - small.shape[1])
+    small = cv2.copyMakeBorder(small, 0, lacking[0], 0, lacking[1], cv2.BORDER_REPLICATE)
+    small = np.ascontiguousarray(small[:height, :width])
+    return small.astype(np.uint8, copy=False), slide.um_per_pixel * slide.size[0] / width
+
+
+def picture_um(slide: Slide) -> float:
+    """Size of a pixel, in µm, of a picture of a slide that is looked at."""
+    return max(_FINE_UM, max(slide.size) * slide.um_per_pixel / _SEEN_PIXELS)
+
+
+def _shared_shrink(slide: Slide) -> float:
+    """Tell how many times `_overview` may be shrunk: as the finest of what is made of it."""
+    return max(1.0, min(MASK_UM, picture_um(slide)) / slide.um_per_pixel)
+
+
+# A slide is asked several times in a row.
+@lru_cache(maxsize=1)
+def _overview(slide: Slide) -> tuple[NDArray[np.uint8], tuple[float, float]]:
+    return _shrunken(slide, _shared_shrink(slide))
+
+
+def _shrunken(slide: Slide, wanted: float) -> tuple[NDArray[np.uint8], tuple[float, float]]:
+    """Read a slide, shrunk at most so many times, and how many of its pixels the slide covers."""
     level, shrink = _level(slide, wanted)
     width, height = slide.source.sizes[level]
-    step = max(1, int(wanted / shrink)) if width * height > _STRIP_PIXELS else 1
-    rows = height if step == 1 else max(step, _STRIP_PIXELS // width // step * step)
-    strips = [
-        _reduced(slide.source.read(level, 0, y, width, min(rows, height - y)), step)
-        for y in range(0, height, rows)
-    ]
-    small = cv2.resize(np.concatenate(strips), size, interpolation=cv2.INTER_AREA)
-    return np.asarray(small, dtype=np.uint8), slide.um_per_pixel * slide.size[0] / size[0]
-
-
-def _reduced(strip: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
-    if step == 1:
-        return strip
-    size = -(-strip.shape[1] // step), -(-strip.shape[0] // step)
-    return np.asarray(cv2.resize(strip, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    step, most = 1, min(wanted / shrink, width, height)
+    # No more than memory wants, since squares do not lie on the pixels of what is made of them.
+    while width * height > _MOST_PIXELS * step**2 and 2 * step <= most:
+        step *= 2
+    return slide.source.shrunk(level, step), (width / step, height / step)
 
 
 def _level(slide: Slide, wanted: float) -> tuple[int, float]:

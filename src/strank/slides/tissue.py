@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -24,10 +25,7 @@ from strank.slides.artefacts import (
     roughness,
 )
 from strank.slides.pixels import Pixels
-from strank.slides.slide import Slide, thumbnail
-
-# About the size of a pixel of the mask.
-_MASK_UM = 8.0
+from strank.slides.slide import MASK_UM, Slide, thumbnail
 
 # Glass is smooth, whatever its colour, and tissue is not: the standard deviation of its density
 # over 40 µm. On real slides 95 % of the glass is below 0.005, of the tissue 1 to 5 %; noise and
@@ -99,7 +97,7 @@ def find_tissue(slide: Slide) -> TissueMask:
     """
     if is_dark_field(slide):
         raise InputError(f"{slide.path}: {FLUORESCENCE}; give the H&E image of the section")
-    image, scale = thumbnail(slide, _MASK_UM)
+    image, scale = thumbnail(slide, MASK_UM)
     found = tissue_of(image, scale)
     if not found.mask.any():
         told = "".join(f"{note}; " for note in found.notes)
@@ -129,11 +127,21 @@ class _Whitened:
         )
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        window = self.source.read(level, x, y, width, height)
-        across, down = self.sizes[level]
-        rows = (np.arange(y, y + height) + 0.5) * self.mask.shape[0] / down
-        columns = (np.arange(x, x + width) + 0.5) * self.mask.shape[1] / across
-        covered = self.mask[np.ix_(rows.astype(int), columns.astype(int))]
+        return self._whitened(self.source.read(level, x, y, width, height), level, (y, x))
+
+    def shrunk(self, level: int, step: int) -> NDArray[np.uint8]:
+        return self._whitened(self.source.shrunk(level, step), level, step=step)
+
+    def _whitened(
+        self, window: NDArray[np.uint8], level: int, corner: Sequence[int] = (0, 0), step: int = 1
+    ) -> NDArray[np.uint8]:
+        at = []
+        for axis, side in enumerate(reversed(self.sizes[level])):
+            centres = corner[axis] + step * (np.arange(window.shape[axis]) + 0.5)
+            # The middle of a last square that was cut may lie outside.
+            shares = np.minimum(centres, side - 0.5) / side
+            at.append((shares * self.mask.shape[axis]).astype(int))
+        covered = self.mask[np.ix_(*at)]
         return np.where(covered[..., None], np.uint8(255), window) if covered.any() else window
 
 
