@@ -41,7 +41,10 @@ class Written:
 def _section(name: str, folder: Path) -> AnnData:
     rng = np.random.default_rng([*name.encode()])
     image = folder / f"{name}.png"
-    Image.fromarray(rng.integers(150, 250, (600, 700, 3)).astype(np.uint8)).save(image)
+    # Red grows to the right, green downwards.
+    down, across = np.mgrid[:600, :700]
+    shades = np.stack([across * 255 / 700, down * 255 / 600, np.full_like(down, 90)], axis=-1)
+    Image.fromarray(shades.astype(np.uint8)).save(image)
     spots = pd.DataFrame(rng.uniform(60, 540, (N_SPOTS, 2)), columns=["x", "y"])
     spots.index = [f"{i}x{i}" for i in range(N_SPOTS)]
     counts = sparse.csr_matrix(rng.poisson(rng.lognormal(2, 0.5, (N_SPOTS, len(GENES)))))

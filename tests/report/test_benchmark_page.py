@@ -4,12 +4,14 @@ import json
 import re
 import shutil
 from base64 import b64decode
+from io import BytesIO
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import combine_pvalues, false_discovery_control
 from typer.testing import CliRunner
 
@@ -149,7 +151,12 @@ def test_maps_are_the_predictions_to_a_byte(benchmark_folder):
     positions = section.observed.obsm["spatial"] * 2.0
     shift = positions - np.array(made["xy"]).T
     assert np.ptp(shift, axis=0).max() <= 1
-    assert (made["image"]["size"] >= np.array(made["xy"]).T).all()
+    size_um = np.array(made["image"]["size"])
+    picture = np.asarray(Image.open(BytesIO(b64decode(made["image"]["jpeg"])))).astype(float)
+    x, y = (
+        np.array(made["xy"]) / size_um[:, None] * [[picture.shape[1]], [picture.shape[0]]]
+    ).astype(int)
+    np.testing.assert_allclose(picture[y, x, :2], positions / 2 * 255 / [700, 600], atol=3)
 
 
 def test_the_truth_is_calibrated_and_too_strong_scores_are_not():

@@ -19,10 +19,12 @@ from strank.slides.slide import (
     Slide,
     check_image,
     open_slide,
+    picture_um,
     read_field,
     read_region,
     thumbnail,
 )
+from strank.slides.tissue import find_tissue, is_dark_field, without_ignored
 
 SIZE = 900, 700
 TILES = {"tile": (128, 128), "compression": "deflate", "photometric": "rgb"}
@@ -137,6 +139,7 @@ def test_a_file_that_was_written_anew_is_read_anew(name, picture, tmp_path):
         WRITERS[name](tmp_path / name, shown)
         slide = open_slide(tmp_path / name, 0.5)
         np.testing.assert_array_equal(read_region(slide, 0, 0, *SIZE), shown)
+        np.testing.assert_array_equal(thumbnail(slide, 0.5)[0], shown)
 
 
 def test_other_threads_and_processes(picture, tmp_path):
@@ -223,8 +226,12 @@ def test_a_damaged_tile_is_never_black(codec, levels, picture, tmp_path):
     whole[start : start + n_bytes] = bytes([0 if codec == "jpeg" else 254]) * n_bytes
     path.write_bytes(whole)
     slide = open_slide(path, 0.5)
-    with pytest.raises(InputError, match=r"a.tif: damaged or truncated image \(.*; copy or export"):
+    told = r"a.tif: damaged or truncated image \(.*; copy or export"
+    with pytest.raises(InputError, match=told):
         slide.source.read(levels - 1, 0, 0, *slide.source.sizes[levels - 1])
+    for step in (1, 2):
+        with pytest.raises(InputError, match=told):
+            slide.source.shrunk(levels - 1, step)
 
 
 @pytest.mark.parametrize("kind", ["cielab", "icclab"])
@@ -358,14 +365,74 @@ def test_plain_images_that_do_not_fit_the_disk_are_refused(picture, tmp_path, mo
     assert open_slide(tmp_path / "a.tif", 0.5).size == SIZE
 
 
-def test_strips_shrink_as_the_whole_does(picture, tmp_path, monkeypatch):
-    WRITERS["tiled.tif"](tmp_path / "a.tif", picture)
-    slide = open_slide(tmp_path / "a.tif", 0.5)
-    whole, scale = thumbnail(slide, 2.0)
-    monkeypatch.setattr("strank.slides.slide._STRIP_PIXELS", 100_000)
-    strips, same = thumbnail(slide, 2.0)
-    assert scale == same
-    assert np.abs(whole.astype(int) - strips).max() <= 2
+def by_area(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Means over the squares of a grid, by sums up to their edges."""
+    for n in reversed(size):
+        sums = np.concatenate([np.zeros_like(image[:1]), np.cumsum(image, 0, dtype=float)])
+        edges = np.linspace(0, len(image), n + 1)
+        low = np.minimum(edges.astype(int), len(image) - 1)
+        part = (edges - low)[:, None, None]
+        means = np.diff(sums[low] * (1 - part) + sums[low + 1] * part, axis=0) / edges[1]
+        image = np.swapaxes(means, 0, 1)
+    return image
+
+
+@pytest.mark.parametrize("name", ["a.jpg", *WRITERS])
+def test_small_pictures_are_means_over_areas(name, picture, tmp_path, monkeypatch):
+    """Read whole, or shrunk as they are read, by up to 16, which does not divide their sides."""
+    write = WRITERS.get(name, lambda path, a: Image.fromarray(a).save(path, quality=98))
+    write(tmp_path / name, picture)
+    whole = open_slide(tmp_path / name, 0.125)
+    monkeypatch.setattr(module, "_STRIP_PIXELS", 100_000)
+    exact = name != "a.jpg" and len(whole.source.sizes) == 1
+    for um in (0.25, 1.0, 4.0):
+        small, scale = thumbnail(whole, um)
+        size = tuple(round(n * 0.125 / um) for n in SIZE)
+        assert small.shape == (size[1], size[0], 3)
+        assert scale == pytest.approx(0.125 * SIZE[0] / size[0])
+        expected = by_area(picture, size)
+        assert np.abs(small - expected).max() < (0.51 if exact else 6)
+        with monkeypatch.context() as patch:
+            patch.setattr("strank.slides.slide._MOST_PIXELS", 1)
+            shrunk, same = thumbnail(open_slide(tmp_path / name, 0.125), um)
+        assert (shrunk.shape, same) == (small.shape, scale)
+        # Of squares that the edge cuts some libraries keep nothing.
+        off = np.abs(shrunk - expected)[:-1, :-1]
+        assert off.max() < (6 if um <= 1 else 17)
+        assert off.mean() < (0.8 if um <= 1 else 3)
+
+
+def test_what_is_made_of_a_slide_reads_it_once(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    pixels = np.full((500, 500, 3), 240, np.uint8)
+    pixels[100:400, 100:400] = rng.integers(60, 200, (300, 300, 3))
+    Image.fromarray(pixels).save(tmp_path / "a.jpg")
+    slide, reads = open_slide(tmp_path / "a.jpg", 2.0), []
+    shrunk = slide.source.shrunk
+    monkeypatch.setattr(slide.source, "read", None)
+    monkeypatch.setattr(slide.source, "shrunk", lambda *at: reads.append(at) or shrunk(*at))
+    check_image(slide)
+    assert not is_dark_field(slide)
+    find_tissue(slide)
+    thumbnail(slide, picture_um(slide))
+    assert reads == [(0, 1)]
+
+
+def test_a_whitened_slide_is_white_in_small_too(picture, tmp_path, monkeypatch):
+    image = picture.copy()
+    image[:, :200], image[:100, 300:500] = 0, 255
+    WRITERS["tiled.tif"](tmp_path / "a.tif", image)
+    clean = without_ignored(open_slide(tmp_path / "a.tif", 2.0))
+    whole = read_region(clean, 0, 0, *SIZE)
+    assert (whole[:, :190] == 255).all()
+    assert (whole != image).any()
+    for step in (1, 4):
+        small = clean.source.shrunk(0, step)
+        expected = cv2.resize(whole, small.shape[1::-1], interpolation=cv2.INTER_AREA)
+        # Only the squares that the edge of the mask cuts are not the same.
+        assert (np.abs(small.astype(int) - expected) > 1).any(-1).mean() <= (
+            0.02 if step > 1 else 0
+        )
 
 
 @pytest.mark.parametrize("name", ["pyramid.tif", "slide.ome.tif"])

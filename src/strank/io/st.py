@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,19 @@ from strank.io.sections import (
     choose_section,
     patient_of,
 )
-from strank.io.tables import check_numbers, check_unique, read_table, table_parts
+from strank.io.tables import (
+    check_numbers,
+    check_unique,
+    most_rows,
+    read_table,
+    rows_at_once,
+    table_parts,
+)
 from strank.slides.slide import IMAGE_SUFFIXES, open_slide
 
 _COLUMNS = ["x", "y", "pixel_x", "pixel_y"]
 _PATTERN = r"^[A-Za-z]+"
+_SPOT = re.compile(r"\d+x\d+")
 
 
 def read_st(
@@ -228,6 +237,42 @@ def _read_counts(path: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.Index]:
     # pandas would rename a duplicated gene silently, so the header is read by itself.
     genes = pd.Index(_header(path)[1:])
     check_unique(genes, f"{path}: gene")
+    try:
+        spots, parts = _plain_parts(path, len(genes))
+    except (ValueError, OSError, EOFError):
+        spots, parts = _any_parts(path, genes)
+    check_unique(spots, f"{path}: spot")
+    counts = whole_counts(sparse.csr_matrix(sparse.vstack(parts)))
+    check_counts(counts, spots=spots, genes=genes, name=str(path))
+    return counts, spots, genes
+
+
+def _plain_parts(path: Path, n_genes: int) -> tuple[pd.Index, list[sparse.csr_matrix]]:
+    """Read a table of numbers alone, in half the time of pandas; a ValueError for any other."""
+    names, parts = list[str](), list[sparse.csr_matrix]()
+    with unpacked(path) as file:
+        lines = io.TextIOWrapper(file, "utf-8")
+        next(lines, None)
+        while batch := list(islice(lines, rows_at_once(n_genes))):
+            fields = [line.partition("\t") for line in batch]
+            names += [name for name, *_ in fields]
+            # Others pandas may read in another way.
+            if not all(_SPOT.fullmatch(name) for name, *_ in fields):
+                raise ValueError("not the names of spots")
+            numbers = (rest for *_, rest in fields)
+            values = np.loadtxt(numbers, delimiter="\t", comments=None, ndmin=2)
+            parts.append(sparse.csr_matrix(values))
+            if values.shape != (len(batch), n_genes) or np.isnan(parts[-1].data).any():
+                raise ValueError("gaps in the table")
+            if len(names) > most_rows(path):
+                raise ValueError("more rows than the file can hold")
+    if not parts:
+        raise ValueError("no rows")
+    return pd.Index(names), parts
+
+
+def _any_parts(path: Path, genes: pd.Index) -> tuple[pd.Index, list[sparse.csr_matrix]]:
+    """Read a table as pandas does, and tell by spot and gene what is no number."""
     names, parts = [], []
     # A dtype for one column would take pandas a while for each of the others.
     options: dict[str, Any] = {"sep": "\t", "index_col": 0, "header": None}
@@ -240,11 +285,7 @@ def _read_counts(path: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.Index]:
         parts.append(sparse.csr_matrix(_numeric(part.set_axis(genes, axis=1), path)))
     if not parts:
         raise InputError(f"{path}: empty or damaged table (no spots)")
-    spots = names[0].append(names[1:])
-    check_unique(spots, f"{path}: spot")
-    counts = whole_counts(sparse.csr_matrix(sparse.vstack(parts)))
-    check_counts(counts, spots=spots, genes=genes, name=str(path))
-    return counts, spots, genes
+    return names[0].append(names[1:]), parts
 
 
 def _header(path: Path) -> list[str]:

@@ -84,11 +84,11 @@ def read_counts_table(
 
 def table_parts(path: Path, n_columns: int, **options: Any) -> Iterator[pd.DataFrame]:
     """Read a wide table of counts a part at a time: most are zeros, of many thousands of cells."""
-    rows, n_read = min(_ROWS, 1 + _NUMBERS // max(n_columns, 1)), 0
-    most = _MOST_ROWS + path.stat().st_size
+    n_read, most = 0, most_rows(path)
+    options["chunksize"] = rows_at_once(n_columns)
     try:
         with unpacked(path) as file:
-            for part in pd.read_csv(file, low_memory=False, chunksize=rows, **options):
+            for part in pd.read_csv(file, low_memory=False, **options):
                 yield part
                 n_read += len(part)
                 if n_read > most:
@@ -101,6 +101,16 @@ def table_parts(path: Path, n_columns: int, **options: Any) -> Iterator[pd.DataF
     except Exception as error:  # gzip and pandas raise many kinds for a damaged file
         said = said_by(error)
         raise InputError(f"{path}: not a readable table of counts ({said})") from error
+
+
+def rows_at_once(n_columns: int) -> int:
+    """Tell how many rows of a wide table are held at a time."""
+    return min(_ROWS, 1 + _NUMBERS // max(n_columns, 1))
+
+
+def most_rows(path: Path) -> int:
+    """Tell how many rows a file may hold, by its size."""
+    return _MOST_ROWS + path.stat().st_size
 
 
 def check_columns(table: pd.DataFrame, needed: Iterable[str], path: Path) -> None:

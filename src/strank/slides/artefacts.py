@@ -6,6 +6,7 @@ Density is optical density, -log10 of the light that comes through, of each colo
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import TypeAlias
 
 import cv2
@@ -42,6 +43,11 @@ def density_of(image: NDArray[np.uint8]) -> Density:
     """Optical density of each colour of an image of 8 bits, ``[height, width, 3]``."""
     table = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
     return np.asarray(table[image])
+
+
+def over_colours(which: np.ufunc, values: NDArray) -> NDArray:
+    """Take the least, say, of the colours of each pixel; along an axis so short NumPy is slow."""
+    return np.asarray(reduce(which, np.moveaxis(values, -1, 0)))
 
 
 def disc(radius: float) -> NDArray[np.uint8]:
@@ -90,10 +96,10 @@ def roughness(values: Density, where: Mask, side: int) -> Density:
 def find_padding(image: NDArray[np.uint8], density: Density, um_per_pixel: float) -> Mask:
     """Find what is black, and larger areas of exactly one colour."""
     square = np.ones((3, 3), np.uint8)
-    flat = (cv2.dilate(image, square) == cv2.erode(image, square)).all(-1)
+    flat = over_colours(np.logical_and, cv2.dilate(image, square) == cv2.erode(image, square))
     # Squares of one colour that touch have the same.
     even = grown(large_parts(flat, um_per_pixel, 4), square)
-    return np.asarray(even | (density.min(-1) > _BLACK))
+    return np.asarray(even | (over_colours(np.minimum, density) > _BLACK))
 
 
 def find_ink(
@@ -104,11 +110,12 @@ def find_ink(
     Ink that lets tissue through is told by its hue; red, brown and dark ink, which blood and dense
     nuclei come close to, by being even as well.
     """
-    dark = padding & (density.max(-1) > PALE / 2)
+    densest = over_colours(np.maximum, density)
+    dark = padding & (densest > PALE / 2)
     where = ~padding | dark
     smooth = mean_within(density, where, lambda x: cv2.GaussianBlur(x, (0, 0), 5 / um_per_pixel))
     red, least_blue, most_blue = _hue(smooth, glass)
-    strongest, green = smooth.max(-1), smooth[..., 1]
+    strongest, green = over_colours(np.maximum, smooth), smooth[..., 1]
     odd = (red > _MOST_RED) | (least_blue > _MOST_BLUE) | (green > _DENSEST)
     odd |= (red > _BLUISH_RED) & (most_blue < _LEAST_BLUE)
     even = (_unevenness(density, where) < _EVEN * strongest) | (
@@ -120,7 +127,7 @@ def find_ink(
     wide = disc(_STROKE_UM / um_per_pixel)
     stroke = cv2.morphologyEx(inked.astype(np.uint8), cv2.MORPH_OPEN, wide) > 0
     near = grown(stroke, disc(_FRINGE_UM / um_per_pixel))
-    fringe = near & odd & (density.max(-1) > PALE / 2)
+    fringe = near & odd & (densest > PALE / 2)
     return np.asarray(~padding & (fringe | stroke))
 
 

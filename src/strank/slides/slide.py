@@ -28,8 +28,8 @@ _FINEST_UM, _COARSEST_UM = 1e-3, 1e4
 # fine for a small section and no more pixels than can be seen.
 MASK_UM = 8.0
 _FINE_UM, _SEEN_PIXELS = 4.0, 2000
-# Pixels of a level from which it is shrunk as it is read.
-_MOST_PIXELS = 16_000_000
+# Pixels of a level from which it is shrunk as it is read, and how many times is left to do then.
+_MOST_PIXELS, _MARGIN = 16_000_000, 1.1
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def slide_of(section: AnnData) -> Slide:
 
 def check_image(slide: Slide) -> None:
     """Read the end of every level, so that a truncated file is found now."""
-    # All of one level, which is needed soon; a plain image would else be decoded for its last pixel.
+    # All of one level, which is needed soon: of a plain image the last pixel costs as much.
     _overview(slide)
     read, _ = _level(slide, _shared_shrink(slide))
     for level, (width, height) in enumerate(slide.source.sizes):
@@ -150,7 +150,8 @@ def thumbnail(slide: Slide, um_per_pixel: float) -> tuple[NDArray[np.uint8], flo
     shared = wanted >= _shared_shrink(slide)
     found, covered = _overview(slide) if shared else _shrunken(slide, wanted)
     width, height = (max(1, round(n / wanted)) for n in slide.size)
-    scale = {"fx": width / covered[0], "fy": height / covered[1]}
+    # Where one side grew, OpenCV would take no means of the other.
+    scale = {"fx": min(1.0, width / covered[0]), "fy": min(1.0, height / covered[1])}
     small = cv2.resize(found, None, **scale, interpolation=cv2.INTER_AREA)
     # A last square that was cut may be there, or not.
     lacking = max(0, height - small.shape[0]), max(0, width - small.shape[1])
@@ -179,8 +180,8 @@ def _shrunken(slide: Slide, wanted: float) -> tuple[NDArray[np.uint8], tuple[flo
     """Read a slide, shrunk at most so many times, and how many of its pixels the slide covers."""
     level, shrink = _level(slide, wanted)
     width, height = slide.source.sizes[level]
-    step, most = 1, min(wanted / shrink, width, height)
     # No more than memory wants, since squares do not lie on the pixels of what is made of them.
+    step, most = 1, min(wanted / shrink / _MARGIN, width, height)
     while width * height > _MOST_PIXELS * step**2 and 2 * step <= most:
         step *= 2
     return slide.source.shrunk(level, step), (width / step, height / step)

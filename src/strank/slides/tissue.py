@@ -22,6 +22,7 @@ from strank.slides.artefacts import (
     grown,
     large_parts,
     mean_within,
+    over_colours,
     roughness,
 )
 from strank.slides.pixels import Pixels
@@ -83,7 +84,7 @@ def is_dark_field(slide: Slide) -> bool:
     # Padding is of one colour; so is glass at times, and stained tissue is no dimmer without it.
     packed = small @ np.array([1, 256, 65536])
     colours, counts = np.unique(packed, return_counts=True)
-    lit = small[(small.max(axis=-1) > _LIT) & (packed != colours[counts.argmax()])]
+    lit = small[(over_colours(np.maximum, small) > _LIT) & (packed != colours[counts.argmax()])]
     return lit.size > 0 and float(np.median(lit @ np.array([0.299, 0.587, 0.114]))) < _DIM
 
 
@@ -152,12 +153,13 @@ def tissue_of(image: NDArray[np.uint8], um_per_pixel: float) -> TissueMask:
     around = disc(8 / um_per_pixel)
     usable = ~grown(padding, around)
     glass = _find_glass(density, usable, um_per_pixel)
-    white = padding & (density.max(-1) < PALE / 2)
+    white = padding & (over_colours(np.maximum, density) < PALE / 2)
     # White of one colour was not scanned, or is glass: all of it where there is no other, and here
     # and there where it has the colour of other glass.
     clear = density[glass if glass.any() else white]
     level = np.median(clear, axis=0) if len(clear) else np.zeros(3, np.float32)
-    glass |= white & _like(density, clear)
+    if white.any():
+        glass |= white & _like(density, clear)
     padding &= ~glass
     ink = find_ink(density, padding, level, um_per_pixel)
     usable = ~grown(padding | ink, around)
@@ -181,14 +183,15 @@ def _like(density: Density, clear: Density) -> Mask:
     if not len(clear):
         return np.zeros(density.shape[:2], bool)
     lightest, densest = np.quantile(clear, [0.05, 0.95], axis=0)
-    return np.asarray(((density > lightest - 0.01) & (density < densest + 0.01)).all(-1))
+    within = (density > lightest - 0.01) & (density < densest + 0.01)
+    return over_colours(np.logical_and, within)
 
 
 def _find_glass(density: Density, where: Mask, um_per_pixel: float) -> Mask:
     """Find what is smooth and pale; nothing where that tells no glass from tissue."""
     rough = roughness(density[..., 1], where, 5)
     # Of the densest colour, since ink may be pale in any other.
-    densest = density.max(-1)
+    densest = over_colours(np.maximum, density)
     pale, densest = where & (densest < PALE), _smoothed(densest, where, um_per_pixel)
     best, glass = _WORST_PARTING, np.zeros_like(where)
     for border in _SMOOTH_OD:
@@ -237,7 +240,7 @@ def _shares(
     image: NDArray[np.uint8], padding: Mask, ink: Mask, um_per_pixel: float
 ) -> dict[str, float]:
     """Shares of the image by kind."""
-    least, most = image.min(-1), image.max(-1)
+    least, most = (over_colours(which, image) for which in (np.minimum, np.maximum))
     coloured = padding & (most - least > 60)
     dark = padding & ~coloured & (most < 100)
     # Padding reaches the edge of the image; a black ring of a pen does not.

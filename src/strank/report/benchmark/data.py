@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,7 @@ from strank.files import read_facts, read_written
 from strank.hdf5_guard import check_hdf5
 from strank.metrics.correlation import log1p_cp10k
 from strank.metrics.significance import combine_table, false_discovery_rate
-from strank.slides.pixels import ArrayPixels
-from strank.slides.slide import read_region, slide_of, thumbnail
+from strank.slides.slide import MASK_UM, slide_of, thumbnail
 
 # Bytes of the values by gene on a page, and how many genes one table may have.
 _BUDGET = 4_000_000
@@ -43,7 +42,6 @@ _BOARD = (
     *("mean", "low", "high", "difference", "difference_low", "difference_high"),
     "fraction_of_ceiling",
 )
-_THUMBNAIL_UM = 8.0
 _MARGIN_UM = 150.0
 _MOST_PIXELS = 1_000
 _QUALITY = 80
@@ -343,14 +341,18 @@ def _picture(section: AnnData, notes: list[str]) -> dict[str, Any] | None:
         notes.append(f"No H&E: {error}")
         return None
     positions, margin = np.asarray(section.obsm["spatial"]), _MARGIN_UM / info.um_per_pixel
-    low = np.floor((positions.min(0) - margin).clip(0)).astype(int)
-    high = np.ceil(positions.max(0) + margin).astype(int)
-    high = np.minimum(high, slide.size)
-    part = read_region(slide, *low, *(high - low))
-    size = (high - low) * info.um_per_pixel
-    cropped = replace(slide, source=ArrayPixels(part))
-    small, _ = thumbnail(cropped, max(_THUMBNAIL_UM, float(size.max()) / _MOST_PIXELS))
+    low = (positions.min(0) - margin).clip(0)
+    high = np.minimum(positions.max(0) + margin, slide.size)
+    finest = float((high - low).max()) * info.um_per_pixel / _MOST_PIXELS
+    small, _ = thumbnail(slide, max(MASK_UM, finest))
+    # Of whole pixels of the small picture.
+    size = np.array(small.shape[1::-1])
+    shrink = slide.size / size
+    first = np.floor(low / shrink).astype(int)
+    last = np.minimum(np.ceil(high / shrink).astype(int), size)
     file = BytesIO()
-    Image.fromarray(small).save(file, "JPEG", quality=_QUALITY)
+    part = small[first[1] : last[1], first[0] : last[0]]
+    Image.fromarray(part).save(file, "JPEG", quality=_QUALITY)
     content = b64encode(file.getvalue()).decode()
-    return {"corner": low, "size": size.round(1).tolist(), "jpeg": content}
+    size_um = (last - first) * shrink * info.um_per_pixel
+    return {"corner": first * shrink, "size": size_um.round(1).tolist(), "jpeg": content}
