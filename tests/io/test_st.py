@@ -192,6 +192,55 @@ def test_bad_input_is_named(st_folder, kind):
         read_all(st_folder)
 
 
+ODD = {
+    "as it is": ("", ""),
+    "float": ("\t3\t", "\t3.0\t"),
+    "exponent": ("\t3\t", "\t3e0\t"),
+    "spaces": ("\t3\t", "\t 3 \t"),
+    "quoted number": ("\t3\t", '\t"3"\t'),
+    "quoted name": ("5x4\t", '"5x4"\t'),
+    "name of a number": ("5x4\t", "54\t"),
+    "no name": ("5x4\t", "\t"),
+    "gap": ("\t3\t", "\t\t"),
+    "word for a gap": ("\t3\t", "\tNA\t"),
+    "nan": ("\t3\t", "\tnan\t"),
+    "word": ("\t3\t", "\ttrue\t"),
+    "digits in groups": ("\t3\t", "\t3_000\t"),
+    "hexadecimal": ("\t3\t", "\t0x3\t"),
+    "comment": ("\t3\t", "\t3#\t"),
+    "a column more": ("5x4\t", "5x4\t1\t"),
+    "a column less": ("5x4\t", "5x4"),
+    "blank line": ("5x4\t", "\n5x4\t"),
+    "blank end": ("7x6\t", "\n\n\n7x6\t"),
+    "returns": ("\n", "\r\n"),
+    "two headers": ("\n", "\nGENE0\tGENE1\n"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_table_is_read_in_one_way_or_refused(st_folder, kind, monkeypatch):
+    """Whatever is in it: by NumPy where all are numbers, as pandas alone would read it."""
+    path = st_folder / "counts/A1.tsv.gz"
+    text = gzip.decompress(path.read_bytes()).decode()
+    assert ODD[kind][0] in text
+    path.write_bytes(gzip.compress(text.replace(*ODD[kind]).encode()))
+
+    def found() -> tuple | str:
+        try:
+            adata = read_st(st_folder, section="A1")
+        except InputError as error:
+            return str(error)
+        return adata.to_df().to_dict(), adata.uns["strank"]
+
+    first = found()
+    monkeypatch.setattr("strank.io.st.np.loadtxt", refuse)
+    assert found() == first
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise ValueError
+
+
 def test_bad_folders_and_patterns(st_folder, tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         find_st(tmp_path / "absent")
