@@ -209,6 +209,7 @@ ODD = {
     "hexadecimal": ("\t3\t", "\t0x3\t"),
     "comment": ("\t3\t", "\t3#\t"),
     "a column more": ("5x4\t", "5x4\t1\t"),
+    "a column more in each row": ("\tGENE7", ""),
     "a column less": ("5x4\t", "5x4"),
     "blank line": ("5x4\t", "\n5x4\t"),
     "blank end": ("7x6\t", "\n\n\n7x6\t"),
