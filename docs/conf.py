@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import inspect
 import os
+import tomllib
 from importlib import import_module
+from pathlib import Path
 
 from sphinx.application import Sphinx
 
 import strank
+
+_PYPROJECT = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+_URLS = tomllib.loads(_PYPROJECT)["project"]["urls"]
 
 project = "strank"
 author = "The strank developers"
@@ -30,7 +35,12 @@ default_role = "py:obj"
 
 html_theme = "sphinx_book_theme"
 html_title = "strank"
-html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2}
+html_theme_options = {
+    "navbar_persistent": [],
+    "repository_url": _URLS["Repository"],
+    "show_toc_level": 2,
+    "use_repository_button": True,
+}
 html_copy_source = False
 
 myst_enable_extensions = ["colon_fence", "deflist"]
