@@ -218,7 +218,7 @@ def test_sections_in_turn_are_sections_mixed(row_named, batch, width, monkeypatc
 def test_a_level_of_the_scores_cancels(row_named, batch, level):
     # Sums of exponentials overflow or vanish at some, and are taken as they are at others, where
     # no spot is alone.
-    together = {key: values[batch["section"] != 8] for key, values in batch.items()}
+    together = batch | {"section": torch.tensor([0, 1, 0, 1, 2, 2, 0, 1, 2])}
     expected = evaluate(row_named["list"], together, reduction="none")
     raised = together | {"scores": together["scores"] + level}
     value, slope = evaluate(row_named["list"], raised, reduction="sum")
@@ -235,3 +235,13 @@ def test_backward_twice_adds_up(row_named, batch, name):
     (3 * value).backward(retain_graph=True)
     value.backward()
     torch.testing.assert_close(scores.grad, 5 * once)
+
+
+def test_spots_alone_in_float32_are_left_with_nothing():
+    generator = torch.Generator().manual_seed(0)
+    scores = (3 * torch.randn(99, 20, generator=generator)).requires_grad_()
+    counts = torch.randint(1, 1000, (99, 20), generator=generator)
+    value = list_loss(scores, counts, section=torch.arange(99), offset=torch.rand(99))
+    value.backward()
+    assert value.item() == 0
+    assert scores.grad.eq(0).all()

@@ -115,7 +115,7 @@ def test_random_lists_refuse_lists_of_one():
 
 
 @pytest.mark.parametrize(
-    "labels", [[0, 2, 1, 0], [0, 0], [5, 5, 9], [-1, 0], [0, 2], [3, 0, 1], [], [10**12, 0]]
+    "labels", [[0, 2, 1, 0], [0, 0], [5, 5, 9], [-1, 0], [0, 2, 2], [3, 0, 1], [], [10**12, 0]]
 )
 def test_codes_and_sizes_of_any_labels(labels):
     section = torch.tensor(labels).long()
