@@ -42,6 +42,12 @@ def test_show_prints_the_card(model, tmp_path):
     assert told["evaluation"][-1]["section"] == "mean"
 
 
+def test_the_card_of_a_damaged_model_is_not_shown(model):
+    weights = model / "head.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "damaged (its checksum is not that in model.json)" in run("show", model, code=2).stderr
+
+
 def test_push_and_pull(model, tmp_path, hub_server):
     result = run("push", model, "me/model", "--license", "mit")
     assert f"The model is at {hub_server.address}/me/model" in result.stdout

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from hashlib import sha256
 from itertools import pairwise
 
 import anndata
@@ -12,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from strank.cohort.contract import check_section, counts_checksum, spots_checksum
-from strank.cohort.folder import digest_of, features_path, n_spots_of
+from strank.cohort.folder import digest_of, features_path, n_spots_of, spots_digest
 from strank.cohort.store import read_cohort, read_h5ad, write_h5ad
 from strank.errors import InputError
 from strank.metrics.correlation import target_of
@@ -60,6 +61,13 @@ def test_what_is_read_without_anndata_is_what_anndata_reads(cohort, tmp_path, na
             file["obs/_index/mask"].attrs.update(whole)
     assert digest_of(path) == spots_checksum(read_h5ad(path))
     assert n_spots_of(path) == section.n_obs
+
+
+def test_the_digest_is_of_image_scale_names_and_centres():
+    """By hand: it is stored with features, which another would make useless."""
+    centres = np.array([[1.0, 2.0], [3.0, 4.5]])
+    whole = b"ab 0.5\nspot 1\nspot 2" + centres.tobytes()
+    assert spots_digest("ab", 0.5, ["spot 1", "spot 2"], centres) == sha256(whole).hexdigest()
 
 
 def test_a_file_that_does_not_say_what_it_is_made_of_has_no_digest(cohort, tmp_path):
