@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from strank.cohort.in_memory import name_of
 from strank.cohort.store import read_h5ad, read_section, write_h5ad
 from strank.encoders.backbone import BackboneEncoder, on_gpu
 from strank.encoders.base import Encoder, encoder_facts
@@ -208,7 +209,7 @@ def each_alone(
 
 def _file_of(subject: Subject) -> str:
     if isinstance(subject, AnnData):
-        return f"section {subject.obs['section'].iloc[0]}"
+        return f"section {name_of(subject)}"
     return str(subject.path if isinstance(subject, Slide) else subject)
 
 
@@ -239,8 +240,9 @@ class Scorer:
     @property
     def warning(self) -> str:
         """Say what to know of this distance of tiles; empty for nothing."""
-        pitch = float(self.model.provenance["spot_pitch_um"])
-        if self.stride_um in (None, pitch) or Traits.of(self.model.head).n_neighbours == 0:
+        if self.stride_um is None or Traits.of(self.model.head).n_neighbours == 0:
+            return ""
+        if self.stride_um == (pitch := _size_of(self.model, "spot_pitch_um")):
             return ""
         return (
             f"the model looks at neighbours, {pitch:g} µm away in training and "
@@ -295,7 +297,7 @@ def named_subjects(subjects: Iterable[_Kind], output: Path | str | None) -> dict
     taken = set()
     for subject in subjects:
         if isinstance(subject, AnnData):
-            name = str(subject.obs["section"].iloc[0])
+            name = name_of(subject)
         else:
             name = Path(subject.path if isinstance(subject, Slide) else subject).stem
         # Folders of Windows and macOS do not tell capitals from small letters.
@@ -324,8 +326,9 @@ def open_subject(
             return open_told(path, um_per_pixel, override), None
         subject = read_section(path)
     if um_per_pixel is not None:
-        name = subject.obs["section"].iloc[0]
-        raise InputError(f"section {name} knows its µm per pixel; leave `um_per_pixel` out")
+        raise InputError(
+            f"section {name_of(subject)} knows its µm per pixel; leave `um_per_pixel` out"
+        )
     return slide_of(subject), subject
 
 
@@ -341,10 +344,10 @@ def ignored_part(scores: AnnData) -> str:
 
 def grid_facts(slide: Slide, model: RankModel, *, stride_um: float | None = None) -> dict[str, Any]:
     """State what a grid of tiles hangs on; it becomes ``uns["strank"]``."""
-    diameter = float(model.provenance["spot_diameter_um"])
+    diameter = _size_of(model, "spot_diameter_um")
     # A head that looks at neighbours expects them as far away as in training.
     around = Traits.of(model.head).n_neighbours > 0
-    usual = float(model.provenance["spot_pitch_um"]) if around else diameter
+    usual = _size_of(model, "spot_pitch_um") if around else diameter
     stride = usual if stride_um is None else stride_um
     if stride_um is not None and not slide.um_per_pixel <= stride < float("inf"):
         raise InputError(
@@ -367,6 +370,17 @@ def grid_facts(slide: Slide, model: RankModel, *, stride_um: float | None = None
         "tile_um": diameter,
         "stride_um": stride,
     }
+
+
+def _size_of(model: RankModel, what: str) -> float:
+    """Size or distance of the spots that a model was trained on, in µm."""
+    if what not in model.provenance:
+        raise InputError(
+            "the model does not know how large spots are: µm per pixel of a section was not known "
+            'where it was trained. Set adata.uns["strank"] = {"um_per_pixel": ...} there, or embed '
+            "with `strank.embed`, and fit it again"
+        )
+    return float(model.provenance[what])
 
 
 def tile_grid(

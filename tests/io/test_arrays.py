@@ -27,6 +27,7 @@ from strank.cohort.arrays import (
     measure_grid,
 )
 from strank.cohort.contract import section_info
+from strank.cohort.in_memory import as_sections
 from strank.errors import InputError
 from strank.io import read_anndata, read_spatialdata, read_st, read_visium
 from strank.io.extent import check_extent, slide_of_array
@@ -670,6 +671,8 @@ def test_what_scanpy_and_squidpy_read_is_measured_as_its_own_reader_does(
     given = {"image": image, "patient": "P1"}
     section = read_visium(tmp_path / "S1/outs", **given)
     check_alike(section, read_anndata(tmp_path / "S1.h5ad", **given))
+    adata.obs["patient"] = "P1"
+    check_alike(section, as_sections({"S1": adata})["S1"])
     start = "import", "anndata", tmp_path / "S1.h5ad", "--image", image, "--patient", "P1"
     told = command(*start, "-o", tmp_path / "c").stdout
     assert f"µm per pixel by the array of {WHOLE[kind][0].told}" in told
@@ -697,6 +700,10 @@ def test_the_real_run_is_measured_alike(tmp_path):
         adata = read_it(outs)
         adata.write_h5ad(tmp_path / "S1.h5ad")
         check_alike(section, read_anndata(tmp_path / "S1.h5ad", **given))
+        adata.obs["patient"] = "P1"
+        check_alike(section, as_sections({"S1": adata})["S1"])
+    # What the scale is taken from where rows and columns are not known.
+    assert 65 / scale["spot_diameter_fullres"] == pytest.approx(0.725184, rel=0.003)
 
 
 def as_anndata(kind: str, keep: float = 1.0, **how) -> AnnData:
@@ -760,5 +767,8 @@ def test_a_spatialdata_of_visium_is_measured_too(tmp_path, write_space_ranger):
     data = visium(tmp_path / "S1/outs", dataset_id="S1", fullres_image_file=image)
     data.write(tmp_path / "S1.zarr")
     section = read_visium(tmp_path / "S1/outs", image=image, patient="P1")
+    data["table"].obs["patient"] = "P1"
+    for held in (data, data["table"]):
+        check_alike(section, as_sections({"S1": held})["S1"])
     given = {"image": "S1_full_image", "image_folder": tmp_path / "images", "patient": "P1"}
     check_alike(section, read_spatialdata(tmp_path / "S1.zarr", **given))

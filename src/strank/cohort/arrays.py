@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike
 from scipy.spatial import KDTree
 
+from strank.cohort.contract import as_numbers
 from strank.errors import InputError, some
 
 # Fewer spots, or parities that are mixed more than that, tell no array.
@@ -19,6 +20,8 @@ _FEWEST, _MOST_MIXED, _LEAST_MIXED = 12, 0.9, 0.75
 # Of a step, root mean square: printing is off by a tenth; rows that are shifted by half by more.
 _OFF, _NOT_A_GRID = 0.2, 0.5
 _CLOSE = 0.05
+# Of ``scalefactors``, pixels that a spot spans.
+_WIDE = "spot_diameter_fullres"
 _BIN = r"s_(\d{3})um_(\d{5})_(\d{5})"
 # That Space Ranger writes.
 _BINS_UM = (2.0, 8.0, 16.0)
@@ -48,6 +51,7 @@ _HEXAGONAL = 3**0.5
 VISIUM = Printed("Visium", 55.0, 100.0, 50.0 * 3**0.25, True, _HEXAGONAL, (130, 226))
 ST_1K = Printed("ST", 100.0, 200.0, 200.0, False, 1.0, (35, 37))
 ST_2K = Printed("ST 2k", 100.0, 100.0 * 2**0.5, 100.0, True, 1.0, (67, 67))
+UNKNOWN = Printed("unknown", np.nan, np.nan, np.nan, False, 1.0, (0, 0))
 
 
 class Lattice(NamedTuple):
@@ -230,31 +234,90 @@ def _known_array(grid: Lattice | None, spots: pd.DataFrame) -> Printed | None:
     return find_array(grid) if grid else None
 
 
-def array_of(adata: AnnData, spots: pd.DataFrame, um_per_pixel: float) -> Printed:
+def library_of(adata: AnnData, name: str = "") -> Mapping[str, Any]:
+    """Find what scanpy and squidpy keep in ``uns["spatial"]`` of a section."""
+    libraries = adata.uns.get("spatial", {})
+    if not isinstance(libraries, Mapping):
+        return {}
+    ids = adata.obs["library_id"].astype(str).unique() if "library_id" in adata.obs else []
+    wanted = [key for key in (name, *ids) if key in libraries]
+    wanted = wanted or (list(libraries) if len(libraries) == 1 else [])
+    found = libraries[wanted[0]] if wanted else {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def scalefactors(adata: AnnData, name: str = "") -> Mapping[str, Any]:
+    """Read Space Ranger's scale factors, as scanpy and squidpy keep them."""
+    found = library_of(adata, name).get("scalefactors", {})
+    return found if isinstance(found, Mapping) else {}
+
+
+def scanpy_um(spots: pd.DataFrame, scales: Mapping[str, Any]) -> float:
+    """Find µm per pixel: by the array, else by ``scalefactors`` as scanpy keeps them, else NaN."""
+    if (measured := measured_um(spots)) is not None:
+        return measured
+    if (stated := _number(scales, "microns_per_pixel")) > 0:
+        return stated
+    pitch = _pitch(spots)
+    # Space Ranger gives the width of a spot of 65 µm, though those of Visium have 55.
+    is_visium = abs(pitch / _number(scales, _WIDE) / (VISIUM.pitch_um / 65.0) - 1) < _CLOSE
+    return VISIUM.pitch_um / pitch if is_visium else np.nan
+
+
+def array_of(scales: Mapping[str, Any], spots: pd.DataFrame, um_per_pixel: float) -> Printed:
     """Tell the array, or say what is known of spots that are none."""
-    diameter, pitch = spot_size_um(adata, spots, um_per_pixel)
+    diameter, pitch = spot_size_um(scales, spots, um_per_pixel)
     grid = lattice_of(spots)
     if (array := _known_array(grid, spots)) is not None:
         return array
     if grid is None or grid.staggered is not False:
-        return Printed("unknown", diameter, pitch, pitch, False, 1.0, (0, 0))
+        return UNKNOWN._replace(diameter_um=diameter, pitch_um=pitch, step_um=pitch)
     pitch = grid.step_px * um_per_pixel
     array = array_of_pitch(grid, pitch)
     known = array.technology != "square grid"
     return array if known else array._replace(diameter_um=min(diameter, pitch))
 
 
-def spot_size_um(adata: AnnData, spots: pd.DataFrame, um_per_pixel: float) -> tuple[float, float]:
-    """Diameter (what scanpy keeps in ``uns["spatial"]``, or else the pitch) and pitch, in µm."""
+def spot_size_um(
+    scales: Mapping[str, Any], spots: pd.DataFrame, um_per_pixel: float
+) -> tuple[float, float]:
+    """Diameter (of ``scalefactors`` as scanpy keeps them, or else the pitch) and pitch, in µm."""
     if len(spots) < 2:
         raise InputError("a section of one spot: nothing can be compared within it")
+    pitch, wide = _pitch(spots) * um_per_pixel, _number(scales, _WIDE)
+    return (wide * um_per_pixel if wide > 0 else pitch), pitch
+
+
+def _pitch(spots: pd.DataFrame) -> float:
+    """Distance of neighbours in pixels; the nearest alone is the one that jitter brought closer."""
     positions = spots[["x", "y"]].to_numpy()
-    # The nearest neighbour alone is the one that jitter brought closer.
     distances, _ = KDTree(positions).query(positions, k=min(5, len(spots)))
-    pitch = float(np.median(distances[:, 1:])) * um_per_pixel
-    libraries = adata.uns.get("spatial", {})
-    held = libraries.values() if isinstance(libraries, Mapping) else ()
-    scales = [lib.get("scalefactors", {}) for lib in held if isinstance(lib, Mapping)]
-    found = [s.get("spot_diameter_fullres") for s in scales if isinstance(s, Mapping)]
-    stated = [float(px) for px in pd.to_numeric(pd.Series(found), errors="coerce") if px > 0]
-    return (stated[0] * um_per_pixel if len(stated) == 1 else pitch), pitch
+    return float(np.median(distances[:, 1:])) if len(spots) > 1 else np.nan
+
+
+def _number(scales: Mapping[str, Any], name: str) -> float:
+    return float(pd.to_numeric(pd.Series([scales.get(name)]), errors="coerce").iloc[0])
+
+
+def spots_of(adata: AnnData, name: str) -> pd.DataFrame:
+    """Take ``obs``, and ``x`` and ``y`` from ``obsm["spatial"]``."""
+    if "spatial" not in adata.obsm:
+        raise InputError(
+            f'{name}: lacks obsm["spatial"], the positions (x, y) in pixels of the image; it has '
+            f"{some(adata.obsm) or 'no obsm'}"
+        )
+    positions = as_numbers(adata.obsm["spatial"], f'{name}: obsm["spatial"]')
+    if positions.ndim != 2 or positions.shape[1] < 2:
+        raise InputError(
+            f'{name}: obsm["spatial"] has the shape {positions.shape}; it must have x and y'
+        )
+    wrong = ~np.isfinite(positions[:, :2]).all(1)
+    if wrong.any():
+        raise InputError(f"{name}: position of spot {some(adata.obs_names[wrong])} is not finite")
+    spots = adata.obs.assign(x=positions[:, 0], y=positions[:, 1])
+    if positions_twice(spots):
+        raise InputError(
+            f"{name}: several spots have one place on the array (array_row, array_col): sections "
+            f'that were put together; tell them apart in obs["section"]'
+        )
+    return spots

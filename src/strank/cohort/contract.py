@@ -107,7 +107,7 @@ def section_info(adata: AnnData) -> SectionInfo:
 
 
 def positions_um(adata: AnnData) -> NDArray[np.float64]:
-    """Spot centres (x, y) in µm, ``[n_spots, 2]``, of a section or of tiles."""
+    """Spot centres (x, y) in µm, ``[n_spots, 2]``, of a section or of tiles; NaN if not known."""
     if "spatial" not in adata.obsm or "um_per_pixel" not in adata.uns.get("strank", {}):
         raise InputError(
             'the model looks at neighbouring spots, and needs their positions: obsm["spatial"] in '
@@ -115,6 +115,12 @@ def positions_um(adata: AnnData) -> NDArray[np.float64]:
         )
     um_per_pixel = float(adata.uns["strank"]["um_per_pixel"])
     return np.asarray(adata.obsm["spatial"], dtype=np.float64) * um_per_pixel
+
+
+def places(adata: AnnData) -> NDArray[np.float64]:
+    """Spot centres in µm or, where the scale is not known, in pixels: where it plays no part."""
+    found = positions_um(adata)
+    return found if np.isfinite(found).all() else np.asarray(adata.obsm["spatial"], np.float64)
 
 
 def counts_checksum(adata: AnnData) -> str:
@@ -263,18 +269,6 @@ def check_features(values: NDArray, spots: pd.Index, what: str) -> None:
         )
 
 
-def check_sections(cohort: object) -> None:
-    """Refuse what is no mapping of sections, or has none."""
-    if not isinstance(cohort, Mapping):
-        raise InputError(
-            f"sections come as a mapping of names, as `strank.read_cohort` reads a folder; got "
-            f"{type(cohort).__name__}"
-        )
-    if not cohort:
-        raise InputError("no sections are given")
-
-
 def patients_of(cohort: Mapping[str, AnnData]) -> dict[str, str]:
     """Patient of each section of a cohort."""
-    check_sections(cohort)
     return {name: clean_name(adata.obs["patient"].iloc[0]) for name, adata in cohort.items()}

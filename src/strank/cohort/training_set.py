@@ -157,9 +157,13 @@ def training_sections(cohort: Mapping[str, AnnData]) -> dict[str, object]:
     """List what a model was trained on, for its provenance."""
     patients = patients_of(cohort)
     info = {name: section_info(adata) for name, adata in cohort.items()}
+    sizes = {
+        name: float(np.min([getattr(facts, name) for facts in info.values()]))
+        for name in ("spot_pitch_um", "spot_diameter_um")
+    }
     return {
-        "spot_pitch_um": min(i.spot_pitch_um for i in info.values()),
-        "spot_diameter_um": min(i.spot_diameter_um for i in info.values()),
+        # Where a section's scale is not known, neither is the size of its spots.
+        **{name: um for name, um in sizes.items() if np.isfinite(um)},
         "sections": {
             name: {
                 "patient": patients[name],

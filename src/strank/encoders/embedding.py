@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strank.cohort.folder import digest_of, features_path, n_spots_of, section_names
 from strank.encoders.base import Encoder
@@ -16,6 +16,10 @@ from strank.encoders.stored import DTYPES, lacks, sweep
 from strank.errors import InputError
 from strank.extras import need
 from strank.progress import Advance, Say
+
+if TYPE_CHECKING:
+    from strank.cohort.in_memory import Sections
+    from strank.encoders.objects import Images
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,12 @@ class Embedded:
 
 
 def embed(
-    cohort: Path | str,
+    cohort: Path | str | Sections,
     encoder: str | Encoder = "morphology",
     *,
+    image: Images = None,
+    um_per_pixel: float | None = None,
+    um_per_pixel_override: bool = False,
     weights: Path | str | None = None,
     dtype: str | None = None,
     precision: str | None = None,
@@ -41,24 +48,37 @@ def embed(
 ) -> list[Embedded]:
     """Turn the image around every spot of a cohort into features, kept beside the counts.
 
-    Features lie in ``features/<encoder>/<section>.h5ad``; `strank.read_cohort` puts them into
-    ``obsm[<encoder>]``. A section counts as done when its features come from the same encoder (all
-    its facts), the same image and the same spots. A run that was killed goes on after the last
+    Of sections in memory they stand in ``obsm[<encoder>]``, and what is known of the image in
+    ``uns["strank"]``; nothing is written.
+
+    Those of a folder lie in ``features/<encoder>/<section>.h5ad``; `strank.read_cohort` puts them
+    into ``obsm[<encoder>]``. A section counts as done when its features come from the same encoder
+    (all its facts), the same image and the same spots. A run that was killed goes on after the last
     batch that it finished. Several processes may work on one cohort, one a GPU say: each takes
     sections that no other has, and at the end waits for the others.
 
     Parameters
     ----------
     cohort
-        Folder of the cohort.
+        Folder of the cohort; or sections in memory, as `strank.fit` takes them, which may be
+        without counts.
     encoder
         A name, as `strank.encoders.get_encoder` takes it, or an encoder of your own. An image
         network runs on the first GPU, if there is one.
+    image
+        Of sections in memory: the full-resolution H&E image, which ``obsm["spatial"]`` are pixels
+        of. A file for one section, and for several a mapping of their names, or a folder with an
+        image called like each. If ``None`` what ``uns`` says, as ``source_image_path`` of scanpy.
+    um_per_pixel
+        Of that image; if ``None``, as the array of spots measures it, Space Ranger's scale factors
+        say, or the image.
+    um_per_pixel_override
+        Take ``um_per_pixel`` even where they say another scale (by more than 5 %).
     weights
         File with the weights of a network of the catalogue, in place of those on the hub.
     dtype
-        How features are stored, ``"float32"`` or ``"float16"``; if ``None`` as they are, and new
-        ones in ``float32``.
+        How features are stored in a folder, ``"float32"`` or ``"float16"``; if ``None`` as they
+        are, and new ones in ``float32``.
     precision
         What a GPU computes in, ``"bf16"``, ``"fp16"`` or ``"float32"``; if ``None`` bf16 where it
         can.
@@ -82,8 +102,8 @@ def embed(
     ------
     InputError
         For an unknown encoder, dtype or precision, a section or image that cannot be read, an image
-        that changed since the import or whose pixels are far too coarse, features that are not
-        finite, or a full disk.
+        that changed since the import or whose pixels are far too coarse, spots that do not lie on
+        the tissue, features that are not finite, or a full disk.
 
     Examples
     --------
@@ -98,13 +118,33 @@ def embed(
     [Embedded(section='A1', n_spots=..., done_before=False)]
     >>> embed(folder / "cohort")
     [Embedded(section='A1', n_spots=..., done_before=True)]
+
+    In memory, of an object with ``obsm["spatial"]``:
+
+    >>> adata = read_st(folder / "st", pitch_um=200)
+    >>> embed(adata, image=folder / "st" / "images" / "A1.jpg")
+    [Embedded(section='A1', n_spots=..., done_before=False)]
+    >>> adata.obsm["morphology"].shape == (adata.n_obs, 268)
+    True
     """
+    how: dict[str, Any]
     if isinstance(encoder, str):
         encoder = get_encoder(encoder, weights=None if weights is None else Path(weights))
     elif weights is not None:
         raise InputError("`weights` are for an encoder that is given by its name")
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    if not isinstance(cohort, (Path, str)):
+        if dtype is not None:
+            raise InputError("`dtype` is of files; in memory features are float32")
+        from strank.encoders.objects import embed_objects
+
+        scale = (um_per_pixel, um_per_pixel_override)
+        how = {"workers": workers, "precision": precision, "batch_size": batch_size, "say": say}
+        done = embed_objects(cohort, encoder, image, scale, advance=advance, **how)
+        return [Embedded(name, n, done_before=False) for name, n in done.items()]
+    if image is not None or um_per_pixel is not None or um_per_pixel_override:
+        raise InputError("`image` and its scale are of sections in memory: a folder has its own")
     advance, say, folder = advance or _ignore, say or _ignore, Path(cohort)
     names = section_names(folder)
     n_spots = {name: n_spots_of(folder / f"{name}.h5ad") for name in names}
@@ -116,7 +156,7 @@ def embed(
         need("cv2", "pyvips")
         from strank.encoders.run import embed_sections
 
-        how: dict[str, Any] = {"dtype": dtype, "precision": precision, "batch_size": batch_size}
+        how = {"dtype": dtype, "precision": precision, "batch_size": batch_size}
         how |= {"workers": workers, "advance": advance, "say": say}
         embedded = embed_sections(folder, encoder, todo, **how)
     return [Embedded(name, n, name not in embedded) for name, n in n_spots.items()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -24,15 +23,12 @@ from strank.cohort.store import read_section, write_h5ad
 from strank.encoders.backbone import on_gpu
 from strank.encoders.base import Encoder, encoder_facts
 from strank.encoders.stored import lacks, part_of
-from strank.encoders.tiles import TileBatch, check_scale, encode_batches
+from strank.encoders.tiles import TileBatch, check_scale, encode_batches, usual_workers
 from strank.errors import InputError, some
 from strank.files import sha256
 from strank.progress import Advance, Say
 from strank.slides.slide import Slide, slide_of
 from strank.storage import Claim, writing
-
-# More processes bring nothing: so many feed one GPU.
-_MOST_WORKERS = 8
 
 
 def embed_sections(
@@ -49,8 +45,7 @@ def embed_sections(
 ) -> set[str]:
     """Embed sections, or wait for those who do; which of them this run completed."""
     encoder, there = on_gpu(encoder, precision)
-    if workers is None:
-        workers = min(_MOST_WORKERS, os.cpu_count() or 1) if there else 0
+    workers = usual_workers(there) if workers is None else workers
     with _Run(folder, encoder, dtype, batch_size, advance, say, todo) as run:
         # Nobody waits while others may wait for what it has not finished.
         for wait in (False, True):

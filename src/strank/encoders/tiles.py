@@ -21,6 +21,13 @@ from strank.slides.slide import Slide, read_field
 
 # Windows magnified more than this hold nothing that an encoder could see.
 _MOST_MAGNIFICATION = 10
+# More processes bring nothing: so many feed one GPU.
+_MOST_WORKERS = 8
+
+
+def usual_workers(on_gpu: bool) -> int:
+    """How many processes read tiles: some for an encoder on a GPU, none for one on the CPU."""
+    return min(_MOST_WORKERS, os.cpu_count() or 1) if on_gpu else 0
 
 
 class TileBatch(NamedTuple):

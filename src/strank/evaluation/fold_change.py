@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import false_discovery_control, t
 
 from strank.cohort.contract import counts_checksum
+from strank.cohort.in_memory import one_section, um_of_spots
 from strank.cohort.names import told_apart
 from strank.cohort.store import read_h5ad, read_section
 from strank.errors import InputError, some
@@ -233,7 +234,7 @@ def _observed_regions(
     if isinstance(counts, (str, Path)):
         section, name = read_section(Path(counts)), str(counts)
     else:
-        section, name = counts, "counts"
+        section, name = one_section(counts, "counts"), "counts"
     _same_slide(name, section, tiles)
     if not isinstance(groups, (str, Path)):
         raise InputError(
@@ -263,7 +264,7 @@ def _same_slide(name: str, section: AnnData, tiles: AnnData) -> None:
     mine, theirs = section.uns["strank"], tiles.uns.get("strank", {})
     image, other = (Path(str(facts.get("image", ""))).name for facts in (mine, theirs))
     scales = [float(facts.get("um_per_pixel", 0)) for facts in (mine, theirs)]
-    if other and (image != other or abs(scales[0] - scales[1]) > 1e-6 * scales[0]):
+    if image and other and (image != other or abs(scales[0] - scales[1]) > 1e-6 * scales[0]):
         raise InputError(
             f"{name}: counts of {image} ({scales[0]:.6g} µm per pixel), but the predictions are of "
             f"{other} ({scales[1]:.6g}); regions are places of one image"
@@ -529,13 +530,13 @@ def _scores(predictions: AnnData) -> NDArray[np.float64]:
 
 
 def _positions_um(spots: AnnData, what: str) -> NDArray[np.float64]:
-    if "spatial" not in spots.obsm or "um_per_pixel" not in spots.uns.get("strank", {}):
+    found = um_of_spots(spots)
+    if not np.isfinite(found).all():
         raise InputError(
             f'{what}: obsm["spatial"] (pixels of the full image) and uns["strank"]["um_per_pixel"] '
             "are needed; `strank predict` writes both"
         )
-    um_per_pixel = float(spots.uns["strank"]["um_per_pixel"])
-    return np.asarray(spots.obsm["spatial"], dtype=np.float64) * um_per_pixel
+    return found
 
 
 def _dependent(name: str, scores: NDArray, positions: NDArray, block_um: float) -> tuple[str, ...]:

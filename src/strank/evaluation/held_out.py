@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from strank.cohort.contract import check_sections, counts_checksum, patients_of
+from strank.cohort.contract import counts_checksum, patients_of
 from strank.cohort.folds import FoldUnit, make_folds, shared_patients
+from strank.cohort.in_memory import Sections, as_sections
 from strank.errors import InputError, some
 from strank.evaluation.calibration import ChangeSums, calibration_table, change_sums
 from strank.evaluation.methods import Predicted, predict_all
@@ -70,9 +71,7 @@ class Evaluation:
         write_json(folder / "evaluation.json", {**self.facts, "warnings": list(self.warnings)})
 
 
-def evaluate(
-    model: RankModel, cohort: Mapping[str, AnnData], *, train: Mapping[str, AnnData]
-) -> Evaluation:
+def evaluate(model: RankModel, cohort: Sections, *, train: Sections) -> Evaluation:
     """Score a model, and baselines fitted on its own training sections, on sections of a cohort.
 
     Beside the model stand ridges of the same features, library size alone and shuffled scores; and
@@ -83,7 +82,8 @@ def evaluate(
     model
         A trained model.
     cohort
-        Sections to score, with counts and the features of the model's encoder.
+        Sections to score, with counts and the features of the model's encoder, as `strank.fit`
+        takes them.
     train
         Sections that the model was trained on, for the baselines.
 
@@ -106,8 +106,7 @@ def evaluate(
     >>> model = strank.fit(train)  # doctest: +SKIP
     >>> evaluate(model, {"C1": cohort["C1"]}, train=train).summary  # doctest: +SKIP
     """
-    check_sections(cohort)
-    check_sections(train)
+    cohort, train = as_sections(cohort), as_sections(train)
     measured = {name: _measured(name, adata, model) for name, adata in cohort.items()}
     expected: dict[str, dict[str, Any]] = model.provenance["sections"]
     trained = {name: _same(name, train, expected) for name in expected}
@@ -133,7 +132,7 @@ def evaluate(
 
 
 def cross_validate(
-    cohort: Mapping[str, AnnData],
+    cohort: Sections,
     *,
     by: FoldUnit = "patient",
     encoder: str = "morphology",
@@ -146,7 +145,7 @@ def cross_validate(
     Parameters
     ----------
     cohort
-        Sections with counts and features.
+        Sections with counts and features, as `strank.fit` takes them.
     by
         What is held out as a whole.
     encoder
@@ -167,27 +166,23 @@ def cross_validate(
 
     Examples
     --------
-    Three sections with features named "mine", as they are read from a cohort:
+    Three sections with raw counts and features named "mine":
 
     >>> import numpy as np
-    >>> rng, info = np.random.default_rng(0), {"um_per_pixel": 1.0, "spot_pitch_um": 100.0}
-    >>> info |= {"spot_diameter_um": 55.0, "technology": "Visium", "image": "", "image_sha256": ""}
-    >>> info |= {"provenance": {}}
-    >>> cohort = {}
+    >>> rng, cohort = np.random.default_rng(0), {}
     >>> for name in ("A1", "B1", "C1"):
     ...     features = rng.normal(size=(50, 2))
     ...     counts = rng.poisson(5 * np.exp(features @ [[0.5, -0.2], [0.0, 0.8]]))
     ...     adata = AnnData(counts.astype(np.float32), var=pd.DataFrame(index=["ERBB2", "CD3E"]))
-    ...     adata.obs = adata.obs.assign(section=name, patient=name, library_size=1000.0)
+    ...     adata.obs = adata.obs.assign(patient=name, library_size=1000.0)
     ...     adata.obsm = {"mine": features, "spatial": 100.0 * rng.permutation(100).reshape(50, 2)}
-    ...     adata.uns["strank"] = info
     ...     cohort[name] = adata
     >>> found = cross_validate(cohort, by="patient", encoder="mine", n_genes=2)
     >>> summary = found.summary.set_index(["method", "section"])
     >>> bool(summary.loc[("linear, list", "mean"), "scc"] > 0.4)
     True
     """
-    tables, facts, warnings = [], [], []
+    cohort, tables, facts, warnings = as_sections(cohort), [], [], []
     changes: dict[str, list[ChangeSums]] = {}
     folds = make_folds(patients_of(cohort), by)
     new = any(fold.aim == "new-patients" for fold in folds)

@@ -13,7 +13,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-from strank.cohort.contract import positions_um
+from strank.cohort.contract import places
 from strank.cohort.folds import Aim
 from strank.cohort.panel import panel_counts
 from strank.cohort.training_set import (
@@ -83,7 +83,7 @@ def within_section(section: AnnData, panel: pd.Index, encoder: str) -> NDArray[n
     scores = np.zeros((section.n_obs, len(panel)))
     measured = panel.isin(section.var_names)
     counted = section.obs["library_size"].to_numpy() > 0
-    strip = _strips(positions_um(section), counted)
+    strip = _strips(places(section), counted)
     if np.bincount(strip[counted], minlength=_STRIPS).min() < _LEAST_SPOTS or not measured.any():
         return scores
     data, strip_of = training_data({"": section}, panel[measured], encoder), strip[counted]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.stats import quantile_test, ttest_1samp
 
-from strank.cohort.contract import positions_um
+from strank.cohort.contract import places
 from strank.metrics.ceiling import noise_ceiling
 from strank.metrics.correlation import log1p_cp10k, target_of, unit_columns, unit_ranks
 from strank.metrics.depth import ThinnedRanks, deep_enough, lift, thinned_ranks
@@ -71,7 +71,7 @@ def score_section(
     target_depth = library_size if depth == "all" else np.asarray(counts.sum(1)).ravel()
     null = None
     if significance:
-        null = SpatialNull.of(positions_um(section)[deep_enough(library_size)[1]])
+        null = SpatialNull.of(places(section)[deep_enough(library_size)[1]])
     slopes = slopes or {}
     values = {method: np.full((len(panel), len(_COLUMNS)), np.nan) for method in scores}
     varies = np.zeros(len(panel), dtype=bool)
@@ -128,7 +128,7 @@ def ceilings(section: AnnData, panel: pd.Index, *, seed: int = 0) -> pd.DataFram
     found = noise_ceiling(counts, section=one, library_size=library_size, seed=seed)
     table = _gene_facts(section, panel)
     thinned = thinned_ranks(sparse.csr_matrix(counts), library_size, n_draws=3, rng=_rng(seed, 2))
-    null = SpatialNull.of(positions_um(section)[thinned.kept])
+    null = SpatialNull.of(places(section)[thinned.kept])
     table["n_matched"] = int(thinned.kept.sum())
     table.loc[measured, "independent_spots"] = null.independent_spots(thinned.ranks)
     for name, values in zip(("scc", "pearson", "depth_matched"), found, strict=True):

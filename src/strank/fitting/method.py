@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from anndata import AnnData
 from torch.nn import Module
 
-from strank.cohort.contract import check_sections
 from strank.cohort.folds import Aim
+from strank.cohort.in_memory import Sections, as_sections
 from strank.encoders.catalogue import library_of
 from strank.errors import InputError, no_such
 from strank.extras import need
@@ -173,7 +172,7 @@ RIDGE, CENTRED_RIDGE, HEST_RIDGE = (Method("linear", "mse", recipe) for recipe i
 
 
 def fit(
-    cohort: Mapping[str, AnnData],
+    cohort: Sections,
     *,
     head: str | MakeHead = "linear",
     loss: str = "list",
@@ -207,7 +206,10 @@ def fit(
     Parameters
     ----------
     cohort
-        Training sections with features, from `read_cohort(..., encoder=...)`; with images to
+        Training sections with features: from `read_cohort(..., encoder=...)`, or any AnnData with
+        raw counts in ``X`` or ``layers["counts"]``, ``obsm[encoder]``, ``obsm["spatial"]`` and
+        ``obs["patient"]``, in a mapping of names, in a list, or in one that ``obs["section"]``
+        divides. They stay as they are; what is filled in is said in a `UserWarning`. With images to
         train the encoder. A network needs two.
     head
         ``"linear"``, ``"mlp"``, ``"context"`` (which sees neighbouring spots), ``"mlp+linear"`` or
@@ -284,28 +286,26 @@ def fit(
     Raises
     ------
     InputError
-        For features that are absent or not the same in all sections, a panel that is not measured,
+        For counts that are not raw, a section or patient without a name, features that are absent
+        or not the same in all sections, a panel that is not measured,
         a section without counts, an unknown head, loss, recipe or section, an option that does not
         belong to this method, fewer than two sections for a network, a folder of another training,
         a loss that is not finite, and an image or network that cannot be read.
 
     Examples
     --------
-    Two sections with features named "mine", as they are read from a cohort:
+    Two sections with raw counts and features named "mine":
 
     >>> import numpy as np
     >>> import pandas as pd
-    >>> rng, info = np.random.default_rng(0), {"um_per_pixel": 1.0, "spot_pitch_um": 100.0}
-    >>> info |= {"spot_diameter_um": 55.0, "technology": "Visium", "image": "", "image_sha256": ""}
-    >>> info |= {"provenance": {}}
-    >>> cohort = {}
+    >>> from anndata import AnnData
+    >>> rng, cohort = np.random.default_rng(0), {}
     >>> for name in ("A1", "B1"):
     ...     features = rng.normal(size=(50, 2))
     ...     counts = rng.poisson(5 * np.exp(features @ [[0.5, -0.2], [0.0, 0.8]]))
-    ...     adata = AnnData(counts.astype(np.float32), var=pd.DataFrame(index=["ERBB2", "CD3E"]))
-    ...     adata.obs = adata.obs.assign(section=name, patient=name, library_size=1000.0)
+    ...     adata = AnnData(counts, var=pd.DataFrame(index=["ERBB2", "CD3E"]))
+    ...     adata.obs = adata.obs.assign(patient=name, library_size=1000.0)
     ...     adata.obsm = {"mine": features, "spatial": 100.0 * rng.permutation(100).reshape(50, 2)}
-    ...     adata.uns["strank"] = info
     ...     cohort[name] = adata
     >>> model = fit(cohort, encoder="mine", n_genes=2)
     >>> model.method, list(model.panel.index)
@@ -322,7 +322,8 @@ def fit(
     networks: dict[str, Any] = {"validation": validation, "seed": seed, "machine": machine}
     networks |= {"folder": folder, "resume": resume}
     _refuse_ignored(method, exact if method.solver is None else networks)
-    _check_given(cohort, networks)
+    _check_given(networks)
+    cohort = as_sections(cohort)
     if union and not method.objective.unmeasured:
         raise InputError(
             f"{loss} cannot tell a gene that a section does not measure from one without counts: "
@@ -402,8 +403,7 @@ def _check_as_published(method: Method, finetune: object, validation: Sequence[s
         )
 
 
-def _check_given(cohort: object, options: Mapping[str, Any]) -> None:
-    check_sections(cohort)
+def _check_given(options: Mapping[str, Any]) -> None:
     names = options["validation"]
     listed = isinstance(names, Collection) and not isinstance(names, str) and len(names) > 0
     if not (names is None or listed):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from strank.cohort.arrays import array_of, measured_um, positions_twice
-from strank.cohort.contract import as_numbers, naming, raw_counts
+from strank.cohort.arrays import array_of, measured_um, scalefactors, spots_of
+from strank.cohort.contract import naming, raw_counts
 from strank.cohort.genes import IDS, name_genes
 from strank.cohort.names import clean_name, clean_names
 from strank.cohort.store import read_h5ad
@@ -24,7 +23,7 @@ from strank.io.sections import (
     patient_of,
 )
 from strank.io.tables import check_unique
-from strank.slides.placement import open_measured
+from strank.slides.placement import image_of, open_measured
 from strank.slides.slide import check_image, open_told
 
 _RAW = "raw"  # as a layer: the slot .raw, where no layer is so called
@@ -97,7 +96,7 @@ def read_anndata(
         adata,
         path,
         section,
-        image=_image_of(needed_image(path, image), section),
+        image=image_of(needed_image(path, image), section),
         patient=object_patient(adata, section, patient, patients),
         um_per_pixel=um_per_pixel,
         um_per_pixel_override=um_per_pixel_override,
@@ -171,7 +170,7 @@ def read_object(
     else:
         slide = open_measured(image, measured, um_per_pixel, um_per_pixel_override)
     check_image(slide)
-    array = array_of(adata, spots, slide.um_per_pixel)
+    array = array_of(scalefactors(adata, section), spots, slide.um_per_pixel)
     # As of Space Ranger's raw matrix: measured by, but not of the tissue.
     off = pd.to_numeric(spots.get("in_tissue", pd.Series(1, spots.index)), errors="coerce") == 0
     off &= not off.all()
@@ -262,37 +261,7 @@ def object_patient(
 
 
 def object_spots(adata: AnnData, path: Path) -> pd.DataFrame:
-    """Take ``obs``, and ``x`` and ``y`` from ``obsm["spatial"]``."""
-    if "spatial" not in adata.obsm:
-        raise InputError(
-            f'{path}: lacks obsm["spatial"], the positions (x, y) in pixels of the image; it has '
-            f"{some(adata.obsm) or 'no obsm'}"
-        )
-    positions = as_numbers(adata.obsm["spatial"], f'{path}: obsm["spatial"]')
-    if positions.ndim != 2 or positions.shape[1] < 2:
-        raise InputError(
-            f'{path}: obsm["spatial"] has the shape {positions.shape}; it must have x and y'
-        )
-    wrong = ~np.isfinite(positions[:, :2]).all(1)
-    if wrong.any():
-        raise InputError(f"{path}: position of spot {some(adata.obs_names[wrong])} is not finite")
-    check_unique(adata.obs_names, f"{path}: spot")
-    spots = adata.obs.assign(x=positions[:, 0], y=positions[:, 1])
-    if positions_twice(spots):
-        raise InputError(
-            f"{path}: several spots have one place on the array (array_row, array_col): sections "
-            f'that were put together; tell them apart in obs["section"]'
-        )
+    """Take ``obs``, and ``x`` and ``y`` from ``obsm["spatial"]``; of names that differ."""
+    spots = spots_of(adata, str(path))
+    check_unique(spots.index, f"{path}: spot")
     return spots
-
-
-def _image_of(image: Path, section: str) -> Path:
-    if not image.is_dir():
-        return image
-    found = sorted(p for p in image.iterdir() if clean_name(p.stem) == section and p.is_file())
-    if len(found) != 1:
-        raise InputError(
-            f"{image}: {'no' if not found else 'more than one'} image called {section}; name one "
-            "image by the section"
-        )
-    return found[0]

@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from strank.cohort.arrays import ST_1K, ST_2K, VISIUM, find_array, lattice_of, spot_size_um
+from strank.cohort.arrays import (
+    ST_1K,
+    ST_2K,
+    VISIUM,
+    find_array,
+    lattice_of,
+    scalefactors,
+    spot_size_um,
+)
 from strank.cohort.names import clean_name
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some
@@ -358,7 +366,7 @@ def _spot_size(
     Of what is stated the positions decide; some samples have the two swapped.
     """
     diameter, pitch = (_positive(facts, key) for key in ("spot_diameter", "inter_spot_dist"))
-    by_scanpy, apart = spot_size_um(adata, spots, um_per_pixel)
+    by_scanpy, apart = spot_size_um(scalefactors(adata), spots, um_per_pixel)
     pooled = facts.get("st_technology") not in ("Visium", "Spatial Transcriptomics")
     if pooled or not (diameter > 0 and pitch > 0):
         return by_scanpy, apart, []

@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from strank.cohort.contract import check_features, positions_um
+from strank.cohort.contract import check_features
+from strank.cohort.in_memory import section_labels, um_of_spots
 from strank.encoders.backbone import Backbone
 from strank.encoders.weights import filled
 from strank.errors import InputError, some
@@ -294,8 +295,7 @@ class RankModel:
         InputError
             If the features are absent, of another width, version or encoder, or not finite.
         """
-        section = adata.obs["section"] if "section" in adata.obs else np.zeros(adata.n_obs)
-        section = np.asarray(section)
+        section = section_labels(adata)
         with torch.inference_mode():
             scores = self._scores(adata, section)
         found = AnnData(
@@ -333,7 +333,7 @@ class RankModel:
         features = torch.as_tensor(values)
         if traits.n_neighbours == 0:
             return torch.cat([self.head(part) for part in features.split(_ROWS)]).numpy()
-        neighbours = find_neighbours(positions_um(adata), section, traits.n_neighbours)
+        neighbours = find_neighbours(um_of_spots(adata), section, traits.n_neighbours)
         parts, at_once = [], max(1, _ROWS // (1 + traits.n_neighbours))
         for start in range(0, len(features), at_once):
             rows, around = neighbours.of(np.arange(start, min(start + at_once, len(features))))

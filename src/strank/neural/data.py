@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from strank.errors import InputError
 from strank.processes import follow
 
 Uniform = Literal["spots", "sections"]
@@ -52,6 +53,11 @@ def find_neighbours(
     positions: NDArray[np.float64], section: NDArray, n_neighbours: int
 ) -> Neighbours:
     """Find the nearest spots of the same section; positions in µm, ``[n_spots, 2]``."""
+    if not np.isfinite(positions).all():
+        raise InputError(
+            "the model looks at neighbouring spots, and how far away they are is not known; set "
+            'adata.uns["strank"] = {"um_per_pixel": ...}, of the pixels of obsm["spatial"]'
+        )
     shape = len(positions), 1 + n_neighbours
     rows, distance = np.full(shape, -1), np.zeros(shape, np.float32)
     for label in np.unique(section):

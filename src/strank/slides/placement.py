@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from strank.cohort.names import clean_name
 from strank.errors import InputError, some
 from strank.slides.scale import Stated
 from strank.slides.slide import Slide, check_override, open_slide
@@ -41,6 +42,19 @@ def open_measured(
             * (given is not None)
         )
     return slide
+
+
+def image_of(image: Path, section: str) -> Path:
+    """Take an image or, of a folder, the one that is called like a section."""
+    if not image.is_dir():
+        return image
+    found = sorted(p for p in image.iterdir() if clean_name(p.stem) == section and p.is_file())
+    if len(found) != 1:
+        raise InputError(
+            f"{image}: {'no' if not found else 'more than one'} image called {section}; name one "
+            "image by the section"
+        )
+    return found[0]
 
 
 def is_inside(spots: pd.DataFrame, slide: Slide) -> pd.Series:

@@ -96,6 +96,11 @@ def check_told(path: Path, um_per_pixel: float, known: Stated, who: str = "the f
 
 def slide_of(section: AnnData) -> Slide:
     """Open the image that a section of a cohort belongs to."""
+    if not section.uns.get("strank", {}).get("image"):
+        raise InputError(
+            "the image of a section is not known; `strank.embed(sections, image=...)` keeps it, or "
+            "give the file of the image itself"
+        )
     info = section_info(section)
     return open_slide(Path(info.image), info.um_per_pixel)
 
