@@ -234,7 +234,7 @@ def _known_array(grid: Lattice | None, spots: pd.DataFrame) -> Printed | None:
     return find_array(grid) if grid else None
 
 
-def library_of(adata: AnnData, name: str = "") -> Mapping[str, Any]:
+def visium_library(adata: AnnData, name: str = "") -> Mapping[str, Any]:
     """Find what scanpy and squidpy keep in ``uns["spatial"]`` of a section."""
     libraries = adata.uns.get("spatial", {})
     if not isinstance(libraries, Mapping):
@@ -248,7 +248,7 @@ def library_of(adata: AnnData, name: str = "") -> Mapping[str, Any]:
 
 def scalefactors(adata: AnnData, name: str = "") -> Mapping[str, Any]:
     """Read Space Ranger's scale factors, as scanpy and squidpy keep them."""
-    found = library_of(adata, name).get("scalefactors", {})
+    found = visium_library(adata, name).get("scalefactors", {})
     return found if isinstance(found, Mapping) else {}
 
 

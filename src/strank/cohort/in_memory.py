@@ -49,10 +49,11 @@ _FACTS = frozenset(SectionInfo.__dataclass_fields__)
 _told: set[str] = set()
 
 
-def as_sections(given: Sections) -> dict[str, AnnData]:
+def as_sections(given: Sections, *, patients: bool = True) -> dict[str, AnnData]:
     """Make sections of the contract of what a user gives, and say once what was filled in.
 
-    A section that keeps the contract is handed on as it is. Raises an `InputError` that says what
+    A section that keeps the contract is handed on as it is. Where ``patients`` play no part, one
+    that is not known is called as the section. Raises an `InputError` that says what
     to set where something is not known, and for counts that are not raw.
 
     >>> adata = AnnData(np.eye(3), obsm={"spatial": np.eye(3, 2)})
@@ -63,7 +64,7 @@ def as_sections(given: Sections) -> dict[str, AnnData]:
     """
     notes: _Notes = {}
     parts = placed(given, notes)
-    sections = {name: _section(name, *part, notes) for name, part in parts.items()}
+    sections = {name: _section(name, *part, notes, patients) for name, part in parts.items()}
     check_naming({name: adata.var_names for name, adata in sections.items()})
     for told, names in notes.items():
         if (text := f"section {some(names)}: {told}") not in _told:
@@ -82,7 +83,7 @@ def name_of(adata: AnnData) -> str:
 
 def one_section(given: AnnData, what: str) -> AnnData:
     """Make the only section of what a user gives."""
-    sections = as_sections(given)
+    sections = as_sections(given, patients=False)
     if len(sections) > 1:
         raise InputError(f"{what}: holds sections {some(sections)}; give one of them")
     return next(iter(sections.values()))
@@ -168,7 +169,9 @@ def _table(given: Any, name: str) -> AnnData:
     return given
 
 
-def _section(name: str, adata: AnnData, rows: NDArray[np.bool_], notes: _Notes) -> AnnData:
+def _section(
+    name: str, adata: AnnData, rows: NDArray[np.bool_], notes: _Notes, patients: bool
+) -> AnnData:
     """Fill in what the contract asks for; what keeps it stays the same object."""
     adata = adata if rows.all() else adata[rows]
     if _is_kept(name, adata):
@@ -179,9 +182,10 @@ def _section(name: str, adata: AnnData, rows: NDArray[np.bool_], notes: _Notes) 
         notes.setdefault(told, []).append(name)
         adata, spots = adata[~off], spots[~off]
     counts = _counts(name, adata, notes)
+    patient = _patient(name, adata, notes) if patients or "patient" in adata.obs else name
     obs = adata.obs.assign(
         section=pd.Categorical([name] * adata.n_obs),
-        patient=pd.Categorical([_patient(name, adata, notes)] * adata.n_obs),
+        patient=pd.Categorical([patient] * adata.n_obs),
         library_size=_library_size(name, adata, counts, notes),
     )
     info = info_of(adata, spots, name)

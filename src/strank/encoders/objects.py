@@ -12,7 +12,7 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from strank.cohort.arrays import library_of, spots_of
+from strank.cohort.arrays import spots_of, visium_library
 from strank.cohort.contract import SCHEMA, SectionInfo, check_features
 from strank.cohort.in_memory import Sections, info_of, known_facts, placed, um_per_pixel_of
 from strank.encoders.backbone import on_gpu
@@ -75,7 +75,7 @@ def _file(
                 "a folder with an image called like each"
             )
         return image_of(Path(images), name)
-    metadata = library_of(adata[rows], name).get("metadata", {})
+    metadata = visium_library(adata[rows], name).get("metadata", {})
     known = [known_facts(adata, name).get("image"), metadata.get("source_image_path")]
     if not any(known):
         raise InputError(f"section {name}: give its full-resolution H&E image with `image`")

@@ -324,11 +324,7 @@ def fit(
     _refuse_ignored(method, exact if method.solver is None else networks)
     _check_given(networks)
     cohort = as_sections(cohort)
-    if union and not method.objective.unmeasured:
-        raise InputError(
-            f"{loss} cannot tell a gene that a section does not measure from one without counts: "
-            "leave `union` out, or use the list or pair objective"
-        )
+    _check_union(method, union)
     panel: dict[str, Any] = {"encoder": encoder, "n_genes": n_genes, "genes": genes, **_aimed(aim)}
     if method.solver is not None:
         options = ExactOptions(penalty, borrow, 4.0 if max_memory is None else max_memory, verbose)
@@ -381,6 +377,14 @@ def _check_finetune(method: Method, finetune: object, union: bool) -> None:
     if finetune is not None and (method.is_exact or union):
         what = "`union`" if union else f"`recipe` {method.recipe}"
         raise InputError(f"{what} is not for `finetune`; leave it out")
+
+
+def _check_union(method: Method, union: bool) -> None:
+    if union and not method.objective.unmeasured:
+        raise InputError(
+            f"{method.loss} cannot tell a gene that a section does not measure from one without "
+            "counts: leave `union` out, or use the list or pair objective"
+        )
 
 
 def _check_recipe(method: Method, recipe: Recipe, machine: Machine | None) -> None:
