@@ -152,7 +152,9 @@ def read_region(slide: Slide, x: int, y: int, width: int, height: int) -> NDArra
 def thumbnail(slide: Slide, um_per_pixel: float) -> tuple[NDArray[np.uint8], float]:
     """Shrink a slide to about ``um_per_pixel``; return it with the scale that came out."""
     wanted = max(1.0, um_per_pixel / slide.um_per_pixel)
-    shared = wanted >= _shared_shrink(slide)
+    common = _shared_shrink(slide)
+    # A coarser level of its own is smaller still.
+    shared = wanted >= common and _level(slide, wanted) == _level(slide, common)
     found, covered = _overview(slide) if shared else _shrunken(slide, wanted)
     width, height = (max(1, round(n / wanted)) for n in slide.size)
     # Where one side grew, OpenCV would take no means of the other.
