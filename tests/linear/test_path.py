@@ -14,8 +14,14 @@ from strank.linear import penalty as path
 from strank.linear.calibration import LeftOut, lowest, mostly_as_all, temperature
 from strank.linear.data import gather
 from strank.linear.design import Design
-from strank.linear.objective import value_and_gradient
-from strank.linear.penalty import PENALTIES, best_for_all, choose_penalty
+from strank.linear.objective import along, value_and_gradient
+from strank.linear.penalty import (
+    PENALTIES,
+    PenaltyChoice,
+    best_for_all,
+    best_of,
+    choose_penalty,
+)
 from strank.linear.solver import descend
 from strank.metrics.correlation import log1p_cp10k
 
@@ -212,6 +218,27 @@ def test_a_gene_leaves_when_all_but_any_group_have_passed_their_best(monkeypatch
     assert np.isfinite(choice.temperature).all()
 
 
+def test_a_gene_stays_for_what_only_all_groups_together_say(monkeypatch):
+    """Each group has its best at once, but where they agree is beyond."""
+    late = [1.0, 2, 20, 20, 20, 20, 20]
+    design, tried = told(monkeypatch, np.array([[0, 9, 9, *late], [9, 0, 9, *late]])[:, :, None])
+    assert choose_penalty(design, PENALTIES).penalty == PENALTIES[3]
+    assert len(tried) == 7
+
+
+def test_fits_of_different_lengths_side_by_side():
+    def choice(*losses):
+        of = np.array(losses)[None, :, None] * np.ones((2, 1, 1))
+        return PenaltyChoice(
+            np.ones(1), 1.0 + np.arange(len(losses)), LeftOut(of, of, of), of[0, 0]
+        )
+
+    for losses, whose, penalty in (([3.0, 2.0], 1, 3.0), ([3.0, 0.0], 0, 2.0)):
+        best, of = best_of([choice(*losses), choice(4.0, 5.0, 1.0)], lowest)
+        assert (of.tolist(), best.penalty.tolist()) == ([whose], [penalty])
+        assert best.penalties.tolist() == [1, 2, 1, 2, 3]
+
+
 def test_a_gene_whose_loss_falls_again_stays(monkeypatch):
     losses = rises_from(0, 0, 0, dip=[(1, 4, 2.5), (1, 5, 2.0), (1, 6, -1.0), (2, 6, 4.5)])
     design, tried = told(monkeypatch, [losses, losses])
@@ -274,3 +301,16 @@ def test_untried_candidates_of_two_fits_side_by_side(monkeypatch):
     np.testing.assert_array_equal(short.penalty_, whole.penalty_)
     np.testing.assert_allclose(short.dispersion_, whole.dispersion_)
     np.testing.assert_allclose(short.choice_.temperature, whole.choice_.temperature, atol=1e-3)
+
+
+def test_the_objective_along_some_weights_is_the_objective():
+    features, counts, group = patients(0, 3, 50, 6)
+    design = design_of(features.astype(float), counts, group)
+    block = design.block(slice(0, 30), design.data.counts)
+    problem = design.training(block, 7.0, 1)
+    axes = 0.1 * torch.randn(problem.xtc.shape, generator=torch.Generator().manual_seed(0)).double()
+    times = (0.0, 1.0, torch.linspace(-1, 2, 30, dtype=torch.float64))
+    for (value, slope), t in zip(along(problem, axes, times), times, strict=True):
+        expected, gradient = value_and_gradient(problem, axes * t)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(slope, (axes * gradient).sum(0))

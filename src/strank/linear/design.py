@@ -39,8 +39,8 @@ _MOST_GENES = {"cpu": 1024, "cuda": 8192}
 _FEWEST_GENES = 128
 # Two copies of the features may take this part of the memory each; a block of rows, that.
 _COPY, _READ = 0.3, 0.02
-# Rotating the features pays when at least a gene is fitted for so many spots: it costs as much as
-# that many evaluations without, each of which has to turn weights and gradient in float64.
+# Rotating the features pays when at least a gene is fitted for so many spots: in about 15
+# evaluations, turning weights and gradients instead takes as long.
 _SPOTS_PER_GENE = 60
 # Multiplications in a product of features and weights. Below it threads cost more than they bring,
 # and on a busy machine they wait for each other: 50 genes x 730 spots took 0.4 s with one thread,
