@@ -288,10 +288,11 @@ def _library_size(
                 told = f'library_size is obs["{column}"], more than the counts of the genes held'
                 notes.setdefault(told, []).append(name)
             return known
-    told = f"library_size is the sum over {adata.n_vars:,} genes"
+    told = "library_size is the sum of the counts of all genes held"
     raw = 0 if adata.raw is None else adata.raw.n_vars
     if adata.n_vars < max(_FEW_GENES, raw):
-        told += '; if more were measured and cut away, set obs["library_size"] to all counts'
+        told = f"library_size is the sum over {adata.n_vars:,} genes; if more were measured and "
+        told += 'cut away, set obs["library_size"] to all counts'
     notes.setdefault(told, []).append(name)
     return total
 

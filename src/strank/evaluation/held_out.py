@@ -24,8 +24,11 @@ from strank.files import claims, output_folder, write_json, write_table
 from strank.fitting.method import fit as fit_model
 from strank.model.rank_model import RankModel
 from strank.progress import Advance
+from strank.shown import as_html, as_text, few_names
 from strank.version import __version__
 
+# What an evaluation shows of itself.
+_FIRST = ("scc", "depth_matched", "lift", "deviance", "slope", "genes")
 FitModel = Callable[..., RankModel]
 
 
@@ -61,6 +64,20 @@ class Evaluation:
     def summary(self) -> pd.DataFrame:
         """Mean over genes, of every section and of all; the same genes for every method."""
         return summarise(self.scores)
+
+    @property
+    def _shown(self) -> tuple[str, dict[str, str], dict[str, pd.DataFrame], tuple[str, ...]]:
+        sections = [str(name) for name in self.scores["section"].unique()]
+        table = self.summary[self.summary["section"] == "mean"].set_index("method")
+        title = f"Evaluation: {self.facts.get('protocol', 'scores')}"
+        what = "mean over genes and sections; each section is in `summary`"
+        return title, {"sections": few_names(sections)}, {what: table[list(_FIRST)]}, self.warnings
+
+    def __repr__(self) -> str:
+        return as_text(*self._shown)
+
+    def _repr_html_(self) -> str:
+        return as_html(*self._shown)
 
     @claims("folder")
     def write(self, folder: Path | str) -> None:

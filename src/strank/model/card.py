@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from strank.errors import InputError, some
 from strank.files import markdown_table, read_facts, read_written
+from strank.shown import few_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +56,23 @@ def read_evidence(folder: Path | str, provenance: Mapping[str, Any]) -> Evidence
 def method_of(provenance: Mapping[str, Any]) -> str:
     """How tables name what a model was made by, as `strank.fitting.method.Method` does."""
     return str(provenance.get("method", {}).get("name", "own model"))
+
+
+def short_facts(
+    panel: Sequence[str], encoder: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> dict[str, str]:
+    """Say what matters most of a model, in a few lines."""
+    sections = provenance.get("sections", {})
+    patients = len({known["patient"] for known in sections.values()})
+    spots = sum(known["n_spots"] for known in sections.values())
+    of = f", of {patients} patient{'s' * (patients != 1)}, {spots:,} spots" if sections else ""
+    told = {
+        "genes": few_names(panel),
+        "features": f"{encoder['name']}, {encoder['n_features']} a spot",
+        "trained on sections": few_names(list(sections)) + of,
+    }
+    calibration = provenance.get("calibration") or {}
+    return told | ({"scores": calibration["told"]} if "told" in calibration else {})
 
 
 def write_card(

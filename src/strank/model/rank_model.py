@@ -27,13 +27,14 @@ from strank.errors import InputError, some
 from strank.files import claims, sha256, write_bytes, write_json, write_utf8
 from strank.functional.groups import centre_within
 from strank.hub import download, upload
-from strank.model.card import method_of, read_evidence, write_card
+from strank.model.card import method_of, read_evidence, short_facts, write_card
 from strank.model.folder import CARD, MODEL, MODEL_FILES, TENSORS, read_folder, refuse_other
 from strank.model.novelty import Novelty
 from strank.model.schema import FORMAT
 from strank.model.uncertainty import Uncertainty
 from strank.neural.data import find_neighbours
 from strank.neural.heads import HEADS, Traits, stored_head
+from strank.shown import as_html, as_text
 from strank.storage import new_file, new_folder
 from strank.version import __version__
 
@@ -90,6 +91,17 @@ class RankModel:
     backbone: Backbone | None = None
     novelty: Novelty | None = None
     uncertainty: Uncertainty | None = None
+
+    @property
+    def _shown(self) -> tuple[str, dict[str, str]]:
+        facts = short_facts(list(self.panel.index), self.encoder, self.provenance)
+        return f"RankModel: {self.method}", facts
+
+    def __repr__(self) -> str:
+        return as_text(*self._shown)
+
+    def _repr_html_(self) -> str:
+        return as_html(*self._shown)
 
     @property
     def method(self) -> str:

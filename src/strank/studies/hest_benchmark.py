@@ -35,6 +35,7 @@ from strank.io.hest_bench import (
     sample_files,
 )
 from strank.progress import progress
+from strank.shown import as_html, as_text, few_names
 from strank.storage import is_whole
 from strank.studies.hest_task import OURS, RIDGE, RIDGE_CV, HestFeatures, run_task
 from strank.studies.workers import each
@@ -118,6 +119,19 @@ class HestBenchmarkResult:
     results: pd.DataFrame
     #: Versions, parameters, protocols, caveats, notes, and what failed, in words.
     facts: dict[str, Any]
+
+    @property
+    def _shown(self) -> tuple[str, dict[str, str], dict[str, pd.DataFrame]]:
+        board = self.leaderboard.set_index(["protocol", "encoder", "method"])
+        tasks = [name for name in board if name not in ("mean", "scc")]
+        facts = {"tasks": few_names(tasks, 10)}
+        return "HEST-Benchmark", facts, {"": board[["mean", "scc", *tasks]]}
+
+    def __repr__(self) -> str:
+        return as_text(*self._shown)
+
+    def _repr_html_(self) -> str:
+        return as_html(*self._shown)
 
     @property
     def summary(self) -> pd.DataFrame:

@@ -48,8 +48,15 @@ from strank.fitting.objectives import OBJECTIVES
 from strank.metrics.significance import as_wide_as_the_tissue
 from strank.neural.recipe import RECIPES
 from strank.progress import Advance, progress
+from strank.shown import as_html, as_text, few_names
 from strank.storage import is_whole
-from strank.studies.benchmark.tables import NO_PARQUET, disagreements_of, has_parquet, write_results
+from strank.studies.benchmark.tables import (
+    NO_PARQUET,
+    disagreements_of,
+    has_parquet,
+    short_tables,
+    write_results,
+)
 from strank.studies.workers import each
 from strank.version import __version__
 
@@ -300,6 +307,19 @@ class BenchmarkResult:
     summary: pd.DataFrame
     #: As in ``benchmark.json``, with protocol, sections, methods, warnings, notes and what failed.
     facts: dict[str, Any]
+
+    @property
+    def _shown(self) -> tuple[str, dict[str, str], dict[str, pd.DataFrame], list[str]]:
+        protocol = self.facts["protocol"]
+        facts = {"sections": few_names(list(self.facts["sections"]))}
+        tables = short_tables(self.summary, protocol["headline"])
+        return f"Benchmark: {protocol['name']}", facts, tables, list(self.facts["warnings"])
+
+    def __repr__(self) -> str:
+        return as_text(*self._shown)
+
+    def _repr_html_(self) -> str:
+        return as_html(*self._shown)
 
 
 @claims("output")

@@ -24,6 +24,8 @@ _LEAST_CEILING = 0.05
 _GROUP = ["encoder", "genes", "patient_seen"]
 _SHOWN = ("depth_matched", "lift", "deviance", "slope", "scc", "pearson", "pearson_counts")
 _FALSE_DISCOVERIES = 0.05
+# Scores that fit into 80 columns.
+_FIRST = 5
 NO_PARQUET = (
     "results.parquet and genes.parquet, of which `strank report` makes its page, are not written: "
     "pip install 'strank[plots]' (pyarrow is absent), and run again"
@@ -159,6 +161,18 @@ def write_tables(folder: Path, summary: pd.DataFrame, headline: str) -> None:
     write_table(folder / "summary.csv", summary, float_format="%.6g")
     for name, text in texts.items():
         write_utf8(folder / name, text)
+
+
+def short_tables(summary: pd.DataFrame, headline: str) -> dict[str, pd.DataFrame]:
+    """Give the mean of every score, a row a method and a table a group, best first."""
+    scores = [headline, *(name for name in _SHOWN if name != headline)][:_FIRST]
+    tables = {}
+    for (encoder, genes, seen), rows in _groups(summary):
+        means = rows.pivot_table("mean", "method", "score", sort=False, observed=True)
+        table = means.reindex(columns=scores).sort_values(headline, ascending=False)
+        caption = f"{encoder}, {genes} genes, {'known' if seen else 'new'} patients"
+        tables[caption] = table.rename_axis(columns=None)
+    return tables
 
 
 def paper_table(summary: pd.DataFrame, headline: str) -> pd.DataFrame:
