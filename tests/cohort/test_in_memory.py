@@ -135,6 +135,7 @@ def test_it_is_said_once_and_where_the_user_stands(plains):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         strank.cross_validate(plains, encoder="mine", n_genes=3)
+        strank.fit({"A1": plains["A1"]}, encoder="mine", n_genes=3)
 
 
 @pytest.mark.parametrize("how", ["log", "scaled", "shares"])

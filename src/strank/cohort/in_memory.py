@@ -46,7 +46,7 @@ _DEPTHS = ("total_counts", "n_counts")
 # A panel of so few genes, or what is left of a transcriptome.
 _FEW_GENES = 5000
 _FACTS = frozenset(SectionInfo.__dataclass_fields__)
-_told: set[str] = set()
+_told: set[tuple[str, str]] = set()
 
 
 def as_sections(given: Sections, *, patients: bool = True) -> dict[str, AnnData]:
@@ -67,9 +67,9 @@ def as_sections(given: Sections, *, patients: bool = True) -> dict[str, AnnData]
     sections = {name: _section(name, *part, notes, patients) for name, part in parts.items()}
     check_naming({name: adata.var_names for name, adata in sections.items()})
     for told, names in notes.items():
-        if (text := f"section {some(names)}: {told}") not in _told:
-            _told.add(text)
-            warnings.warn(text, UserWarning, stacklevel=3)
+        if new := [name for name in names if (told, name) not in _told]:
+            _told.update((told, name) for name in new)
+            warnings.warn(f"section {some(new)}: {told}", UserWarning, stacklevel=3)
     return sections
 
 
@@ -79,14 +79,6 @@ def name_of(adata: AnnData) -> str:
     if len(names) > 1:
         raise InputError(f"one object holds sections {some(names)}; give a part of it for each")
     return names[0]
-
-
-def one_section(given: AnnData, what: str) -> AnnData:
-    """Make the only section of what a user gives."""
-    sections = as_sections(given, patients=False)
-    if len(sections) > 1:
-        raise InputError(f"{what}: holds sections {some(sections)}; give one of them")
-    return next(iter(sections.values()))
 
 
 def placed(given: Sections, notes: _Notes | None = None) -> dict[str, _Place]:

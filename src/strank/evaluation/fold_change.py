@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import false_discovery_control, t
 
 from strank.cohort.contract import counts_checksum
-from strank.cohort.in_memory import one_section, um_of_spots
+from strank.cohort.in_memory import as_sections, name_of, um_of_spots
 from strank.cohort.names import told_apart
 from strank.cohort.store import read_h5ad, read_section
 from strank.errors import InputError, some
@@ -143,6 +143,8 @@ def contrast(
     if not 0 < block_um < float("inf"):
         raise InputError(f"`block_um` must be positive, in µm; got {block_um:g}")
     tiles, name = _read_predictions(predictions)
+    if isinstance(counts, AnnData):
+        (counts,) = as_sections({name_of(counts): counts}, patients=False).values()
     regions, left_out = find_regions(tiles, groups)
     named = isinstance(groups, (str, Path))
     in_file = named and groups not in tiles.obs
@@ -234,7 +236,7 @@ def _observed_regions(
     if isinstance(counts, (str, Path)):
         section, name = read_section(Path(counts)), str(counts)
     else:
-        section, name = one_section(counts, "counts"), "counts"
+        section, name = counts, "counts"
     _same_slide(name, section, tiles)
     if not isinstance(groups, (str, Path)):
         raise InputError(

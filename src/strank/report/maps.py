@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from strank.cohort.contract import section_info
+from strank.cohort.in_memory import as_sections, name_of
 from strank.files import file_names, output_folder
 from strank.metrics.correlation import log1p_cp10k
 from strank.progress import Advance
@@ -122,7 +123,8 @@ def write_gene_maps(
     genes
         Which of the panel.
     section
-        A section of the same slide, with counts. A gene that it lacks is drawn without them.
+        A section of the same slide, with counts, as `strank.fit` takes it. A gene that it lacks is
+        drawn without them.
     slide
         The slide, if it is open, or no longer where the predictions were made.
     advance
@@ -154,6 +156,8 @@ def write_gene_maps(
     >>> [path.name for path in write_gene_maps(folder, predictions, ["HLA-A"])]
     ['HLA-A.png']
     """
+    if section is not None:
+        (section,) = as_sections({name_of(section): section}, patients=False).values()
     if slide is None:
         known = predictions.uns["strank"]
         slide = open_slide(Path(known["image"]), float(known["um_per_pixel"]))
