@@ -46,6 +46,8 @@ WAYS = {
     "predict": ("predict cohort/C5.h5ad --model model -o scores", "scores"),
     "model show": ("model show model", None),
 }
+# Made once, even where they are not asked for: others read what they make.
+_NEEDED = ("import", "embed", "fit 50 genes")
 # So that its work is seen.
 _IN_ONE_PROCESS = {"benchmark": ["--jobs", "1"]}
 _EVERY_S = 0.005
@@ -141,8 +143,7 @@ def compare(ways: list[str], sides: dict[str, Path], data: str, repeats: int) ->
             folder.mkdir()
         for repeat in range(repeats):
             for way in WAYS:
-                # What others need is made once, even where it is not asked for.
-                if way in ways or (WAYS[way][1] is not None and not repeat):
+                if way in ways or (way in _NEEDED and not repeat):
                     for side, source in sides.items():
                         used = cost(way, source, folders[side], data)
                         found.setdefault((way, side), []).append(used)
