@@ -13,6 +13,7 @@ innermost module of strank that is at work, or for imports.
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import runpy
 import shutil
@@ -139,8 +140,9 @@ def compare(ways: list[str], sides: dict[str, Path], data: str, repeats: int) ->
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folders = {side: Path(temporary, str(n)) for n, side in enumerate(sides)}
-        for folder in folders.values():
+        for side, folder in folders.items():
             folder.mkdir()
+            compileall.compile_dir(sides[side], quiet=1)
         for repeat in range(repeats):
             for way in WAYS:
                 if way in ways or (way in _NEEDED and not repeat):
@@ -170,6 +172,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
     options = parser.parse_args()
+    # Users keep compiled files; without them every run would compile strank anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     here = {"here": Path(__file__).parents[1].resolve() / "src"}
     data = str(options.data.resolve())
     os.environ["OMP_NUM_THREADS"] = "1"
