@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from strank.cohort.folder import spots_digest
 from strank.cohort.names import clean_name
 from strank.errors import InputError, some
 
-_ENSEMBL = r"ENS[A-Z]*G\d+"
+_ENSEMBL = re.compile(r"ENS[A-Z]*G\d+")
 SCHEMA = 1
 _NUMBERS = ("um_per_pixel", "spot_diameter_um", "spot_pitch_um")
 # From here on float32 skips whole numbers, and float64 does.
@@ -29,7 +30,7 @@ LEAST_FEATURE, _MOST_FEATURE = 1e-30, 1e30
 
 def naming(names: pd.Index) -> Literal["Ensembl ids", "symbols"]:
     """Tell Ensembl ids from symbols, by what most names are."""
-    n_ids = names.astype(str).str.match(_ENSEMBL).sum()
+    n_ids = sum(map(bool, map(_ENSEMBL.match, names.astype(str))))
     return "Ensembl ids" if 2 * n_ids > len(names) else "symbols"
 
 

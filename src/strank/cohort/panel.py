@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from numbers import Integral
 from typing import Literal, get_args
 
@@ -107,10 +108,11 @@ def _moments(cohort: Mapping[str, AnnData], genes: pd.Index) -> pd.DataFrame:
         counts, library_size = panel_counts(adata, genes), adata.obs["library_size"].to_numpy()
         target = log1p_cp10k(counts, library_size)
         n_spots += adata.n_obs * genes.isin(adata.var_names)
-        total += np.asarray(target.sum(0)).ravel()
-        squares += np.asarray(target.multiply(target).sum(0)).ravel()
+        of_gene = partial(np.bincount, target.indices, minlength=len(genes))
+        total += of_gene(target.data)
+        squares += of_gene(target.data**2)
         share += counts.T @ (1 / np.maximum(library_size, 1.0))
-        seen += np.asarray((target > 0).sum(0)).ravel()
+        seen += of_gene(target.data > 0)
     variance = squares / n_spots - (total / n_spots) ** 2
     return pd.DataFrame(
         {"variance": variance, "mean": share / n_spots, "seen": seen / n_spots}, index=genes

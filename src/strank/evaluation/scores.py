@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -244,10 +245,17 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 def _of_median(values: pd.Series) -> tuple[float, float]:
     """Find the 95 % interval of a median, whatever the distribution (order statistics)."""
-    known = values.dropna()
+    known = np.sort(values.dropna())
     if len(known) < 2:
         return np.nan, np.nan
-    found = quantile_test(known, p=0.5).confidence_interval()
+    low, high = (known[int(rank)] if rank >= 0 else np.nan for rank in _about_median(len(known)))
+    return low, high
+
+
+@lru_cache
+def _about_median(n: int) -> tuple[float, float]:
+    """Find the ranks between which the median lies, of so many values; NaN of too few."""
+    found = quantile_test(np.arange(n), p=0.5).confidence_interval()
     return float(found.low), float(found.high)
 
 
