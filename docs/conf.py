@@ -17,7 +17,7 @@ _URLS = tomllib.loads(_PYPROJECT)["project"]["urls"]
 
 project = "strank"
 author = "The strank developers"
-copyright = f"2025, {author}"
+copyright = f"2026, {author}"
 version = release = strank.__version__
 
 extensions = [
