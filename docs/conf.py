@@ -36,6 +36,7 @@ default_role = "py:obj"
 html_theme = "sphinx_book_theme"
 html_title = "strank"
 html_theme_options = {
+    "collapse_navbar": True,
     "navbar_persistent": [],
     "repository_url": _URLS["Repository"],
     "show_toc_level": 2,

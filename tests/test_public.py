@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import inspect
 import pkgutil
@@ -87,6 +88,27 @@ def test_the_reference_lists_every_public_name_and_none_that_is_not():
     for name in listed:
         import_module(f"strank.{name}".rpartition(".")[0])
         attrgetter(name)(strank)
+
+
+def used_in(code: str) -> set[str]:
+    """Names of strank that a block of code imports, or calls by their full name."""
+    found = set(re.findall(r"\bstrank(?:\.[A-Za-z]\w*)+", code))
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "strank":
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_the_pages_use_names_that_there_are():
+    """Tutorials are run by `make docs` only, so a name that moved would be missed here."""
+    root, used = Path(__file__).parents[1], set()
+    of_python = re.compile(r"^```(?:python|\{code-cell\})\n(?::tags:.*\n)?(.*?)^```", re.M | re.S)
+    for page in (root / "README.md", *(root / "docs").rglob("*.md")):
+        for code in of_python.findall(page.read_text()):
+            used |= used_in(code)
+    assert len(used) > 30
+    for name in used:
+        pkgutil.resolve_name(name)
 
 
 def test_importing_strank_imports_nothing_heavy():
