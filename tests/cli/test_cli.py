@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import anndata
 import pandas as pd
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import strank
@@ -40,11 +43,44 @@ def cohort(st_folder, tmp_path):
 
 def test_help_shows_the_workflow_in_order_and_every_command_an_example():
     text = run("--help").output
-    positions = [text.index(f"│ {c} ") for c in ("import", "embed", "fit", "evaluate", "predict")]
+    work = "import", "embed", "fit", "evaluate", "benchmark", "predict", "contrast", "demo"
+    positions = [text.index(f"│ {command} ") for command in work]
     assert positions == sorted(positions)
     for command in (["import", "st"], ["embed"], ["fit"], ["evaluate"], ["predict"], ["demo"]):
         assert "Example: strank" in run(*command, "--help").output
     assert run("--version").output == f"strank {strank.__version__}\n"
+
+
+def commands(group: Any = None, *names: str) -> Iterator[tuple[str, ...]]:
+    """All that can be called, with the groups."""
+    group = group or get_command(app)
+    yield names
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *names, name)
+
+
+def test_flags_take_no_value():
+    called = list(commands())
+    assert ("import", "visium-hd") in called
+    for command in called:
+        text = run(*command, "--help").output
+        assert "--help" in text
+        assert "bool" not in text.lower(), command
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("pre", "predict"), ("import xen", "xenium"), ("fit --fine", "--finetune")],
+)
+def test_the_shell_completes(typed, offered):
+    words = ["strank", *typed.split()]
+    environment = {
+        "_STRANK_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    told = CliRunner().invoke(app, prog_name="strank", env=environment)
+    assert told.stdout.split() == [offered]
 
 
 def test_help_imports_nothing_heavy():

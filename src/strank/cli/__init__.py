@@ -30,7 +30,6 @@ app = typer.Typer(
     help=_HELP,
     rich_markup_mode="rich",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
 )
 hub_data = typer.Typer(help="HEST-1k and HEST-Benchmark.", no_args_is_help=True)

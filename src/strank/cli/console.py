@@ -79,6 +79,16 @@ class ErrorGroup(TyperGroup):
         _RUNNING.set(found[1])
         return found
 
+    def get_params(self, ctx: Any) -> Any:
+        """Show flags without a type."""
+        return _as_flags(super().get_params(ctx))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Show flags without a type, of commands as well."""
+        if (found := super().get_command(ctx, cmd_name)) is not None:
+            _as_flags(found.get_params(ctx))
+        return found
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Keep the order of the workflow, which Typer breaks for groups."""
         known = super().list_commands(ctx)
@@ -105,6 +115,14 @@ class ErrorGroup(TyperGroup):
                 typer.echo(printable("".join(traceback.format_exception(error))), err=True)
             fail(_bug(error, ctx) if message is None else message)
             raise typer.Exit(1 if message is None else 2) from None
+
+
+def _as_flags(parameters: Any) -> Any:
+    """Take the type off what takes no value: newer Typer shows `--json <bool>`."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
 
 
 # What ends the command line itself: `ClickException`, which older Typer has from Click and newer
@@ -165,20 +183,20 @@ def fail(message: str) -> None:
 
 
 _WORKFLOW = [
-    "hest",
     "import",
     "encoders",
     "embed",
     "fit",
     "evaluate",
-    "predict",
-    "model",
-    "contrast",
     "benchmark",
     "report",
+    "predict",
+    "contrast",
+    "model",
     "demo",
-    "reproduce",
+    "hest",
     "hest-benchmark",
+    "reproduce",
 ]
 
 
