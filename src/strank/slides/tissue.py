@@ -142,8 +142,11 @@ class _Whitened:
             # The middle of a last square that was cut may lie outside.
             shares = np.minimum(centres, side - 0.5) / side
             at.append((shares * self.mask.shape[axis]).astype(int))
+        # Most windows have nothing of it, and the mask's own pixels are few.
+        if not self.mask[tuple(slice(places[0], places[-1] + 1) for places in at)].any():
+            return window
         covered = self.mask[np.ix_(*at)]
-        return np.where(covered[..., None], np.uint8(255), window) if covered.any() else window
+        return np.where(covered[..., None], np.uint8(255), window)
 
 
 def tissue_of(image: NDArray[np.uint8], um_per_pixel: float) -> TissueMask:
