@@ -35,6 +35,7 @@ default_role = "py:obj"
 
 html_theme = "sphinx_book_theme"
 html_title = "strank"
+html_static_path, html_css_files = ["_static"], ["site.css"]
 html_theme_options = {
     "collapse_navbar": True,
     "navbar_persistent": [],

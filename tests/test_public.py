@@ -90,6 +90,16 @@ def test_the_reference_lists_every_public_name_and_none_that_is_not():
         attrgetter(name)(strank)
 
 
+def test_every_page_stands_in_the_contents():
+    docs = Path(__file__).parents[1] / "docs"
+    pages = {path.relative_to(docs).with_suffix("").as_posix() for path in docs.rglob("*.md")}
+    contents = re.findall(
+        r"^```\{toctree\}\n(.*?)^```", (docs / "index.md").read_text(), re.M | re.S
+    )
+    listed = [line for block in contents for line in block.split("\n") if line and line[0] != ":"]
+    assert sorted(listed) == sorted(pages - {"index"})
+
+
 def used_in(code: str) -> set[str]:
     """Names of strank that a block of code imports, or calls by their full name."""
     found = set(re.findall(r"\bstrank(?:\.[A-Za-z]\w*)+", code))
