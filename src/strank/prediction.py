@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -40,7 +41,8 @@ from strank.version import __version__
 # bytes of them, were the whole slide tissue.
 _MOST_BYTES = 8 * 2**30
 # What is kept of every slide of a run.
-_RUN, _TABLE = "slides.csv", ["name", "slide", "scores", "n_tiles", "warning", "error"]
+RUN = "slides.csv"
+_TABLE = ["name", "slide", "scores", "n_tiles", "odd_share", "warnings", "seconds", "error"]
 _FLUORESCENCE = f"{FLUORESCENCE}; do not use this map: give the H&E image of the section"
 
 # Share of a tile that may be padding or ink.
@@ -110,9 +112,11 @@ def predict(
         ``uns["strank"]`` = image, µm per pixel, size and distance of tiles, and what of the image
         was ``ignored`` as padding or ink, in words; ``obs["ignored"]`` = its share of a tile, which
         windows see white. For a model that knows how far its training features spread,
-        ``obs["novelty"]`` is how far a tile lies outside (above 1), and ``uns["strank_novelty"]``
-        has the share of such tiles and a ``warning`` (empty for none). Of several slides with
-        ``output``, paths of the files instead, so that any number of slides fits into memory.
+        ``obs["novelty"]`` is how far a tile lies outside (above 1), ``obs["odd"]`` whether it does
+        though nothing cuts it, and ``uns["strank_novelty"]`` has the share of such tiles and a
+        ``warning`` (empty for none). ``uns["strank"]["warnings"]`` is all there is to know.
+        Of several slides with ``output``, paths of the files instead, so that any number of slides
+        fits into memory.
 
     Raises
     ------
@@ -146,8 +150,8 @@ def predict(
     eyes = encoder_of(trained, encoder=encoder, weights=weights)
     scorer = Scorer(trained, on_gpu(eyes)[0], stride_um, folder)
     tell = say or (lambda _: None)
-    if scorer.warning:
-        tell(scorer.warning)
+    for told in scorer.warnings:
+        tell(told)
 
     def score(subject: Subject, where: Path | None) -> AnnData:
         slide, _ = open_subject(subject, um_per_pixel, um_per_pixel_override)
@@ -168,12 +172,12 @@ def predict(
     def keep(name: str, subject: Subject) -> dict[str, Any]:
         scores = score(subject, place / name)
         path = str(place / name / "scores.h5ad")
-        return {"scores": path, "n_tiles": scores.n_obs, "warning": novelty_warning(scores)}
+        return {"scores": path, **trust_of(scores)}
 
     done, failed = each_alone(named, keep, place, tell)
     if failed:
         told = f"{len(failed)} of {len(named)} slides failed: {some(failed, 20)}"
-        raise InputError(f"{told}; {place / _RUN} says why")
+        raise InputError(f"{told}; {place / RUN} says why")
     return {name: Path(row["scores"]) for name, row in done.items()}
 
 
@@ -191,19 +195,21 @@ def each_alone(
     rows = []
     for name, subject in named.items():
         row: dict[str, Any] = {"name": name, "slide": _file_of(subject), "error": ""}
+        start = time.perf_counter()
         try:
             done[name] = work(name, subject)
             row |= {column: done[name].get(column) for column in _TABLE if column not in row}
+            row["warnings"] = "; ".join(done[name]["warnings"])
         # A bug, or memory that is short, must not end a night's work any more than a bad file.
         except Exception as error:
             failed[name] = row["error"] = _told(error, row["slide"], explain(error))
             tell(failed[name])
-        rows.append(row)
+        rows.append(row | {"seconds": round(time.perf_counter() - start, 1)})
         # Kept at once, since a run may be killed.
         last = len(rows) == len(named)
         with nullcontext() if last else suppress(InputError):
             table = pd.DataFrame(rows, columns=_TABLE).astype({"n_tiles": "Int64"})
-            write_table(output / _RUN, table)
+            write_table(output / RUN, table)
     return done, failed
 
 
@@ -238,8 +244,13 @@ class Scorer:
         self.known = {} if folder is None else {"model_sha256": sha256(folder / "model.json")}
 
     @property
-    def warning(self) -> str:
-        """Say what to know of this distance of tiles; empty for nothing."""
+    def warnings(self) -> list[str]:
+        """Say what to know of all maps: of this distance of tiles, of sizes that mean nothing."""
+        calibration = self.model.provenance.get("calibration") or {"size": True}
+        order_only = "" if calibration["size"] else str(calibration["told"])
+        return [told for told in (self._near(), order_only) if told]
+
+    def _near(self) -> str:
         if self.stride_um is None or Traits.of(self.model.head).n_neighbours == 0:
             return ""
         if self.stride_um == (pitch := _size_of(self.model, "spot_pitch_um")):
@@ -274,7 +285,9 @@ class Scorer:
         with bar(f"Scoring tiles of {slide.path.stem}", tiles.n_obs) as advance:
             clean = without_ignored(slide)
             scores = predict_slide(clean, self.model, tiles, encoder=self.encoder, advance=advance)
-        scores.uns["strank"] = facts | {"ignored": tiles.uns["strank"]["ignored"]}
+        odd = novelty_warning(scores)
+        told = {"warnings": [*self.warnings, *([odd] if odd else [])]}
+        scores.uns["strank"] = facts | {"ignored": tiles.uns["strank"]["ignored"]} | told
         if path is not None:
             write_h5ad(scores, path)
         return scores, False
@@ -335,6 +348,16 @@ def open_subject(
 def novelty_warning(scores: AnnData) -> str:
     """Say what to know of a slide unlike those of the training; empty for nothing."""
     return str(scores.uns.get("strank_novelty", {}).get("warning", ""))
+
+
+def trust_of(scores: AnnData) -> dict[str, Any]:
+    """Say how far to trust scores: tiles, the share of odd ones if it is known, all warnings."""
+    share = scores.uns.get("strank_novelty", {}).get("share")
+    return {
+        "n_tiles": scores.n_obs,
+        "odd_share": None if share is None else float(share),
+        "warnings": [str(told) for told in scores.uns["strank"]["warnings"]],
+    }
 
 
 def ignored_part(scores: AnnData) -> str:
@@ -427,7 +450,8 @@ def predict_slide(
         far = novelty_of(features, model.novelty)
         predictions.obs["novelty"] = far
         # A tile that padding or ink cuts is unlike any, and says nothing of the slide.
-        whole = tiles.obs["ignored"] < _CUT if "ignored" in tiles.obs else far >= 0
+        whole = tiles.obs["ignored"].to_numpy() < _CUT if "ignored" in tiles.obs else far >= 0
+        predictions.obs["odd"] = (far > 1) & (whole | ~whole.any())
         far = far[whole] if whole.any() else far
         warning = warning_of(far)
         if warning and is_dark_field(slide):

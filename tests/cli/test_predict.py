@@ -300,8 +300,30 @@ def test_a_slide_unlike_the_training_is_told_each_time(slides, tmp_path):
     for _ in range(2):
         told = run(*arguments)
         assert "one.png: 100 % of the tiles look unlike anything in training" in told.stderr
-        assert "do not trust this map" in json.loads(told.stdout)["warning"]
-    assert (anndata.read_h5ad(tmp_path / "out/scores.h5ad").obs["novelty"] > 1).all()
+        assert "do not trust this map" in json.loads(told.stdout)["warnings"][0]
+    scores = anndata.read_h5ad(tmp_path / "out/scores.h5ad")
+    assert (scores.obs["novelty"] > 1).all()
+    assert scores.obs["odd"].all()
+    [warning] = scores.uns["strank"]["warnings"]
+    assert warning == scores.uns["strank_novelty"]["warning"]
+
+
+def test_odd_tissue_stands_in_table_page_and_export(slides, tmp_path):
+    model = make_model(tmp_path / "model", novelty=True)
+    out = tmp_path / "out"
+    run(*slides[:2], "--mpp", 2, "--model", model, "-o", out, "--geojson", "--stride", 100)
+    table = pd.read_csv(out / "slides.csv", keep_default_na=False).set_index("name")
+    assert table["odd_share"].tolist() == [1, 1]
+    assert (table["seconds"] > 0).all()
+    assert table["warnings"].str.contains("do not trust this map").all()
+    assert table["n_tiles"].tolist() == [anndata.read_h5ad(p).n_obs for p in table["scores"]]
+    page = (out / "index.html").read_text()
+    assert page.count("do not trust this map") == 2
+    assert 'href="./one/scores.geojson"' in page
+    features = json.loads((out / "one/scores.geojson").read_text())["features"]
+    assert {tile["properties"]["classification"]["name"] for tile in features} == {
+        "unlike training"
+    }
 
 
 def test_neighbours_nearer_than_in_training_are_told(slides, tmp_path):

@@ -43,6 +43,14 @@ SCHEMA = {
                     "properties": {
                         "objectType": {"enum": ["tile"]},
                         "isLocked": {"type": "boolean"},
+                        "classification": {
+                            "type": "object",
+                            "required": ["name", "color"],
+                            "properties": {
+                                "name": {"type": "string"},
+                                "color": {"type": "array", "minItems": 3, "maxItems": 3},
+                            },
+                        },
                         "measurements": {
                             "type": "object",
                             "additionalProperties": {"type": "number"},
@@ -122,10 +130,16 @@ def test_squares_lie_around_the_tiles_and_fill_the_plane(predictions, tmp_path):
     assert shapely.union_all(tile_squares(predictions)).area == pytest.approx(whole.area, rel=1e-3)
 
 
-def test_novelty_goes_along(predictions, tmp_path):
+def test_novelty_goes_along(predictions, tmp_path, monkeypatch):
+    monkeypatch.setattr(geojson, "_BLOCK", 5)
     predictions.obs["novelty"] = np.linspace(0, 2, 12, dtype=np.float32)
+    predictions.obs["odd"] = predictions.obs["novelty"] > 1
     write_geojson(predictions, tmp_path / "s.geojson", genes=["VWF"])
-    features = json.loads((tmp_path / "s.geojson").read_text())["features"]
+    content = json.loads((tmp_path / "s.geojson").read_text())
+    jsonschema.Draft7Validator(SCHEMA).validate(content)
+    features = content["features"]
+    named = [f["properties"].get("classification", {}).get("name") for f in features]
+    assert named == [None] * 6 + ["unlike training"] * 6
     assert [f["properties"]["measurements"]["novelty"] for f in features] == pytest.approx(
         predictions.obs["novelty"], abs=1e-4
     )
@@ -143,7 +157,7 @@ def test_its_size_is_bounded(predictions, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_nothing(predictions, tmp_path, monkeypatch):
-    def full(squares, table):
+    def full(squares, table, odd):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(geojson, "_features", full)

@@ -9,54 +9,13 @@ import pytest
 
 from strank.report.benchmark import write_report
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the PATH")
-
 EVIL = "<img src=x onerror=alert(1)>"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 TABLE = "#gene-table tbody tr"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(
-            executable_path=CHROMIUM, args=[*FLAGS, "--disable-component-update"]
-        )
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
 def url(benchmark_folder):
     return write_report(benchmark_folder.folder).path.as_uri()
-
-
-@pytest.fixture
-def opened(browser):
-    """Open pages; at the end none may have failed, asked for anything elsewhere, or spoken."""
-    told, contexts = [], []
-
-    def open_page(url, width=1280):
-        context = browser.new_context(viewport={"width": width, "height": 800})
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("console", lambda message: told.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: told.append(str(error)))
-        page.on("request", lambda request: told.append(request.url) if elsewhere(request) else None)
-        page.on("dialog", lambda dialog: (told.append(dialog.message), dialog.dismiss()))
-        page.goto(url)
-        return page
-
-    def elsewhere(request):
-        return not request.url.startswith(("file:", "data:", "blob:"))
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert told == []
 
 
 @pytest.fixture

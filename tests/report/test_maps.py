@@ -6,10 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from matplotlib.backends.backend_agg import FigureCanvasAgg as Canvas
 from matplotlib.collections import EllipseCollection
+from matplotlib.transforms import Affine2D
 from PIL import Image
 
 from strank.files import safe_name
+from strank.report import maps
 from strank.report.maps import MapLayer, draw_maps, map_layers, write_gene_maps
 from strank.slides.pixels import ArrayPixels
 from strank.slides.slide import Slide
@@ -44,6 +47,38 @@ def test_colours_are_centred_at_zero_and_labelled():
 def test_a_flat_map_looks_flat():
     figure = draw_maps(np.zeros((150, 150, 3), np.uint8), 2.0, 2.0, [layer(0.01)], "CD24")
     assert marks_of(figure).get_clim()[1] == pytest.approx(np.log(1.5))
+
+
+def test_what_is_unlike_the_training_is_crossed_out_and_a_banner_says_so(tmp_path, monkeypatch):
+    slide = Slide(ArrayPixels(np.full((300, 300, 3), 200, np.uint8)), 2.0, Path("x.png"))
+    odd = np.arange(40) < 10
+    told = "25 % of the tiles look $unlike$ anything in training; do not trust this map"
+    predictions = AnnData(
+        layer().scores,
+        obs=pd.DataFrame({"odd": odd}, index=[f"t{i}" for i in range(40)]),
+        var=pd.DataFrame(index=GENES),
+        obsm={"spatial": layer().positions},
+        uns={"strank": {"stride_um": 40.0}, "strank_novelty": {"warning": told}},
+        layers={"se": np.abs(layer().scores)},
+    )
+    figures = []
+    monkeypatch.setattr(maps, "FigureCanvasAgg", lambda of: figures.append(of) or Canvas(of))
+    for _ in range(2):
+        write_gene_maps(tmp_path, predictions, ["CD24"], slide=slide)
+        predictions.obs["odd"], predictions.uns["strank_novelty"] = False, {"warning": ""}
+    warned, silent = figures
+    for ax in (ax for ax in warned.axes if ax.get_title() not in ("", "H&E")):
+        coloured, crossed = ax.collections
+        assert (coloured.get_hatch(), crossed.get_hatch()) == (None, "////")
+        np.testing.assert_allclose(crossed.get_offsets(), layer().positions[odd] / 2)
+        assert ax.get_title().endswith("hatched: unlike the training, 25 % of tiles")
+        # Tiles are squares that fill the plane, 40 µm at 4 µm a pixel.
+        corners = coloured.get_paths()[0].transformed(Affine2D(coloured.get_transforms()[0]))
+        np.testing.assert_allclose(np.ptp(corners.vertices, axis=0), 10)
+    assert warned.get_supxlabel().replace("\n", " ") == told
+    assert warned.get_size_inches()[1] > silent.get_size_inches()[1]
+    assert silent.get_supxlabel() == ""
+    assert all(len(ax.collections) < 2 for ax in silent.axes if ax.get_title())
 
 
 def test_any_gene_name_is_drawn_as_text_and_kept_in_the_folder(tmp_path):

@@ -90,10 +90,11 @@ def predict_command(
     (observed beside predicted)
     """
     exported = ("geopandas", "shapely", "spatialdata") if geojson or spatialdata else ()
-    need("cv2", "pyvips", "PIL", "matplotlib", *exported)
+    need("cv2", "pyvips", "PIL", "matplotlib", "jinja2", *exported)
     from strank.encoders.backbone import on_gpu
     from strank.model.rank_model import RankModel
-    from strank.prediction import Scorer, each_alone, encoder_of, named_subjects
+    from strank.prediction import RUN, Scorer, each_alone, encoder_of, named_subjects
+    from strank.report.slides import write_slides_page
     from strank.slides.slide import check_override
 
     check_override(mpp, mpp_override)
@@ -101,10 +102,8 @@ def predict_command(
     drawn = _genes_to_draw(list(trained.panel.index), split_names(genes))
     eyes, _ = on_gpu(encoder_of(trained, encoder=encoder, weights=weights))
     scorer = Scorer(trained, eyes, stride, model)
-    calibration = trained.provenance.get("calibration") or {}
-    for text in (scorer.warning, None if calibration.get("size", True) else calibration["told"]):
-        if text:
-            note(text)
+    for text in scorer.warnings:
+        note(text)
     exports = {"geojson": geojson, "spatialdata": spatialdata}
     named, told = named_subjects(slides, output), (mpp, mpp_override)
     if len(slides) == 1:
@@ -120,9 +119,11 @@ def predict_command(
     summary = {
         "slides": list(done.values()),
         "failed": failures,
-        "table": str(output / "slides.csv"),
+        "table": str(output / RUN),
+        "page": str(write_slides_page(output)),
     }
-    finish(summary, as_json=as_json, lines=[_line(result, drawn) for result in done.values()])
+    lines = [*(_line(result, drawn) for result in done.values()), f"All: {summary['page']}"]
+    finish(summary, as_json=as_json, lines=lines)
     if failed:
         fail(f"{len(failed)} of {len(slides)} slides failed: {some(failures, 20)}")
         raise typer.Exit(1)
@@ -136,7 +137,7 @@ def _predict_one(
     genes: list[str],
     exports: dict[str, bool],
 ) -> dict[str, Any]:
-    from strank.prediction import ignored_part, novelty_warning, open_subject
+    from strank.prediction import ignored_part, novelty_warning, open_subject, trust_of
     from strank.report.maps import write_gene_maps, write_tissue_map
 
     slide, section = open_subject(path, *told)
@@ -152,8 +153,8 @@ def _predict_one(
         absent = scores.var_names.difference(section.var_names)
         if len(absent):
             note(f"{path} has no counts of {some(absent)}: predicted only")
-    ignored, warning = ignored_part(scores), novelty_warning(scores)
-    for text in (ignored, warning):
+    ignored = ignored_part(scores)
+    for text in (ignored, novelty_warning(scores)):
         if text:
             note(f"{path}: {text}")
     with progress(f"Drawing {path.stem}", len(genes)) as advance:
@@ -163,10 +164,9 @@ def _predict_one(
         "slide": str(path),
         "scores": str(folder / "scores.h5ad"),
         "scored_before": before,
-        "n_tiles": scores.n_obs,
         "n_genes": scores.n_vars,
         "ignored": ignored,
-        "warning": warning,
+        **trust_of(scores),
         "tissue": str(tissue),
         "maps": [str(drawn) for drawn in maps],
         **_export(slide, scores, folder, genes, exports),

@@ -25,6 +25,8 @@ from strank.storage import new_file, new_folder
 _MOST_NUMBERS = 6_000_000
 _OUTLINE = 10
 _BLOCK = 10_000
+# What QuPath colours tiles by, and lists beside their measurements.
+_ODD = '"classification":{"name":"unlike training","color":[230,120,0]},'
 _IMAGE_UM = 2.0
 _MOST_PIXELS = 8192
 
@@ -67,6 +69,7 @@ def write_geojson(
     It is a FeatureCollection of squares as wide as the stride, in pixels of the full image; scores,
     to four decimals, are their ``properties.measurements``; where the predictions have them, with
     ``novelty`` and, after each gene's name, the standard error of its score, as ``ERBB2 se``.
+    Tiles unlike the training (``obs["odd"]``) have a classification that says so, in orange.
 
     Parameters
     ----------
@@ -109,6 +112,7 @@ def write_geojson(
         table = table.join(pd.DataFrame(errors, columns=[f"{gene} se" for gene in genes]))
     if "novelty" in predictions.obs:
         table["novelty"] = predictions.obs["novelty"].to_numpy(np.float64)
+    odd = predictions.obs.get("odd", pd.Series(False, predictions.obs_names)).to_numpy(bool)
     # Hundredths of a pixel: more would only be digits.
     squares = shapely.set_precision(tile_squares(predictions), 0.01, mode="pointwise")
     with new_file(Path(path)) as part, TextIOWrapper(part, "utf-8", newline="") as file:
@@ -116,16 +120,21 @@ def write_geojson(
         for start in range(0, len(table), _BLOCK):
             rows = slice(start, start + _BLOCK)
             file.write(",\n" if start else "\n")
-            file.write(",\n".join(_features(squares[rows], table[rows])))
+            file.write(",\n".join(_features(squares[rows], table[rows], odd[rows])))
         file.write("\n]}\n")
 
 
-def _features(squares: NDArray[np.object_], table: pd.DataFrame) -> list[str]:
+def _features(
+    squares: NDArray[np.object_], table: pd.DataFrame, odd: NDArray[np.bool_]
+) -> list[str]:
     lines = table.to_json(orient="records", lines=True, double_precision=4).strip().split("\n")
     return [
         f'{{"type":"Feature","geometry":{square},"properties":'
-        f'{{"objectType":"tile","isLocked":true,"measurements":{measurements}}}}}'
-        for square, measurements in zip(shapely.to_geojson(squares), lines, strict=True)
+        f'{{"objectType":"tile","isLocked":true,{_ODD if unlike else ""}'
+        f'"measurements":{measurements}}}}}'
+        for square, measurements, unlike in zip(
+            shapely.to_geojson(squares), lines, odd, strict=True
+        )
     ]
 
 

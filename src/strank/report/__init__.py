@@ -1,4 +1,4 @@
-"""Pictures and pages: maps of genes, volcano plots, learning curves, the page of a benchmark."""
+"""Pictures and pages: maps of genes, volcano plots, learning curves, pages of many."""
 
 import lazy_loader
 
@@ -8,5 +8,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "benchmark": ["write_report"],
         "maps": ["write_gene_maps"],
         "plots": ["draw_learning_curves", "write_volcano"],
+        "slides": ["write_slides_page"],
     },
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.path import Path as Path2D
 from matplotlib.text import Text
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
@@ -34,6 +38,11 @@ _DPI, _COMPRESSION = 130, 3
 _FINEST = 900
 # Red and blue keep apart in all common colour deficiencies; the middle is light, like unstained.
 _COLOURS = "RdBu_r"
+# Inches of a panel's width, without its colour bar.
+_SIDE = 4.6
+# In the units of a disc, whose radius is 1.
+_SQUARE = Path2D([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)], closed=True)
+_BANNER = {"facecolor": "#ffd166", "edgecolor": "#b36b00", "boxstyle": "square,pad=0.5"}
 _ERROR_COLOURS = "Purples"
 # The full colours stand for half as much again, or more.
 _LEAST_LIMIT = float(np.log(1.5))
@@ -54,6 +63,17 @@ class MapLayer:
     scores: NDArray[np.float64]
     genes: pd.Index
     colours: str = _COLOURS
+    #: Whether marks are squares, as wide as their distance, or discs.
+    square: bool = False
+    #: Spots unlike the training, ``[n_spots]``; they are hatched.
+    odd: NDArray[np.bool_] | None = None
+
+    @property
+    def heading(self) -> str:
+        """What is shown, and what is not to be trusted of it."""
+        if self.odd is None or not self.odd.any():
+            return self.title
+        return f"{self.title}\nhatched: unlike the training, {100 * self.odd.mean():.2g} % of tiles"
 
 
 def map_layers(predictions: AnnData, section: AnnData | None = None) -> list[MapLayer]:
@@ -66,6 +86,8 @@ def map_layers(predictions: AnnData, section: AnnData | None = None) -> list[Map
         float(predictions.uns["strank"]["stride_um"]),
         np.asarray(predictions.X, dtype=np.float64),
         genes,
+        square=True,
+        odd=predictions.obs["odd"].to_numpy(bool) if "odd" in predictions.obs else None,
     )
     layers = [predicted]
     if "se" in predictions.layers:
@@ -94,7 +116,7 @@ def _observed(section: AnnData, genes: pd.Index) -> MapLayer:
     genes = genes[genes.isin(section.var_names)]
     target = log1p_cp10k(section[:, genes].X, section.obs["library_size"]).toarray()
     return MapLayer(
-        "observed",
+        "observed, on a scale of its own",
         "log1p(CP10k), minus section mean",
         np.asarray(section.obsm["spatial"]),
         section_info(section).spot_diameter_um,
@@ -162,13 +184,15 @@ def write_gene_maps(
         known = predictions.uns["strank"]
         slide = open_slide(Path(known["image"]), float(known["um_per_pixel"]))
     folder, layers = output_folder(Path(folder)), map_layers(predictions, section)
+    warning = str(predictions.uns.get("strank_novelty", {}).get("warning", ""))
     small, scale = thumbnail(slide, picture_um(slide))
     paths, drawings = [], {}
     for gene, name in file_names(genes).items():
         path = folder / f"{name}.png"
         shown = [layer for layer in layers if gene in layer.genes]
         if len(shown) not in drawings:
-            of = _Drawing.of(small, scale / slide.um_per_pixel, slide.um_per_pixel, shown)
+            shrink = scale / slide.um_per_pixel
+            of = _Drawing.of(small, shrink, slide.um_per_pixel, shown, warning)
             drawings[len(shown)] = of
         drawing = drawings[len(shown)]
         drawing.show(gene)
@@ -264,12 +288,13 @@ class _Drawing:
         shrink: float,
         um_per_pixel: float,
         layers: list[MapLayer],
+        warning: str = "",
     ) -> _Drawing:
         height, width = _crop(image.shape[:2], layers, shrink, um_per_pixel)
         aspect = (height[1] - height[0]) / (width[1] - width[0])
         # Without pyplot no global state is touched.
-        size = 4.6 + 5.4 * len(layers), 4.6 * aspect + 0.8
-        figure = Figure(figsize=size, layout="constrained", dpi=_DPI)
+        size = _SIDE + 5.4 * len(layers), _SIDE * aspect + 0.8 + 0.5 * bool(warning)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.1), dpi=_DPI)
         canvas = FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(layers) + 1, squeeze=False)[0]
         rows, columns = (slice(int(max(low, 0)), int(high) + 1) for low, high in (height, width))
@@ -287,10 +312,13 @@ class _Drawing:
         marks = []
         for ax, layer in zip(axes[1:], layers, strict=True):
             marks.append(_marks(ax, layer, shrink, um_per_pixel))
-            ax.set_title(layer.title)
+            ax.set_title(layer.heading)
             figure.colorbar(marks[-1], ax=ax, label=layer.label, fraction=0.05, pad=0.03)
         # A place for it is found with that of all else.
         title = figure.suptitle("gene", parse_math=False, fontweight="bold")
+        if warning:
+            told = textwrap.fill(warning, int(11 * size[0]))
+            figure.supxlabel(told, parse_math=False, fontsize="medium", bbox=_BANNER)
         return cls(figure, canvas, title, layers, marks)
 
     def show(self, gene: str) -> None:
@@ -305,18 +333,28 @@ class _Drawing:
 
 
 def _marks(ax: Axes, layer: MapLayer, shrink: float, um_per_pixel: float) -> EllipseCollection:
-    size = np.full(len(layer.positions), layer.diameter_um / um_per_pixel / shrink)
-    marks = EllipseCollection(
-        size,
-        size,
-        np.zeros(len(size)),
-        units="xy",
-        offsets=layer.positions / shrink,
-        offset_transform=ax.transData,
-        array=np.zeros(len(size)),
-        cmap=layer.colours,
-        alpha=0.85,
-    )
+    """Draw discs of spots, or squares of tiles, with those unlike the training crossed out."""
+    size = layer.diameter_um / um_per_pixel / shrink
+    places = layer.positions / shrink
+    # An outline keeps what is near zero in sight, as far as marks have room for it.
+    width = 72 * _SIDE * size / abs(np.subtract(*ax.get_xlim()))
+    line = {"edgecolors": "0.5", "linewidths": min(0.4, 0.04 * width)}
+    coloured = {"array": np.zeros(len(places)), "cmap": layer.colours, "alpha": 0.85, **line}
+    marks = _add(ax, layer, places, size, **coloured)
+    if layer.odd is not None and layer.odd.any():
+        crossed = {"facecolors": "none", "edgecolors": "black", "linewidths": 0, "hatch": "////"}
+        _add(ax, layer, places[layer.odd], size, **crossed)
+    return marks
+
+
+def _add(
+    ax: Axes, layer: MapLayer, places: NDArray[np.float64], size: float, **look: Any
+) -> EllipseCollection:
+    sizes, flat = np.full(len(places), size), np.zeros(len(places))
+    at = {"offsets": places, "offset_transform": ax.transData}
+    marks = EllipseCollection(sizes, sizes, flat, units="xy", **at, **look)
+    if layer.square:
+        marks.set_paths([_SQUARE])
     ax.add_collection(marks)
     return marks
 
