@@ -77,12 +77,12 @@ def find_neighbours(
 class BatchPlan:
     """How an epoch is cut into batches."""
 
-    # Sections a batch; None for any spots, whatever their section, as published.
+    #: Sections a batch; None for any spots, whatever their section, as published.
     sections: int | None = None
-    # Of each section (N_k) at most; of the batch where sections is None, but for the last.
+    #: Of each section (N_k) at most; of the batch where sections is None, but for the last.
     spots: int = 256
-    # "spots": lists are of the same size, so a large section has more of them. "sections": every
-    # section has as many lists, of a size in proportion to its own.
+    #: With "spots", lists are of the same size, so a large section has more of them; with
+    #: "sections", every section has as many lists, of a size in proportion to its own.
     uniform: Uniform = "spots"
 
 

@@ -22,23 +22,23 @@ class Recipe:
     """AdamW, and when it stops."""
 
     learning_rate: float = 1e-3
-    weight_decay: float = 10.0  # of matrices, not of levels and norms
-    schedule: Schedule = "cosine"  # falls to 0 over max_epochs
+    weight_decay: float = 10.0  #: of matrices, not of levels and norms
+    schedule: Schedule = "cosine"  #: falls to 0 over max_epochs
     reduction: Reduction = "per_gene"
     batches: BatchPlan = field(default_factory=partial(BatchPlan, sections=8, spots=512))
     max_epochs: int = 200
-    patience: int = 50  # epochs in which the score of the held-out sections has not risen
-    # That score: nats a gene and section above library size alone, the rank correlation with
-    # log1p(CP10k), or the objective's own loss, the less the better; if None, one of the first two,
-    # by whether the objective's scores are log rates.
+    patience: int = 50  #: epochs in which the score of the held-out sections has not risen
+    #: That score, as nats a gene and section above library size alone, the rank correlation with
+    #: log1p(CP10k), or the objective's own loss, the less the better; if None, one of the first
+    #: two, by whether the objective's scores are log rates.
     monitor: Monitor | None = None
-    clip: float | None = 1.0  # largest norm of the gradient
-    networks: int = 5  # at most so many, each stopped by other sections; their scores are averaged
-    # The published losses, depth of the panel, raw features, torch's first weights, decay of all
-    # that is trained; with the entropy term that the published code adds to the pair loss.
+    clip: float | None = 1.0  #: largest norm of the gradient
+    networks: int = 5  #: at most so many, each stopped by other sections; their scores are averaged
+    #: The published losses, depth of the panel, raw features, torch's first weights, decay of all
+    #: that is trained; with the entropy term that the published code adds to the pair loss.
     published: bool = False
     pair_entropy: bool = True
-    list_size: int | None = None  # of the list loss: random lists of so many spots of a section
+    list_size: int | None = None  #: for the list loss, random lists of so many spots of a section
 
 
 # Nishimura et al., NeurIPS 2025, by their code; AdamW's other defaults are PyTorch's.
@@ -81,25 +81,25 @@ RECIPES: Mapping[str, Recipe] = {
 class Machine:
     """What a network is trained on."""
 
-    # As in Lightning's `Trainer`; several devices share every batch.
+    #: As in Lightning's `Trainer`; several devices share every batch.
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1
-    precision: Precision = "32-true"  # losses are computed in float32
-    workers: int = 0  # processes that read inputs; 0 reads in the training process
+    precision: Precision = "32-true"  #: losses are computed in float32
+    workers: int = 0  #: processes that read inputs; 0 reads in the training process
     compile: bool = False
-    wandb: str | None = None  # project of Weights & Biases to log to
+    wandb: str | None = None  #: project of Weights & Biases to log to
 
 
 @dataclass(frozen=True)
 class Finetune:
     """How an image network is trained together with the head."""
 
-    mode: str = "lora"  # full, last-K, lora or frozen, as in `strank.neural.finetune.prepare`
+    mode: str = "lora"  #: full, last-K, lora or frozen
     lora_rank: int = 8
-    augment: bool = True  # patches are turned, mirrored and stained anew at every epoch
-    micro_batch: int | None = None  # patches at a time, as in `strank.neural.heads.Network`
-    recompute: bool = False  # blocks compute their activations again in the backward pass
+    augment: bool = True  #: patches are turned, mirrored and stained anew at every epoch
+    micro_batch: int | None = None  #: patches at a time; the loss sees all scores of the batch
+    recompute: bool = False  #: blocks compute their activations again in the backward pass
 
     def __post_init__(self) -> None:
         last_blocks(self.mode)
