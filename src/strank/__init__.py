@@ -4,7 +4,7 @@ From files to maps, in the order of the work:
 
 - `strank.io`: sections of a platform to AnnData, written into a cohort;
 - `strank.embed`: features of the image around every spot, by one of `strank.encoders`;
-- `strank.read_cohort`, `strank.fit`: a `RankModel` of those sections;
+- `strank.read_cohort`, `strank.fit`: a `RankModel` of those sections, or of any AnnData in memory;
 - `strank.evaluate`, `strank.cross_validate`, `strank.benchmark`: on sections that it has not seen;
 - `strank.predict`: scores of new slides; `strank.report` draws them;
 - `strank.contrast`: fold changes between two regions.

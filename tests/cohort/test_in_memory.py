@@ -14,8 +14,8 @@ from scipy import sparse
 
 import strank
 from strank.cohort import in_memory
-from strank.cohort.contract import section_info
-from strank.cohort.in_memory import as_sections
+from strank.cohort.contract import positions_um, section_info
+from strank.cohort.in_memory import as_sections, um_of_spots
 from strank.errors import InputError
 
 N_GENES = 6
@@ -94,6 +94,45 @@ def test_forms_of_several_sections_are_the_same(plains):
         np.testing.assert_array_equal(scores.X[rows], expected.predict(adata).X)
 
 
+def test_a_model_is_evaluated_on_plain_objects(cohort, plains):
+    found, there = (
+        strank.evaluate(
+            strank.fit({n: held[n] for n in ("A1", "A2", "B1")}, encoder="mine", n_genes=3),
+            {"C1": held["C1"]},
+            train=held,
+        )
+        for held in (plains, cohort)
+    )
+    pd.testing.assert_frame_equal(found.summary, there.summary)
+    assert found.warnings == there.warnings
+
+
+def test_regions_are_contrasted_without_a_file(cohort, plains):
+    model = strank.fit(cohort, encoder="mine", n_genes=3)
+    plain, section = plains["A1"], cohort["A1"]
+    for adata in (plain, section):
+        adata.obs["side"] = np.where(adata.obsm["spatial"][:, 0] < 250, "left", "right")
+        adata.obsm["spatial"] = adata.obsm["spatial"] * 10  # several blocks of tissue
+    with pytest.raises(InputError, match=r'uns\["strank"\]\["um_per_pixel"\] are needed'):
+        strank.contrast(model.predict(plain), "side", plain)
+    plain.uns["strank"] = {"um_per_pixel": section_info(section).um_per_pixel}
+    del plain.obs["patient"]  # who it is plays no part
+    tables = [strank.contrast(model.predict(a), "side", a).table for a in (plain, section)]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_positions_of_one_or_several_sections(cohort, plains):
+    together = anndata.concat(plains, label="section", index_unique="-")
+    scales = {"A1": 0.5, "A2": 1.0, "B1": 2.0}
+    together.uns["strank"] = {name: {"um_per_pixel": um} for name, um in scales.items()}
+    found = um_of_spots(together)
+    for name, adata in plains.items():
+        rows = (together.obs["section"] == name).to_numpy()
+        expected = adata.obsm["spatial"] * scales.get(name, np.nan)
+        np.testing.assert_array_equal(found[rows], expected)
+        np.testing.assert_array_equal(um_of_spots(cohort[name]), positions_um(cohort[name]))
+
+
 def test_as_through_a_cohort_on_disk(tmp_path, st_folder, recwarn):
     sections = [strank.io.read_st(st_folder, section=name, pitch_um=200) for name in ("A1", "B1")]
     strank.io.write_sections(sections, tmp_path / "cohort")
@@ -114,6 +153,24 @@ def test_what_keeps_the_contract_is_handed_on_as_it_is(cohort):
         warnings.simplefilter("error")
         found = as_sections(cohort)
     assert all(found[name] is section for name, section in cohort.items())
+
+
+def test_the_name_in_a_mapping_counts(cohort):
+    renamed = as_sections({"X9": cohort["A1"]})["X9"]
+    assert set(renamed.obs["section"]) == {"X9"}
+    assert set(cohort["A1"].obs["section"]) == {"A1"}
+    assert np.shares_memory(renamed.X.data, cohort["A1"].X.data)
+    assert section_info(renamed) == section_info(cohort["A1"])
+
+
+def test_counts_on_disk_are_asked_for(tmp_path, plains):
+    plains["A1"].write_h5ad(tmp_path / "A1.h5ad")
+    plains["A1"] = anndata.read_h5ad(tmp_path / "A1.h5ad", backed="r")
+    with pytest.raises(
+        InputError, match=r"section A1: its counts are on disk; .* `.to_memory\(\)`"
+    ):
+        strank.fit(plains, encoder="mine", n_genes=3)
+    plains["A1"].file.close()
 
 
 def test_counts_stay_shared_and_sparse(plains):
@@ -204,6 +261,10 @@ def test_library_size_is_what_scanpy_counted_before_genes_were_cut(plains):
     few.obs["total_counts"] = np.log1p(few.obs["total_counts"])
     with pytest.warns(UserWarning, match=r"sum over 3 genes; if more were measured and cut away"):
         section = as_sections({"A1": few})["A1"]
+    np.testing.assert_array_equal(section.obs["library_size"], few.X.sum(1).A1)
+    # Nor of some genes.
+    few.obs["total_counts"] = np.maximum(few.X.sum(1).A1 - 1, 0)
+    section = as_sections({"A1": few})["A1"]
     np.testing.assert_array_equal(section.obs["library_size"], few.X.sum(1).A1)
     few.obs["library_size"] = 1000
     assert (as_sections({"A1": few})["A1"].obs["library_size"] == 1000).all()

@@ -91,6 +91,15 @@ def test_sections_in_one_object(st_folder, cohort, plains, scale):
     np.testing.assert_array_equal(together.obsm["colour"], expected)
 
 
+def test_parts_of_an_object_are_embedded_by_themselves(st_folder, cohort, plains, scale):
+    together = anndata.concat(plains, label="section", index_unique="-")
+    parts = {name: together[together.obs["section"] == name] for name in plains}
+    strank.embed(parts, Colour(), image=st_folder / "images", um_per_pixel=scale)
+    for name, part in parts.items():
+        np.testing.assert_array_equal(part.obsm["colour"], cohort[name].obsm["colour"])
+    assert "colour" not in together.obsm
+
+
 def test_from_an_object_to_a_map(st_folder, plains, scale):
     """What is embedded can be predicted densely, too."""
     strank.embed(plains, Colour(), image=st_folder / "images", um_per_pixel=scale)
