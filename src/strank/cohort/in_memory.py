@@ -194,13 +194,15 @@ def _section(
 
 def _is_kept(name: str, adata: AnnData) -> bool:
     """Whether an object keeps the contract, under this name."""
+    slots = {"section", "patient", "library_size"} <= set(adata.obs)
+    if not (slots and set(adata.uns.get("strank", ())) >= _FACTS):
+        return False
+    values = adata.X  # of a part of an object each look makes another copy
     return (
-        {"section", "patient", "library_size"} <= set(adata.obs)
-        and set(adata.uns.get("strank", ())) >= _FACTS
-        and set(adata.obs["section"].unique()) == {name}
-        and isinstance(adata.X, (sparse.csr_matrix, np.ndarray))
-        and adata.X.dtype.kind == "f"
-        and _are_counts(adata.X)
+        set(adata.obs["section"].unique()) == {name}
+        and isinstance(values, (sparse.csr_matrix, np.ndarray))
+        and values.dtype.kind == "f"
+        and _are_counts(values)
     )
 
 

@@ -288,7 +288,7 @@ class RankModel:
         ----------
         adata
             Spots with features in ``obsm[encoder]``; several sections are told apart by
-            ``obs["section"]``.
+            ``obs["section"]``, or ``obs["library_id"]``. Counts are not needed.
 
         Returns
         -------
