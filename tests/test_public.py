@@ -17,7 +17,7 @@ import pytest
 
 import strank
 
-NAMESPACES = ("encoders", "functional", "io", "losses", "metrics", "report", "reproduce")
+NAMESPACES = ("encoders", "functional", "io", "losses", "metrics", "pl", "report", "reproduce")
 VERBS = (
     "benchmark",
     "contrast",

@@ -6,7 +6,7 @@ From files to maps, in the order of the work:
 - `strank.embed`: features of the image around every spot, by one of `strank.encoders`;
 - `strank.read_cohort`, `strank.fit`: a `RankModel` of those sections, or of any AnnData in memory;
 - `strank.evaluate`, `strank.cross_validate`, `strank.benchmark`: on sections that it has not seen;
-- `strank.predict`: scores of new slides; `strank.report` draws them;
+- `strank.predict`: scores of new slides; `strank.report` draws them, `strank.pl` on axes;
 - `strank.contrast`: fold changes between two regions.
 
 Beside them `strank.losses` and `strank.functional` for a network of your own, `strank.metrics` for

@@ -4,6 +4,7 @@ from . import functional as functional
 from . import io as io
 from . import losses as losses
 from . import metrics as metrics
+from . import pl as pl
 from . import report as report
 from . import reproduce as reproduce
 from .cohort.store import read_cohort as read_cohort
