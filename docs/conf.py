@@ -37,7 +37,7 @@ html_theme = "sphinx_book_theme"
 html_title = "strank"
 html_static_path, html_css_files = ["_static"], ["site.css"]
 html_theme_options = {
-    "collapse_navbar": True,
+    "max_navbar_depth": 1,
     "navbar_persistent": [],
     "repository_url": _URLS["Repository"],
     "show_toc_level": 2,
