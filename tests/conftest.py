@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from anndata import AnnData
 from PIL import Image
 from scipy import sparse
 
+from strank.cli import console
 from strank.cohort.contract import SectionInfo, make_section
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -30,6 +32,41 @@ def _shared(part: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs {part}, which is not part of the project ({folder} is absent)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def documented() -> dict[str, tuple[set[str], bool]]:
+    """Of each command the keys that docs/command-line.md tells, and whether there may be more."""
+    text = (Path(__file__).parents[1] / "docs/command-line.md").read_text(encoding="utf-8")
+    rows = text.partition("| command | keys |")[2].partition("\n\n")[0].splitlines()[2:]
+    found = {}
+    for row in rows:
+        _, command, keys, _ = row.split("|")
+        # Files, options and values stand between backquotes, too.
+        names = set(re.findall(r"`([a-z]\w+)`", keys)) - {"null"}
+        found[command.split("`")[1]] = names, "what `" in keys
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_summary_is_as_documented(documented) -> Iterator[None]:
+    """Hold all JSON that any test's commands make, printed or not, to docs/command-line.md."""
+
+    def check(results: dict[str, Any], outputs: Any) -> dict[str, Any]:
+        summary = summarize(results, outputs)
+        first = ["schema", "strank_version", "command", "warnings", "outputs"]
+        assert list(summary)[:5] == first
+        called = summary["command"]
+        keys, more = documented.get(called) or documented[called.split()[0]]
+        found = set(summary) - set(first)
+        assert keys <= found if more else keys == found, (called, keys ^ found)
+        assert all(Path(path).exists() for path in summary["outputs"])
+        return summary
+
+    summarize = console.summarize
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "summarize", check)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -67,12 +67,13 @@ def test_simulated_tissue(simulated, tmp_path):
     methods = {row["method"] for row in result["evaluate"]["summary"]}
     beside = {"ridge", "centred ridge", "within section", "library size", "shuffled"}
     assert methods == {"linear, list", *beside}
-    predictions = anndata.read_h5ad(result["predict"]["scores"])
+    (slide,) = result["predict"]["slides"]
+    predictions = anndata.read_h5ad(slide["scores"])
     width, height = Image.open(simulated / "images/D1.jpg").size
     assert (predictions.obsm["spatial"] < [width, height]).all()
     assert predictions.uns["strank"]["image"] == str((simulated / "images/D1.jpg").resolve())
     assert predictions.uns["strank"]["um_per_pixel"] == pytest.approx(1.2, rel=0.01)
-    with Image.open(result["predict"]["maps"][0]) as picture:
+    with Image.open(slide["maps"][0]) as picture:
         assert picture.width > 1000
 
 
@@ -128,4 +129,4 @@ def test_real_tissue(her2st, tmp_path):
     scores = scores.loc[["C2", "C3", "C4", "C5"]].mean()
     assert scores["linear, list"] >= 0.44
     assert scores["linear, list"] - scores["centred ridge"] >= 0.04
-    assert result["predict"]["n_tiles"] > 150
+    assert result["predict"]["slides"][0]["n_tiles"] > 150

@@ -89,5 +89,5 @@ def test_tissue_tiles_features_and_scores_in_less_than_2_gib(side, model, tmp_pa
     run = subprocess.run([*command, "--json"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     summary, peak = run.stdout.rstrip().rsplit("\n", 1)
-    assert json.loads(summary)["n_tiles"] == pytest.approx(144, abs=30)
+    assert json.loads(summary)["slides"][0]["n_tiles"] == pytest.approx(144, abs=30)
     assert 0.3 < int(peak) / 2**20 < 2

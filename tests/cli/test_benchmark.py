@@ -116,7 +116,7 @@ def test_a_second_run_has_nothing_to_fit_and_says_the_same(done):
 def test_json_on_stdout_is_all_there_is(done):
     out, command, _ = done
     told = json.loads(run(*command, "--json").stdout)
-    assert told["output"] == str(out)
+    assert told["outputs"] == [str(out)]
     assert told["failed"] == []
     assert told["genes"] == ["3", "all"]
     assert told["protocol"]["name"] == "section"

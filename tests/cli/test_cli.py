@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anndata
@@ -144,10 +145,31 @@ def test_json_on_stdout_is_all_there_is(cohort, st_folder, tmp_path):
     union = json.loads(
         run("fit", cohort, "-o", tmp_path / "u", "--genes", "all", "--union", "--json").stdout
     )
-    assert "8 that any section measures; 0 not in all" in union["panel_choice"]
+    assert "8 that any section measures; 0 not in all" in union["provenance"]["panel_choice"]
     image = st_folder / "images/A1.jpg"
     options = ["--model", tmp_path / "m", "-o", tmp_path / "p", "--mpp", 4.4, "--json"]
-    assert json.loads(run("predict", image, *options).stdout)["n_genes"] == 3
+    (slide,) = json.loads(run("predict", image, *options).stdout)["slides"]
+    assert slide["n_genes"] == 3
+
+
+def test_json_says_what_was_noted_and_written(cohort, st_folder, tmp_path, documented):
+    assert {name.split()[0] for name in documented} == {names[0] for names in commands() if names}
+    told = run(
+        "evaluate", cohort, "--folds", "patient", "-o", tmp_path / "e", "--genes", 3, "--json"
+    )
+    found = json.loads(told.stdout)
+    assert found["schema"] == 1
+    assert found["strank_version"] == strank.__version__
+    assert found["command"] == "evaluate"
+    noted = [line for line in told.stderr.splitlines() if line.startswith("Note: ")]
+    assert len(noted) > 1
+    assert [f"Note: {text}" for text in found["warnings"]] == noted
+    assert {*map(Path, found["outputs"])} == {*(tmp_path / "e").iterdir()}
+    # What one command noted is no warning of the next.
+    again = json.loads(run("import", "st", st_folder, "-o", tmp_path / "c", "--json").stdout)
+    assert again["command"] == "import st"
+    assert again["warnings"] == []
+    assert again["outputs"] == [str(tmp_path / "c" / f"{name}.h5ad") for name in ("A1", "B1")]
 
 
 def test_import_refuses_and_writes_nothing(st_folder, tmp_path):

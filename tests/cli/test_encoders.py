@@ -6,17 +6,14 @@ import json
 import subprocess
 import sys
 
-import typer
 from typer.testing import CliRunner
 
-from strank.cli.embed import encoders
+from strank.cli import app
 from strank.encoders.catalogue import CATALOGUE
 
 
 def _run(*arguments: str):
-    app = typer.Typer()
-    app.command()(encoders)
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
+    result = CliRunner().invoke(app, ["encoders", *arguments], env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
     return result.stdout
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import strank
 from strank.cli import app as strank_app
+from strank.cli import console
 from strank.cli.console import (
     _OPTIONS,
     ErrorGroup,
@@ -155,7 +156,9 @@ def test_a_terminal_obeys_no_name_of_an_error(broken, kind, debug):
     assert "A\\x1b[2J\\x9b1m\\u202e\\x07" in told.stderr.replace("\\\\", "\\")
 
 
-def test_a_terminal_obeys_no_name_of_a_result(capsys):
+def test_a_terminal_obeys_no_name_of_a_result(capsys, documented, monkeypatch):
+    monkeypatch.setitem(documented, "nothing", (set(), True))
+    console._CALLED.set("nothing")
     note(HOSTILE)
     finish({}, as_json=False, lines=[HOSTILE])
     finish({"gene": HOSTILE}, as_json=True, lines=[])
@@ -168,7 +171,8 @@ def test_a_terminal_obeys_no_name_of_a_result(capsys):
     assert all(c.isprintable() or c == "\n" for c in told.out + told.err)
     assert told.out.count("\\x1b[2J") >= 4
     shown = json.loads(told.out[told.out.index("{") : told.out.index("}") + 1])
-    assert shown == {"gene": HOSTILE}
+    assert shown["gene"] == HOSTILE
+    assert shown["warnings"][-1] == HOSTILE
 
 
 def test_what_reads_no_further_is_no_bug():

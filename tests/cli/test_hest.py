@@ -29,7 +29,7 @@ def test_tasks_and_samples(hub, tmp_path):
     assert f"Next: strank import hest-bench {tmp_path / 'b/IDC'} -o cohort" in told
     assert (tmp_path / "b/PRAD/a").read_bytes() == b"a"
     told = run("--id", "TENX99", "-o", tmp_path / "h", "--revision", "v1", "--json").stdout
-    assert json.loads(told) == {"folders": [str(tmp_path / "h")], "revision": "v1"}
+    assert json.loads(told)["folders"] == [str(tmp_path / "h")]
     assert (tmp_path / "h/st/TENX99.h5ad").read_bytes() == b"x"
 
 

@@ -89,7 +89,7 @@ def test_json_on_stdout_is_all_there_is(command, tmp_path):
     assert means["linear, list"]["scc"] > 0.3
     assert {row["protocol"] for row in told["leaderboard"]} == {"hest", "hest-a13"}
     assert len(told["caveats"]) == 3
-    assert told["output"] == str(tmp_path / "out")
+    assert told["outputs"] == [str(tmp_path / "out")]
 
 
 def test_bad_input_is_one_line_and_nothing_is_written(command, tmp_path):

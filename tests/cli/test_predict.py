@@ -106,7 +106,7 @@ def test_several_slides_have_a_folder_each(slides, model, tmp_path):
         ]
     # A slide alone is written to the folder itself, with the same scores.
     alone = json.loads(run(slides[1], "--mpp", 2, "--model", model, "-o", out, "--json").stdout)
-    assert alone["scores"] == str(out / "scores.h5ad")
+    assert alone["slides"][0]["scores"] == str(out / "scores.h5ad")
     np.testing.assert_array_equal(
         anndata.read_h5ad(out / "scores.h5ad").X, anndata.read_h5ad(out / "two/scores.h5ad").X
     )
@@ -275,7 +275,7 @@ def test_slides_of_the_same_name_are_refused(slides, model, tmp_path, name):
 def test_exports_of_the_chosen_genes(slides, model, tmp_path):
     arguments = [slides[0], "--mpp", 2, "--model", model, "-o", tmp_path / "out", "--stride", 50]
     chosen = ["--genes", "VWF,ERBB2", "--geojson", "--spatialdata", "--json"]
-    found = json.loads(run(*arguments, *chosen).stdout)
+    (found,) = json.loads(run(*arguments, *chosen).stdout)["slides"]
     features = json.loads(Path(found["geojson"]).read_text())["features"]
     assert len(features) == found["n_tiles"]
     assert list(features[0]["properties"]["measurements"]) == ["VWF", "ERBB2"]
@@ -300,7 +300,9 @@ def test_a_slide_unlike_the_training_is_told_each_time(slides, tmp_path):
     for _ in range(2):
         told = run(*arguments)
         assert "one.png: 100 % of the tiles look unlike anything in training" in told.stderr
-        assert "do not trust this map" in json.loads(told.stdout)["warnings"][0]
+        found = json.loads(told.stdout)
+        assert "do not trust this map" in found["slides"][0]["warnings"][0]
+        assert any("do not trust this map" in text for text in found["warnings"])
     scores = anndata.read_h5ad(tmp_path / "out/scores.h5ad")
     assert (scores.obs["novelty"] > 1).all()
     assert scores.obs["odd"].all()

@@ -320,7 +320,7 @@ def test_killed_at_any_moment_it_goes_on_without_repeating(paad, tmp_path):
     pd.testing.assert_frame_equal(
         pd.read_csv(out / "table.csv"), pd.read_csv(expected), rtol=1e-4, atol=1e-5
     )
-    assert len(json.loads(done.stdout)["table"]) == len(pd.read_csv(expected))
+    assert len(json.loads(done.stdout)["rows"]) == len(pd.read_csv(expected))
 
 
 @pytest.mark.slow

@@ -47,8 +47,13 @@ _OPTIONS = {
 }
 # What a line says at most, its first word included.
 _LONGEST = 300
+# Version of what `--json` prints; raised when a key goes or changes its meaning.
+_SCHEMA = 1
 _DEBUG: ContextVar[bool] = ContextVar("whether to say all of an error", default=False)
 _RUNNING: ContextVar[Any] = ContextVar("the command that runs", default=None)
+_CALLED: ContextVar[str] = ContextVar("what the command is called by", default="")
+# What was noted since the command began, by whichever thread.
+_NOTED: list[str] = []
 
 
 def with_options(message: str) -> str:
@@ -77,6 +82,8 @@ class ErrorGroup(TyperGroup):
         """Remember which command is run, since its options are what errors are about."""
         found = super().resolve_command(ctx, args)
         _RUNNING.set(found[1])
+        _CALLED.set(" ".join((*_groups(ctx), str(found[0]))))
+        _NOTED.clear()
         return found
 
     def get_params(self, ctx: Any) -> Any:
@@ -162,13 +169,16 @@ def _bug(error: Exception, ctx: Any) -> str:
     at = next((f for f in reversed(frames) if _HOUSE in Path(f.filename).parents), frames[-1])
     said = one_line(f"{type(error).__name__}: {error}", 80)
     versions = f"strank {__version__}, Python {platform.python_version()}, {sys.platform}"
-    root = str(ctx.find_root().info_name)
-    groups = ctx.command_path.removeprefix(root).split()
-    again = " ".join((root, "--debug", *groups, str(getattr(_RUNNING.get(), "name", ""))))
+    again = f"{ctx.find_root().info_name} --debug {_CALLED.get()}"
     return (
         f"a bug in {Path(at.filename).name}, line {at.lineno} ({versions}): {said}; please report "
         f"to whoever maintains strank what `{again} ...` says"
     )
+
+
+def _groups(ctx: Any) -> list[str]:
+    """Name the groups that lead to a command."""
+    return str(ctx.command_path).removeprefix(str(ctx.find_root().info_name)).split()
 
 
 _HOUSE = Path(__file__).parents[1]
@@ -209,13 +219,34 @@ def working(description: str) -> AbstractContextManager[object]:
 
 
 def note(message: str) -> None:
-    """Say something on stderr that must not go unseen."""
+    """Say something on stderr that must not go unseen; it is a warning of the JSON."""
+    told = with_options(message)
+    _NOTED.append(told)
     typer.secho("Note: ", fg="yellow", bold=True, err=True, nl=False)
-    typer.echo(printable(with_options(message)), err=True)
+    typer.echo(printable(told), err=True)
 
 
-def finish(summary: dict[str, Any], *, as_json: bool, lines: Iterable[str]) -> None:
-    """End a command: the summary as JSON, or the lines for people."""
+def summarize(results: dict[str, Any], outputs: Iterable[Path | str]) -> dict[str, Any]:
+    """Put what every command says before what this one found; docs/command-line.md has the keys."""
+    about = {
+        "schema": _SCHEMA,
+        "strank_version": __version__,
+        "command": _CALLED.get(),
+        "warnings": list(dict.fromkeys(_NOTED)),
+        "outputs": [str(path) for path in outputs],
+    }
+    return about | {key: value for key, value in results.items() if key not in about}
+
+
+def finish(
+    results: dict[str, Any],
+    *,
+    outputs: Iterable[Path | str] = (),
+    as_json: bool,
+    lines: Iterable[str],
+) -> None:
+    """End a command, which wrote ``outputs``: with JSON, or with lines for people."""
+    summary = summarize(results, outputs)
     if as_json:
         # What is piped on Windows is seldom UTF-8; escapes are read alike everywhere.
         escaped = "utf" not in (sys.stdout.encoding or "").lower()

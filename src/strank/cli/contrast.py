@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from strank.cli.console import Json, finish, note, records, show_table, with_options
+from strank.cli.console import Json, finish, note, records, show_table
 from strank.files import claims
 
 if TYPE_CHECKING:
@@ -71,20 +71,13 @@ def contrast_command(
             if len(part):
                 show_table(part, f"Predicted higher in {more} than in {less}")
     told = {name: found.facts[name] for name in ("change", "between", "blocks", "caveats")}
-    if counts is not None:
-        told["agreement"] = found.facts["agreement"]
-    warnings = [with_options(warning) for warning in found.warnings]
+    told["agreement"] = None if counts is None else found.facts["agreement"]
     finish(
-        {
-            "output": str(output),
-            **told,
-            "warnings": warnings,
-            "up": records(up),
-            "down": records(down),
-        },
+        {**told, "up": records(up), "down": records(down)},
+        outputs=[output / name for name in ("contrast.csv", "contrast.json", "volcano.png")],
         as_json=as_json,
         lines=[
-            *_agreement_line(told.get("agreement")),
+            *_agreement_line(told["agreement"]),
             *(f"• {caveat}" for caveat in told["caveats"]),
             f"Wrote contrast.csv, contrast.json and volcano.png to {output}.",
         ],

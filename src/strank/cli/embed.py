@@ -63,7 +63,7 @@ def embed(
     [bold]Example:[/] for gpu in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$gpu strank embed cohort
     --encoder uni & done; wait
     """
-    from strank.cohort.folder import count_spots
+    from strank.cohort.folder import count_spots, features_path
     from strank.encoders.embedding import embed as embed_cohort
     from strank.encoders.registry import get_encoder
 
@@ -91,6 +91,7 @@ def embed(
     }
     finish(
         summary,
+        outputs=[features_path(cohort, chosen.name, entry.section) for entry in done],
         as_json=as_json,
         lines=[
             f"{chosen.name} {chosen.version}: {summary['n_features']} features a spot; "

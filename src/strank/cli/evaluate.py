@@ -120,9 +120,13 @@ def evaluate_command(
             wide = summary.pivot(index="section", columns="method", values=score)
             wide = wide.loc[summary["section"].unique(), summary["method"].unique()]
             show_table(wide.reset_index(), f"{title} of genes ({result.facts['protocol']})")
-    facts = {"output": str(output), "protocol": result.facts["protocol"]}
     finish(
-        {**facts, "warnings": result.warnings, "summary": records(summary)},
+        {"protocol": result.facts["protocol"], "summary": records(summary)},
+        outputs=[
+            *(output / f"{name}.csv" for name in ("scores", "summary", "calibration")),
+            output / "evaluation.json",
+            *[output / "calibration.png"] * bool(drawn),
+        ],
         as_json=as_json,
         lines=[
             f"Wrote scores.csv, summary.csv, calibration.csv {drawn}and evaluation.json "

@@ -204,7 +204,7 @@ def fit(
         options |= {"penalty": penalty, "borrow": borrow, "max_memory": max_memory}
         model = fit(train, **options)
         model.save(output)
-        _finish(model, output, as_json, *_told_of_solver(model, penalty))
+        _finish(model, [output], as_json, *_told_of_solver(model, penalty))
         return
     both: dict[str, Any] = {"patience": patience, "max_epochs": epochs}
     if given := {name: value for name, value in both.items() if value is not None}:
@@ -268,7 +268,7 @@ def _train(train: Mapping[str, AnnData], output: Path, as_json: bool, **options:
             f"{network['best_epoch']}, {name} there {score:.4g}"
         )
     lines.append(f"checkpoints, logs and learning curves: {folder}")
-    _finish(model, output, as_json, *lines)
+    _finish(model, [output, folder], as_json, *lines)
 
 
 def _draw(folder: Path) -> None:
@@ -280,10 +280,11 @@ def _draw(folder: Path) -> None:
         note(f"no learning curves are drawn: pip install 'strank[plots]' ({error.name} is absent)")
 
 
-def _finish(model: RankModel, output: Path, as_json: bool, *lines: str) -> None:
-    facts = model.provenance
+def _finish(model: RankModel, outputs: list[Path], as_json: bool, *lines: str) -> None:
+    facts, output = model.provenance, outputs[0]
     finish(
-        {"model": str(output), "n_genes": len(model.panel), **facts},
+        {"model": str(output), "n_genes": len(model.panel), "provenance": facts},
+        outputs=outputs,
         as_json=as_json,
         lines=[
             *lines,

@@ -362,8 +362,7 @@ def tell(sections: Mapping[str, AnnData], output: Path, doubts: list[str], as_js
                 told = ", ".join(f"{n} {why}" for why, n in reasons.items())
                 note(f"section {name}: dropped {what}: {told}")
         for text in info.provenance.get("notes", []):
-            note(told := f"section {name}: {text}")
-            doubts.append(told)
+            note(f"section {name}: {text}")
         if info.provenance.get("image_from") == "patches":
             note(f"section {name}: no slide, so patches stand in; there is white between them")
         summary.append(
@@ -382,7 +381,8 @@ def tell(sections: Mapping[str, AnnData], output: Path, doubts: list[str], as_js
             }
         )
     finish(
-        {"cohort": str(output), "sections": summary, "warnings": doubts},
+        {"cohort": str(output), "sections": summary},
+        outputs=[output / f"{name}.h5ad" for name in sections],
         as_json=as_json,
         lines=[
             *(
@@ -444,6 +444,7 @@ def download(
     )
     finish(
         {"folders": [str(folder) for folder in folders], "revision": revision},
+        outputs=folders,
         as_json=as_json,
         lines=[
             *(f"Downloaded and checked: {folder}" for folder in folders),

@@ -96,7 +96,12 @@ def push(
     else:
         place = str(Path(repo).expanduser())
         trained.save(place, card=trained.card(evaluation, licence=licence, for_hub=True))
-    finish({"repo": repo, "at": place}, as_json=as_json, lines=[f"The model is at {place}"])
+    finish(
+        {"repo": repo, "at": place},
+        outputs=[] if is_on_hub(repo) else [place],
+        as_json=as_json,
+        lines=[f"The model is at {place}"],
+    )
 
 
 def pull(
@@ -114,6 +119,7 @@ def pull(
     folder = pull_model(repo, output, revision=revision)
     finish(
         {"repo": repo, "revision": revision, "model": str(folder)},
+        outputs=[folder],
         as_json=as_json,
         lines=[f"Wrote {folder}. Next: strank model show {folder}"],
     )

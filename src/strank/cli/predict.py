@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from strank.slides.slide import Slide
 
 _PICTURES = 6
+_WRITTEN = ("scores", "tissue", "geojson", "spatialdata")
 
 
 _Slides = Annotated[
@@ -108,7 +109,7 @@ def predict_command(
     named, told = named_subjects(slides, output), (mpp, mpp_override)
     if len(slides) == 1:
         result = _predict_one(slides[0], output, scorer, told, drawn, exports)
-        finish(result, as_json=as_json, lines=[_line(result, drawn)])
+        _finish([result], {}, [], as_json, drawn)
         return
 
     def one(name: str, slide: Path) -> dict[str, Any]:
@@ -116,17 +117,30 @@ def predict_command(
 
     done, failed = each_alone(named, one, output, note, explain=explained)
     failures = {str(named[name]): error for name, error in failed.items()}
-    summary = {
-        "slides": list(done.values()),
-        "failed": failures,
-        "table": str(output / RUN),
-        "page": str(write_slides_page(output)),
-    }
-    lines = [*(_line(result, drawn) for result in done.values()), f"All: {summary['page']}"]
-    finish(summary, as_json=as_json, lines=lines)
+    written = [output / RUN, write_slides_page(output)]
+    _finish(list(done.values()), failures, written, as_json, drawn)
     if failed:
         fail(f"{len(failed)} of {len(slides)} slides failed: {some(failures, 20)}")
         raise typer.Exit(1)
+
+
+def _finish(
+    done: list[dict[str, Any]],
+    failed: dict[str, str],
+    tables: list[Path],
+    as_json: bool,
+    drawn: list[str],
+) -> None:
+    written = [result[kind] for result in done for kind in _WRITTEN if kind in result]
+    finish(
+        {"slides": done, "failed": failed},
+        outputs=[*written, *(path for result in done for path in result["maps"]), *tables],
+        as_json=as_json,
+        lines=[
+            *(_line(result, drawn) for result in done),
+            *(f"All: {page}" for page in tables if page.suffix == ".html"),
+        ],
+    )
 
 
 def _predict_one(

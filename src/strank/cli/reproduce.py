@@ -127,7 +127,8 @@ def hest_command(
         for value, title in _TITLES.items():
             _show(result.table, "method", "task", value, title)
     finish(
-        {"output": str(output), **result.facts, "table": records(result.table)},
+        {**result.facts, "rows": records(result.table)},
+        outputs=[output],
         as_json=as_json,
         lines=[f"Page: {result.page}; table.csv, table.md and reproduction.json beside it."],
     )
@@ -182,7 +183,8 @@ def genes_command(
         for value, title in _TITLES_GENES.items():
             _show(result.table, "method", "genes", value, title)
     finish(
-        {"output": str(output), **result.facts, "rows": records(result.table)},
+        {**result.facts, "rows": records(result.table)},
+        outputs=[output],
         as_json=as_json,
         lines=[f"Wrote table.md, table.csv and reproduction.json to {output}."],
     )
@@ -229,7 +231,8 @@ def list_size_command(
         for value, title in (("paper", "SCC, as the paper prints it"), ("scc", "SCC, ours")):
             _show(result.table, "n_k", "data", value, title)
     finish(
-        {"output": str(output), **result.facts, "rows": records(result.table)},
+        {**result.facts, "rows": records(result.table)},
+        outputs=[output],
         as_json=as_json,
         lines=[f"Wrote table.md, table.csv and reproduction.json to {output}."],
     )
@@ -263,7 +266,8 @@ def synthetic_command(
     about = {"seed": seed, "seeds": int(result.table1["seeds"].max()), "quick": quick}
     tables = {"table1": records(result.table1), "table3": records(result.table3)}
     finish(
-        {"output": str(output), **about, **tables},
+        {**about, **tables},
+        outputs=[output],
         as_json=as_json,
         lines=["", f"Page: {result.page}" if result.page else f"Tables: {output}"],
     )

@@ -142,7 +142,8 @@ def benchmark(
     if not as_json:
         _show(summary, chosen["headline"])
     finish(
-        {"output": str(output), **facts, "summary": records(summary)},
+        {**facts, "summary": records(summary)},
+        outputs=[output],
         as_json=as_json,
         lines=[
             f"Protocol {chosen['name']}, SHA-256 {chosen['sha256'][:12]}.",
@@ -204,11 +205,11 @@ def demo(
         )
     finish(
         {
-            "output": str(output),
             "seed": seed,
             "table": records(result.table),
             "maps": [str(path) for path in result.maps],
         },
+        outputs=[output],
         as_json=as_json,
         lines=[f"Maps: {', '.join(str(path) for path in result.maps)}"],
     )
@@ -257,8 +258,8 @@ def hest_benchmark(
             if len(rows := board[board["protocol"] == name]):
                 show_table(rows.drop(columns="protocol"), f"{name}: {about}")
     finish(
-        {"output": str(output), **facts, "leaderboard": records(board)}
-        | {"summary": records(result.summary)},
+        {**facts, "leaderboard": records(board), "summary": records(result.summary)},
+        outputs=[output],
         as_json=as_json,
         lines=[
             *(f"• {caveat}" for caveat in facts["caveats"]),
@@ -288,7 +289,8 @@ def report(
     for line in made.notes:
         note(line)
     finish(
-        {"report": str(made.path), "bytes": made.n_bytes, "notes": list(made.notes)},
+        {"report": str(made.path), "bytes": made.n_bytes},
+        outputs=[made.path],
         as_json=as_json,
         lines=[f"Wrote {made.path} ({made.n_bytes / 1e6:.1f} MB); open it in a browser."],
     )
