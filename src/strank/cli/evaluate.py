@@ -51,6 +51,7 @@ _Encoder = Annotated[
 ]
 
 
+_WRITTEN = ("scores.csv", "summary.csv", "calibration.csv", "evaluation.json")
 _SHOWN = {
     "scc": "SCC, mean",
     "depth_matched": "Depth-matched SCC, mean",
@@ -122,11 +123,7 @@ def evaluate_command(
             show_table(wide.reset_index(), f"{title} of genes ({result.facts['protocol']})")
     finish(
         {"protocol": result.facts["protocol"], "summary": records(summary)},
-        outputs=[
-            *(output / f"{name}.csv" for name in ("scores", "summary", "calibration")),
-            output / "evaluation.json",
-            *[output / "calibration.png"] * bool(drawn),
-        ],
+        outputs=[output / name for name in (*_WRITTEN, *["calibration.png"] * bool(drawn))],
         as_json=as_json,
         lines=[
             f"Wrote scores.csv, summary.csv, calibration.csv {drawn}and evaluation.json "
