@@ -15,6 +15,6 @@ its scores, and `STRankRegressor`, `STRankRegressorCV` for features of your own.
 Importing this package loads nothing heavy: each name is imported when it is first used.
 """
 
-import lazy_loader
+from strank.extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

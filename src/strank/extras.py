@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
+
+import lazy_loader
 
 from strank.errors import InputError
 
@@ -22,6 +26,22 @@ def need(*modules: str) -> None:
     """Refuse, before the work, what needs modules that are absent; the error names all of them."""
     if absent := [name for name in modules if find_spec(name) is None]:
         raise InputError(_told(absent))
+
+
+def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], Any], list[str]]:
+    """Import public names when they are first used; where an extra lacks, say which brings it."""
+    get, names, public = lazy_loader.attach_stub(package, file)
+
+    def attribute(name: str) -> Any:
+        try:
+            return get(name)
+        except ModuleNotFoundError as error:
+            told = explain_absence(error)
+            if told is None:
+                raise
+            raise InputError(f"{package}.{name}: {told}") from error
+
+    return attribute, names, public
 
 
 def explain_absence(error: ModuleNotFoundError) -> str | None:

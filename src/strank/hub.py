@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strank.errors import InputError, some
+from strank.extras import need
 from strank.files import check_room, sha256
 from strank.storage import new_file
 
@@ -47,6 +48,7 @@ def download(
     ...
     strank.errors.InputError: not a name: not the name of a repository; write owner/name
     """
+    need("huggingface_hub")
     from huggingface_hub import HfApi, get_cached_repo_tree
     from huggingface_hub.errors import (
         CachedRepoTreeNotFoundError,
@@ -82,6 +84,7 @@ def upload(
     token: str | bool | None = None,
 ) -> str:
     """Put the files of a folder into a model repository, made if there is none; its address."""
+    need("huggingface_hub")
     from huggingface_hub import HfApi
 
     with explained(repo, token=token):

@@ -125,6 +125,46 @@ def test_the_synthetic_study_is_of_the_core(tmp_path: Path):
     assert python(code, OPTIONAL, cwd=tmp_path) == "synthetic\n"
 
 
+_PUBLIC = """
+import json
+import numpy as np
+import strank
+from anndata import AnnData
+from strank.errors import InputError
+from strank.evaluation.regions import find_regions, outlines
+
+def told(of):
+    try:
+        of()
+    except InputError as error:
+        return str(error)
+
+found = {
+    f"{place.__name__}.{name}": told(lambda: getattr(place, name))
+    for place in (strank, strank.io, strank.encoders)
+    for name in place.__all__
+}
+regions, _ = find_regions(AnnData(np.zeros((3, 1))), ["a", "b", "a"])
+found["column"] = regions["a"].tolist()
+found["polygons"] = told(lambda: outlines("absent.geojson"))
+found["encoder"] = told(lambda: strank.encoders.get_encoder("timm:resnet18"))
+found["hub"] = told(lambda: strank.RankModel.from_pretrained("me/model"))
+print(json.dumps(found))
+"""
+
+
+def test_python_says_which_extra_a_name_needs(tmp_path: Path):
+    found = json.loads(python(_PUBLIC, OPTIONAL, cwd=tmp_path))
+    assert found.pop("column") == [True, False, True]
+    assert found["strank.fit"] is found["strank.contrast"] is found["strank.embed"] is None
+    images = "this needs cv2, openslide, pyvips, tifffile: pip install 'strank[images]'"
+    assert found["strank.predict"] == f"strank.predict: {images}"
+    assert found["strank.io.read_visium"] == f"strank.io.read_visium: {images}"
+    assert found["polygons"] == "this needs shapely: pip install 'strank[plots]'"
+    assert "this needs timm" in found["encoder"]
+    assert "huggingface_hub: pip install 'strank[hub]'" in found["hub"]
+
+
 @pytest.mark.parametrize(
     ("options", "absent", "told"),
     [

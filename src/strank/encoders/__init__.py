@@ -1,5 +1,5 @@
 """Encoders: what turns the image around a spot into features; built in, pretrained, or your own."""
 
-import lazy_loader
+from strank.extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

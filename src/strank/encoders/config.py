@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from strank.doors import checked, shown_key
 from strank.errors import InputError
+from strank.extras import need
 
 # Networks of transformers that take pixels alone, give the same at every call, and build as fast as
 # their layers are few.
@@ -191,6 +192,7 @@ def _can_be_built(architecture: str) -> bool:
 
     if architecture in TOWERS:
         return True
+    need("timm")
     from timm import is_model
 
     return bool(is_model(architecture))
@@ -204,6 +206,7 @@ def transformers_arguments(stored: Any, where: str, prefix: str = "") -> dict[st
             f"{where}: {prefix}model_type: {str(kind)[:40]!r} cannot be built: not one of "
             f"{', '.join(sorted(_MODEL_TYPES))}"
         )
+    need("transformers")
     from transformers import AutoConfig
     from transformers.configuration_utils import PretrainedConfig
 

@@ -35,6 +35,7 @@ from strank.encoders.config import (
 )
 from strank.encoders.weights import check_size, match_weights, read_weights
 from strank.errors import InputError, some
+from strank.extras import need
 from strank.files import read_json, safe_name
 from strank.hub import download
 
@@ -172,6 +173,7 @@ def _folder(name: str, library: str, source: str) -> Path:
     if folder.is_absolute() or source.startswith("."):
         raise InputError(f"{name}: no such folder")
     if library == "timm" and "/" not in source:
+        need("timm")
         from timm import get_pretrained_cfg
 
         known = get_pretrained_cfg(source)
@@ -221,6 +223,7 @@ def _build_timm(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def _timm_network(architecture: Mapping[str, Any], weights: Path | None = None) -> nn.Module:
+    need("timm")
     from timm import create_model
     from timm.layers.mlp import SwiGLUPacked
 
@@ -238,6 +241,7 @@ def _timm_network(architecture: Mapping[str, Any], weights: Path | None = None) 
 
 
 def _load_transformers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    need("transformers")
     from transformers import AutoModel
 
     stored = _read_config(folder / "config.json")

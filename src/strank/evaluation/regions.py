@@ -11,16 +11,15 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeAlias
 
+import lazy_loader
 import numpy as np
 import pandas as pd
-import shapely
 from anndata import AnnData
 from numpy.typing import NDArray
-from shapely.errors import ShapelyError
-from shapely.geometry import shape
 
 from strank.cohort.names import clean_name
 from strank.errors import InputError, some
+from strank.extras import need
 from strank.files import read_json
 
 # Region to which of the spots lie in it, ``[n_spots]``.
@@ -28,12 +27,9 @@ Regions = dict[str, NDArray[np.bool_]]
 # A GeoJSON file, a column of ``obs``, or a label for each spot.
 Groups: TypeAlias = str | Path | list[Any] | NDArray[Any] | pd.Series
 
-_POLYGONS = [shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON]
-_COLLECTION = shapely.GeometryType.GEOMETRYCOLLECTION
-_DAMAGE = (
-    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
-    ShapelyError,
-)
+# A column of ``obs`` needs it not, and may be all that there is.
+shapely = lazy_loader.load("shapely")
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _UNNAMED = "unnamed"
 # Sides of outlines whose bounds may overlap: of any region, and of each side, its neighbours among
 # them. What is found where they cross takes time and memory.
@@ -90,6 +86,7 @@ def outlines(path: Path) -> tuple[dict[str, Any], list[str]]:
     their holes. Also what was left out: features without an outline, points and lines, and polygons
     without any name, unless all are: those are one region.
     """
+    need("shapely")
     found: dict[str, list[Any]] = {}
     empty = others = 0
     for number, (geometry, properties) in enumerate(_features(path)):
@@ -233,17 +230,18 @@ def _polygons(path: Path, number: int, geometry: Any) -> tuple[NDArray[Any], int
     """Take the polygons out of a geometry; also how many other parts it has. Null has none."""
     if geometry is None:
         return np.array([]), 0
+    kinds = shapely.GeometryType
     try:
         with np.errstate(invalid="ignore"):
-            parts = np.asarray(shapely.get_parts(shape(geometry)))
-        while (nested := shapely.get_type_id(parts) == _COLLECTION).any():
+            parts = np.asarray(shapely.get_parts(shapely.geometry.shape(geometry)))
+        while (nested := shapely.get_type_id(parts) == kinds.GEOMETRYCOLLECTION).any():
             parts = np.concatenate([parts[~nested], shapely.get_parts(parts[nested])])
-    except _DAMAGE as error:
+    except (*_DAMAGE, shapely.errors.ShapelyError) as error:
         raise InputError(
             f"{path}: not GeoJSON as QuPath exports it: geometry of feature {number} ({error!r})"
         ) from error
     parts = parts[~shapely.is_empty(parts)]
-    polygons = parts[np.isin(shapely.get_type_id(parts), _POLYGONS)]
+    polygons = parts[np.isin(shapely.get_type_id(parts), [kinds.POLYGON, kinds.MULTIPOLYGON])]
     if not np.isfinite(shapely.get_coordinates(polygons)).all():
         raise InputError(f"{path}: feature {number} has coordinates that are not finite")
     return polygons, len(parts) - len(polygons)

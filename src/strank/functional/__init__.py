@@ -4,7 +4,7 @@ Every loss is ``name_loss(scores, counts, *, section, offset=None, where=None, w
 reduction="mean")``; `list_loss` says what these are.
 """
 
-import lazy_loader
+from strank.extras import attach
 
 # Lazy: rooms that sort arrays into groups need no torch.
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from strank.errors import InputError, said_by
+from strank.extras import need
 from strank.files import read_json
 from strank.io.cells import Cells, align, cells_section, check_bin, check_centres
 from strank.io.sections import Patients, run_of, section_name
@@ -113,6 +114,7 @@ def _find_outlines(folder: Path) -> Path:
 
 def _read_centres(path: Path) -> pd.DataFrame:
     """Read centroids in pixels of the image, called as the matrix calls the cells."""
+    need("shapely")
     import shapely
     from shapely.geometry import shape
 

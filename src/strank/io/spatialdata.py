@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from strank.cohort.arrays import measured_um
 from strank.cohort.store import check_matrices
 from strank.errors import InputError, said_by, some
+from strank.extras import need
 from strank.files import read_json
 from strank.io.generic import (
     object_counts,
@@ -138,6 +139,7 @@ def _is_file(image: Path | str | None, data: Any, path: Path) -> bool:
 
 
 def _open_zarr(path: Path) -> Any:
+    need("spatialdata", "geopandas")
     import spatialdata
 
     if not path.is_dir():

@@ -22,6 +22,7 @@ from strank.cohort.names import clean_names
 from strank.cohort.store import check_matrix
 from strank.doors import unpacked
 from strank.errors import InputError, said_by, some
+from strank.extras import need
 from strank.files import sha256
 from strank.hdf5_guard import check_hdf5
 from strank.io.tables import check_unique, read_table
@@ -176,6 +177,7 @@ def _read(path: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFrame]:
     if path.name.endswith(_ARCHIVES):
         return _read_archive(path)
     check_hdf5(path)
+    need("scanpy")
     import scanpy as sc
 
     with warnings.catch_warnings():

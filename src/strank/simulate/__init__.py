@@ -3,6 +3,6 @@
 Each name is imported when it is first used; the stub beside this file says where from.
 """
 
-import lazy_loader
+from strank.extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)
