@@ -22,7 +22,8 @@ from strank.fitting.method import fit
 from strank.io.exports import check_geojson_size, write_geojson
 from strank.model.rank_model import RankModel
 from strank.model.uncertainty import Fitted, Uncertainty, change_interval, fit_uncertainty
-from strank.report.maps import draw_maps, map_layers
+from strank.pl.layers import map_layers
+from strank.report.maps import draw_maps
 
 N_SPOTS, N_FEATURES, N_GENES = 200, 12, 30
 

@@ -12,8 +12,9 @@ from matplotlib.transforms import Affine2D
 from PIL import Image
 
 from strank.files import safe_name
+from strank.pl.layers import MapLayer, map_layers
 from strank.report import maps
-from strank.report.maps import MapLayer, draw_maps, map_layers, write_gene_maps
+from strank.report.maps import draw_maps, write_gene_maps
 from strank.slides.pixels import ArrayPixels
 from strank.slides.slide import Slide
 
@@ -39,7 +40,7 @@ def test_colours_are_centred_at_zero_and_labelled():
     low, high = marks.get_clim()
     assert low == -high
     assert high == pytest.approx(np.quantile(np.abs(layer().scores[:, 0]), 0.98))
-    np.testing.assert_allclose(marks.get_offsets(), layer().positions / 2)
+    np.testing.assert_allclose(marks.get_offsets(), layer().positions)
     labels = [ax.get_ylabel() for ax in figure.axes]
     assert "log relative expression" in labels
 
@@ -70,11 +71,11 @@ def test_what_is_unlike_the_training_is_crossed_out_and_a_banner_says_so(tmp_pat
     for ax in (ax for ax in warned.axes if ax.get_title() not in ("", "H&E")):
         coloured, crossed = ax.collections
         assert (coloured.get_hatch(), crossed.get_hatch()) == (None, "////")
-        np.testing.assert_allclose(crossed.get_offsets(), layer().positions[odd] / 2)
+        np.testing.assert_allclose(crossed.get_offsets(), layer().positions[odd])
         assert ax.get_title().endswith("hatched: unlike the training, 25 % of tiles")
-        # Tiles are squares that fill the plane, 40 µm at 4 µm a pixel.
+        # Tiles are squares that fill the plane, 40 µm at 2 µm a pixel.
         corners = coloured.get_paths()[0].transformed(Affine2D(coloured.get_transforms()[0]))
-        np.testing.assert_allclose(np.ptp(corners.vertices, axis=0), 10)
+        np.testing.assert_allclose(np.ptp(corners.vertices, axis=0), 20)
     assert warned.get_supxlabel().replace("\n", " ") == told
     assert warned.get_size_inches()[1] > silent.get_size_inches()[1]
     assert silent.get_supxlabel() == ""

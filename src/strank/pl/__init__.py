@@ -8,5 +8,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "changes": ["volcano"],
         "curves": ["calibration", "learning"],
         "methods": ["depth", "scores"],
+        "tissue": ["map", "novelty", "uncertainty"],
     },
 )
