@@ -2,17 +2,23 @@
 # Test processes share the cores, so each has one thread. A file of tests is run by one process, which
 # makes once what they share; files go in order, so that the many small ones of src fill the end.
 # Each makes .venv and installs what it needs there; a changed pyproject.toml installs again.
+# PyPI's torch for Linux brings CUDA (gigabytes): TORCH=cpu takes PyTorch's own build without it
+# (from its index, which no test reaches).
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+TORCH ?=
+PIP := $(BIN)/python -m pip install --quiet
+TORCH_FIRST = $(if $(TORCH),$(PIP) torch --index-url https://download.pytorch.org/whl/$(TORCH))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test torture fuzz lint format docs clean
 
 help:
 	@echo "make demo    simulate a small cohort and run import, embed, fit, evaluate and predict"
+	@echo "             (any of these with TORCH=cpu, or cu126: that build of torch, in a new .venv)"
 	@echo "make test    run the tests (FAST=1 without the slow ones, PYTEST_ARGS='-k name' for some)"
 	@echo "make torture let every single write of every command fail, in six ways (hours)"
 	@echo "make fuzz    read N=5000 changed inputs of every kind (hours)"
@@ -54,13 +60,16 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[all]'
+	$(TORCH_FIRST)
+	$(PIP) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(TORCH_FIRST)
+	$(PIP) --editable '.[docs]'
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(TORCH_FIRST)
+	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.demo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import anndata
@@ -77,7 +78,23 @@ def test_simulated_tissue(simulated, tmp_path):
         assert picture.width > 1000
 
 
+# Packages that `make demo` does not install.
+NOT_OF_THE_DEMO = [
+    "geopandas",
+    "huggingface_hub",
+    "jinja2",
+    "lightning",
+    "numba",
+    "peft",
+    "plotly",
+    "scanpy",
+    "shapely",
+]
+
+
 def test_the_demo_writes_what_it_says(simulated, tmp_path, monkeypatch):
+    for name in NOT_OF_THE_DEMO:
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(
         "strank.studies.demo.simulate_cohort",
         lambda folder, seed: shutil.copytree(simulated, folder),

@@ -91,11 +91,11 @@ def predict_command(
     (observed beside predicted)
     """
     exported = ("geopandas", "shapely", "spatialdata") if geojson or spatialdata else ()
-    need("cv2", "pyvips", "PIL", "matplotlib", "jinja2", *exported)
+    page = ["jinja2"] * (len(slides) > 1)
+    need("cv2", "pyvips", "PIL", "matplotlib", *page, *exported)
     from strank.encoders.backbone import on_gpu
     from strank.model.rank_model import RankModel
     from strank.prediction import RUN, Scorer, each_alone, encoder_of, named_subjects
-    from strank.report.slides import write_slides_page
     from strank.slides.slide import check_override
 
     check_override(mpp, mpp_override)
@@ -111,6 +111,7 @@ def predict_command(
         result = _predict_one(slides[0], output, scorer, told, drawn, exports)
         _finish([result], {}, [], as_json, drawn)
         return
+    from strank.report.slides import write_slides_page
 
     def one(name: str, slide: Path) -> dict[str, Any]:
         return _predict_one(slide, output / name, scorer, told, drawn, exports)

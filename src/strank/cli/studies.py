@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -172,6 +175,13 @@ def _show(summary: pd.DataFrame, headline: str) -> None:
         show_table(wide.rename_axis(columns=None), f"{encoder}, {genes} genes, {patient}")
 
 
+_NEXT = (
+    "model show {0}/model --evaluation {0}/evaluation",
+    "predict {0}/st/images/D1.jpg --mpp 0.8 --model {0}/model -o slide",
+    "benchmark {0}/cohort -o benchmark --losses list,mse",
+)
+
+
 def demo(
     output: _OutputDemo = Path("strank-demo"),
     seed: _Seed = 0,
@@ -185,15 +195,18 @@ def demo(
     """
     need("cv2", "pyvips", "PIL", "matplotlib")
     from rich.console import Console
+    from rich.progress import Progress
 
     from strank.studies.demo import run_demo
 
     console = Console(stderr=True)
-    with console.status("Starting") as status:
+    with Progress(console=console, transient=True) as bar:
+        steps = count()
+        task = bar.add_task("Demo", total=6)
 
         def say(line: str) -> None:
             console.print(f"• {line}")
-            status.update(line)
+            bar.update(task, completed=next(steps))
 
         result = run_demo(output, seed=seed, say=say)
     for warning in result.evaluation.warnings:
@@ -211,8 +224,21 @@ def demo(
         },
         outputs=[output],
         as_json=as_json,
-        lines=[f"Maps: {', '.join(str(path) for path in result.maps)}"],
+        lines=[
+            f"Maps: {', '.join(str(path) for path in result.maps)}",
+            f"What {output} holds is of the kind that all commands take. Next:",
+            *(f"  strank {command.format(output)}" for command in _NEXT),
+        ],
     )
+    if not as_json:
+        _show_picture(result.maps[0])
+
+
+def _show_picture(path: Path) -> None:
+    """Open a picture where somebody looks: on a terminal that has a display."""
+    windows = sys.platform in ("win32", "darwin")
+    if sys.stdout.isatty() and (windows or {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}):
+        typer.launch(str(path))
 
 
 def hest_benchmark(
