@@ -103,6 +103,14 @@ def test_a_network_is_trained_evaluated_and_says_where_its_curves_are(cohort, tm
     assert scores.groupby("method")["scc"].mean()["mlp, list"] > 0.5
 
 
+def test_a_note_stands_for_curves_that_cannot_be_drawn(tmp_path, monkeypatch, capsys):
+    from strank.cli.fit import _draw
+
+    monkeypatch.setitem(sys.modules, "strank.report.plots", None)
+    _draw(tmp_path)
+    assert "no learning curves are drawn: pip install 'strank[plots]'" in capsys.readouterr().err
+
+
 def test_a_fit_by_the_negative_binomial_says_its_dispersions(cohort, tmp_path):
     options = ("--encoder", "mine", "--genes", 3, "--loss", "nb", "-o", tmp_path / "m")
     told = " ".join(run("fit", cohort, *options).stdout.split())

@@ -272,9 +272,10 @@ def _train(train: Mapping[str, AnnData], output: Path, as_json: bool, **options:
 
 
 def _draw(folder: Path) -> None:
-    from strank.report.plots import draw_learning_curves
-
     try:
+        # matplotlib is absent here, if at all.
+        from strank.report.plots import draw_learning_curves
+
         draw_learning_curves(folder)
     except ModuleNotFoundError as error:
         note(f"no learning curves are drawn: pip install 'strank[plots]' ({error.name} is absent)")
