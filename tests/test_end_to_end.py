@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
+from glob import glob
+from itertools import chain
 from pathlib import Path
 
 import anndata
@@ -12,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from strank import RankModel, read_cohort
@@ -20,7 +24,7 @@ from strank.metrics.correlation import rank_correlation
 from strank.simulate.cohort import simulate_cohort
 from strank.simulate.counts import CountDesign
 from strank.simulate.tissue import TissueDesign
-from strank.studies.demo import class_table, run_demo
+from strank.studies.demo import DemoResult, class_table, run_demo
 
 
 def run(*arguments: object) -> dict:
@@ -92,15 +96,22 @@ NOT_OF_THE_DEMO = [
 ]
 
 
-def test_the_demo_writes_what_it_says(simulated, tmp_path, monkeypatch):
-    for name in NOT_OF_THE_DEMO:
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(
-        "strank.studies.demo.simulate_cohort",
-        lambda folder, seed: shutil.copytree(simulated, folder),
-    )
-    said: list[str] = []
-    result = run_demo(tmp_path / "demo", seed=1, n_genes=40, say=said.append)
+@pytest.fixture(scope="module")
+def demo(simulated, tmp_path_factory) -> tuple[Path, DemoResult, list[str]]:
+    """The demo on less tissue: its folder, what it returned and what it said."""
+    folder, said = tmp_path_factory.mktemp("demo") / "strank-demo", list[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NOT_OF_THE_DEMO:
+            patch.setitem(sys.modules, name, None)
+        patch.setattr(
+            "strank.studies.demo.simulate_cohort",
+            lambda folder, seed: shutil.copytree(simulated, folder),
+        )
+        return folder, run_demo(folder, seed=1, n_genes=40, say=said.append), said
+
+
+def test_the_demo_writes_what_it_says(demo):
+    folder, result, said = demo
     assert [line.split(":")[0] for line in said[1:]] == [
         "import",
         "embed",
@@ -114,8 +125,40 @@ def test_the_demo_writes_what_it_says(simulated, tmp_path, monkeypatch):
     assert table.loc["all", "linear, list / truth"] > 0.3
     assert all(path.is_file() for path in result.maps)
     pd.testing.assert_frame_equal(
-        pd.read_csv(tmp_path / "demo/table.csv"), result.table, atol=1e-4, check_dtype=False
+        pd.read_csv(folder / "table.csv"), result.table, atol=1e-4, check_dtype=False
     )
+
+
+def examples() -> list[tuple[str, ...]]:
+    """What `--help` shows of the files that the demo leaves, in the order of the work."""
+    found = []
+    waiting = [get_command(app)]
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        for text in (command.help or "").split("[bold]Example:[/] strank ")[1:]:
+            line = re.split(r"\n\s*\n|\n *\(", text)[0]
+            if "strank-demo/" in line or line.startswith("report "):
+                found.append(tuple(line.split()))
+    # A report is of the benchmark before it.
+    return sorted(found, key=lambda words: (words[0] == "report", words))
+
+
+LONG = "benchmark", "network", "published", "evaluation-mlp", "heads", "slides"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(words, id=" ".join(words), marks=[pytest.mark.slow] * bool({*LONG} & {*words}))
+        for words in examples()
+    ],
+)
+def test_the_examples_of_help_run_on_what_the_demo_leaves(demo, words, monkeypatch):
+    monkeypatch.chdir(demo[0].parent)
+    given = [sorted(glob(word)) if "*" in word else [word] for word in words]
+    result = CliRunner().invoke(app, list(chain.from_iterable(given)))
+    assert result.exit_code == 0, result.output
 
 
 def test_class_table_by_hand():

@@ -223,5 +223,5 @@ def test_the_published_recipe_and_no_library_size(cohort, tmp_path, monkeypatch)
 
 def test_help_has_examples():
     text = run("--help").output
-    assert "Example: strank benchmark cohort" in text
+    assert "Example: strank benchmark strank-demo/cohort" in text
     assert "strank report" in text

@@ -51,10 +51,11 @@ def contrast_command(
 
     The change is the log ratio of mean predicted rates, A over B.
 
-    [bold]Example:[/] strank contrast out/scores.h5ad --groups regions.geojson -o contrast
+    [bold]Example:[/] strank contrast strank-demo/maps/scores.h5ad
+    --groups strank-demo/regions.geojson --between tumour,stroma -o contrast
 
-    [bold]Example:[/] strank contrast out/scores.h5ad --groups regions.geojson
-    --between Tumor,Stroma --counts cohort/C5.h5ad -o contrast
+    [bold]Example:[/] strank contrast strank-demo/maps/scores.h5ad
+    --groups strank-demo/regions.geojson --between tumour,stroma --counts strank-demo/cohort/D1.h5ad -o observed
     """
     from strank.evaluation.fold_change import contrast
     from strank.report.plots import write_volcano

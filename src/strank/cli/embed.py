@@ -56,7 +56,7 @@ def embed(
     runs on the first GPU; for more of them start the command once for each: every one takes
     sections that no other has.
 
-    [bold]Example:[/] strank embed cohort --encoder morphology
+    [bold]Example:[/] strank embed strank-demo/cohort --encoder morphology
 
     [bold]Example:[/] strank embed cohort --encoder uni2-h --dtype float16
 

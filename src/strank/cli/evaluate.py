@@ -83,9 +83,10 @@ def evaluate_command(
     Give either --model or --folds. Shows Spearman correlation (SCC) against log1p(CP10k), and with
     depth taken out; scores.csv has more.
 
-    [bold]Example:[/] strank evaluate cohort --folds section -o evaluation
+    [bold]Example:[/] strank evaluate strank-demo/cohort --folds patient -o evaluation
 
-    [bold]Example:[/] strank evaluate cohort --folds section --head mlp -o evaluation-mlp
+    [bold]Example:[/] strank evaluate strank-demo/cohort --folds patient --head mlp
+    -o evaluation-mlp
     """
     from strank.cohort.contract import patients_of
     from strank.cohort.folds import make_folds

@@ -176,16 +176,16 @@ def fit(
 ) -> None:
     """3. Train a head: linear with an exact solver, or a network by any objective.
 
-    [bold]Example:[/] strank fit cohort -o model --genes 50 --sections C2,C3,C4
+    [bold]Example:[/] strank fit strank-demo/cohort -o model --genes 50 --sections A1,B1,C1
 
-    [bold]Example:[/] strank fit cohort -o model --genes all --borrow
+    [bold]Example:[/] strank fit strank-demo/cohort -o transcriptome --genes all --borrow
 
-    [bold]Example:[/] strank fit cohort -o model --head mlp --loss list
-    (checkpoints, logs and learning curves in model.training)
+    [bold]Example:[/] strank fit strank-demo/cohort -o network --head mlp --loss list
+    (checkpoints, logs and learning curves in network.training)
 
     [bold]Example:[/] strank fit cohort -o model --encoder timm:resnet18 --finetune last-2
 
-    [bold]Example:[/] strank fit cohort -o model --recipe published --validation C4
+    [bold]Example:[/] strank fit strank-demo/cohort -o published --recipe published --validation C1
     """
     from strank.cohort.store import read_cohort
     from strank.fitting.method import Method, fit

@@ -85,7 +85,7 @@ def st(
 
     Nothing is written unless every section can be read; so it is with all platforms.
 
-    [bold]Example:[/] strank import st her2st -o cohort
+    [bold]Example:[/] strank import st strank-demo/st -o cohort
     """
     _import("st", path="folder", **locals())
 

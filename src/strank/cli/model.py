@@ -38,7 +38,7 @@ def show(
 ) -> None:
     """Show the card of a model: what, on what, how well, what not to use it for.
 
-    [bold]Example:[/] strank model show model --evaluation evaluation
+    [bold]Example:[/] strank model show strank-demo/model --evaluation strank-demo/evaluation
     """
     from rich.console import Console
     from rich.markdown import Markdown

@@ -83,11 +83,13 @@ def predict_command(
 
     Slides that were scored before (same image, model and stride) are not scored again.
 
-    [bold]Example:[/] strank predict slide.svs --model model -o out --genes ERBB2,FASN --geojson
+    [bold]Example:[/] strank predict strank-demo/st/images/D1.jpg --mpp 0.8
+    --model strank-demo/model -o slide --geojson
 
-    [bold]Example:[/] strank predict slides/*.tif --mpp 0.5 --stride 25 --model model -o out
+    [bold]Example:[/] strank predict strank-demo/st/images/*.jpg --mpp 0.8 --stride 150
+    --model strank-demo/model -o slides
 
-    [bold]Example:[/] strank predict cohort/C5.h5ad --model model -o out
+    [bold]Example:[/] strank predict strank-demo/cohort/D1.h5ad --model strank-demo/model -o section
     (observed beside predicted)
     """
     exported = ("geopandas", "shapely", "spatialdata") if geojson or spatialdata else ()

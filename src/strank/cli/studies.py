@@ -114,9 +114,9 @@ def benchmark(
 
     A run that was stopped goes on. [bold]strank report[/] makes a page of the tables.
 
-    [bold]Example:[/] strank benchmark cohort -o benchmark --genes 50,1000
+    [bold]Example:[/] strank benchmark strank-demo/cohort -o benchmark --genes 20,50
 
-    [bold]Example:[/] strank benchmark cohort -o heads --heads linear,mlp --seeds 3
+    [bold]Example:[/] strank benchmark strank-demo/cohort -o heads --heads linear,mlp --losses list
     """
     from joblib import cpu_count
 
@@ -191,7 +191,7 @@ def demo(
 
     Patients differ by design, as much as real ones: so little holds on the one left out.
 
-    [bold]Example:[/] strank demo -o strank-demo --seed 1
+    [bold]Example:[/] strank demo
     """
     need("cv2", "pyvips", "PIL", "matplotlib")
     from rich.console import Console
@@ -305,7 +305,7 @@ def report(
 
     FOLDER/report.html holds all it needs, so it can be sent as it is and opens without a network.
 
-    [bold]Example:[/] strank report out
+    [bold]Example:[/] strank report benchmark
     """
     need("cv2", "pyvips", "PIL", "jinja2", "plotly", "pyarrow")
     from strank.report.benchmark import write_report

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from strank.cohort.contract import patients_of
+from strank.cohort.contract import patients_of, section_info
 from strank.cohort.store import read_cohort, read_h5ad
 from strank.encoders.embedding import embed
 from strank.errors import InputError
 from strank.evaluation.held_out import Evaluation, evaluate
 from strank.evaluation.methods import WITHIN, predict_all
-from strank.files import claims, output_folder, write_table
+from strank.files import claims, output_folder, write_json, write_table
 from strank.fitting.method import CENTRED_RIDGE, fit
 from strank.io.sections import write_sections
 from strank.io.st import find_st, read_st
@@ -82,6 +83,7 @@ def run_demo(folder: Path, *, seed: int = 0, n_genes: int = 100, say: Say = prin
     name = next(iter(test))
     say(f"predict: maps of section {name}")
     maps = _draw(folder / "maps", model, test[name], truth[name])
+    _write_regions(folder / "regions.geojson", test[name], truth[name])
     return DemoResult(table, evaluation, maps)
 
 
@@ -107,6 +109,23 @@ def class_table(
     genes = table.groupby("gene class", observed=True)["gene"].nunique()
     wide.insert(0, "genes", [*genes, len(panel)])
     return wide.rename_axis(index="gene class", columns=None).reset_index()
+
+
+def _write_regions(path: Path, section: AnnData, truth: AnnData) -> None:
+    """Write what most of each spot is, as QuPath exports regions that are drawn; for contrasts."""
+    info = section_info(section)
+    regions = truth.obs.filter(like="fraction_").idxmax(axis=1).str.removeprefix("fraction_")
+    side = info.spot_pitch_um / info.um_per_pixel
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) * side / 2
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [(centre + corners).tolist()]},
+            "properties": {"classification": {"name": region}},
+        }
+        for centre, region in zip(section.obsm["spatial"], regions, strict=True)
+    ]
+    write_json(path, {"type": "FeatureCollection", "features": features})
 
 
 def _draw(folder: Path, model: RankModel, section: AnnData, truth: AnnData) -> list[Path]:
