@@ -55,7 +55,8 @@ def contrast_command(
     --groups strank-demo/regions.geojson --between tumour,stroma -o contrast
 
     [bold]Example:[/] strank contrast strank-demo/maps/scores.h5ad
-    --groups strank-demo/regions.geojson --between tumour,stroma --counts strank-demo/cohort/D1.h5ad -o observed
+    --groups strank-demo/regions.geojson --between tumour,stroma
+    --counts strank-demo/cohort/D1.h5ad -o observed
     """
     from strank.evaluation.fold_change import contrast
     from strank.report.plots import write_volcano

@@ -200,7 +200,7 @@ def demo(
     from strank.studies.demo import run_demo
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True) as bar:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         steps = count()
         task = bar.add_task("Demo", total=6)
 
