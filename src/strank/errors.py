@@ -80,6 +80,17 @@ def some(names: Iterable[object], most: int = 5) -> str:
     return ", ".join(listed[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def per_cent(share: float) -> str:
+    """Say a share with two digits, or three.
+
+    Examples
+    --------
+    >>> per_cent(0.0123), per_cent(0.999)
+    ('1.2 %', '100 %')
+    """
+    return f"{float(f'{100 * share:.2g}'):g} %"
+
+
 def no_such(what: str, name: object, choices: Iterable[str]) -> InputError:
     """Make the error of an unknown name: it lists the choices, and suggests the nearest.
 

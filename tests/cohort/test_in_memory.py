@@ -334,3 +334,58 @@ def test_the_scale_of_visium(known):
     assert info.um_per_pixel == pytest.approx(0.4, rel=1e-6)
     assert info.spot_pitch_um == pytest.approx(100)
     assert info.technology == ("Visium" if known == "array" else "unknown")
+
+
+def test_annotated_tissue_is_no_other_section(plains):
+    adata = plains["A1"]
+    adata.obs["region"] = np.where(np.arange(adata.n_obs) % 2, "tumour", "stroma")
+    assert list(as_sections(adata)) == ["section 1"]
+    assert list(as_sections({"A1": adata})) == ["A1"]
+    adata.uns["spatialdata_attrs"] = {"region_key": "region"}
+    assert list(as_sections(adata)) == ["stroma", "tumour"]
+
+
+def _of_two(adata):
+    adata.obs["patient"] = ["Q"] + ["R"] * (adata.n_obs - 1)
+
+
+def _of_unknown_depth(adata):
+    adata.obs["library_size"] = np.where(np.arange(adata.n_obs), adata.obs["library_size"], np.nan)
+
+
+def _nowhere(adata):
+    adata.obsm["spatial"] = np.full((adata.n_obs, 2), np.nan)
+
+
+def _named_alike(adata):
+    adata.obs_names = ["s"] * adata.n_obs
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_of_two, "one section of one patient"),
+        (_of_unknown_depth, r'obs\["library_size"\] is not finite'),
+        (_nowhere, r'obsm\["spatial"\] is not finite'),
+        (_named_alike, "obs_names has duplicates"),
+    ],
+)
+def test_a_section_that_was_changed_since_it_was_read_is_looked_at(cohort, change, told):
+    held = {name: adata.copy() for name, adata in cohort.items()}
+    change(held["A1"])
+    with pytest.raises(InputError, match=f"section A1: .*{told}"):
+        strank.fit(held, encoder="mine", n_genes=3)
+
+
+def test_names_that_are_the_same_as_text_are_refused(plains):
+    with pytest.raises(InputError, match="two sections are called 1;"):
+        as_sections({1: plains["A1"], "1": plains["A2"]})
+
+
+def test_counts_of_half_precision_and_sparse_features(plains):
+    adata = plains["A1"]
+    adata.X = np.minimum(adata.X.toarray(), 2000).astype(np.float16)
+    np.testing.assert_array_equal(as_sections({"A1": adata})["A1"].X.toarray(), adata.X)
+    adata.obsm["mine"] = sparse.csr_matrix(adata.obsm["mine"])
+    with pytest.raises(InputError, match="section A1: mine features are no array of numbers"):
+        strank.fit(plains, encoder="mine", n_genes=3)

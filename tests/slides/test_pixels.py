@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -455,3 +457,19 @@ def test_levels_are_opened_anew_while_others_read(name, picture, tmp_path, monke
     for x, part in zip(range(0, 850, 5), parts, strict=True):
         np.testing.assert_array_equal(part, picture[:, x : x + 50])
     assert slide.source._levels[0]._image is not before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif"])
+def test_small_pictures_in_a_process_forked_after_others_were_made(kind, picture, tmp_path):
+    files = [tmp_path / f"{name}.{kind}" for name in "ab"]
+    for file in files:
+        if kind == "tif":
+            tifffile.imwrite(file, picture, **TILES)
+        else:
+            Image.fromarray(picture).save(file)
+    expected = thumbnail(open_slide(files[0], 0.5), 4.0)[0]
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found, _ = pool.apply_async(thumbnail, (open_slide(files[1], 0.5), 4.0)).get(timeout=60)
+    np.testing.assert_array_equal(found, expected)

@@ -142,8 +142,11 @@ def spots_checksum(adata: AnnData) -> str:
     return spots_digest(info.image_sha256, info.um_per_pixel, adata.obs_names, centres)
 
 
-def check_section(adata: AnnData, *, name: str) -> None:
-    """Refuse a section that breaks the contract, naming the slot and the offending rows."""
+def check_section(adata: AnnData, *, name: str, counted: bool = False) -> None:
+    """Refuse a section that breaks the contract, naming the slot and the offending rows.
+
+    ``counted`` says that its counts were checked already.
+    """
     for slot, keys in {
         "obs": ["section", "patient", "library_size"],
         "obsm": ["spatial"],
@@ -166,7 +169,8 @@ def check_section(adata: AnnData, *, name: str) -> None:
                 f'{name}: obs["{column}"] says {str(called)!r}, which is no name; import the '
                 "section again with one"
             )
-    check_counts(adata.X, spots=adata.obs_names, genes=adata.var_names, name=name)
+    if not counted:
+        check_counts(adata.X, spots=adata.obs_names, genes=adata.var_names, name=name)
     _check_numbers(adata, name)
 
 
@@ -260,6 +264,8 @@ def _check_numbers(adata: AnnData, name: str) -> None:
 
 def check_features(values: NDArray, spots: pd.Index, what: str) -> None:
     """Refuse features ``[n_spots, n_features]`` that are not finite, or that no model can hold."""
+    if values.dtype.kind not in "fiub" or values.ndim != 2:
+        raise InputError(f"{what} are no array of numbers, a row a spot; `.toarray()` of sparse")
     if not (finite := np.isfinite(values).all(1)).all():
         raise InputError(f"{what} of spot {some(spots[~finite])} are not finite")
     largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))

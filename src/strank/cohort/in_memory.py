@@ -87,6 +87,8 @@ def placed(given: Sections, notes: _Notes | None = None) -> dict[str, _Place]:
     found: dict[str, _Place] = {}
     if isinstance(given, Mapping):
         for name, each in given.items():
+            if str(name) in found:
+                raise InputError(f"two sections are called {name}; give each a name of its own")
             adata = _table(each, f"section {name}")
             if len(held := np.unique(section_labels(adata))) > 1:
                 raise InputError(
@@ -120,7 +122,8 @@ def section_labels(adata: AnnData) -> NDArray[np.object_]:
 
     That is ``obs["section"]``; or what scanpy, squidpy or SpatialData keep, if they name several.
     """
-    regions = adata.uns.get("spatialdata_attrs", {}).get("region_key", "region")
+    # Without those attributes a region may be one of the tissue, as tumour and stroma.
+    regions = adata.uns.get("spatialdata_attrs", {}).get("region_key")
     for column in ("section", "library_id", regions):
         if column in adata.obs:
             found = pd.Categorical(adata.obs[column])
@@ -167,6 +170,7 @@ def _section(
     """Fill in what the contract asks for; what keeps it stays the same object."""
     adata = adata if rows.all() else adata[rows]
     if _is_kept(name, adata):
+        check_section(adata, name=f"section {name}", counted=True)
         return adata
     spots, off = spots_of(adata, f"section {name}"), off_tissue(adata)
     if off.any():
@@ -201,7 +205,7 @@ def _is_kept(name: str, adata: AnnData) -> bool:
     return (
         set(adata.obs["section"].unique()) == {name}
         and isinstance(values, (sparse.csr_matrix, np.ndarray))
-        and values.dtype.kind == "f"
+        and values.dtype in (np.float32, np.float64)
         and _are_counts(values)
     )
 
@@ -233,7 +237,8 @@ def _counts(name: str, adata: AnnData, notes: _Notes) -> sparse.csr_matrix:
                 f"section {name}: {slot} is a {type(values).__name__}; an array or a sparse matrix "
                 "in memory is needed"
             )
-        counts = whole_counts(sparse.csr_matrix(values))
+        half = values.dtype == np.float16  # which SciPy has not
+        counts = whole_counts(sparse.csr_matrix(values, dtype=np.float32 if half else None))
         if not _are_counts(counts):
             continue
         if slot == _COUNTS:

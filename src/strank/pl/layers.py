@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from strank.cohort.contract import section_info
 from strank.cohort.in_memory import info_of, name_of
-from strank.errors import InputError
+from strank.errors import InputError, per_cent
 from strank.metrics.correlation import log1p_cp10k
 
 # Red and blue keep apart in all common colour deficiencies; the middle is light, like unstained.
@@ -61,7 +61,7 @@ class MapLayer:
         """Say what is shown, and what is not to be trusted of it."""
         if self.odd is None or not self.odd.any():
             return self.title
-        return f"{self.title}\nhatched: unlike the training, {100 * self.odd.mean():.2g} % of tiles"
+        return f"{self.title}\nhatched: unlike the training, {per_cent(self.odd.mean())} of tiles"
 
 
 def map_layers(predictions: AnnData, section: AnnData | None = None) -> list[MapLayer]:

@@ -8,6 +8,7 @@ from urllib.parse import quote, unquote
 
 import jinja2
 
+from strank.errors import per_cent
 from strank.files import read_written, write_utf8
 from strank.prediction import RUN
 
@@ -73,7 +74,7 @@ def _row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
     return {
         **row,
         "thumbnail": _link(own, _TISSUE) if (own / _TISSUE).exists() else "",
-        "odd": "–" if share == "" else f"{100 * float(share):.2g} %",
+        "odd": "–" if share == "" else per_cent(float(share)),
         "tiles": "–" if row["n_tiles"] != row["n_tiles"] else f"{int(row['n_tiles']):,}",
         "links": [(told, _link(own, name)) for told, name in links],
     }

@@ -253,6 +253,8 @@ class _VipsLevel:
 
     def shrunk(self, step: int) -> NDArray[np.uint8]:
         """Read it once, from its first row to its last: nothing is held, nor put on the disk."""
+        import pyvips
+
         on_load = 1
         options: TiffPart = {"access": "sequential"}
         if self._image.get("vips-loader").startswith("jpeg"):
@@ -261,8 +263,14 @@ class _VipsLevel:
         image = _rgb(self.path, [part | options for part in self.parts])
         if (rest := step // on_load) > 1:
             image = image.shrink(rest, rest, ceil=True)
-        pixels = np.frombuffer(image.write_to_memory(), np.uint8)
-        return pixels.reshape(image.height, image.width, 3)
+        # By this thread: those of libvips are no more in a process that was forked.
+        region, out = pyvips.Region.new(image), np.empty((image.height, image.width, 3), np.uint8)
+        rows = max(1, _STRIP_PIXELS // (step * step * image.width))
+        for y in range(0, image.height, rows):
+            part = out[y : y + rows]
+            window = region.fetch(0, y, image.width, len(part))
+            part[:] = np.frombuffer(window, np.uint8).reshape(part.shape)
+        return out
 
 
 def _open(path: Path, **options: int | str) -> pyvips.Image:

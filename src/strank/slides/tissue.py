@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from strank.errors import InputError
+from strank.errors import InputError, per_cent
 from strank.slides.artefacts import (
     PALE,
     Density,
@@ -72,7 +72,7 @@ class TissueMask:
     def notes(self) -> list[str]:
         """Say what was ignored, a sentence a kind."""
         return [
-            f"{100 * share:.2g} % of the image is {what}: ignored"
+            f"{per_cent(share)} of the image is {what}: ignored"
             for what, share in self.shares.items()
             if share >= _WORTH_A_WORD
         ]
