@@ -76,6 +76,17 @@ def test_scores_are_means_with_students_intervals(evaluation):
         assert least < ends[rows[method]] < 3 * least
 
 
+def test_sections_of_a_patient_are_no_new_evidence(evaluation):
+    def width(of: Evaluation) -> float:
+        (_, _, (lines,)) = strank.pl.scores(of, ax=ax_of()).containers[0]
+        return np.ptp(lines.get_segments()[0][:, 0])
+
+    pairs = evaluation.scores["patient"].map({"P0": "P", "P1": "P", "P2": "Q", "P3": "Q"})
+    of_two = Evaluation(evaluation.scores.assign(patient=pairs), {}, ())
+    # Student's t of one degree of freedom, not of three.
+    assert width(of_two) > 1.5 * width(evaluation)
+
+
 def test_an_interval_that_hides_all_else_is_cut_and_told(evaluation):
     two = Evaluation(evaluation.scores[evaluation.scores["section"].isin(["S0", "S1"])], {}, ())
     ax = strank.pl.scores(two, ax=ax_of())
