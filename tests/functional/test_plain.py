@@ -1,4 +1,4 @@
-"""The plain form of the list loss that docs/losses.md gives to compilers and function transforms."""
+"""The plain list loss that docs/losses.md gives to compilers and function transforms."""
 
 from __future__ import annotations
 
