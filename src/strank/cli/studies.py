@@ -293,7 +293,8 @@ def hest_benchmark(
         ],
     )
     if failed := facts["failed"]:
-        raise InputError(f"{len(failed)} tasks not done: {some(failed, 20)}")
+        fail(f"{len(failed)} tasks not done: {some(failed, 20)}")
+        raise typer.Exit(1)
 
 
 def report(
