@@ -169,6 +169,14 @@ def test_every_picture_takes_axes_by_name_alone(name):
     assert parameters["ax"].default is None
 
 
+@pytest.mark.parametrize("name", ["pl.map", "pl.scores", "report.write_volcano"])
+def test_without_matplotlib_one_error_says_what_brings_it(name):
+    code = f"import sys; sys.modules['matplotlib'] = None; import strank; strank.{name}"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"InputError: strank.{name}: this needs matplotlib" in told.stderr
+    assert "pip install 'strank[plots]'" in told.stderr
+
+
 def test_matplotlib_is_not_imported_before_something_is_drawn():
     code = "import strank.pl, sys; dir(strank.pl); assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
