@@ -278,6 +278,15 @@ def test_scores_in_a_folder_are_read_again(model, files, tmp_path):
     assert "a.png" in said[-1]
     with pytest.raises(InputError, match="two slides are called a, and would share"):
         scored([files[0], tmp_path / "elsewhere" / "a.png"], tmp_path / "model")
+    with pytest.raises(InputError, match="two slides are called A, and would share"):
+        scored({"a": files[0], "A": files[1]}, tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../out2", "a/b", "/tmp/a"])
+def test_slides_are_not_written_beside_the_output(model, files, tmp_path, name):
+    with pytest.raises(InputError, match="no name of a folder in `output`"):
+        predict({name: files[0]}, model, tmp_path / "out", encoder=MeanColour())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), MemoryError(), ZeroDivisionError("0"), OSError()])

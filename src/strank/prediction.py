@@ -164,7 +164,7 @@ def predict(
 
     if isinstance(slides, (Path, str, Slide, AnnData)):
         return score(slides, None if output is None else Path(output))
-    named = dict(slides) if isinstance(slides, Mapping) else named_subjects(slides, output)
+    named = named_subjects(slides, output)
     if output is None:
         return {name: score(subject, None) for name, subject in named.items()}
     place = Path(output)
@@ -304,15 +304,21 @@ def _before(path: Path, facts: Mapping[str, Any]) -> AnnData | None:
     return found if same else None
 
 
-def named_subjects(subjects: Iterable[_Kind], output: Path | str | None) -> dict[str, _Kind]:
-    """Name slides by their files, sections by themselves; what shares a name is refused."""
+def named_subjects(
+    subjects: Iterable[_Kind] | Mapping[str, _Kind], output: Path | str | None
+) -> dict[str, _Kind]:
+    """Name slides by their files, sections by themselves; what shares a folder is refused."""
+    if isinstance(subjects, Mapping):
+        pairs = list(subjects.items())
+        if output is None:
+            return dict(pairs)
+    else:
+        pairs = [(_name_of(subject), subject) for subject in subjects]
     named: dict[str, _Kind] = {}
     taken = set()
-    for subject in subjects:
-        if isinstance(subject, AnnData):
-            name = name_of(subject)
-        else:
-            name = Path(subject.path if isinstance(subject, Slide) else subject).stem
+    for name, subject in pairs:
+        if not name or name == ".." or Path(name).name != name:
+            raise InputError(f"slide {name!r}: no name of a folder in `output`; give it another")
         # Folders of Windows and macOS do not tell capitals from small letters.
         if name.casefold() in taken:
             place = "a name" if output is None else Path(output) / name
@@ -323,6 +329,12 @@ def named_subjects(subjects: Iterable[_Kind], output: Path | str | None) -> dict
         named[name] = subject
         taken.add(name.casefold())
     return named
+
+
+def _name_of(subject: Subject) -> str:
+    if isinstance(subject, AnnData):
+        return name_of(subject)
+    return Path(subject.path if isinstance(subject, Slide) else subject).stem
 
 
 def open_subject(
