@@ -39,7 +39,7 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
             told = explain_absence(error)
             if told is None:
                 raise
-            raise InputError(f"{package}.{name}: {told}") from error
+            raise InputError(told) from error
 
     return attribute, names, public
 
