@@ -134,7 +134,7 @@ def _intervals(
     table = evaluation.scores
     if score not in _TITLES or score not in table:
         known = [name for name in _TITLES if name in table]
-        raise InputError(f"no score {score!r}; `score` is one of {some(known)}")
+        raise InputError(f"no score {score!r}; choose one of {some(known)}")
     methods = list(table["method"].unique())
     patients = table.drop_duplicates("section").set_index("section")["patient"].astype(str)
     genes = table["gene"].unique()
