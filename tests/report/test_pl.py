@@ -108,7 +108,7 @@ def test_depth_shows_what_is_left_of_a_score(evaluation):
 
 
 def test_a_score_that_is_not_there_is_refused(evaluation):
-    with pytest.raises(InputError, match=r"no score 'spearman'; `score` is one of scc"):
+    with pytest.raises(InputError, match=r"no score 'spearman'; choose one of scc"):
         strank.pl.scores(evaluation, "spearman")
     with pytest.raises(InputError, match="no score 'lift'"):
         strank.pl.scores(evaluation, "lift")
