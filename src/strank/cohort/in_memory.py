@@ -199,7 +199,7 @@ def _section(
 def _is_kept(name: str, adata: AnnData) -> bool:
     """Whether an object keeps the contract, under this name."""
     slots = {"section", "patient", "library_size"} <= set(adata.obs)
-    if not (slots and set(adata.uns.get("strank", ())) >= _FACTS):
+    if not (slots and set(adata.uns.get("strank", ())) >= {"schema", *_FACTS}):
         return False
     values = adata.X  # of a part of an object each look makes another copy
     return (
