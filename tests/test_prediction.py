@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from strank.cohort.store import write_h5ad
 from strank.encoders.base import Field, encoder_facts
 from strank.errors import InputError
 from strank.model.novelty import fit_novelty, novelty_of
@@ -267,6 +268,11 @@ def test_scores_in_a_folder_are_read_again(model, files, tmp_path):
     assert counts
     scored(files, tmp_path / "model")
     assert not counts
+    old = stored.copy()
+    del old.uns["strank"]["warnings"]
+    write_h5ad(old, found["b"])
+    scored(files, tmp_path / "model")
+    assert counts
     # A model in memory has no name by which its scores could be known again.
     for _ in range(2):
         scored(files, model)

@@ -299,8 +299,9 @@ def _before(path: Path, facts: Mapping[str, Any]) -> AnnData | None:
         return None
     found = read_h5ad(path)
     stored = found.uns.get("strank", {})
-    # A file that was moved is still the same.
-    same = all(stored.get(key) == value for key, value in facts.items() if key != "image")
+    # A file that was moved is still the same; one without warnings is of an older strank.
+    facts = {key: value for key, value in facts.items() if key != "image"}
+    same = "warnings" in stored and all(stored.get(key) == facts[key] for key in facts)
     return found if same else None
 
 
