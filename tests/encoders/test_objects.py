@@ -11,7 +11,7 @@ import pytest
 from anndata import AnnData
 
 import strank
-from strank.cohort.contract import section_info, spots_checksum
+from strank.cohort.contract import known_encoder, section_info, spots_checksum
 from strank.encoders.base import Field, encoder_facts
 from strank.errors import InputError
 
@@ -65,7 +65,7 @@ def test_features_are_those_of_a_folder(tmp_path, st_folder, cohort, plains, for
     assert files(tmp_path) == before
     for name, section in cohort.items():
         np.testing.assert_array_equal(plains[name].obsm["colour"], section.obsm["colour"])
-        assert plains[name].uns["colour"] == section.uns["colour"]
+        assert known_encoder(plains[name], "colour") == section.uns["colour"]
         assert spots_checksum(plains[name]) == spots_checksum(section)
         assert section_info(plains[name]).image == section_info(section).image
     how = {"encoder": "colour", "n_genes": 2}
@@ -108,6 +108,25 @@ def test_from_an_object_to_a_map(st_folder, plains, scale):
     assert tiles.n_obs > plains["A1"].n_obs
     named = strank.predict(plains, model, encoder=Colour(), stride_um=50)
     np.testing.assert_array_equal(named["A1"].X, tiles.X)
+
+
+def test_parts_of_what_was_embedded_are_predicted_and_files_hold_it(
+    st_folder, plains, scale, tmp_path
+):
+    together = anndata.concat(plains, label="section", index_unique="-")
+    strank.embed(together, Colour(), image=st_folder / "images", um_per_pixel=scale)
+    model = strank.fit(together, encoder="colour", n_genes=2)
+    how = {"encoder": Colour(), "stride_um": 50, "um_per_pixel": scale}
+    expected = strank.predict(st_folder / "images" / "B1.jpg", model, **how)
+    del how["um_per_pixel"]
+    tiles = strank.predict(together[together.obs["section"] == "B1"], model, **how)
+    np.testing.assert_array_equal(tiles.X, expected.X)
+    with pytest.raises(InputError, match="one object holds sections A1, B1; give a part"):
+        strank.predict(together, model, **how)
+    together.write_h5ad(tmp_path / "together.h5ad")
+    again = anndata.read_h5ad(tmp_path / "together.h5ad")
+    other = strank.fit(again, encoder="colour", n_genes=2)
+    np.testing.assert_array_equal(other.predict(again).X, model.predict(together).X)
 
 
 def test_scanpy_says_where_the_image_is(st_folder, cohort, plains, scale):

@@ -242,7 +242,7 @@ def test_a_spot_without_counts_of_the_panel_has_no_say():
 def cohort_of(arrays, **sizes):
     """Sections "a", "b", ... of features named "mine" and counts, of one patient each."""
     info = {"um_per_pixel": 1.0, "spot_pitch_um": 100.0, "spot_diameter_um": 55.0, "image": ""}
-    info |= {"technology": "Visium", "image_sha256": "", "provenance": {}}
+    info |= {"technology": "Visium", "image_sha256": "", "provenance": {}, "schema": 1}
     found = {}
     for name, (features, counts) in arrays.items():
         adata = AnnData(np.asarray(counts, np.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -145,7 +146,7 @@ def spots_checksum(adata: AnnData) -> str:
 def check_section(adata: AnnData, *, name: str, counted: bool = False) -> None:
     """Refuse a section that breaks the contract, naming the slot and the offending rows.
 
-    ``counted`` says that its counts were checked already.
+    ``counted`` says that its counts, and depths beside them, are not to be looked at again.
     """
     for slot, keys in {
         "obs": ["section", "patient", "library_size"],
@@ -172,6 +173,8 @@ def check_section(adata: AnnData, *, name: str, counted: bool = False) -> None:
     if not counted:
         check_counts(adata.X, spots=adata.obs_names, genes=adata.var_names, name=name)
     _check_numbers(adata, name)
+    if not counted:
+        _check_depths(adata, name)
 
 
 def check_counts(counts: Any, *, spots: pd.Index, genes: pd.Index, name: str) -> None:
@@ -253,6 +256,9 @@ def _check_numbers(adata: AnnData, name: str) -> None:
         wrong = ~np.isfinite(values).all(1)
         if wrong.any():
             raise InputError(f"{name}: {slot} is not finite at spot {some(adata.obs_names[wrong])}")
+
+
+def _check_depths(adata: AnnData, name: str) -> None:
     # The library size may cover genes that the file no longer holds, never fewer.
     short = adata.obs["library_size"].to_numpy() < adata.X @ np.ones(adata.n_vars) - 0.5
     if short.any():
@@ -274,6 +280,20 @@ def check_features(values: NDArray, spots: pd.Index, what: str) -> None:
             f"{what} reach {largest:g}; models hold what reaches {LEAST_FEATURE:g} to "
             f"{_MOST_FEATURE:g}: multiply them by a constant"
         )
+
+
+def known_encoder(adata: AnnData, encoder: str) -> dict[str, Any] | None:
+    """Read which encoder made ``obsm[encoder]``, if it is known; files of AnnData hold it as JSON.
+
+    >>> known_encoder(AnnData(uns={"mine": '{"version": "1"}'}), "mine")
+    {'version': '1'}
+    """
+    found = adata.uns.get(encoder)
+    with suppress(ValueError):
+        found = json.loads(found) if isinstance(found, str) else found
+    if not isinstance(found, Mapping | None):
+        raise InputError(f"uns[{encoder!r}] does not say which encoder made the features; embed")
+    return None if found is None else dict(found)
 
 
 def patients_of(cohort: Mapping[str, AnnData]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from strank.cohort.contract import (
     LEAST_FEATURE,
     check_features,
     counts_checksum,
+    known_encoder,
     patients_of,
     positions_um,
     section_info,
@@ -145,8 +146,8 @@ def encoder_facts_of(cohort: Mapping[str, AnnData], encoder: str) -> dict[str, A
             raise InputError(f"section {name} has no features obsm[{encoder!r}]; embed it first")
         # Features that a user brings have a name and a width, and no more is known of them.
         width = adata.obsm[encoder].shape[1]
-        facts = adata.uns.get(encoder, {"name": encoder, "version": "", "fields": []})
-        facts = {**facts, "n_features": width}
+        facts = known_encoder(adata, encoder) or {"name": encoder, "version": "", "fields": []}
+        facts |= {"n_features": width}
         if found and facts != found:
             raise InputError(f"section {name} has other {encoder} features than the rest")
         found = facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -121,4 +122,5 @@ def _keep(
         kept[rows] = features
         adata.obsm[encoder.name] = kept
         adata.uns["strank"] = {**adata.uns.get("strank", {}), name: facts}
-    adata.uns[encoder.name] = encoder_facts(encoder)
+    # As text, since files of AnnData hold no lists of facts.
+    adata.uns[encoder.name] = json.dumps(encoder_facts(encoder))

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from strank.cohort.contract import check_features
+from strank.cohort.contract import check_features, known_encoder
 from strank.cohort.in_memory import section_labels, um_of_spots
 from strank.encoders.backbone import Backbone
 from strank.encoders.weights import filled
@@ -357,8 +357,8 @@ class RankModel:
         if name not in adata.obsm:
             has = f"; there is {some(adata.obsm)}" if len(adata.obsm) else ""
             raise InputError(f"the model needs features of {name} in obsm[{name!r}]{has}")
-        if name in adata.uns:
-            self.check_encoder(adata.uns[name])
+        if (facts := known_encoder(adata, name)) is not None:
+            self.check_encoder(facts)
         features = np.asarray(adata.obsm[name])
         if features.shape[1] != width:
             raise InputError(

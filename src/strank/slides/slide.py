@@ -14,7 +14,7 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from strank.cohort.contract import section_info
+from strank.cohort.in_memory import known_facts, name_of
 from strank.errors import InputError
 from strank.slides.pixels import Pixels, open_pixels
 from strank.slides.scale import Stated
@@ -96,13 +96,13 @@ def check_told(path: Path, um_per_pixel: float, known: Stated, who: str = "the f
 
 def slide_of(section: AnnData) -> Slide:
     """Open the image that a section of a cohort belongs to."""
-    if not section.uns.get("strank", {}).get("image"):
+    known = known_facts(section, name_of(section))
+    if not known.get("image"):
         raise InputError(
             "the image of a section is not known; `strank.embed(sections, image=...)` keeps it, or "
             "give the file of the image itself"
         )
-    info = section_info(section)
-    return open_slide(Path(info.image), info.um_per_pixel)
+    return open_slide(Path(str(known["image"])), float(known["um_per_pixel"]))
 
 
 def check_image(slide: Slide) -> None:
