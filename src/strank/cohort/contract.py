@@ -143,11 +143,15 @@ def spots_checksum(adata: AnnData) -> str:
     return spots_digest(info.image_sha256, info.um_per_pixel, adata.obs_names, centres)
 
 
-def check_section(adata: AnnData, *, name: str, counted: bool = False) -> None:
-    """Refuse a section that breaks the contract, naming the slot and the offending rows.
+def check_section(adata: AnnData, *, name: str) -> None:
+    """Refuse a section that breaks the contract, naming the slot and the offending rows."""
+    check_slots(adata, name=name)
+    check_counts(adata.X, spots=adata.obs_names, genes=adata.var_names, name=name)
+    _check_depths(adata, name)
 
-    ``counted`` says that its counts, and depths beside them, are not to be looked at again.
-    """
+
+def check_slots(adata: AnnData, *, name: str) -> None:
+    """Refuse all that breaks the contract but for counts, and depths beside them."""
     for slot, keys in {
         "obs": ["section", "patient", "library_size"],
         "obsm": ["spatial"],
@@ -170,11 +174,7 @@ def check_section(adata: AnnData, *, name: str, counted: bool = False) -> None:
                 f'{name}: obs["{column}"] says {str(called)!r}, which is no name; import the '
                 "section again with one"
             )
-    if not counted:
-        check_counts(adata.X, spots=adata.obs_names, genes=adata.var_names, name=name)
     _check_numbers(adata, name)
-    if not counted:
-        _check_depths(adata, name)
 
 
 def check_counts(counts: Any, *, spots: pd.Index, genes: pd.Index, name: str) -> None:

@@ -25,6 +25,7 @@ from strank.cohort.contract import (
     check_counts,
     check_naming,
     check_section,
+    check_slots,
     dtype_of_counts,
     whole_counts,
 )
@@ -170,7 +171,7 @@ def _section(
     """Fill in what the contract asks for; what keeps it stays the same object."""
     adata = adata if rows.all() else adata[rows]
     if _is_kept(name, adata):
-        check_section(adata, name=f"section {name}", counted=True)
+        check_slots(adata, name=f"section {name}")
         return adata
     spots, off = spots_of(adata, f"section {name}"), off_tissue(adata)
     if off.any():
