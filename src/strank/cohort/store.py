@@ -7,7 +7,6 @@ never touches counts, and a file is whole or absent.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +18,13 @@ import numpy as np
 from anndata import AnnData
 from anndata.io import write_elem
 
-from strank.cohort.contract import check_features, check_naming, check_section, spots_checksum
+from strank.cohort.contract import (
+    check_features,
+    check_naming,
+    check_section,
+    known_encoder,
+    spots_checksum,
+)
 from strank.cohort.folder import features_path, section_names
 from strank.errors import InputError, said_by, some
 from strank.files import write_bytes
@@ -104,12 +109,14 @@ def join_features(adata: AnnData, path: Path, encoder: str) -> None:
     values = np.asarray(features.X)
     check_features(values, adata.obs_names, f"{path}: features")
     adata.obsm[encoder] = values.astype(np.float32, copy=False)
+    # Text, as in the file: AnnData writes no lists of mappings.
+    adata.uns[encoder] = features.uns.get("encoder")
     try:
-        adata.uns[encoder] = json.loads(features.uns["encoder"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: does not say which encoder made it; run `strank embed` again"
-        ) from error
+        facts = known_encoder(adata, encoder)
+    except InputError:
+        facts = None
+    if facts is None:
+        raise InputError(f"{path}: does not say which encoder made it; run `strank embed` again")
 
 
 def read_h5ad(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
