@@ -207,4 +207,5 @@ def test_any_names_come_back(tmp_path_factory, names):
 def test_every_table_of_the_package_goes_this_way():
     house = Path(strank.__file__).parent
     others = [path.name for path in house.rglob("*.py") if ".to_csv(" in path.read_text()]
-    assert sorted(others) == ["files.py", "plots.py"]  # an example of a picture
+    # Besides it, examples of pictures.
+    assert sorted(others) == ["curves.py", "files.py", "plots.py"]

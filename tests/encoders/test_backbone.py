@@ -365,9 +365,9 @@ def test_no_network_is_one_clear_error(monkeypatch):
         load_backbone("timm:resnet1")
 
 
-def test_a_missing_library_passes_through(monkeypatch, tmp_path):
+def test_a_missing_library_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(ModuleNotFoundError):
+    with pytest.raises(InputError, match=r"^this needs transformers: pip install"):
         load_backbone(f"hf:{tmp_path}")
 
 

@@ -356,7 +356,7 @@ def test_a_context_head_needs_positions_to_predict(fit, section_of):
     model = fit(head=partial(ContextHead, width=8, n_neighbours=4), recipe=QUICK)
     new = section_of("E1")
     del new.obsm["spatial"]
-    with pytest.raises(InputError, match="looks at neighbouring spots, and needs their positions"):
+    with pytest.raises(InputError, match=r"^section E1: lacks obsm\[\"spatial\"\]"):
         model.predict(new)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import chdir
 from typing import TypeVar
 
 import torch
@@ -26,19 +27,21 @@ def each(
     >>> sorted(each(abs, [-1, 2], jobs=1))
     [1, 2]
     """
-    calls = (delayed(_alone)(work, argument) for argument in arguments)
+    # Processes are kept from call to call, and would stay where the first call was.
+    folder = os.getcwd()
+    calls = (delayed(_alone)(work, argument, folder) for argument in arguments)
     following = {"initializer": follow, "initargs": (os.getpid(),)}
     with starting():
         results = Parallel(jobs, return_as="generator_unordered", **following)(calls)
     yield from results
 
 
-def _alone(work: Callable[[Argument], Result], argument: Argument) -> Result:
+def _alone(work: Callable[[Argument], Result], argument: Argument, folder: str) -> Result:
     """Work with one thread; with one job this is the user's own process, left as it was."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1):
+        with chdir(folder), threadpool_limits(1):
             return work(argument)
     finally:
         torch.set_num_threads(before)
