@@ -250,6 +250,13 @@ def test_what_files_say_is_not_overridden_by_nothing(model, files, tmp_path, n_s
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("none", [[], {}])
+@pytest.mark.parametrize("output", [None, "out"])
+def test_no_slides_are_an_error(model, tmp_path, none, output):
+    with pytest.raises(InputError, match=r"^no slides are given$"):
+        predict(none, model, output and tmp_path / output, encoder=MeanColour())
+
+
 def test_scores_in_a_folder_are_read_again(model, files, tmp_path):
     model.save(tmp_path / "model")
     said: list[str] = []

@@ -309,12 +309,14 @@ def named_subjects(
     subjects: Iterable[_Kind] | Mapping[str, _Kind], output: Path | str | None
 ) -> dict[str, _Kind]:
     """Name slides by their files, sections by themselves; what shares a folder is refused."""
+    if not (given := list(subjects)):
+        raise InputError("no slides are given")
     if isinstance(subjects, Mapping):
         pairs = list(subjects.items())
         if output is None:
             return dict(pairs)
     else:
-        pairs = [(_name_of(subject), subject) for subject in subjects]
+        pairs = [(_name_of(subject), subject) for subject in given]
     named: dict[str, _Kind] = {}
     taken = set()
     for name, subject in pairs:

@@ -116,6 +116,7 @@ def test_the_core_needs_no_extras(place: Path):
     assert told in found[ON_THE_CORE[-1]][1]
     (benchmark,) = (said for command, (_, said) in found.items() if command.startswith("benchmark"))
     assert "pip install 'strank[plots]' (pyarrow is absent)" in benchmark
+    assert "Wrote results.csv.gz, summary.csv" in " ".join(benchmark.split())
     assert (place / "benchmark/summary.tex").is_file()
     assert not (place / "benchmark/results.parquet").exists()
 

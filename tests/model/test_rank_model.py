@@ -113,7 +113,7 @@ def damage(name, change):
     ("break_it", "message"),
     [
         (lambda f: (f / "model.json").unlink(), "model.json: no such file"),
-        (lambda f: (f / "head.safetensors").unlink(), "damaged model folder"),
+        (lambda f: (f / "head.safetensors").unlink(), "head.safetensors: damaged model folder"),
         (damage("model.json", lambda c: c[:50]), "model.json: not a readable JSON"),
         (damage("model.json", lambda c: b"{}"), "model.json: format: missing"),
         (damage("model.json", lambda c: c.replace(b'"gene": ', b'"name": ')), "panel.0.gene: miss"),
@@ -124,7 +124,10 @@ def damage(name, change):
         ),
         (damage("head.safetensors", lambda c: c[:-4]), "head.safetensors: damaged"),
         (damage("novelty.safetensors", lambda c: c[:-4]), "novelty.safetensors: damaged"),
-        (lambda f: (f / "novelty.safetensors").unlink(), "damaged model folder"),
+        (
+            lambda f: (f / "novelty.safetensors").unlink(),
+            "novelty.safetensors: damaged model folder",
+        ),
     ],
 )
 def test_damaged_folders_are_refused(model, tmp_path, break_it, message):

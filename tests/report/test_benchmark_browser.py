@@ -175,8 +175,7 @@ def test_zooming_one_map_zooms_all_with_spots_of_true_size(page):
     page.wait_for_timeout(500)
     part = state("map-predicted")
     assert part[0] < 0.7 * whole[0]
-    # The part has whole pixels of the screen.
-    assert part[1] / whole[1] == pytest.approx(whole[0] / part[0], rel=5e-3)
+    assert part[1] / whole[1] == pytest.approx(whole[0] / part[0], rel=1e-3)
     assert state("map-image")[0] == state("map-observed")[0] == part[0]
     page.mouse.dblclick(box["x"] + 20, box["y"] + 20)
     page.wait_for_timeout(500)

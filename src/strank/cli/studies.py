@@ -121,6 +121,7 @@ def benchmark(
     from joblib import cpu_count
 
     from strank.studies.benchmark.runner import benchmark as run
+    from strank.studies.benchmark.tables import has_parquet
 
     result = run(
         cohort,
@@ -150,8 +151,8 @@ def benchmark(
         as_json=as_json,
         lines=[
             f"Protocol {chosen['name']}, SHA-256 {chosen['sha256'][:12]}.",
-            f"Wrote results.csv.gz and .parquet, summary.csv, .md and .tex to {output}; "
-            f"strank report {output} makes a page of them.",
+            f"Wrote results.csv.gz{' and .parquet' * has_parquet()}, summary.csv, .md and .tex to "
+            f"{output}{f'; strank report {output} makes a page of them' * has_parquet()}.",
         ],
     )
     if failed := facts["failed"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from strank.errors import InputError
+from strank.errors import InputError, said_by
 from strank.files import sha256
 from strank.model.schema import read_model
 from strank.storage import recover
@@ -41,7 +41,7 @@ def _check_sum(folder: Path, name: str, meant: str) -> None:
     try:
         found = sha256(folder / name)
     except OSError as error:
-        raise InputError(f"{folder}: damaged model folder ({error!r})") from error
+        raise InputError(f"{folder / name}: damaged model folder ({said_by(error)})") from error
     if found != meant:
         raise InputError(f"{folder / name}: damaged (its checksum is not that in model.json)")
 

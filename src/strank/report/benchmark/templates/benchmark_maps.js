@@ -63,7 +63,7 @@
     const hidden = { visible: false, fixedrange: false };
     return Plotly.react(div, [trace], layout({
       title: { text: title, font: { size: 14 }, x: 0.5, y: 1, yanchor: "top", pad: { t: 6 } },
-      width: inner + 8, height: (inner * height) / width + 30 + 62, margin: { l: 4, r: 4, t: 30, b: 62 }, images, showlegend: false,
+      width: inner + 8, height: Math.ceil((inner * height) / width) + 30 + 62, margin: { l: 4, r: 4, t: 30, b: 62 }, images, showlegend: false,
       plot_bgcolor: "#eef1f4", dragmode: "zoom",
       xaxis: { ...hidden, range: [0, width] },
       yaxis: { ...hidden, range: [height, 0], scaleanchor: "x", constrain: "domain" },
