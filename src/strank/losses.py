@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from strank.functional.batch import Reduction
@@ -53,7 +54,7 @@ class SectionLoss(nn.Module):
         scores: Tensor,
         counts: Tensor,
         *,
-        section: Tensor,
+        section: Tensor | ArrayLike,
         offset: Tensor | None = None,
         where: Tensor | None = None,
         weight: Tensor | None = None,
@@ -65,7 +66,7 @@ class SectionLoss(nn.Module):
         scores, counts
             ``[n_spots, n_genes]``.
         section
-            Integer section labels, ``[n_spots]``.
+            Section labels, ``[n_spots]``: integers in a tensor, or words.
         offset
             Log library size, ``[n_spots]``.
         where

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -266,6 +267,14 @@ def test_parts_of_sections_and_single_elements_are_refused(together):
     message = "distributed lists are whole sections, and have no reduction 'none'"
     for rank in together.of_rank:
         assert rank["refusals"] == [message] * 4
+
+
+@pytest.mark.parametrize("form", [list, np.asarray])
+def test_words_mean_another_number_on_each_process(batch, form, monkeypatch):
+    monkeypatch.setattr("strank.functional.listwise.n_processes", lambda: 2)
+    batch["section"] = form([*"abbacadab"])
+    with pytest.raises(TypeError, match=r"same numbers on every process; got (list|ndarray)"):
+        list_loss(batch.pop("scores"), batch.pop("counts"), **batch, distributed=True)
 
 
 @pytest.mark.parametrize("list_size", [None, 2])

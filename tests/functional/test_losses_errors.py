@@ -151,13 +151,40 @@ def test_what_is_no_tensor(loss, batch, name, form):
         loss(batch, **{name: form(batch[name].detach())})
 
 
-@pytest.mark.parametrize("form", [np.asarray, list, pd.Series, pd.Categorical, pd.array])
-def test_sections_that_are_words(loss, batch, form):
-    words = form([f"section {code}" for code in batch["section"].tolist()])
-    message = r"`section` must be a tensor; got .*pandas.factorize\(section\)\[0\]"
+LABELLED = [np.asarray, list, tuple, pd.Series, pd.Categorical, pd.array]
+
+
+@pytest.mark.parametrize("form", LABELLED)
+def test_sections_may_be_words(loss, batch, form):
+    """In sorted order, as numbers are: nothing but the names of sections is different."""
+    words = [{-1: "a", 2: "b", 5: "c", 8: "d"}[code] for code in batch["section"].tolist()]
+    pairs = loss.pairs(batch["section"].tolist()) if loss.given else []
+    options = {"pairs": torch.tensor(pairs)} if loss.given else {}
+    if form is pd.Series:  # of the spots of one patient, say
+        words = dict(zip(range(40, 49), words, strict=True))
+    for reduction in ("none", "mean"):
+        got = loss(batch | {"section": form(words)}, reduction=reduction, **options)
+        assert torch.equal(got, loss(batch, reduction=reduction, **options))
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA])
+@pytest.mark.parametrize("form", LABELLED)
+def test_sections_that_lack_a_word_or_are_too_few(loss, batch, form, missing):
     options = {"pairs": torch.tensor([[0, 2]])} if loss.given else {}
-    with pytest.raises(TypeError, match=message):
-        loss(batch | {"section": words}, **options)
+    if form is np.asarray:  # A list of words and NaN, else, is an array of words for NumPy.
+        form = lambda words: np.asarray(words, dtype=object)  # noqa: E731
+    batch["section"] = form(["a", "b", missing, *"abbaca"])
+    refuses(loss, batch, "section: missing label in row 2", **options)
+    batch["section"] = form([*"abbaca"])
+    refuses(loss, batch, r"section must be \[n_spots\] = \[9\]; got \[6\]", **options)
+
+
+def test_a_column_or_a_single_word_is_no_label_of_each_spot(loss, batch):
+    options = {"pairs": torch.tensor([[0, 2]])} if loss.given else {}
+    batch["section"] = np.full((9, 1), "a")
+    refuses(loss, batch, r"section must be \[n_spots\] = \[9\]; got \[9, 1\]", **options)
+    batch["section"] = "A1"
+    refuses(loss, batch, r"section must be \[n_spots\] = \[9\]; got \[\]", **options)
 
 
 @pytest.mark.parametrize("column", [False, True])

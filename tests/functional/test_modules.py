@@ -71,6 +71,14 @@ def test_equals_its_function(batch, module, arguments, function, options, reduct
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("module", "arguments"), [shell[:2] for shell in SHELLS])
+def test_words_as_sections(batch, module, arguments):
+    tensors, rest = inputs(batch)
+    words = [f"section {code + 1}" for code in rest["section"].tolist()]  # sorted as the numbers
+    got = module(**arguments)(*tensors, **rest | {"section": words})
+    torch.testing.assert_close(got, module(**arguments)(*tensors, **rest), rtol=0, atol=0)
+
+
 def test_the_mean_is_what_a_module_gives_unless_told(batch):
     tensors, rest = inputs(batch)
     got = losses.MSELoss()(*tensors, **rest)

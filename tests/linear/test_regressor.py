@@ -347,6 +347,22 @@ def test_a_column_gets_a_sentence(spots, kind, name, of):
         fit(kind(), spots, offset=np.ones((120, 2)))
 
 
+@pytest.mark.parametrize("kind", [STRankRegressor, STRankRegressorCV])
+@pytest.mark.parametrize("form", [list, tuple, pd.Series, pd.Categorical, pd.array])
+def test_sections_and_groups_are_words_in_any_form(spots, kind, form):
+    number = np.unique(spots["section"], return_inverse=True)[1]
+    expected = fit(kind(), spots, section=number).coef_
+    words = spots["section"].tolist()
+    assert np.array_equal(fit(kind(), spots, section=form(words)).coef_, expected)
+    group = {"group": form(words)} if kind is STRankRegressorCV else {}
+    assert np.array_equal(fit(kind(), spots, section=number, **group).coef_, expected)
+    for name in ("section", *group):
+        for missing in (None, np.nan):
+            lacks = form([*words[:7], missing, *words[8:]])
+            with pytest.raises(ValueError, match=f"^{name}: missing label in row 7$"):
+                fit(kind(), spots, **{"section": number} | {name: lacks})
+
+
 @pytest.mark.parametrize("depth", [1.0, 30.0, 1e3, 1e6])
 def test_library_sizes_without_logarithm_get_a_sentence(spots, depth):
     sizes = np.round(depth * np.linspace(30, 60, 120))

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from strank.functional.segments import SectionBlock, codes_and_sizes, section_blocks
@@ -189,23 +189,20 @@ def check_batch(
     scores: Tensor,
     counts: Tensor,
     *,
-    section: Tensor,
+    section: Tensor | ArrayLike,
     offset: Tensor | None = None,
     where: Tensor | None = None,
     weight: Tensor | None = None,
     sparse: bool = False,
 ) -> LossBatch:
     """Check the arguments of a loss, as `list_loss` says; half precision becomes float32."""
-    _refuse_other_kinds(
-        scores=scores, counts=counts, section=section, offset=offset, where=where, weight=weight
-    )
+    _refuse_other_kinds(scores=scores, counts=counts, offset=offset, where=where, weight=weight)
     if scores.dim() != 2 or scores.shape != counts.shape:
         raise ValueError(
             "scores and counts must both be [n_spots, n_genes]; got "
             f"{list(scores.shape)} and {list(counts.shape)}"
         )
-    if section.shape != scores.shape[:1]:
-        raise ValueError(f"section must be [n_spots] = [{len(scores)}]; got {list(section.shape)}")
+    section = _numbers(section, scores)
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
     if counts.layout != torch.strided and not (sparse and counts.layout == torch.sparse_csr):
@@ -229,12 +226,25 @@ def check_batch(
 
 def _refuse_other_kinds(**given: Any) -> None:
     for name, values in given.items():
-        if values is None or isinstance(values, Tensor):
-            continue
-        how = f"torch.as_tensor({name})"
-        if name == "section" and np.asarray(values).dtype.kind not in "iu":
-            how = "torch.as_tensor(pandas.factorize(section)[0]) numbers labels"
-        raise TypeError(f"`{name}` must be a tensor; got {type(values).__name__}: {how}")
+        if values is not None and not isinstance(values, Tensor):
+            raise TypeError(
+                f"`{name}` must be a tensor; got {type(values).__name__}: torch.as_tensor({name})"
+            )
+
+
+def _numbers(section: Tensor | ArrayLike, scores: Tensor) -> Tensor:
+    """Return a tensor as it is; number other labels in sorted order, where the scores are."""
+    labels: Any = section
+    if not isinstance(section, Tensor):
+        # Who labels by tensors need not wait for pandas and scikit-learn.
+        from strank.functional.groups import as_labels, codes_of
+
+        labels = as_labels(section)
+    if labels.shape != scores.shape[:1]:
+        raise ValueError(f"section must be [n_spots] = [{len(scores)}]; got {list(labels.shape)}")
+    if isinstance(section, Tensor):
+        return section
+    return torch.as_tensor(codes_of("section", labels, in_order=True), device=scores.device)
 
 
 def check_logarithm(low: float, high: float) -> None:

@@ -23,13 +23,13 @@ def centre_within(values: NDArray, section: NDArray) -> NDArray[np.float64]:
     return centred
 
 
-def deal(group: Any, max_folds: int) -> NDArray[np.int64]:
+def deal(group: Any, max_folds: int, name: str = "group") -> NDArray[np.int64]:
     """Deal groups out to at most so many folds, of about the same number of spots.
 
     >>> deal(np.array(["a", "b", "b", "c", "c", "c"]), 2)
     array([1, 1, 1, 0, 0, 0])
     """
-    codes = codes_of("group", np.asarray(group))
+    codes = codes_of(name, as_labels(group))
     if max_folds < 2:
         raise ValueError(f"max_folds must be at least 2; got {max_folds}")
     if codes.max() < max_folds:
@@ -40,9 +40,18 @@ def deal(group: Any, max_folds: int) -> NDArray[np.int64]:
     return folds
 
 
-def codes_of(name: str, labels: NDArray) -> NDArray[np.int64]:
-    """Give labels numbers from 0, in the order in which they come; a missing one is refused."""
-    codes, _ = pd.factorize(labels)
+def as_labels(values: Any) -> NDArray:
+    """Return labels as an array; NumPy alone would make a word of what a list lacks.
+
+    >>> as_labels(["a", float("nan")])
+    array(['a', nan], dtype=object)
+    """
+    return np.asarray(values, dtype=object if isinstance(values, (list, tuple)) else None)
+
+
+def codes_of(name: str, labels: NDArray, *, in_order: bool = False) -> NDArray[np.int64]:
+    """Give labels numbers from 0, as they come or sorted; a missing one is refused."""
+    codes, _ = pd.factorize(labels, sort=in_order)
     if (codes < 0).any():
         raise ValueError(f"{name}: missing label in row {int(np.argmax(codes < 0))}")
     return codes.astype(np.int64)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from strank.functional.batch import (
@@ -46,7 +47,7 @@ def list_loss(
     scores: Tensor,
     counts: Tensor,
     *,
-    section: Tensor,
+    section: Tensor | ArrayLike,
     offset: Tensor | None = None,
     where: Tensor | None = None,
     weight: Tensor | None = None,
@@ -76,7 +77,9 @@ def list_loss(
         densified unless ``reduction="none"``. They are taken in the type of the scores, and float32
         is exact for whole numbers up to 2^24.
     section
-        Integer section label of each spot, ``[n_spots]``; labels need not be consecutive.
+        Section label of each spot, ``[n_spots]``: integers in a tensor, which need not be
+        consecutive; or a list, an array or a column of pandas, of words too, which are numbered in
+        sorted order at each call.
     offset
         Log library size, ``[n_spots]`` or ``[n_spots, n_genes]``; ``None`` stands for equal
         depth. A spot of offset ``-inf`` takes no share, and must have no counts.
@@ -137,6 +140,11 @@ def list_loss(
     if distributed and n_processes() > 1:
         if list_size is not None or reduction == "none":
             raise ValueError("distributed lists are whole sections, and have no reduction 'none'")
+        if not isinstance(section, Tensor):
+            raise TypeError(
+                "`section` of distributed lists must be a tensor of the same numbers on every "
+                f"process; got {type(section).__name__}"
+            )
         return _distributed(in_common_sections(batch, section), reduction)
     if list_size is not None:
         lists = random_lists(batch.section, list_size, generator=generator)
@@ -284,7 +292,7 @@ def pearson_loss(
     scores: Tensor,
     counts: Tensor,
     *,
-    section: Tensor,
+    section: Tensor | ArrayLike,
     offset: Tensor | None = None,
     where: Tensor | None = None,
     weight: Tensor | None = None,

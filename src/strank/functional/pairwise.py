@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -97,7 +98,7 @@ def pair_loss(
     scores: Tensor,
     counts: Tensor,
     *,
-    section: Tensor,
+    section: Tensor | ArrayLike,
     offset: Tensor | None = None,
     where: Tensor | None = None,
     weight: Tensor | None = None,
@@ -181,7 +182,7 @@ def margin_ranking_loss(
     scores: Tensor,
     counts: Tensor,
     *,
-    section: Tensor,
+    section: Tensor | ArrayLike,
     offset: Tensor | None = None,
     where: Tensor | None = None,
     weight: Tensor | None = None,

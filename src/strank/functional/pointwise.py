@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -24,7 +25,7 @@ def mse_loss(
     scores: Tensor,
     counts: Tensor,
     *,
-    section: Tensor,
+    section: Tensor | ArrayLike,
     offset: Tensor | None = None,
     where: Tensor | None = None,
     weight: Tensor | None = None,
@@ -69,7 +70,7 @@ def poisson_loss(
     scores: Tensor,
     counts: Tensor,
     *,
-    section: Tensor,
+    section: Tensor | ArrayLike,
     offset: Tensor | None = None,
     where: Tensor | None = None,
     weight: Tensor | None = None,
@@ -127,7 +128,7 @@ def negative_binomial_loss(
     scores: Tensor,
     counts: Tensor,
     *,
-    section: Tensor,
+    section: Tensor | ArrayLike,
     offset: Tensor | None = None,
     where: Tensor | None = None,
     weight: Tensor | None = None,

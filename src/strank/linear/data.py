@@ -15,7 +15,7 @@ from scipy import sparse
 from torch import Tensor
 
 from strank.functional.batch import check_logarithm
-from strank.functional.groups import codes_of
+from strank.functional.groups import as_labels, codes_of
 
 # Spots of small sections that are multiplied together: products of fewer rows waste time.
 TILE = 1024
@@ -48,9 +48,9 @@ def gather(features: Any, counts: Any, section: Any, offset: Any, group: Any = N
     """
     counts = sparse.csr_matrix(counts if counts.ndim == 2 else counts[:, None])
     n = features.shape[0]
-    section = np.zeros(n) if section is None else np.asarray(section)
+    section = np.zeros(n) if section is None else as_labels(section)
     offset = np.zeros(n) if offset is None else np.asarray(offset, dtype=np.float64)
-    group = np.zeros(n) if group is None else np.asarray(group)
+    group = np.zeros(n) if group is None else as_labels(group)
     each = {"y": counts, "section": section, "offset": offset, "group": group}
     for name, values in each.items():
         if values.shape[:1] != (n,):

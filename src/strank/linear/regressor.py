@@ -519,7 +519,7 @@ class STRankRegressorCV(STRankRegressor):
             fewer than 15 genes to borrow from.
         """
         name, group = ("section", section) if group is None else ("group", group)
-        fold = None if group is None else deal(one_a_spot(name, group), self.max_folds)
+        fold = None if group is None else deal(one_a_spot(name, group), self.max_folds, name)
         data = self._data(X, y, section, offset, fold)
         self._had = _given_of(section, offset)
         n_genes = data.counts.shape[1]
