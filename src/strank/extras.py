@@ -11,6 +11,7 @@ import lazy_loader
 from strank.errors import InputError
 
 _MODULES = {
+    "dask": "distributed",
     "encoders": "timm transformers",
     "finetune": "peft",
     "hub": "huggingface_hub",

@@ -38,7 +38,7 @@ from strank.progress import progress
 from strank.shown import as_html, as_text, few_names
 from strank.storage import is_whole
 from strank.studies.hest_task import OURS, RIDGE, RIDGE_CV, HestFeatures, run_task
-from strank.studies.workers import each
+from strank.units import Where, each
 from strank.version import __version__
 
 CAVEATS = (
@@ -311,7 +311,7 @@ def hest_benchmark(
             claim()
     found: dict[_Cell, _Done | str] = {}
     with progress("Tasks", len(cells), hidden=not verbose) as advance:
-        for cell, result, before in each(partial(_run, options), cells, jobs):
+        for cell, result, before in each(partial(_run, options), cells, Where(jobs)):
             if not (before or isinstance(result, str)):
                 claim()
                 cell.write(result)

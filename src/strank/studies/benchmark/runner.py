@@ -57,7 +57,7 @@ from strank.studies.benchmark.tables import (
     short_tables,
     write_results,
 )
-from strank.studies.workers import each
+from strank.units import Where, each
 from strank.version import __version__
 
 # Of the two ranking losses, the one whose optimum is no constant.
@@ -450,7 +450,7 @@ def run_benchmark(
 
 def _each(work: Callable[[Any], Any], things: Iterable[Any], jobs: int, advance: Advance) -> list:
     found = []
-    for result in each(work, things, jobs):
+    for result in each(work, things, Where(jobs)):
         found.append(result)
         advance(1)
     return found

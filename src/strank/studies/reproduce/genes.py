@@ -28,7 +28,7 @@ from strank.studies.benchmark.runner import Grid
 from strank.studies.reproduce.benches import Bench, BenchPart, compare
 from strank.studies.reproduce.tables import Reproduction, write_beside_paper
 from strank.studies.reproduce.task_data import needed_encoder
-from strank.studies.workers import each
+from strank.units import Where, each
 from strank.version import __version__
 
 # SCC that the paper prints, by number of genes.
@@ -195,7 +195,7 @@ def _import(
     """Write each section that is not there yet."""
     lacking = [name for name in names if not is_whole(cohort / f"{name}.h5ad")]
     with bar("Reading sections", len(lacking)) as advance:
-        for _ in each(partial(_import_section, data, cohort), lacking, jobs):
+        for _ in each(partial(_import_section, data, cohort), lacking, Where(jobs)):
             advance(1)
 
 

@@ -45,7 +45,7 @@ from strank.studies.reproduce.task_data import (
 )
 from strank.studies.synthetic.study import check_seeds, list_size_plan, run_cells
 from strank.studies.synthetic.tables import table3
-from strank.studies.workers import each
+from strank.units import Where, each
 from strank.version import __version__
 
 _XENIUM = "breast_xenium"
@@ -225,7 +225,7 @@ class _Xenium:
         cells = [_Cell(n_k, seed) for n_k in sizes for seed in range(n_seeds)]
         left = [cell for cell in cells if not is_whole(self.folder / cell.name)]
         with bar("Training on Breast Xenium", len(left)) as advance:
-            for _ in each(self.score, left, jobs):
+            for _ in each(self.score, left, Where(jobs)):
                 advance(1)
         tables = [
             read_written(self.folder / cell.name, sealed=True).assign(n_k=cell.n_k, seed=cell.seed)

@@ -28,7 +28,7 @@ from strank.storage import is_whole
 from strank.studies.synthetic.cells import CellResult, CurveCell, CurveRecipe, run_curve_cell
 from strank.studies.synthetic.objectives import COMPARED, LISTS, PUBLISHED_CENTRE
 from strank.studies.synthetic.tables import Scores, sweep_table, table1, table3
-from strank.studies.workers import each
+from strank.units import Where, each
 from strank.version import __version__
 
 _MOST_JOBS = 8
@@ -202,7 +202,9 @@ def _run(
 ) -> Iterator[tuple[CurveCell, CellResult]]:
     """Run cells side by side, longest first; up to 2 GB of memory each."""
     jobs = min(jobs or min(cpu_count(), _MOST_JOBS), max(len(cells), 1))
-    yield from each(partial(_labelled, seed), sorted(cells, key=lambda cell: -cell.work), jobs)
+    yield from each(
+        partial(_labelled, seed), sorted(cells, key=lambda cell: -cell.work), Where(jobs)
+    )
 
 
 def _labelled(seed: int, cell: CurveCell) -> tuple[CurveCell, CellResult]:
