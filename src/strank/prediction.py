@@ -14,6 +14,7 @@ import pandas as pd
 from anndata import AnnData
 
 from strank.cohort.in_memory import name_of
+from strank.cohort.library import add_library
 from strank.cohort.store import read_h5ad, read_section, write_h5ad
 from strank.encoders.backbone import BackboneEncoder, on_gpu
 from strank.encoders.base import Encoder, encoder_facts
@@ -25,7 +26,7 @@ from strank.model.novelty import novelty_of, warning_of
 from strank.model.rank_model import RankModel
 from strank.neural.heads import Traits
 from strank.progress import Advance, Say
-from strank.slides.slide import Slide, check_override, open_told, slide_of
+from strank.slides.slide import Slide, check_override, open_told, picture_for, slide_of
 from strank.slides.tissue import (
     FLUORESCENCE,
     find_tissue,
@@ -109,12 +110,14 @@ def predict(
     AnnData, or a dict of them by name for several slides
         ``X`` = scores ``[n_tiles, n_genes]`` (natural log, float32, 0 at the mean of a gene),
         ``var`` = the panel, ``obsm["spatial"]`` = centres (x, y) in pixels of the image,
-        ``uns["strank"]`` = image, µm per pixel, size and distance of tiles, and what of the image
-        was ``ignored`` as padding or ink, in words; ``obs["ignored"]`` = its share of a tile, which
-        windows see white. For a model that knows how far its training features spread,
-        ``obs["novelty"]`` is how far a tile lies outside (above 1), ``obs["odd"]`` whether it does
-        though nothing cuts it, and ``uns["strank_novelty"]`` has the share of such tiles and a
-        ``warning`` (empty for none). ``uns["strank"]["warnings"]`` is all there is to know.
+        ``obs["section"]`` = the name of the section or, of a slide, of its file; ``uns["spatial"]``
+        = what scanpy and squidpy draw over; ``uns["strank"]`` = image, µm per pixel, size and
+        distance of tiles, and what of the image was ``ignored`` as padding or ink, in words;
+        ``obs["ignored"]`` = its share of a tile, which windows see white. For a model that knows
+        how far its training features spread, ``obs["novelty"]`` is how far a tile lies outside
+        (above 1), ``obs["odd"]`` whether it does though nothing cuts it, and
+        ``uns["strank_novelty"]`` has the share of such tiles and a ``warning`` (empty for none).
+        ``uns["strank"]["warnings"]`` is all there is to know.
         Of several slides with ``output``, paths of the files instead, so that any number of slides
         fits into memory.
 
@@ -153,10 +156,11 @@ def predict(
     for told in scorer.warnings:
         tell(told)
 
-    def score(subject: Subject, where: Path | None) -> AnnData:
-        slide, _ = open_subject(subject, um_per_pixel, um_per_pixel_override)
+    def score(subject: Subject, where: Path | None, name: str = "") -> AnnData:
+        slide, section = open_subject(subject, um_per_pixel, um_per_pixel_override)
         path = None if where is None else where / "scores.h5ad"
-        scores, _ = scorer.score(slide, path, bar=lambda *_: nullcontext(advance))
+        name = name or ("" if section is None else name_of(section))
+        scores, _ = scorer.score(slide, path, name, bar=lambda *_: nullcontext(advance))
         for told in (ignored_part(scores), novelty_warning(scores)):
             if told:
                 tell(f"{slide.path}: {told}")
@@ -166,11 +170,11 @@ def predict(
         return score(slides, None if output is None else Path(output))
     named = named_subjects(slides, output)
     if output is None:
-        return {name: score(subject, None) for name, subject in named.items()}
+        return {name: score(subject, None, str(name)) for name, subject in named.items()}
     place = Path(output)
 
     def keep(name: str, subject: Subject) -> dict[str, Any]:
-        scores = score(subject, place / name)
+        scores = score(subject, place / name, name)
         path = str(place / name / "scores.h5ad")
         return {"scores": path, **trust_of(scores)}
 
@@ -264,23 +268,28 @@ class Scorer:
         self,
         slide: Slide,
         path: Path | None = None,
+        name: str = "",
         *,
         check: Callable[[int], object] = lambda _: None,
         bar: Bar = lambda *_: nullcontext(),
     ) -> tuple[AnnData, bool]:
         """Score a slide, or read its scores if they are there; and say which.
 
-        ``check`` is called with the number of tiles before the work, and may refuse it.
+        ``name`` is that of its section, if it is not called as the file. ``check`` is called with
+        the number of tiles before the work, and may refuse it.
         """
         facts = grid_facts(slide, self.model, stride_um=self.stride_um)
+        name = name or slide.path.stem
         if path is not None:
             facts |= {"image_sha256": sha256(slide.path), **self.known}
             facts["strank_version"] = __version__
-        scores = _before(path, facts) if path is not None and self.known else None
+        scores = _before(path, name, facts) if path is not None and self.known else None
         if scores is not None:
             check(scores.n_obs)
             return scores, True
-        tiles = tile_grid(slide, self.model, stride_um=self.stride_um, encoder=self.encoder)
+        tiles = tile_grid(
+            slide, self.model, name=name, stride_um=self.stride_um, encoder=self.encoder
+        )
         check(tiles.n_obs)
         with bar(f"Scoring tiles of {slide.path.stem}", tiles.n_obs) as advance:
             clean = without_ignored(slide)
@@ -293,15 +302,17 @@ class Scorer:
         return scores, False
 
 
-def _before(path: Path, facts: Mapping[str, Any]) -> AnnData | None:
+def _before(path: Path, name: str, facts: Mapping[str, Any]) -> AnnData | None:
     """Read scores of the same image, model and tiles."""
     if not is_whole(path):
         return None
     found = read_h5ad(path)
     stored = found.uns.get("strank", {})
-    # A file that was moved is still the same; one without warnings is of an older strank.
+    # A file that was moved is still the same; one without warnings or picture is of an older one.
     facts = {key: value for key, value in facts.items() if key != "image"}
-    same = "warnings" in stored and all(stored.get(key) == facts[key] for key in facts)
+    older = "warnings" not in stored or "spatial" not in found.uns
+    called = set(found.obs.get("section", ())) == {name}
+    same = called and not older and all(stored.get(key) == facts[key] for key in facts)
     return found if same else None
 
 
@@ -425,6 +436,7 @@ def tile_grid(
     slide: Slide,
     model: RankModel,
     *,
+    name: str = "",
     stride_um: float | None = None,
     encoder: Encoder | None = None,
 ) -> AnnData:
@@ -436,14 +448,17 @@ def tile_grid(
     if not len(centres):
         raise InputError(f"{slide.path}: no tile of {tile_um:g} µm is half full of tissue")
     unseen = share_within(tissue.ignored, tissue.um_per_pixel, centres, tile_um)
-    return AnnData(
+    name = name or slide.path.stem
+    tiles = AnnData(
         obs=pd.DataFrame(
-            {"section": pd.Categorical([slide.path.stem] * len(centres)), "ignored": unseen},
+            {"section": pd.Categorical([name] * len(centres)), "ignored": unseen},
             index=pd.Index([f"tile{i}" for i in range(len(centres))]),
         ),
         obsm={"spatial": centres / slide.um_per_pixel},
         uns={"strank": facts | {"ignored": "; ".join(tissue.notes)}},
     )
+    add_library(tiles, name, picture_for(slide, facts["stride_um"]))
+    return tiles
 
 
 def predict_slide(

@@ -68,6 +68,11 @@ def test_features_are_those_of_a_folder(tmp_path, st_folder, cohort, plains, for
         assert known_encoder(plains[name], "colour") == known_encoder(section, "colour")
         assert spots_checksum(plains[name]) == spots_checksum(section)
         assert section_info(plains[name]).image == section_info(section).image
+        assert list(plains[name].uns["spatial"]) == [name]
+        for part, known in section.uns["spatial"][name].items():
+            found = plains[name].uns["spatial"][name][part]
+            assert found.keys() == known.keys()
+            assert all(np.array_equal(found[key], known[key]) for key in known)
     how = {"encoder": "colour", "n_genes": 2}
     one, other = strank.fit(plains, **how), strank.fit(cohort, **how)
     np.testing.assert_array_equal(
@@ -86,7 +91,7 @@ def test_sections_in_one_object(st_folder, cohort, plains, scale):
     assert model.provenance["sections"]["B1"]["image_sha256"] == (
         section_info(cohort["B1"]).image_sha256
     )
-    assert set(together.uns["strank"]) == {"A1", "B1"}
+    assert set(together.uns["strank"]) == set(together.uns["spatial"]) == {"A1", "B1"}
     strank.embed(together, Colour())  # where they are is known by now
     np.testing.assert_array_equal(together.obsm["colour"], expected)
 
@@ -132,8 +137,9 @@ def test_parts_of_what_was_embedded_are_predicted_and_files_hold_it(
 def test_scanpy_says_where_the_image_is(st_folder, cohort, plains, scale):
     adata = plains["A1"]
     file = st_folder / "images/A1.jpg"
-    adata.uns["spatial"] = {"A1": {"metadata": {"source_image_path": str(file)}}}
+    adata.uns["spatial"] = {"V1": {"metadata": {"source_image_path": str(file)}}}
     strank.embed(adata, Colour(), um_per_pixel=scale)
+    assert adata.uns["spatial"] == {"V1": {"metadata": {"source_image_path": str(file)}}}
     np.testing.assert_array_equal(adata.obsm["colour"], cohort["A1"].obsm["colour"])
 
 

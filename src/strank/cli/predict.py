@@ -154,6 +154,7 @@ def _predict_one(
     genes: list[str],
     exports: dict[str, bool],
 ) -> dict[str, Any]:
+    from strank.cohort.in_memory import name_of
     from strank.prediction import ignored_part, novelty_warning, open_subject, trust_of
     from strank.report.maps import write_gene_maps, write_tissue_map
 
@@ -165,7 +166,8 @@ def _predict_one(
 
             check_geojson_size(n_tiles, len(genes), scorer.model.uncertainty is not None)
 
-    scores, before = scorer.score(slide, folder / "scores.h5ad", check=check, bar=progress)
+    name = "" if section is None else name_of(section)
+    scores, before = scorer.score(slide, folder / "scores.h5ad", name, check=check, bar=progress)
     if section is not None:
         absent = scores.var_names.difference(section.var_names)
         if len(absent):

@@ -234,24 +234,6 @@ def _known_array(grid: Lattice | None, spots: pd.DataFrame) -> Printed | None:
     return find_array(grid) if grid else None
 
 
-def visium_library(adata: AnnData, name: str = "") -> Mapping[str, Any]:
-    """Find what scanpy and squidpy keep in ``uns["spatial"]`` of a section."""
-    libraries = adata.uns.get("spatial", {})
-    if not isinstance(libraries, Mapping):
-        return {}
-    ids = adata.obs["library_id"].astype(str).unique() if "library_id" in adata.obs else []
-    wanted = [key for key in (name, *ids) if key in libraries]
-    wanted = wanted or (list(libraries) if len(libraries) == 1 else [])
-    found = libraries[wanted[0]] if wanted else {}
-    return found if isinstance(found, Mapping) else {}
-
-
-def scalefactors(adata: AnnData, name: str = "") -> Mapping[str, Any]:
-    """Read Space Ranger's scale factors, as scanpy and squidpy keep them."""
-    found = visium_library(adata, name).get("scalefactors", {})
-    return found if isinstance(found, Mapping) else {}
-
-
 def scanpy_um(spots: pd.DataFrame, scales: Mapping[str, Any]) -> float:
     """Find µm per pixel: by the array, else by ``scalefactors`` as scanpy keeps them, else NaN."""
     if (measured := measured_um(spots)) is not None:

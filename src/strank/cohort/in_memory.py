@@ -17,7 +17,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-from strank.cohort.arrays import UNKNOWN, array_of, scalefactors, scanpy_um, spots_of
+from strank.cohort.arrays import UNKNOWN, array_of, scanpy_um, spots_of
 from strank.cohort.contract import (
     MOST_COUNTS,
     SCHEMA,
@@ -30,6 +30,7 @@ from strank.cohort.contract import (
     whole_counts,
 )
 from strank.cohort.genes import IDS, name_genes
+from strank.cohort.library import scalefactors
 from strank.cohort.names import clean_name, clean_names
 from strank.errors import InputError, some
 

@@ -13,9 +13,10 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from strank.cohort.arrays import spots_of, visium_library
+from strank.cohort.arrays import spots_of
 from strank.cohort.contract import SCHEMA, SectionInfo, check_features
 from strank.cohort.in_memory import Sections, info_of, known_facts, placed, um_per_pixel_of
+from strank.cohort.library import add_library, visium_library
 from strank.encoders.backbone import on_gpu
 from strank.encoders.base import Encoder, encoder_facts
 from strank.encoders.tiles import embed_spots, usual_workers
@@ -23,7 +24,7 @@ from strank.errors import InputError, some
 from strank.files import sha256
 from strank.progress import Advance, Say
 from strank.slides.placement import check_inside, check_on_tissue, image_of, open_measured
-from strank.slides.slide import Slide, check_image, open_told
+from strank.slides.slide import Slide, check_image, open_told, picture_for
 
 # One for a section each by name, a folder of them, or of a single section its own.
 Images: TypeAlias = Mapping[str, Path | str] | Path | str | None
@@ -48,7 +49,7 @@ def embed_objects(
     files = {name: _file(name, *part, images, len(parts)) for name, part in parts.items()}
     # All are looked at before the first is embedded.
     opened = {name: _opened(name, *part, files[name], scale) for name, part in parts.items()}
-    for told in [note for _, _, notes in opened.values() for note in notes]:
+    for told in [note for _, _, _, notes in opened.values() for note in notes]:
         say(told) if say is not None else warnings.warn(told, stacklevel=4)
     found: dict[str, NDArray[np.float32]] = {}
     for name, (adata, rows) in parts.items():
@@ -57,7 +58,7 @@ def embed_objects(
         what = f"section {name}: {encoder.name} features"
         check_features(found[name], adata.obs_names[rows], what)
     for name, (adata, rows) in parts.items():
-        _keep(name, adata, rows, encoder, found[name], opened[name][1])
+        _keep(name, adata, rows, encoder, found[name], *opened[name][1:3])
     return {name: len(features) for name, features in found.items()}
 
 
@@ -89,8 +90,11 @@ def _opened(
     rows: NDArray[np.bool_],
     file: Path,
     scale: tuple[float | None, bool],
-) -> tuple[Slide, SectionInfo, list[str]]:
-    """Open the image of a section, once spots and image are found to belong together."""
+) -> tuple[Slide, SectionInfo, dict[str, Any], list[str]]:
+    """Open the image of a section, once spots and image are found to belong together.
+
+    With its picture as scanpy and squidpy keep it, where the section has none.
+    """
     part = adata[rows]
     spots = spots_of(part, f"section {name}")
     known = um_per_pixel_of(part, spots, name)
@@ -100,7 +104,9 @@ def _opened(
     notes = check_on_tissue(slide, spots[["x", "y"]].to_numpy(np.float64), name=name)
     info = info_of(part, spots, name, slide.um_per_pixel)
     image = slide.path.resolve()
-    return slide, replace(info, image=str(image), image_sha256=sha256(image)), notes
+    info = replace(info, image=str(image), image_sha256=sha256(image))
+    picture = {} if visium_library(part, name) else picture_for(slide, info.spot_diameter_um)
+    return slide, info, picture, notes
 
 
 def _keep(
@@ -110,8 +116,9 @@ def _keep(
     encoder: Encoder,
     features: NDArray[np.float32],
     info: SectionInfo,
+    picture: dict[str, Any],
 ) -> None:
-    """Put features and facts where a section that is read from a cohort has them."""
+    """Put features, facts and picture where a section that is read from a cohort has them."""
     facts: dict[str, Any] = {"schema": SCHEMA, **asdict(info)}
     if rows.all():
         adata.obsm[encoder.name], adata.uns["strank"] = features, facts
@@ -122,5 +129,7 @@ def _keep(
         kept[rows] = features
         adata.obsm[encoder.name] = kept
         adata.uns["strank"] = {**adata.uns.get("strank", {}), name: facts}
+    if picture:
+        add_library(adata, name, picture)
     # As text, since files of AnnData hold no lists of facts.
     adata.uns[encoder.name] = json.dumps(encoder_facts(encoder))

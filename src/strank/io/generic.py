@@ -9,9 +9,10 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from strank.cohort.arrays import array_of, measured_um, scalefactors, spots_of
+from strank.cohort.arrays import array_of, measured_um, spots_of
 from strank.cohort.contract import naming, raw_counts
 from strank.cohort.genes import IDS, name_genes
+from strank.cohort.library import scalefactors
 from strank.cohort.names import clean_name, clean_names
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some

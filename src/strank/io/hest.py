@@ -17,9 +17,9 @@ from strank.cohort.arrays import (
     VISIUM,
     find_array,
     lattice_of,
-    scalefactors,
     spot_size_um,
 )
+from strank.cohort.library import scalefactors
 from strank.cohort.names import clean_name
 from strank.cohort.store import read_h5ad
 from strank.errors import InputError, some

@@ -18,6 +18,7 @@ from strank.cohort.contract import (
     make_section,
     whole_counts,
 )
+from strank.cohort.library import add_library
 from strank.cohort.names import clean_name, given_name, look_alikes
 from strank.cohort.store import read_h5ad, write_h5ad
 from strank.errors import InputError, some
@@ -26,7 +27,7 @@ from strank.io.extent import check_extent, slide_of_array
 from strank.io.tables import read_table
 from strank.progress import Say
 from strank.slides.placement import check_inside, check_on_tissue
-from strank.slides.slide import Slide, check_image
+from strank.slides.slide import Slide, check_image, picture_for
 
 T = TypeVar("T")
 Patients = Mapping[str, str] | Path | str | None
@@ -79,9 +80,11 @@ def build_section(
         technology=technology,
         provenance=provenance | {"notes": notes},
     )
-    return make_section(
+    adata = make_section(
         counts, spots=spots, genes=genes, section=section, patient=patient, info=info
     )
+    add_library(adata, section, picture_for(slide, spot_diameter_um))
+    return adata
 
 
 def write_sections(

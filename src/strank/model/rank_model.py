@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from strank.cohort.contract import check_features, known_encoder
 from strank.cohort.in_memory import section_labels, um_of_spots
+from strank.cohort.library import libraries_of
 from strank.encoders.backbone import Backbone
 from strank.encoders.weights import filled
 from strank.errors import InputError, some
@@ -296,9 +297,10 @@ class RankModel:
             ``X`` = scores (natural log, float32), 0 at the mean of a section and gene; ``obs`` and
             ``obsm["spatial"]`` as given; ``var`` = the panel, with ``measured`` = whether the input
             has counts of the gene; ``uns["strank_model"]`` = encoder and provenance as JSON,
-            ``uns["strank"]`` as given. For a model that knows how wrong it may be, ``layers["se"]``
-            = standard error of a score, as the difference from that mean; and what it is made of:
-            the difference of two spots in ``obsm["score_axes"]``, squared, times
+            ``uns["strank"]`` as given, and so ``uns["spatial"]``, which scanpy and squidpy draw
+            over, under the names of sections. For a model that knows how wrong it may be,
+            ``layers["se"]`` = standard error of a score, as the difference from that mean; and what
+            it is made of: the difference of two spots in ``obsm["score_axes"]``, squared, times
             ``varm["score_variance"]``, is the variance of the difference of their scores (of the
             last column, how far each is from all axes, the squares of both).
 
@@ -319,6 +321,7 @@ class RankModel:
                 "strank_model": json.dumps({"encoder": dict(self.encoder), **self.provenance}),
                 # Which image the positions belong to.
                 **({"strank": adata.uns["strank"]} if "strank" in adata.uns else {}),
+                **({"spatial": pictures} if (pictures := libraries_of(adata, section)) else {}),
             },
         )
         if self.uncertainty is not None:

@@ -17,8 +17,8 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 from PIL import Image
 
-from strank.cohort.arrays import visium_library
 from strank.cohort.in_memory import as_sections, name_of
+from strank.cohort.library import visium_library
 from strank.errors import InputError, some
 from strank.pl.axes import axes_or_new
 from strank.pl.layers import (
@@ -188,7 +188,7 @@ def _draw(layer: MapLayer, gene: str, adata: AnnData, slide: Slide | None, ax: A
 def _image_of(adata: AnnData, slide: Slide | None) -> tuple[NDArray[np.uint8], float] | None:
     """Find a small image, and how many pixels of the full one a pixel of it is."""
     if slide is None:
-        library = visium_library(adata)
+        library = visium_library(adata, name_of(adata))
         for key in _IMAGE_KEYS:
             scale = library.get("scalefactors", {}).get(f"tissue_{key}_scalef")
             if scale is not None and key in library.get("images", {}):

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,6 +29,8 @@ _FINEST_UM, _COARSEST_UM = 1e-3, 1e4
 # fine for a small section and no more pixels than can be seen.
 MASK_UM = 8.0
 _FINE_UM, _SEEN_PIXELS = 4.0, 2000
+# A side of the one that goes with spots: 3 MB in memory at most.
+_KEPT_PIXELS = 1000
 # Pixels of a level from which it is shrunk as it is read, and how many times is left to do then.
 _MOST_PIXELS, _MARGIN = 16_000_000, 1.1
 
@@ -170,6 +173,22 @@ def thumbnail(slide: Slide, um_per_pixel: float) -> tuple[NDArray[np.uint8], flo
 def picture_um(slide: Slide) -> float:
     """Size of a pixel, in µm, of a picture of a slide that is looked at."""
     return max(_FINE_UM, max(slide.size) * slide.um_per_pixel / _SEEN_PIXELS)
+
+
+def picture_for(slide: Slide, mark_um: float) -> dict[str, Any]:
+    """Make what scanpy and squidpy draw marks over: of a section its ``uns["spatial"]``."""
+    longest = max(slide.size)
+    # Never finer than the overview, which was read by then.
+    picture, _ = thumbnail(slide, max(_FINE_UM, longest * slide.um_per_pixel / _KEPT_PIXELS))
+    return {
+        "images": {"hires": picture},
+        "scalefactors": {
+            "tissue_hires_scalef": max(picture.shape) / longest,
+            "spot_diameter_fullres": mark_um / slide.um_per_pixel,
+            "microns_per_pixel": slide.um_per_pixel,
+        },
+        "metadata": {"source_image_path": str(slide.path.resolve())},
+    }
 
 
 def _shared_shrink(slide: Slide) -> float:
