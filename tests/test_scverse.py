@@ -67,11 +67,11 @@ def slides(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def model() -> RankModel:
-    """GREEN's score is the mean green of the window."""
+    """ERBB2's score is the mean green of the window."""
     head = LinearHead(3, 1)
     head.weight.data = torch.tensor([[0.0], [1.0], [0.0]])
     sizes = {"spot_diameter_um": 100.0, "spot_pitch_um": 200.0}
-    return RankModel(head, pd.DataFrame(index=["GREEN"]), encoder_facts(MeanColour()), sizes)
+    return RankModel(head, pd.DataFrame(index=["ERBB2"]), encoder_facts(MeanColour()), sizes)
 
 
 @pytest.fixture(scope="module")
@@ -112,17 +112,17 @@ def shrunk(slide: Path) -> float:
 @pytest.mark.parametrize("name", ["wide", "high"])
 def test_scores_lie_over_the_tissue(slides, predicted, name):
     scores, width = predicted[name], shrunk(slides[name])
-    squidpy.pl.spatial_scatter(scores, color="GREEN", shape="square")
+    squidpy.pl.spatial_scatter(scores, color="ERBB2", shape="square")
     check_drawn(plt.gcf().axes[0], width, scores)
-    squidpy.pl.spatial_scatter(scores, color="GREEN")
+    squidpy.pl.spatial_scatter(scores, color="ERBB2")
     check_drawn(plt.gcf().axes[0], width, scores)
-    (ax,) = scanpy.pl.spatial(scores, color="GREEN", show=False)
+    (ax,) = scanpy.pl.spatial(scores, color="ERBB2", show=False)
     check_drawn(ax, width, scores)
 
 
 def test_several_lie_over_their_own(slides, predicted):
     scores = anndata.concat(predicted.values(), uns_merge="unique", index_unique="-")
-    squidpy.pl.spatial_scatter(scores, color="GREEN", library_key="section", shape="square")
+    squidpy.pl.spatial_scatter(scores, color="ERBB2", library_key="section", shape="square")
     axes = [ax for ax in plt.gcf().axes if ax.images]
     assert len(axes) == 2
     for ax, name in zip(axes, scores.uns["spatial"], strict=True):
@@ -174,11 +174,11 @@ def test_sections_and_scores_of_their_spots_lie_over_their_tissue(cohort, st_fol
         scored[path.stem] = anndata.read_h5ad(cohort.parent / "scores.h5ad")
     scores = anndata.concat(scored.values(), uns_merge="unique", index_unique="-")
     assert list(scores.uns["spatial"]) == ["A1", "B1"]
-    squidpy.pl.spatial_scatter(scores, color="GREEN", library_key="section")
+    squidpy.pl.spatial_scatter(scores, color="ERBB2", library_key="section")
     for ax, own in zip((a for a in plt.gcf().axes if a.images), scored.values(), strict=True):
         check_drawn(ax, width, own)
     one = scores[scores.obs["section"] == "B1"]
-    (ax,) = scanpy.pl.spatial(one, color="GREEN", library_id="B1", show=False)
+    (ax,) = scanpy.pl.spatial(one, color="ERBB2", library_id="B1", show=False)
     check_drawn(ax, width, scored["B1"])
     # Those that are scored at once, too.
     sections = strank.read_cohort(cohort, sections=list(scored)).values()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import spatialdata
+import spatialdata_plot  # noqa: F401
 import squidpy
 from anndata import AnnData
 from PIL import Image
@@ -137,3 +139,27 @@ def test_an_interrupted_write_leaves_nothing(predictions, tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space"):
         write_spatialdata(predictions, tmp_path / "s.zarr")
     assert not list(tmp_path.iterdir())
+
+
+def test_spatialdata_plot_draws_tiles_over_the_image(read, predictions):
+    """Squares of the stride in the colours of a gene, in pixels of the full image as the H&E."""
+    read.pl.render_images("he").pl.render_shapes("tiles", color="ERBB2").pl.show()
+    ax = plt.gcf().axes[0]
+    (marks,) = ax.collections
+    corners = np.array([path.get_extents().get_points() for path in marks.get_paths()])
+    np.testing.assert_allclose(corners.mean(1), predictions.obsm["spatial"], atol=1e-6)
+    np.testing.assert_allclose(corners[:, 1] - corners[:, 0], 25 / UM)
+    values = predictions[:, "ERBB2"].X.ravel()
+    expected = plt.get_cmap("viridis")(plt.Normalize(values.min(), values.max())(values))
+    np.testing.assert_allclose(marks.get_facecolor()[:, :3], expected[:, :3], atol=1e-2)
+    # The dark rectangle is drawn where it is in the slide.
+    (picture,) = ax.images
+    dark = np.asarray(picture.get_array())[..., 0] < 0.7
+    rows, columns = np.nonzero(dark)
+    found = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]])
+    to_axes = picture.get_transform() - ax.transData
+    shrink = np.array(SIZE) / dark.shape[::-1]
+    np.testing.assert_allclose(
+        to_axes.transform(found), [[1200, 400], [1800, 2000]], atol=shrink[0]
+    )
+    plt.close("all")
