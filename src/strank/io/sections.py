@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 from anndata import AnnData
+from anndata.io import read_elem
 from scipy import sparse
 
 from strank.cohort.contract import (
@@ -18,9 +19,10 @@ from strank.cohort.contract import (
     make_section,
     whole_counts,
 )
+from strank.cohort.folder import open_h5ad
 from strank.cohort.library import add_library
 from strank.cohort.names import clean_name, given_name, look_alikes
-from strank.cohort.store import read_h5ad, write_h5ad
+from strank.cohort.store import write_h5ad
 from strank.errors import InputError, some
 from strank.files import claimed, output_folder, sha256
 from strank.io.extent import check_extent, slide_of_array
@@ -163,8 +165,11 @@ def _add(named: Mapping[str, AnnData], cohort: Path, say: Say | None) -> None:
                 f"sections {other} and {name} are one file where capitals are not told apart "
                 "(Windows, macOS); give one another name"
             )
-    known = {name: _named_in(read_h5ad(path, backed="r")) for name, path in held.items()}
-    known |= {name: _named_in(adata) for name, adata in named.items()}
+    known = {name: _named_on_disk(path) for name, path in held.items()}
+    known |= {
+        name: (clean_name(adata.obs["patient"].iloc[0]), adata.var_names)
+        for name, adata in named.items()
+    }
     genes = {name: those for name, (_, those) in sorted(known.items())}
     check_naming(genes)
     output_folder(cohort)
@@ -246,9 +251,9 @@ def read_patients(path: Path | str | None) -> dict[str, str]:
     return dict(zip(table["section"], table["patient"], strict=True))
 
 
-def _named_in(adata: AnnData) -> tuple[str, pd.Index]:
+def _named_on_disk(path: Path) -> tuple[str, pd.Index]:
     """Name the patient and the genes of a section; no patient where reading the cohort fails."""
-    if adata.isbacked:
-        adata.file.close()
-    known = "patient" in adata.obs and adata.n_obs > 0
-    return clean_name(adata.obs["patient"].iloc[0]) if known else "", adata.var_names
+    with open_h5ad(path) as file:
+        patients = read_elem(file["obs/patient"]) if "patient" in file["obs"] else []
+        genes = read_elem(file["var"]).index
+    return clean_name(patients[0]) if len(patients) else "", genes
