@@ -353,6 +353,10 @@ def _of_unknown_depth(adata):
     adata.obs["library_size"] = np.where(np.arange(adata.n_obs), adata.obs["library_size"], np.nan)
 
 
+def _of_too_little_depth(adata):
+    adata.obs.iloc[3, adata.obs.columns.get_loc("library_size")] = float(adata.X[3].sum() - 1)
+
+
 def _nowhere(adata):
     adata.obsm["spatial"] = np.full((adata.n_obs, 2), np.nan)
 
@@ -366,6 +370,7 @@ def _named_alike(adata):
     [
         (_of_two, "one section of one patient"),
         (_of_unknown_depth, r'obs\["library_size"\] is not finite'),
+        (_of_too_little_depth, r'obs\["library_size"\] is less than the counts of spot \S*3$'),
         (_nowhere, r'obsm\["spatial"\] is not finite'),
         (_named_alike, "obs_names has duplicates"),
     ],

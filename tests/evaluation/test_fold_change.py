@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.ndimage import gaussian_filter
 from scipy.stats import t
+from shapely.geometry import box, mapping
 
 from strank.errors import InputError
 from strank.evaluation.fold_change import (
@@ -305,5 +308,44 @@ def test_labels_and_counts():
         contrast(predictions, where, block_um=0)
     predictions.obs["half"] = observed.obs["half"] = where
     found = contrast(predictions, "half", observed)
+    assert not [text for text in found.warnings if text.startswith("counts")]
     assert found.facts["agreement"]["genes"] == 5
     assert set(found.facts["blocks"]) == {"predicted", "observed"}
+
+
+def test_what_is_not_known_of_the_image_of_the_counts_is_said(tmp_path):
+    """The scale is that of the predictions, since places are compared; another is refused."""
+    predictions, regions = random_tiles()
+    where = np.where(regions["left"], "left", "right")
+    counts = np.random.default_rng(0).poisson(9, (len(where), 5))
+    observed = section(counts, predictions.obsm["spatial"] / 2)
+    observed.uns["strank"] |= {"image": "A1.jpg", "um_per_pixel": 0.5}
+    for adata in (predictions, observed):
+        adata.obs["half"] = where
+    known = contrast(predictions, "half", observed)
+
+    observed.uns["strank"] |= {"image": "", "um_per_pixel": float("nan")}
+    found = contrast(predictions, "half", observed)
+    told = "counts: µm per pixel is not known; that of the predictions, 0.5, is taken"
+    assert [text for text in found.warnings if text.startswith("counts")] == [told]
+    pd.testing.assert_frame_equal(found.table, known.table)
+    assert np.isnan(observed.uns["strank"]["um_per_pixel"])
+
+    middle = float(np.median(predictions.obsm["spatial"][:, 0])) - 1
+    sides = {"left": box(-1, -1, middle, 1e5), "right": box(middle, -1, 1e5, 1e5)}
+    features = [
+        {"type": "Feature", "geometry": mapping(side), "properties": {"name": name}}
+        for name, side in sides.items()
+    ]
+    file = tmp_path / "halves.geojson"
+    file.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    found = contrast(predictions, file, observed)
+    pixels = "counts: the image is not named; places are taken to be pixels of the same image"
+    assert [text for text in found.warnings if text.startswith("counts")] == [pixels, told]
+    pd.testing.assert_frame_equal(found.table, known.table)
+
+    observed.uns["strank"]["um_per_pixel"] = 0.51
+    contrast(predictions, file, observed)
+    observed.uns["strank"]["um_per_pixel"] = 0.53
+    with pytest.raises(InputError, match=r"an image without name \(0.53 µm per pixel\), but"):
+        contrast(predictions, file, observed)

@@ -144,14 +144,18 @@ def test_epochs_are_whole_numbers_and_a_cut_is_told(tmp_path):
         history = {
             "epoch": range(6),
             "train/loss": 1.0,
-            "validation/list_gain": [first, *[0.2] * 5],
+            "validation/list_gain": [first, 0.12, 0.15, 0.18, 0.2, 0.2],
         }
         pd.DataFrame(history).to_csv(tmp_path / f"without-{name}" / "history.csv")
     ax = strank.pl.learning(tmp_path, ax=ax_of())
     ticks = ax.get_xticks()
     np.testing.assert_array_equal(ticks, ticks.round())
     assert "not shown" in ax.get_title()
+    assert ax.get_ylim()[0] > -1
     (tmp_path / "without-A" / "history.csv").unlink()
+    whole = strank.pl.learning(tmp_path, ax=ax_of())  # B begins at half of what it reaches
+    assert whole.get_title() == ""
+    assert whole.get_ylim()[0] < 0.1
     assert strank.pl.learning(tmp_path, training=True, ax=ax_of()).get_title() == ""
 
 

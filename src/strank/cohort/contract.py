@@ -147,11 +147,11 @@ def check_section(adata: AnnData, *, name: str) -> None:
     """Refuse a section that breaks the contract, naming the slot and the offending rows."""
     check_slots(adata, name=name)
     check_counts(adata.X, spots=adata.obs_names, genes=adata.var_names, name=name)
-    _check_depths(adata, name)
+    check_depths(adata, adata.X, name=name)
 
 
 def check_slots(adata: AnnData, *, name: str) -> None:
-    """Refuse all that breaks the contract but for counts, and depths beside them."""
+    """Refuse all that breaks the contract but for counts and depths."""
     for slot, keys in {
         "obs": ["section", "patient", "library_size"],
         "obsm": ["spatial"],
@@ -258,9 +258,10 @@ def _check_numbers(adata: AnnData, name: str) -> None:
             raise InputError(f"{name}: {slot} is not finite at spot {some(adata.obs_names[wrong])}")
 
 
-def _check_depths(adata: AnnData, name: str) -> None:
-    # The library size may cover genes that the file no longer holds, never fewer.
-    short = adata.obs["library_size"].to_numpy() < adata.X @ np.ones(adata.n_vars) - 0.5
+def check_depths(adata: AnnData, counts: Any, *, name: str) -> None:
+    """Refuse library sizes below the sum of a spot's counts, naming the spots."""
+    # They may cover genes that the file no longer holds, never fewer.
+    short = adata.obs["library_size"].to_numpy() < counts @ np.ones(adata.n_vars) - 0.5
     if short.any():
         raise InputError(
             f'{name}: obs["library_size"] is less than the counts of spot '

@@ -23,6 +23,7 @@ from strank.cohort.contract import (
     SCHEMA,
     SectionInfo,
     check_counts,
+    check_depths,
     check_naming,
     check_section,
     check_slots,
@@ -171,8 +172,9 @@ def _section(
 ) -> AnnData:
     """Fill in what the contract asks for; what keeps it stays the same object."""
     adata = adata if rows.all() else adata[rows]
-    if _is_kept(name, adata):
+    if (kept := _kept_counts(name, adata)) is not None:
         check_slots(adata, name=f"section {name}")
+        check_depths(adata, kept, name=f"section {name}")
         return adata
     spots, off = spots_of(adata, f"section {name}"), off_tissue(adata)
     if off.any():
@@ -198,18 +200,19 @@ def _section(
     return made
 
 
-def _is_kept(name: str, adata: AnnData) -> bool:
-    """Whether an object keeps the contract, under this name."""
+def _kept_counts(name: str, adata: AnnData) -> NDArray | sparse.csr_matrix | None:
+    """Return the counts of an object that keeps the contract, under this name; ``None`` if not."""
     slots = {"section", "patient", "library_size"} <= set(adata.obs)
     if not (slots and set(adata.uns.get("strank", ())) >= {"schema", *_FACTS}):
-        return False
+        return None
     values = adata.X  # of a part of an object each look makes another copy
-    return (
+    kept = (
         set(adata.obs["section"].unique()) == {name}
         and isinstance(values, (sparse.csr_matrix, np.ndarray))
         and values.dtype in (np.float32, np.float64)
         and _are_counts(values)
     )
+    return values if kept else None
 
 
 def _are_counts(values: NDArray | sparse.csr_matrix) -> bool:

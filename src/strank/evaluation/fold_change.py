@@ -22,7 +22,14 @@ from strank.cohort.in_memory import as_sections, name_of, um_of_spots
 from strank.cohort.names import told_apart
 from strank.cohort.store import read_h5ad, read_section
 from strank.errors import InputError, some
-from strank.evaluation.regions import Groups, Regions, choose_pair, disjoint, find_regions
+from strank.evaluation.regions import (
+    Groups,
+    Regions,
+    choose_pair,
+    disjoint,
+    find_regions,
+    on_same_slide,
+)
 from strank.files import claims, output_folder, sha256, write_json, write_table
 from strank.model.uncertainty import change_interval
 from strank.version import __version__
@@ -237,12 +244,12 @@ def _observed_regions(
         section, name = read_section(Path(counts)), str(counts)
     else:
         section, name = counts, "counts"
-    _same_slide(name, section, tiles)
     if not isinstance(groups, (str, Path)):
         raise InputError(
             f"{name}: `groups` has labels of the predictions only; give regions as GeoJSON, or a "
             "column of obs that both have"
         )
+    section, assumed = on_same_slide(name, section, tiles, by_place=groups not in tiles.obs)
     if groups in tiles.obs and groups not in section.obs:
         raise InputError(
             f"{name}: obs has no column {groups}; add it there too, or give regions as GeoJSON"
@@ -252,6 +259,7 @@ def _observed_regions(
     if absent:
         raise InputError(f"{name}: obs[{groups!r}] has no {some(absent)}, as the predictions have")
     chosen, told = _chosen(regions, pair, section, name)
+    told += assumed
     lacking = tiles.var_names.difference(section.var_names)
     if len(lacking):
         told.append(f"{name} has no counts of {some(lacking)}: predicted only")
@@ -259,18 +267,6 @@ def _observed_regions(
     if counts_checksum(section) in [known.get("counts_sha256") for known in trained]:
         told.append(f"the model was trained on {name}: its observed changes are no test")
     return section, chosen, told
-
-
-def _same_slide(name: str, section: AnnData, tiles: AnnData) -> None:
-    """Refuse counts whose positions are in pixels of another image."""
-    mine, theirs = section.uns["strank"], tiles.uns.get("strank", {})
-    image, other = (Path(str(facts.get("image", ""))).name for facts in (mine, theirs))
-    scales = [float(facts.get("um_per_pixel", 0)) for facts in (mine, theirs)]
-    if image and other and (image != other or abs(scales[0] - scales[1]) > 1e-6 * scales[0]):
-        raise InputError(
-            f"{name}: counts of {image} ({scales[0]:.6g} µm per pixel), but the predictions are of "
-            f"{other} ({scales[1]:.6g}); regions are places of one image"
-        )
 
 
 def _covers(tiles: AnnData) -> str:

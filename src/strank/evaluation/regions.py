@@ -182,6 +182,37 @@ def disjoint(regions: Regions, pair: tuple[str, ...]) -> tuple[Regions, int]:
     return {name: regions[name] & ~shared for name in pair}, int(shared.sum())
 
 
+def on_same_slide(
+    name: str, section: AnnData, tiles: AnnData, *, by_place: bool
+) -> tuple[AnnData, list[str]]:
+    """Refuse counts whose positions are in pixels of another image; say what is not known of it."""
+    mine, theirs = section.uns["strank"], tiles.uns.get("strank", {})
+    image, other = (Path(str(facts.get("image", ""))).name for facts in (mine, theirs))
+    scale, expected = (float(facts.get("um_per_pixel", np.nan)) for facts in (mine, theirs))
+    # Of an image that has no name the scale may be measured, not stated.
+    allowed = 1e-6 if image and other else 0.05
+    if (image and other and image != other) or abs(scale - expected) > allowed * expected:
+        raise InputError(
+            f"{name}: counts of {image or 'an image without name'} ({scale:.6g} µm per pixel), but "
+            f"the predictions are of {other or 'one without name'} ({expected:.6g}); regions are "
+            "places of one image"
+        )
+    told = []
+    if by_place and not (image and other):
+        whose = name if other else "the predictions"
+        told.append(
+            f"{whose}: the image is not named; places are taken to be pixels of the same image"
+        )
+    if np.isnan(scale) and not np.isnan(expected):
+        told.append(
+            f"{name}: µm per pixel is not known; that of the predictions, {expected:.6g}, is taken"
+        )
+        facts = {"strank": {**mine, "um_per_pixel": expected}}
+        slots = {"obs": section.obs, "var": section.var, "obsm": dict(section.obsm)}
+        section = AnnData(section.X, **slots, uns={**section.uns, **facts})
+    return section, told
+
+
 def _check_near(path: Path, regions: Mapping[str, Any], positions: NDArray[np.float64]) -> None:
     """Refuse a file all of whose regions lie where no spot is: it is of another slide or scale."""
     spots = np.concatenate([positions.min(0), positions.max(0)])

@@ -16,6 +16,8 @@ from strank.pl.axes import add_legend, axes_or_new
 
 _VALIDATION = "validation/"
 _TRAINING = "train/loss"
+# Axes are cut where the whole is so many times as high as all but a tenth of the epochs.
+_PRESSED = 2
 _NAMES = {
     "loss": "validation loss",
     "list_gain": "held-out log-likelihood above library\nsize alone, nats a gene and section",
@@ -127,13 +129,14 @@ def _mark_best(ax: Axes, epoch: pd.Series, values: pd.Series, colour: str) -> No
 
 
 def _leave_first(ax: Axes, curves: list[pd.Series]) -> None:
-    """Leave out what would press the rest together, as the first epochs do, and say so."""
-    if _lower_is_better(curves[0]):
-        ax.set_ylim(top=max(float(curve.quantile(0.9)) for curve in curves))
-    else:
-        ax.set_ylim(bottom=min(float(curve.quantile(0.1)) for curve in curves))
-    low, high = ax.get_ylim()
-    if any(((curve < low) | (curve > high)).any() for curve in curves):
+    """Leave out what presses the rest together, as first epochs may, and say so."""
+    lower = _lower_is_better(curves[0])
+    low = min(float(curve.quantile(0 if lower else 0.1, "higher")) for curve in curves)
+    high = max(float(curve.quantile(0.9 if lower else 1, "lower")) for curve in curves)
+    every = max(curve.max() for curve in curves) - min(curve.min() for curve in curves)
+    if every > _PRESSED * (high - low):
+        margin = (high - low) / 20
+        ax.set_ylim(None if lower else low - margin, high + margin if lower else None)
         ax.set_title("epochs beyond the axis are not shown", fontsize=9)
 
 

@@ -28,6 +28,8 @@ from strank.storage import new_file
 _DPI, _COMPRESSION = 130, 3
 # Inches of a panel's width, without its colour bar.
 _SIDE = 4.6
+# Numbers beside a colour bar that take as much room as any: those of a gene are of its own.
+_WIDE = -0.75, 0.75
 
 
 def write_gene_maps(
@@ -103,8 +105,6 @@ def write_gene_maps(
         with new_file(path) as file:
             # Not `savefig`, which draws twice.
             drawing.canvas.print_png(file, pil_kwargs={"compress_level": _COMPRESSION})
-        # Where things are was found for the first, which costs as much as to draw them.
-        drawing.figure.set_layout_engine("none")
         paths.append(path)
         if advance is not None:
             advance(1)
@@ -196,7 +196,8 @@ class _Drawing:
         ground = Ground.of(image, um_per_pixel, layers)
         # Without pyplot no global state is touched.
         size = _SIDE + 5.4 * len(layers), _SIDE * ground.aspect + 0.8 + 0.5 * bool(warning)
-        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.1), dpi=_DPI)
+        engine = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.08)
+        figure = Figure(figsize=size, layout=engine, dpi=_DPI)
         canvas = FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(layers) + 1, squeeze=False)[0]
         for ax in axes:
@@ -213,6 +214,11 @@ class _Drawing:
         if warning:
             told = textwrap.fill(warning, int(11 * size[0]))
             figure.supxlabel(told, parse_math=False, fontsize="medium", bbox=BANNER)
+        for mark in marks:
+            mark.set_clim(*_WIDE)
+        # Where things are is found once, which costs as much as to draw them.
+        engine.execute(figure)
+        figure.set_layout_engine("none")
         return cls(figure, canvas, title, layers, marks)
 
     def show(self, gene: str) -> None:

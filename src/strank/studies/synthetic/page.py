@@ -186,7 +186,7 @@ def _draw_list_sizes(table: pd.DataFrame) -> Figure:
         ax.errorbar(rows["n_k"], rows["scc"], rows["sd"], fmt="o-", color="#D55E00", label="ours")
         ax.plot(rows["n_k"], rows["paper"], "x--", color="black", label="paper")
         ax.set_xscale("log", base=2)
-        ax.set(title=sampling, xlabel="list size N_k", ylabel="SCC against the truth")
+        ax.set(title=sampling, xlabel="list size $N_k$", ylabel="SCC against the truth")
         ax.grid(alpha=0.3)
         ax.legend()
     return figure
