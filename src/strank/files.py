@@ -32,6 +32,7 @@ from strank.storage import (
     remove_rest,
     writing,
 )
+from strank.units import Where
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,10 +52,10 @@ _Found = TypeVar("_Found")
 
 
 @contextmanager
-def claimed(path: Path, *, wait: bool = False) -> Iterator[None]:
+def claimed(path: Path, *, wait: bool = False, shard: str | None = None) -> Iterator[None]:
     """Have an output to oneself, or refuse it; sweep what killed runs have left of it.
 
-    Whether it can be written is known before the work.
+    Other shards of a run may share it. Whether it can be written is known before the work.
     """
     path = path.expanduser().absolute()
     if path.is_file():
@@ -65,18 +66,27 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Beside it, since it may be swapped; inside where that cannot be, as a mounted volume.
         beside = os.access(path.parent, os.W_OK) or not path.is_dir()
-        claim = Claim.take(path if beside else path / path.name, wait=wait)
-    if claim is None:
+        place, share = path if beside else path / path.name, Where(shard=shard).share
+        taken = [Claim.take(place, wait=wait, shared=share is not None)]
+        if share is not None:
+            own = place.with_name(f"{place.name}.{share[0]}-of-{share[1]}")
+            taken.append(Claim.take(own, wait=wait))
+    if None in taken:
+        for claim in filter(None, taken):
+            claim.release()
         raise InputError(
             f"{path}: another run is writing there; wait for it, or choose another `folder`"
         )
     try:
-        recover(path)
-        for part in path.rglob(f".*.{NUMBER}.part*"):
-            remove_rest(part)
+        # Not beside others, whose locks another machine may not see.
+        if share is None:
+            recover(path)
+            for part in path.rglob(f".*.{NUMBER}.part*"):
+                remove_rest(part)
         yield
     finally:
-        claim.release()
+        for claim in filter(None, taken):
+            claim.release()
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
@@ -97,14 +107,15 @@ def claims(output: str) -> Callable[[Callable[_Given, _Found]], Callable[_Given,
 
         @wraps(work)
         def alone(*args: _Given.args, **options: _Given.kwargs) -> _Found:
-            path = signature.bind(*args, **options).arguments.get(output)
+            given = signature.bind(*args, **options).arguments
+            path = given.get(output)
             # Of processes that share a training, the first has it for all.
             if path is None or any(os.environ.get(name, "0") != "0" for name in _RANKS):
                 return work(*args, **options)
             path = Path(path).expanduser().absolute()
             if path in _held.get():
                 return work(*args, **options)
-            with claimed(path):
+            with claimed(path, shard=given.get("shard")):
                 before = _held.set(_held.get() | {path})
                 try:
                     return work(*args, **options)

@@ -401,11 +401,12 @@ def _told(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be written ({reason}); {do}")
 
 
-def _lock(file: int, *, wait: bool) -> bool:
+def _lock(file: int, *, wait: bool, shared: bool = False) -> bool:
     """Lock an open file until it is closed, or the process ends; False if another has it."""
     try:
         if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
         elif msvcrt is not None:
             msvcrt.locking(file, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
     except OSError as error:
@@ -428,12 +429,12 @@ class Claim:
         return path.with_name(f".{path.name}.lock")
 
     @classmethod
-    def take(cls, path: Path, *, wait: bool) -> Claim | None:
-        """Take it; ``None`` if another has it and one does not wait."""
+    def take(cls, path: Path, *, wait: bool, shared: bool = False) -> Claim | None:
+        """Take it, alone or with others; ``None`` if another has it and one does not wait."""
         lock = cls.place(path)
         while True:
             file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-            if not _lock(file, wait=wait):
+            if not _lock(file, wait=wait, shared=shared):
                 os.close(file)
                 return None
             # Whoever had it has removed it.
@@ -445,9 +446,11 @@ class Claim:
         """Give it back."""
         if self._file < 0:
             return
-        # Before the release, after which it may be that of another; Windows wants it after.
-        with suppress(OSError):
-            self.path.unlink()
+        # Before the release, after which it may be that of another; Windows wants it after. One
+        # that others have, too, stays theirs.
+        if _lock(self._file, wait=False):
+            with suppress(OSError):
+                self.path.unlink()
         os.close(self._file)
         self._file = -1
         if sys.platform == "win32":

@@ -11,15 +11,17 @@ import socket
 import sys
 import tempfile
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import AbstractContextManager, chdir, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from strank.errors import InputError, said_by, some
 from strank.extras import need
@@ -137,6 +139,63 @@ def each(
     else:
         for argument in arguments:
             yield work(argument) if all_threads else _here(work, argument)
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Result]):
+    """What became of a unit: its result, or why there is none; what was said of it meanwhile."""
+
+    unit: Any
+    result: Result | None = None
+    error: str = ""
+    said: tuple[str, ...] = ()
+    seconds: float = 0.0
+    host: str = field(default_factory=socket.gethostname)
+
+    @classmethod
+    def of(cls, unit: Any, error: Exception, **about: Any) -> Outcome[Any]:
+        """Say in one line what went wrong."""
+        told = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            told = f"{error.filename}: {error.strerror}"
+        elif not isinstance(error, InputError):
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
+            told = place + (f": {told}" if told else "")
+        return cls(unit, error=told, **about)
+
+
+def each_alone(
+    work: Callable[[Argument, Say], Result],
+    arguments: Iterable[Argument],
+    where: Where,
+    *,
+    say: Say | None = None,
+    all_threads: bool = False,
+) -> Iterator[Outcome[Result]]:
+    """Yield what became of every unit: whatever fails, a full disk or a bug, the others go on.
+
+    ``work`` is also given what it may say; ``say`` is told of the engine.
+    """
+
+    def lost(argument: Argument, told: str) -> Outcome[Result]:
+        return Outcome(argument, error=told)
+
+    run = partial(_outcome, work)
+    yield from each(run, arguments, where, say=say, lost=lost, all_threads=all_threads)
+
+
+def _outcome(work: Callable[[Argument, Say], Result], argument: Argument) -> Outcome[Result]:
+    start, said = time.perf_counter(), list[str]()
+
+    def about() -> dict[str, Any]:
+        return {"said": tuple(said), "seconds": round(time.perf_counter() - start, 1)}
+
+    try:
+        return Outcome(argument, work(argument, said.append), **about())
+    # A bug, or memory that is short, must not end a night's work any more than a bad file.
+    except Exception as error:
+        return Outcome.of(argument, error, **about())
 
 
 def _say(text: str) -> None:

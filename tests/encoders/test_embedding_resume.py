@@ -7,21 +7,21 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from strank.cohort.folder import features_path
-from strank.cohort.store import read_cohort
+from strank.cohort.store import read_cohort, write_h5ad
 from strank.encoders.base import Field
 from strank.encoders.embedding import embed
-from strank.encoders.run import Part
 from strank.errors import InputError
+from strank.files import claimed
 from strank.io import find_st, read_st, write_sections
 
 N_SPOTS, N_FEATURES = 25, 1000
@@ -91,93 +91,16 @@ def test_what_a_killed_run_finished_is_not_encoded_again(folder, expected, tmp_p
     """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)])
     assert killed.returncode == -signal.SIGKILL
-    assert {"A1.h5ad", ".B1.part"} <= set(files(folder))
+    assert "A1.h5ad" in files(folder)
     rest, advanced = Means(), []
     done = embed(folder, rest, batch_size=4, advance=advanced.append)
     assert [entry.done_before for entry in done] == [True, False]
-    # The last two before the end may have been encoded but not yet written.
-    assert N_SPOTS - 16 <= sum(rest.n_spots) <= N_SPOTS - 8
+    assert sum(rest.n_spots) == N_SPOTS
     assert sum(advanced) == 2 * N_SPOTS
     check(folder, expected)
     again = Means()
     embed(folder, again)
     assert again.n_spots == []
-
-
-def test_a_part_of_another_encoder_is_not_believed(folder, expected):
-    def stop():
-        if sum(encoder.n_spots) >= 12:
-            raise KeyboardInterrupt
-
-    for changed in ({"version": "0"}, {"dtype": "float16"}):
-        encoder = Means(before=stop, version=changed.get("version", "1"))
-        with pytest.raises(KeyboardInterrupt):
-            embed(folder, encoder, batch_size=4, dtype=changed.get("dtype"))
-        assert ".A1.part" in files(folder)
-    rest = Means()
-    embed(folder, rest, batch_size=4)
-    assert sum(rest.n_spots) == 2 * N_SPOTS
-    check(folder, expected)
-
-
-def test_batches_are_those_of_a_run_that_nothing_stopped(folder, expected):
-    def stop():
-        if len(encoder.n_spots) == 4:
-            raise KeyboardInterrupt
-
-    encoder, rest = Means(before=stop), Means()
-    with pytest.raises(KeyboardInterrupt):
-        embed(folder, encoder, batch_size=4)
-    # The first two or three batches of 4 were kept: of 5 they are one or two.
-    embed(folder, rest, batch_size=5)
-    assert set(rest.n_spots) == {5}
-    assert sum(rest.n_spots) < 2 * N_SPOTS
-    check(folder, expected)
-
-
-@given(done=st.integers(0, 20), torn=st.lists(st.integers(0, 59), max_size=5))
-@settings(max_examples=60, deadline=None)
-def test_rows_from_the_first_that_did_not_reach_the_disk_are_done_again(
-    tmp_path_factory, done, torn
-):
-    rows = np.arange(60, dtype=np.float32).reshape(20, 3) + 0.5
-    path = tmp_path_factory.mktemp("part") / "C2.part"
-
-    def part():
-        return Part(path, {"encoder": "mine"}, (20, 3), "float32")
-
-    begun = part()
-    for start in range(0, done, 5):
-        begun.add(rows[start : min(start + 5, done)])
-    stored = bytearray(path.read_bytes())
-    start = len(stored) - rows.nbytes - 4 * len(rows)
-    for value in torn:  # what was never written is as it was at first; what is damaged, is not
-        wrong = np.float32(np.nan) if value % 2 else rows.flat[value] + 1
-        stored[start + 4 * value : start + 4 * value + 4] = wrong.tobytes()
-    path.write_bytes(bytes(stored))
-    again = part()
-    assert again.n_done == min([done, *(value // 3 for value in torn)])
-    assert (again.features[: again.n_done] == rows[: again.n_done]).all()
-    again.add(rows[again.n_done :])
-    assert (part().features == rows).all()
-    assert part().n_done == 20
-
-
-@given(cut=st.integers(0, 600), tail=st.binary(max_size=40))
-@settings(max_examples=60, deadline=None)
-def test_a_part_of_another_length_is_begun_anew(tmp_path_factory, cut, tail):
-    path = tmp_path_factory.mktemp("part") / "C2.part"
-    Part(path, {"encoder": "mine"}, (20, 3), "float32").add(np.ones((7, 3)))
-    whole = path.read_bytes()
-    path.write_bytes(whole[:cut] + tail)
-    again = Part(path, {"encoder": "mine"}, (20, 3), "float32")
-    same = len(whole[:cut] + tail) == len(whole)
-    assert again.n_done == 7 if path.read_bytes() == whole else again.n_done <= 7 * same
-    assert (again.features[: again.n_done] == 1).all()
-    again.add(np.full((20 - again.n_done, 3), 2.0))
-    rest = Part(path, {"encoder": "mine"}, (20, 3), "float32")
-    assert rest.n_done == 20
-    assert (rest.features[7:] == 2).all()
 
 
 @pytest.fixture
@@ -192,23 +115,43 @@ def disk_full():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-# Features of a section are 100 kB: the first limit has no room for them, which is found before the
-# first is encoded; the second has none for the rest of an .h5ad.
-@pytest.mark.parametrize(("room", "name"), [(50_000, ".A1.part"), (102_000, "A1.h5ad")])
-def test_a_full_disk_is_said_and_no_half_written_file_is_believed(
-    folder, expected, disk_full, room, name
-):
-    disk_full(room)
-    told = rf"means/{name}: cannot be written \(File too large\); make room there and run again"
-    first, rest = Means(), Means()
+def test_a_full_disk_is_said_and_no_half_written_file_is_believed(folder, expected, disk_full):
+    disk_full(102_000)  # features of a section are 100 kB, but its .h5ad is more
+    told = r"means/A1.h5ad: cannot be written \(File too large\); make room .*; 1 more of 2"
     with pytest.raises(InputError, match=told):
-        embed(folder, first, batch_size=4)
-    assert not [file for file in files(folder) if "h5ad" in file]
+        embed(folder, Means(), batch_size=4)
+    assert files(folder) == []
     disk_full(resource.RLIM_INFINITY)
-    embed(folder, rest, batch_size=4)
-    # Nothing that was kept is encoded again; of the second section no more than two batches.
-    assert 2 * N_SPOTS <= sum(first.n_spots + rest.n_spots) <= 2 * N_SPOTS + 8
-    assert sum(rest.n_spots) == N_SPOTS * (2 if name == ".A1.part" else 1)
+    embed(folder, Means(), batch_size=4)
+    check(folder, expected)
+
+
+@pytest.mark.parametrize("bad", ["A1", "B1"])
+def test_what_fails_in_a_section_does_not_stop_the_others(folder, expected, bad):
+    """Whether it is found when the section is opened, or when it is encoded."""
+
+    def fail():
+        # A1 has the batches 1 to 7; B1 is read ahead when those of A1 are encoded.
+        if (len(encoder.n_spots) >= 7) == (bad == "B1"):
+            raise KeyError(bad)
+
+    encoder, advanced = Means(), []
+    encoder.before = fail if bad == "B1" else lambda: None
+    if bad == "A1":
+        path = folder / "A1.h5ad"
+        section = anndata.read_h5ad(path)
+        section.uns["strank"]["image_sha256"] = "0" * 64
+        whole = path.read_bytes()
+        write_h5ad(section, path)
+    told = "the image changed since the import" if bad == "A1" else "KeyError in .*: 'B1'"
+    with pytest.raises(InputError, match=told):
+        embed(folder, encoder, batch_size=4, advance=advanced.append)
+    [good] = {"A1", "B1"} - {bad}
+    assert [file for file in files(folder) if not file.startswith(".")] == [f"{good}.h5ad"]
+    assert N_SPOTS <= sum(advanced) <= 2 * N_SPOTS
+    if bad == "A1":
+        path.write_bytes(whole)
+    embed(folder, Means(), batch_size=4)
     check(folder, expected)
 
 
@@ -228,40 +171,24 @@ def test_a_flipped_bit_in_features_is_refused_and_they_are_made_anew(folder, exp
     check(folder, expected)
 
 
-def test_a_second_run_takes_what_the_first_has_not_and_waits(folder, expected):
-    at_work, may_go_on = threading.Event(), threading.Event()
-
-    def hold():
-        at_work.set()
-        assert may_go_on.wait(60)
-
-    first, second, said = Means(before=hold), Means(), []
-    results = {}
-
-    def run():
-        results["first"] = embed(folder, first, batch_size=4)
-
-    def say(line):
-        said.append(line)
-        may_go_on.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        assert at_work.wait(60)
-        results["second"] = embed(folder, second, batch_size=4, say=say)
-    finally:
-        may_go_on.set()
-        thread.join()
-    assert [entry.done_before for entry in results["first"]] == [False, True]
-    assert [entry.done_before for entry in results["second"]] == [True, False]
-    assert sum(first.n_spots) == sum(second.n_spots) == N_SPOTS
-    assert said == [f"section A1: another run is at it; waiting ({lock_of(folder, 'A1')})"]
+def test_a_second_run_is_refused(folder, expected):
+    with claimed(folder / "features/means"), pytest.raises(InputError, match="another run is wr"):
+        embed(folder, Means())
+    embed(folder, Means(), batch_size=4)
     check(folder, expected)
 
 
-def lock_of(folder, name):
-    return features_path(folder, "means", name).with_name(f".{name}.h5ad.lock")
+def test_shards_embed_side_by_side_but_no_two_of_a_number(folder, expected):
+    said = []
+    with claimed(folder / "features/means", shard="1/2"):
+        for shard in ("1/2", None):
+            with pytest.raises(InputError, match="another run is writing"):
+                embed(folder, Means(), shard=shard)
+        said += embed(folder, Means(), batch_size=4, shard="2/2")
+    said += embed(folder, Means(), batch_size=4, shard="1/2")
+    assert [entry.section for entry in said] == ["B1", "A1"]
+    check(folder, expected)
+    assert not list((folder / "features").glob(".*"))
 
 
 def test_a_run_that_was_stopped_claims_nothing(folder, expected):
@@ -272,6 +199,6 @@ def test_a_run_that_was_stopped_claims_nothing(folder, expected):
         embed(folder, Means(before=stop))
     # The traceback still holds all of its objects.
     assert stopped.tb is not None
-    assert not lock_of(folder, "A1").exists()
+    assert not list((folder / "features").glob(".*"))
     embed(folder, Means())
     check(folder, expected)

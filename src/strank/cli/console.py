@@ -28,6 +28,22 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
 
+# Where units run, as in `strank.units.Where`.
+Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; all cores if not given.")]
+FewJobs = Annotated[
+    int, typer.Option("--jobs", min=1, help="Processes, one thread each; they share the GPUs.")
+]
+Dask = Annotated[
+    str | None,
+    typer.Option(help="Run on the workers of this scheduler: tcp://HOST:PORT, or its .json."),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        help="Only this share, as 2/8, or slurm for the number of the array; then strank collect."
+    ),
+]
+
 # Arguments of the library whose option is called otherwise.
 _OPTIONS = {
     "block_um": "block",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from strank.cli.console import Json, finish, note, show_rows
+from strank.cli.console import Dask, FewJobs, Json, Shard, finish, note, show_rows
 from strank.progress import progress
 
 _Cohort = Annotated[Path, typer.Argument(help="A cohort from `strank import`.")]
@@ -48,20 +48,21 @@ def embed(
     precision: _Precision = None,
     batch_size: _BatchSize = 64,
     workers: _Workers = None,
+    jobs: FewJobs = 1,
+    dask: Dask = None,
+    shard: Shard = None,
     as_json: Json = False,
 ) -> None:
     """2. Turn the image around every spot into features, kept beside the counts.
 
-    What is done is not done again, and a stopped run goes on where it stopped. An image network
-    runs on the first GPU; for more of them start the command once for each: every one takes
-    sections that no other has.
+    What is done is not done again, and a stopped run goes on with the section it was at. An image
+    network runs on the first GPU; with --jobs 4 four processes share all of them.
 
     [bold]Example:[/] strank embed strank-demo/cohort --encoder morphology
 
     [bold]Example:[/] strank embed cohort --encoder uni2-h --dtype float16
 
-    [bold]Example:[/] for gpu in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$gpu strank embed cohort
-    --encoder uni & done; wait
+    [bold]Example:[/] strank embed cohort --encoder uni --jobs 4
     """
     from strank.cohort.folder import count_spots, features_path
     from strank.encoders.embedding import embed as embed_cohort
@@ -77,6 +78,9 @@ def embed(
             precision=precision,
             batch_size=batch_size,
             workers=workers,
+            jobs=jobs,
+            dask=dask,
+            shard=shard,
             advance=advance,
             say=note,
         )

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from strank.cohort.folder import digest_of, features_path, n_spots_of, section_names
 from strank.encoders.base import Encoder
 from strank.encoders.registry import get_encoder
-from strank.encoders.stored import DTYPES, lacks, sweep
+from strank.encoders.stored import check_dtype, lacks
 from strank.errors import InputError
 from strank.extras import need
+from strank.files import claimed
 from strank.progress import Advance, Say
+from strank.units import Where
 
 if TYPE_CHECKING:
     from strank.cohort.in_memory import Sections
@@ -43,6 +45,9 @@ def embed(
     precision: str | None = None,
     batch_size: int = 64,
     workers: int | None = None,
+    jobs: int = 1,
+    dask: str | None = None,
+    shard: str | None = None,
     advance: Advance | None = None,
     say: Say | None = None,
 ) -> list[Embedded]:
@@ -53,9 +58,8 @@ def embed(
 
     Those of a folder lie in ``features/<encoder>/<section>.h5ad``; `strank.read_cohort` puts them
     into ``obsm[<encoder>]``. A section counts as done when its features come from the same encoder
-    (all its facts), the same image and the same spots. A run that was killed goes on after the last
-    batch that it finished. Several processes may work on one cohort, one a GPU say: each takes
-    sections that no other has, and at the end waits for the others.
+    (all its facts), the same image and the same spots. A run that was killed goes on with the
+    section at which it was. What fails in one section does not stop the others.
 
     Parameters
     ----------
@@ -88,6 +92,10 @@ def embed(
     workers
         Processes that read tiles; 0 for threads of this process, faster for an encoder on the CPU.
         If ``None``, up to 8 for one on a GPU, and 0 else. Features are the same.
+    jobs, dask, shard
+        Where a folder's sections are embedded: in so many processes of one thread each, which share
+        the GPUs; on the workers of a scheduler of Dask (its address or its ``.json``); only a share
+        of them, ``"2/8"``, or ``"slurm"`` for what the array of jobs says.
     advance
         Called with the number of spots done, for a progress bar.
     say
@@ -103,7 +111,7 @@ def embed(
     InputError
         For an unknown encoder, dtype or precision, a section or image that cannot be read, an image
         that changed since the import or whose pixels are far too coarse, spots that do not lie on
-        the tissue, features that are not finite, or a full disk.
+        the tissue, features that are not finite, or a full disk; after the other sections.
 
     Examples
     --------
@@ -132,11 +140,13 @@ def embed(
         encoder = get_encoder(encoder, weights=None if weights is None else Path(weights))
     elif weights is not None:
         raise InputError("`weights` are for an encoder that is given by its name")
-    if dtype not in (None, *DTYPES):
-        raise InputError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    where = Where(jobs, dask, shard)
+    check_dtype(dtype)
     if not isinstance(cohort, (Path, str)):
         if dtype is not None:
             raise InputError("`dtype` is of files; in memory features are float32")
+        if where != Where():
+            raise InputError("`jobs`, `dask` and `shard` are for a folder of sections")
         from strank.encoders.objects import embed_objects
 
         scale = (um_per_pixel, um_per_pixel_override)
@@ -146,29 +156,30 @@ def embed(
     if image is not None or um_per_pixel is not None or um_per_pixel_override:
         raise InputError("`image` and its scale are of sections in memory: a folder has its own")
     advance, say, folder = advance or _ignore, say or _ignore, Path(cohort)
-    names = section_names(folder)
+    names = where.mine(section_names(folder))
     n_spots = {name: n_spots_of(folder / f"{name}.h5ad") for name in names}
     todo = [name for name in names if not _is_done(folder, encoder, name, dtype, say)]
     # At once and before all else, so that it does not count as speed.
     advance(sum(n for name, n in n_spots.items() if name not in todo))
-    embedded: set[str] = set()
     if todo or precision is not None:
         need("cv2", "pyvips")
-        from strank.encoders.run import embed_sections
+        from strank.encoders.run import Run, embed_sections
 
-        how = {"dtype": dtype, "precision": precision, "batch_size": batch_size}
-        how |= {"workers": workers, "advance": advance, "say": say}
-        embedded = embed_sections(folder, encoder, todo, **how)
-    return [Embedded(name, n, name not in embedded) for name, n in n_spots.items()]
+        run = Run(folder, encoder, dtype, precision, batch_size, workers)
+        with claimed(features_path(folder, encoder.name, "any").parent, shard=shard):
+            found = embed_sections(run, todo, where, advance=advance, say=say)
+            failed = [outcome.error for outcome in found if outcome.error]
+        if failed:
+            more = f"; {len(failed) - 1} more of {len(todo)} sections failed" * (len(failed) > 1)
+            raise InputError(f"{failed[0]}{more}")
+    return [Embedded(name, n, name not in todo) for name, n in n_spots.items()]
 
 
 def _is_done(folder: Path, encoder: Encoder, name: str, dtype: str | None, say: Say) -> bool:
     """Tell whether a section has its features; of those it has, say why they will not do."""
     path = features_path(folder, encoder.name, name)
     reason = lacks(path, encoder, digest_of(folder / f"{name}.h5ad"), dtype)
-    if reason is None:
-        sweep(path)
-    elif reason:
+    if reason:
         say(f"section {name}: embedded again, because {reason}")
     return reason is None
 

@@ -8,10 +8,16 @@ from pathlib import Path
 from strank.cohort.folder import open_h5ad, text_of
 from strank.encoders.base import Encoder, encoder_facts
 from strank.errors import InputError
-from strank.storage import Claim, check_seal, tidy
+from strank.storage import check_seal
 
-DTYPES = ("float32", "float16")
+_DTYPES = ("float32", "float16")
 _DAMAGE = (InputError, AttributeError, KeyError, TypeError, ValueError)
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Refuse what features are not stored as."""
+    if dtype not in (None, *_DTYPES):
+        raise InputError(f"dtype {dtype!r}: choose one of {', '.join(_DTYPES)}")
 
 
 def lacks(path: Path, encoder: Encoder, spots_sha256: str | None, dtype: str | None) -> str | None:
@@ -38,19 +44,3 @@ def lacks(path: Path, encoder: Encoder, spots_sha256: str | None, dtype: str | N
     if dtype not in (None, stored):
         return f"its features are stored as {stored}, not {dtype}"
     return None
-
-
-def sweep(path: Path) -> None:
-    """Remove what a run has left that was killed when the features were written."""
-    tidy(path)
-    part = part_of(path)
-    if part.exists() or Claim.place(path).exists():
-        claim = Claim.take(path, wait=False)
-        if claim is not None:
-            part.unlink(missing_ok=True)
-            claim.release()
-
-
-def part_of(path: Path) -> Path:
-    """Where features are kept while they are made."""
-    return path.with_name(f".{path.stem}.part")
