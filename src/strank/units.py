@@ -165,7 +165,7 @@ class Outcome(Generic[Result]):
         return cls(unit, error=told, **about)
 
 
-def each_alone(
+def outcomes(
     work: Callable[[Argument, Say], Result],
     arguments: Iterable[Argument],
     where: Where,

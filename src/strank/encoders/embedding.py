@@ -163,9 +163,9 @@ def embed(
     advance(sum(n for name, n in n_spots.items() if name not in todo))
     if todo or precision is not None:
         need("cv2", "pyvips")
-        from strank.encoders.run import Run, embed_sections
+        from strank.encoders.run import EmbeddingRun, embed_sections
 
-        run = Run(folder, encoder, dtype, precision, batch_size, workers)
+        run = EmbeddingRun(folder, encoder, dtype, precision, batch_size, workers)
         with claimed(features_path(folder, encoder.name, "any").parent, shard=shard):
             found = embed_sections(run, todo, where, advance=advance, say=say)
             failed = [outcome.error for outcome in found if outcome.error]

@@ -27,11 +27,11 @@ from strank.errors import InputError, some
 from strank.files import check_room, sha256
 from strank.progress import Advance, Say
 from strank.slides.slide import Slide, slide_of
-from strank.units import Outcome, Where, each_alone
+from strank.units import Outcome, Where, outcomes
 
 
 @dataclass(frozen=True)
-class Run:
+class EmbeddingRun:
     """What is the same for all sections."""
 
     folder: Path
@@ -48,20 +48,20 @@ class Run:
 
 
 def embed_sections(
-    run: Run, names: list[str], where: Where, *, advance: Advance, say: Say
+    run: EmbeddingRun, names: list[str], where: Where, *, advance: Advance, say: Say
 ) -> Iterator[Outcome[Any]]:
     """Embed sections, wherever that is; what fails in one does not stop the others."""
     if where.dask is None and where.jobs == 1:
         yield from _one_after_another(run, names, advance, say)
         return
-    for outcome in each_alone(partial(_embed_one, run), names, where, say=say):
+    for outcome in outcomes(partial(_embed_one, run), names, where, say=say):
         for line in outcome.said:
             say(line)
         advance(outcome.result or 0)
         yield outcome
 
 
-def _embed_one(run: Run, name: str, say: Say) -> int:
+def _embed_one(run: EmbeddingRun, name: str, say: Say) -> int:
     n_spots = dict[str, int]()
     # Threads read: with processes of its own each section would wait for these to start.
     for _ in _stream(run, [name], n_spots, run.workers or 0, lambda _: None, say):
@@ -70,7 +70,7 @@ def _embed_one(run: Run, name: str, say: Say) -> int:
 
 
 def _one_after_another(
-    run: Run, names: list[str], advance: Advance, say: Say
+    run: EmbeddingRun, names: list[str], advance: Advance, say: Say
 ) -> Iterator[Outcome[Any]]:
     there = run.placed[1]
     workers = usual_workers(there) if run.workers is None else run.workers
@@ -112,7 +112,7 @@ class _Work:
 
 
 def _stream(
-    run: Run,
+    run: EmbeddingRun,
     names: Iterable[str],
     begun: dict[str, int],
     workers: int,
@@ -144,7 +144,7 @@ def _stream(
                 yield work.path.stem
 
 
-def _begin(run: Run, name: str, hashing: ThreadPoolExecutor) -> _Work:
+def _begin(run: EmbeddingRun, name: str, hashing: ThreadPoolExecutor) -> _Work:
     encoder, _ = run.placed
     path = features_path(run.folder, encoder.name, name)
     section = read_section(run.folder / f"{name}.h5ad")
