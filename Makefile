@@ -49,7 +49,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.docs
+docs: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
 	@echo docs/_build/html/index.html
 
@@ -63,11 +63,6 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(TORCH_FIRST)
 	$(PIP) --editable '.[demo]'
 	@touch $@
-
-$(VENV)/.docs: pyproject.toml | $(BIN)/python
-	$(TORCH_FIRST)
-	$(PIP) --editable '.[docs]'
-	@touch $@ $(VENV)/.demo
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(TORCH_FIRST)

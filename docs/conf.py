@@ -8,7 +8,10 @@ import tomllib
 from importlib import import_module
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 import strank
 
@@ -26,7 +29,6 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx_copybutton",
 ]
 templates_path = ["_templates"]
@@ -41,9 +43,13 @@ html_theme_options = {
     "navbar_persistent": [],
     "repository_url": _URLS["Repository"],
     "show_toc_level": 2,
+    "use_download_button": False,
     "use_repository_button": True,
 }
-html_copy_source = False
+html_context = {"default_mode": "auto"}
+html_copy_source = html_show_sourcelink = False
+# Browsers draw MathML by themselves; MathJax would come from another server.
+html_math_renderer = "mathml"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
@@ -98,6 +104,14 @@ def _within_the_site(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = source[0].replace(f"](../{name}.md", f"](/{name.lower()}.md")
 
 
+def _formula(self: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula as MathML."""
+    display = "block" if isinstance(node, nodes.math_block) else "inline"
+    self.body.append(convert(node.astext(), display=display))
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
     """Tell Sphinx."""
+    app.add_html_math_renderer("mathml", (_formula, None), (_formula, None))
     app.connect("source-read", _within_the_site)

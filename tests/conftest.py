@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from scipy import sparse
 
 from strank.cli import console
 from strank.cohort.contract import SectionInfo, make_section
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -163,3 +167,52 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
         monkeypatch.setattr("strank.hub._TIMEOUT", 1)
         monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
         yield hub
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium on the PATH")
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(
+            executable_path=CHROMIUM, args=[*FLAGS, "--disable-component-update"]
+        )
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Open pages; at the end none may have failed, asked for anything elsewhere, or spoken."""
+    told, contexts = [], []
+
+    def open_page(url, width=1280):
+        context = browser.new_context(viewport={"width": width, "height": 800})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: told.append(message.text) if ours(message) else None)
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.on("request", lambda request: told.append(request.url) if elsewhere(request) else None)
+        page.on("dialog", lambda dialog: (told.append(dialog.message), dialog.dismiss()))
+        page.goto(url)
+        return page
+
+    def ours(message):  # the theme of the site tells what it does
+        return not message.text.startswith("[PST]")
+
+    def elsewhere(request):
+        return not request.url.startswith(("file:", "data:", "blob:"))
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert told == []
+
+
+@pytest.fixture(scope="session")
+def page_checks() -> dict[str, Any]:
+    """What looks for faults of a page; see pages.py."""
+    pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python")
+    return runpy.run_path(str(Path(__file__).with_name("pages.py")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +16,6 @@ from scipy import sparse
 from strank.cohort.contract import SectionInfo, counts_checksum, make_section
 from strank.cohort.store import write_h5ad
 from strank.files import safe_name, write_json
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 EVIL = "<img src=x onerror=alert(1)>"
 GENES = [EVIL, "A&B", "</script><script>alert(2)</script>", *(f"G{i}" for i in range(9))]
@@ -151,42 +147,3 @@ def benchmark_folder(tmp_path_factory: pytest.TempPathFactory) -> Written:
     facts["protocol"]["sha256"] = "ab" * 32
     write_json(folder / "benchmark.json", facts)
     return Written(folder, cohort, results, genes, predictions)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs chromium on the PATH")
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(
-            executable_path=CHROMIUM, args=[*FLAGS, "--disable-component-update"]
-        )
-        yield launched
-        launched.close()
-
-
-@pytest.fixture
-def opened(browser):
-    """Open pages; at the end none may have failed, asked for anything elsewhere, or spoken."""
-    told, contexts = [], []
-
-    def open_page(url, width=1280):
-        context = browser.new_context(viewport={"width": width, "height": 800})
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("console", lambda message: told.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: told.append(str(error)))
-        page.on("request", lambda request: told.append(request.url) if elsewhere(request) else None)
-        page.on("dialog", lambda dialog: (told.append(dialog.message), dialog.dismiss()))
-        page.goto(url)
-        return page
-
-    def elsewhere(request):
-        return not request.url.startswith(("file:", "data:", "blob:"))
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert told == []

@@ -66,7 +66,5 @@ def test_a_row_says_what_the_table_says_and_links_what_there_is(opened, folder):
     assert page.locator("img").evaluate("e => e.naturalWidth") == 400
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_it_fits_a_telephone_and_a_screen(opened, folder, width):
-    page = opened((folder / "index.html").as_uri(), width=width)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+def test_it_fits_a_telephone_a_screen_and_paper_and_is_for_everyone(opened, page_checks, folder):
+    assert page_checks["faults"](opened((folder / "index.html").as_uri())) == []

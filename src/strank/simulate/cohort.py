@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from strank.cohort.arrays import VISIUM
 from strank.cohort.store import write_h5ad
 from strank.errors import InputError
 from strank.files import write_bytes, write_table
@@ -27,13 +28,20 @@ from strank.simulate.counts import (
     draw_patient,
 )
 from strank.simulate.drawing import Stain, draw_section, draw_stain
-from strank.simulate.regions import GLASS, REGIONS
-from strank.simulate.tissue import LAYOUT_UM, Tissue, TissueDesign, grow_tissue
+from strank.simulate.regions import REGIONS
+from strank.simulate.tissue import (
+    LAYOUT_UM,
+    Tissue,
+    TissueDesign,
+    grow_tissue,
+    on_tissue,
+    under_spots,
+)
+from strank.simulate.visium import place_visium, write_run
 from strank.storage import new_folder
 
 PITCH_UM, RADIUS_UM = 200.0, 50.0
 _JITTER = 0.04
-_LEAST_TISSUE = 0.6
 # Spread of the fields' shifts between patients, and between the sections of one.
 _PATIENT_SPREAD, _SECTION_SPREAD = 0.3, 0.1
 # Branches of the tree of seeds; a section's random numbers depend on its own branch only.
@@ -47,6 +55,11 @@ class _Cohort:
     tissue: TissueDesign
     counts: CountDesign
     genes: Genes
+    visium: bool
+
+    @property
+    def radius_um(self) -> float:
+        return VISIUM.diameter_um / 2 if self.visium else RADIUS_UM
 
 
 class Section(NamedTuple):
@@ -54,7 +67,7 @@ class Section(NamedTuple):
 
     name: str
     image: NDArray[np.uint8]  # RGB
-    spots: pd.DataFrame  # selection table by name of spot
+    spots: pd.DataFrame  # positions by name of spot, on the image and off the tissue, too
     counts: pd.DataFrame  # spots by genes
     truth: AnnData  # log relative rates
 
@@ -69,18 +82,21 @@ def simulate_cohort(
     signal: float = 1.0,
     tissue: TissueDesign | None = None,
     counts: CountDesign | None = None,
+    layout: Literal["st", "visium"] = "st",
 ) -> list[str]:
-    """Simulate sections of several patients and write them as an ST folder with its truth.
+    """Simulate sections of several patients and write them as platforms do, with their truth.
 
     Patients differ as real ones do: in tissue and stain, and in what each gene marks, so that what
     was learned on some holds in part on others (``CountDesign.shared``).
 
-    Writes ``images/<section>.jpg``, ``counts/<section>.tsv.gz``, ``spots/<section>_selection.tsv``
-    and ``truth/<section>.h5ad``: ``X`` has the true log relative rates (natural log, centred per
-    gene within the section, float32), ``obs`` the share of each region, the density of nuclei and
-    the depth of each spot, ``var`` each gene's ``abundance`` and ``gene_class``, named after the
-    effects that patients share. The folder appears whole or not at all. A section's content depends
-    on the seed, its patient and its number, not on how many others there are.
+    Writes ``images/<section>.jpg``; ``counts/<section>.tsv.gz`` and
+    ``spots/<section>_selection.tsv`` as published ST folders have them, or ``<section>/outs`` as
+    Space Ranger has it; and ``truth/<section>.h5ad``: ``X`` has the true log relative rates
+    (natural log, centred per gene within the section, float32), ``obs`` the share of each region,
+    the density of nuclei and the depth of each spot, ``var`` each gene's ``abundance`` and
+    ``gene_class``, named after the effects that patients share. The folder appears whole or not at
+    all. A section's content depends on the seed, its patient and its number, not on how many
+    others there are.
 
     Parameters
     ----------
@@ -98,6 +114,9 @@ def simulate_cohort(
         Size and scale of the images; 3,750 px and about 140 spots by default.
     counts
         Further properties of the counts; its own ``signal`` is not used.
+    layout
+        ``"st"``: spots of 100 µm, 200 µm apart on a square grid. ``"visium"``: spots of 55 µm, 100
+        µm apart on the hexagonal array, of which an image shows a part.
 
     Returns
     -------
@@ -123,17 +142,19 @@ def simulate_cohort(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: not an empty folder; choose another, or remove it first")
+    if layout not in ("st", "visium"):
+        raise ValueError(f'layout must be "st" or "visium"; got {layout!r}')
     if n_patients < 1 or n_sections < 1:
         raise ValueError(
             f"n_patients and n_sections must be at least 1; got {n_patients} and {n_sections}"
         )
     design = replace(counts or CountDesign(), signal=signal)
     genes = draw_genes(n_genes, design=design, rng=_rng(seed, _GENES))
-    cohort = _Cohort(seed, tissue or TissueDesign(), design, genes)
+    cohort = _Cohort(seed, tissue or TissueDesign(), design, genes, layout == "visium")
     with new_folder(folder) as part:
         names = []
         for section in _sections(cohort, n_patients, n_sections):
-            _write(section, part)
+            _write(section, part, cohort)
             names.append(section.name)
     return names
 
@@ -149,7 +170,7 @@ def place_spots(tissue: Tissue, design: TissueDesign, *, rng: np.random.Generato
     reach = RADIUS_UM + LAYOUT_UM
     inside = ((centre >= reach) & (centre < design.side_um - reach)).all(1)
     grid, jitter, centre = grid[inside], jitter[inside], centre[inside]
-    kept = (_under_spots(tissue.labels, centre) != GLASS).mean(1) >= _LEAST_TISSUE
+    kept = on_tissue(tissue.labels, centre, RADIUS_UM)
     array, refined = (grid + first)[kept], np.round((grid + jitter + first)[kept], 3)
     pixel = np.round(centre[kept] / design.um_per_pixel, 2)
     return pd.DataFrame(
@@ -183,8 +204,9 @@ def _section(cohort: _Cohort, patient: int, number: int) -> Section:
     rng = _rng(*branch, _TISSUE)
     composition = composition + _SECTION_SPREAD * rng.standard_normal(len(REGIONS))
     tissue = grow_tissue(cohort.tissue, composition=composition, rng=rng)
-    spots = place_spots(tissue, cohort.tissue, rng=_rng(*branch, _SPOTS))
-    seen = _seen(tissue, spots, cohort.tissue)
+    place = place_visium if cohort.visium else place_spots
+    spots = place(tissue, cohort.tissue, rng=_rng(*branch, _SPOTS))
+    seen = _seen(tissue, spots[spots["in_tissue"] == 1] if cohort.visium else spots, cohort)
     of_patient = _rng(cohort.seed, _PATIENT, patient, _EFFECTS)
     drawn = draw_counts(
         seen[[f"fraction_{region}" for region in REGIONS]].to_numpy(),
@@ -195,7 +217,7 @@ def _section(cohort: _Cohort, patient: int, number: int) -> Section:
     )
     stain = _touch(stain, rng)
     image = draw_section(tissue, cohort.tissue, stain=stain, rng=_rng(*branch, _DRAWING))
-    table = pd.DataFrame(drawn.counts, index=spots.index, columns=cohort.genes.table.index)
+    table = pd.DataFrame(drawn.counts, index=seen.index, columns=cohort.genes.table.index)
     return Section(
         f"{_letters(patient)}{number + 1}", image, spots, table, _truth(seen, drawn, cohort)
     )
@@ -207,25 +229,16 @@ def _touch(stain: Stain, rng: np.random.Generator) -> Stain:
     return replace(stain, strength=(float(first), float(second)))
 
 
-def _seen(tissue: Tissue, spots: pd.DataFrame, design: TissueDesign) -> pd.DataFrame:
+def _seen(tissue: Tissue, spots: pd.DataFrame, cohort: _Cohort) -> pd.DataFrame:
     """Shares of the regions among the tissue under each spot, and nuclei per mm²."""
-    centre = spots[["pixel_x", "pixel_y"]].to_numpy() * design.um_per_pixel
-    under = _under_spots(tissue.labels, centre)
+    centre = spots[["pixel_x", "pixel_y"]].to_numpy() * cohort.tissue.um_per_pixel
+    under = under_spots(tissue.labels, centre, cohort.radius_um)
     shares = np.stack([(under == k).mean(1) for k in range(len(REGIONS))], axis=1)
     shares /= shares.sum(1, keepdims=True)
     nuclei = cKDTree(np.column_stack([tissue.nuclei.x, tissue.nuclei.y]))
-    number = nuclei.query_ball_point(centre, RADIUS_UM, return_length=True)
+    number = nuclei.query_ball_point(centre, cohort.radius_um, return_length=True)
     table = pd.DataFrame(shares, index=spots.index, columns=[f"fraction_{r}" for r in REGIONS])
-    return table.assign(nuclei_per_mm2=number / (np.pi * (RADIUS_UM / 1e3) ** 2))
-
-
-def _under_spots(labels: NDArray[np.int8], centre: NDArray[np.float64]) -> NDArray[np.int8]:
-    """Labels under each spot, ``[n_spots, n_pixels of a spot]``."""
-    reach = int(RADIUS_UM / LAYOUT_UM)
-    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    disc = np.hypot(x, y) * LAYOUT_UM <= RADIUS_UM
-    column, row = (centre / LAYOUT_UM).astype(int).T
-    return np.asarray(labels[row[:, None] + y[disc], column[:, None] + x[disc]])
+    return table.assign(nuclei_per_mm2=number / (np.pi * (cohort.radius_um / 1e3) ** 2))
 
 
 def _truth(seen: pd.DataFrame, drawn: SectionCounts, cohort: _Cohort) -> AnnData:
@@ -236,11 +249,22 @@ def _truth(seen: pd.DataFrame, drawn: SectionCounts, cohort: _Cohort) -> AnnData
     )
 
 
-def _write(section: Section, folder: Path) -> None:
+def _write(section: Section, folder: Path, cohort: _Cohort) -> None:
     # Quality as scanners have it; OpenCV wants blue first.
     pixels = cv2.cvtColor(section.image, cv2.COLOR_RGB2BGR)
     _, image = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
     write_bytes(folder / "images" / f"{section.name}.jpg", image.tobytes())
+    write_h5ad(section.truth, folder / "truth" / f"{section.name}.h5ad", compression=None)
+    if cohort.visium:
+        write_run(
+            folder / section.name / "outs",
+            name=section.name,
+            image=section.image,
+            spots=section.spots,
+            counts=section.counts,
+            um_per_pixel=cohort.tissue.um_per_pixel,
+        )
+        return
     write_table(
         folder / "counts" / f"{section.name}.tsv.gz",
         section.counts,
@@ -250,7 +274,6 @@ def _write(section: Section, folder: Path) -> None:
         compression={"method": "gzip", "mtime": 0},
     )
     write_table(folder / "spots" / f"{section.name}_selection.tsv", section.spots, sep="\t")
-    write_h5ad(section.truth, folder / "truth" / f"{section.name}.h5ad", compression=None)
 
 
 def _rng(seed: int, *branch: int) -> np.random.Generator:

@@ -29,6 +29,7 @@ _NEST_UM = 24.0
 _GLAND_PITCH_UM = 96.0
 _ADIPOCYTE_PITCH_UM = 58.0
 _CORNERS = 40
+_LEAST_TISSUE = 0.6
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,20 @@ def at(field: NDArray, x: _Array, y: _Array) -> NDArray:
     last = field.shape[0] - 1
     row, column = (np.clip((v / LAYOUT_UM).astype(int), 0, last) for v in (y, x))
     return np.asarray(field[row, column])
+
+
+def under_spots(labels: NDArray[np.int8], centre: _Array, radius_um: float) -> NDArray[np.int8]:
+    """Labels under each spot, ``[n_spots, n_pixels of a spot]``."""
+    reach = int(radius_um / LAYOUT_UM)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    disc = np.hypot(x, y) * LAYOUT_UM <= radius_um
+    column, row = (centre / LAYOUT_UM).astype(int).T
+    return np.asarray(labels[row[:, None] + y[disc], column[:, None] + x[disc]])
+
+
+def on_tissue(labels: NDArray[np.int8], centre: _Array, radius_um: float) -> NDArray[np.bool_]:
+    """Whether enough of a spot is covered that an array would keep it."""
+    return np.asarray((under_spots(labels, centre, radius_um) != GLASS).mean(1) >= _LEAST_TISSUE)
 
 
 def _regions(n: int, composition: _Array, rng: np.random.Generator) -> NDArray[np.int8]:
