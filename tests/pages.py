@@ -64,7 +64,9 @@ def too_wide(page: Any) -> Iterator[str]:
 
 def not_for_everyone(page: Any) -> Iterator[str]:
     """What axe calls serious or critical."""
-    for found in Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]:
+    # Style sheets of a page that is a file cannot be fetched again.
+    options = {"resultTypes": ["violations"], "preload": False}
+    for found in Axe().run(page, options=options).response["violations"]:
         if found["impact"] in ("serious", "critical"):
             where = [str(node["target"][0]) for node in found["nodes"]]
             yield f"{found['id']}: {found['help']}: {where[:3]}"

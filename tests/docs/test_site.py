@@ -62,6 +62,7 @@ def test_every_link_within_the_site_leads_somewhere(links):
     (SITE.parent / "outside.txt").write_text("".join(f"{link}\n" for link in sorted(outside)))
 
 
+@pytest.mark.slow
 def test_every_page_fits_a_telephone_a_screen_and_paper(opened, page_checks):
     page = opened(PAGES[0].as_uri())
     found = {}
