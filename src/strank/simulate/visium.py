@@ -29,7 +29,8 @@ def place_visium(tissue: Tissue, design: TissueDesign, *, rng: np.random.Generat
     first = rng.integers(0, 10, 2)
     start = reach + rng.uniform(0, _COLUMN_UM, 2)
     steps = ((design.side_um - reach - start) // (_COLUMN_UM, _ROW_UM)).astype(int) + 1
-    grid = np.indices(steps[::-1]).reshape(2, -1).T
+    n_columns, n_rows = steps.tolist()
+    grid = np.indices((n_rows, n_columns)).reshape(2, -1).T
     grid = grid[(grid + first).sum(1) % 2 == 0]
     centre = start + grid[:, ::-1] * (_COLUMN_UM, _ROW_UM)
     drawn = [np.base_repr(n, 4) for n in rng.choice(4**_LETTERS, len(grid), replace=False)]
