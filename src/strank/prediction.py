@@ -130,6 +130,11 @@ def predict(
         wrong with one slide does not stop the others: it is kept in ``slides.csv``, and the error
         comes at the end.
 
+    See Also
+    --------
+    strank.report.write_gene_maps : pictures of these scores.
+    strank.report.write_slides_page : one page of several slides, as the command writes it.
+
     Examples
     --------
     >>> import tempfile

@@ -20,7 +20,13 @@ from strank.functional.batch import (
     masked,
     reduce_loss,
 )
-from strank.functional.segments import gene_blocks, section_codes, within_section_rank
+from strank.functional.segments import (
+    WITHOUT_FLOAT64,
+    gene_blocks,
+    in_float64,
+    section_codes,
+    within_section_rank,
+)
 
 Ties = Literal["none", "second"]
 # Relative difference of two rates below which they are the same: float32 offsets round.
@@ -41,8 +47,10 @@ def sample_pairs(
     codes = codes[first]
     n = size[codes]
     # A step of 1 .. n-1 around the section never returns to the spot itself.
-    draw = torch.rand(len(first), generator=generator, device=codes.device, dtype=torch.float64)
-    step = 1 + (draw * (n - 1)).long()
+    dtype = torch.float32 if codes.device.type in WITHOUT_FLOAT64 else torch.float64
+    draw = torch.rand(len(first), generator=generator, device=codes.device, dtype=dtype)
+    # A float32 just below 1 may round to the end.
+    step = 1 + torch.minimum((draw * (n - 1)).long(), n - 2)
     second = order[start[codes] + (rank[first] + step) % n]
     return torch.stack([first, second], 1)
 
@@ -67,8 +75,9 @@ def permuted_pairs(section: Tensor, n_permutations: int = 1) -> Tensor:
     """
     codes, _ = section_codes(section)
     first = codes.argsort(stable=True).expand(n_permutations, -1)
-    draw = torch.rand(first.shape, device=codes.device, dtype=torch.float64)
-    second = (codes + draw).argsort(1)
+    codes = in_float64(codes)
+    draw = torch.rand(first.shape, device=codes.device, dtype=codes.dtype)
+    second = (codes + draw).argsort(1).to(first.device)
     return torch.stack([first, second], -1).flatten(0, 1)
 
 
@@ -239,7 +248,7 @@ def margin_ranking_loss(
     batch = check_batch(scores, counts, section=section, offset=offset, where=where)
     pairs = choose_pairs(batch.section, pairs, n_partners, generator)
     first, second = pairs.unbind(1)
-    order = _order(_rates(batch)).to(batch.scores.dtype)
+    order = _order(_rates(batch)).to(batch.scores)
     above, below = order.index_select(0, first), order.index_select(0, second)
     difference = batch.scores.index_select(0, first) - batch.scores.index_select(0, second)
     part = _both(batch, pairs)
@@ -356,5 +365,5 @@ def _order(rates: Tensor) -> Tensor:
 
 def _rates(batch: LossBatch) -> Tensor:
     """Divide counts by library size; in float64, where equal rates of other depth stay equal."""
-    counts = masked(batch.counts, batch.where).double()
-    return counts if batch.offset is None else counts * (-batch.offset.double()).exp()
+    counts = in_float64(masked(batch.counts, batch.where))
+    return counts if batch.offset is None else counts * (-in_float64(batch.offset)).exp()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from strank.functional.batch import LossBatch, Reduction, check_batch, masked, reduce_loss
-from strank.functional.segments import segment_log_softmax, segment_sum
+from strank.functional.segments import in_float64, segment_log_softmax, segment_sum
 
 _LEVEL_STEPS = 50
 
@@ -233,11 +233,11 @@ def _dispersion(dispersion: Tensor | float, batch: LossBatch) -> Tensor:
 
 def _negative_binomial(log_rate: Tensor, counts: Tensor, phi: Tensor) -> Tensor:
     """Negative log-likelihood, in float64: in float32 differences of lgamma cancel."""
-    count, size = counts.double(), 1 / phi.double()
-    logit = log_rate.double() + phi.double().log()
+    count, phi = in_float64(counts), in_float64(phi)
+    size, logit = 1 / phi, in_float64(log_rate) + phi.log()
     choices = torch.lgamma(count + size) - torch.lgamma(size) - torch.lgamma(count + 1)
     loss = (count + size) * softplus(logit) - count * logit - choices
-    return loss.to(counts.dtype)
+    return loss.to(counts)
 
 
 @torch.no_grad()

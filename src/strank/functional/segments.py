@@ -17,6 +17,13 @@ from torch import Tensor
 _BLOCK = {"cpu": 2**18, "cuda": 2**25}
 # A block for more threads would be large beside the scores.
 _MOST_THREADS = 4
+# Kinds of device that have no float64: Apple's.
+WITHOUT_FLOAT64 = {"mps"}
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """Return values in float64; on the CPU, where their device has none."""
+    return (values.cpu() if values.device.type in WITHOUT_FLOAT64 else values).double()
 
 
 def section_codes(section: Tensor) -> tuple[Tensor, int]:
