@@ -240,3 +240,10 @@ def test_scores_of_sections_are_called_as_they_are(cohort, model, tmp_path):
     alone = strank.predict(sections["B1"], model, encoder=MeanColour())
     for name, scores in {**several, "B1": alone}.items():
         assert set(scores.obs["section"]) == {name} == set(scores.uns["spatial"])
+    # Those that are kept under another name are made anew.
+    model.save(tmp_path / "model")
+    how = {"output": tmp_path / "out", "encoder": MeanColour()}
+    for name in ("B1", "other"):
+        sections["B1"].obs["section"] = pd.Categorical([name] * sections["B1"].n_obs)
+        scores = strank.predict(sections["B1"], tmp_path / "model", **how)
+        assert set(scores.obs["section"]) == {name} == set(scores.uns["spatial"])
