@@ -86,7 +86,6 @@ def test_simulated_tissue(simulated, tmp_path):
 NOT_OF_THE_DEMO = [
     "geopandas",
     "huggingface_hub",
-    "jinja2",
     "lightning",
     "numba",
     "peft",
@@ -105,7 +104,7 @@ def demo(simulated, tmp_path_factory) -> tuple[Path, DemoResult, list[str]]:
             patch.setitem(sys.modules, name, None)
         patch.setattr(
             "strank.studies.demo.simulate_cohort",
-            lambda folder, seed: shutil.copytree(simulated, folder),
+            lambda folder, **_: shutil.copytree(simulated, folder),
         )
         return folder, run_demo(folder, seed=1, n_genes=40, say=said.append), said
 
@@ -116,14 +115,21 @@ def test_the_demo_writes_what_it_says(demo):
         "import",
         "embed",
         "fit",
-        "evaluate",
         "predict",
+        "predict",
+        "evaluate",
     ]
     table = result.table.set_index("gene class")
     assert {"tumour", "stroma", "all"} <= set(table.index)
     assert table.loc["all", "genes"] == 40
     assert table.loc["all", "linear, list / truth"] > 0.3
     assert all(path.is_file() for path in result.maps)
+    page = result.page.read_text()
+    links = re.findall(r'(?:href|src)="\./([^"]+)"', page)
+    assert {path.relative_to(folder).as_posix() for path in result.maps} <= {*links}
+    assert [link for link in links if not (folder / link).exists()] == []
+    assert f"<td>{table.loc['all', 'linear, list / truth']:.2f}</td>" in page
+    assert f"strank model show {folder}/model --evaluation {folder}/evaluation\n" in page
     pd.testing.assert_frame_equal(
         pd.read_csv(folder / "table.csv"), result.table, atol=1e-4, check_dtype=False
     )

@@ -118,13 +118,14 @@ def test_refusals_of_a_cohort(cohort, tmp_path):
 
 
 @pytest.mark.parametrize(
+    # In SciPy's words, which differ from version to version.
     ("part", "values", "message"),
     [
-        ("indices", [0, 9, 1, 2], r"X is damaged \(indices must be < 6\)"),
-        ("indices", [0, -1, 1, 2], r"X is damaged \(indices must be >= 0\)"),
+        ("indices", [0, 9, 1, 2], r"X is damaged \([^()]* must be < 6\)"),
+        ("indices", [0, -1, 1, 2], r"X is damaged \([^()]* must be >= 0\)"),
         ("indices", [0.0, 1.0, 1.0, 2.0], r"X is damaged \(its indices are no integers\)"),
-        ("indptr", [0, 2, 1, 4], r"X is damaged \(indptr must be a non-decreasing"),
-        ("indptr", [0, 2, 4], r"X is damaged \(index pointer size 3 should be 4\)"),
+        ("indptr", [0, 2, 1, 4], r"X is damaged \(ind[^()]* must .*non-decreasing"),
+        ("indptr", [0, 2, 4], r"X is damaged \(index pointer size \(?3\)? should be \(?4\)?\)"),
         ("indptr", [0, 2, 3, 900], r"X is damaged \(Last value of index pointer"),
         ("data", [1.0, 2.0, 3.0], r"X is damaged \(indices and data should have the same"),
         ("data", np.array(list("abcd"), "S1"), "X holds .*, not numbers"),

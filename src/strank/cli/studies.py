@@ -176,13 +176,6 @@ def _show(summary: pd.DataFrame, headline: str) -> None:
         show_table(wide.rename_axis(columns=None), f"{encoder}, {genes} genes, {patient}")
 
 
-_NEXT = (
-    "model show {0}/model --evaluation {0}/evaluation",
-    "predict {0}/st/images/D1.jpg --mpp 0.8 --model {0}/model -o slide",
-    "benchmark {0}/cohort -o benchmark --losses list,mse",
-)
-
-
 def demo(
     output: _OutputDemo = Path("strank-demo"),
     seed: _Seed = 0,
@@ -194,16 +187,16 @@ def demo(
 
     [bold]Example:[/] strank demo
     """
-    need("cv2", "pyvips", "PIL", "matplotlib")
+    need("cv2", "pyvips", "PIL", "matplotlib", "jinja2")
     from rich.console import Console
     from rich.progress import Progress
 
-    from strank.studies.demo import run_demo
+    from strank.studies.demo import NEXT, run_demo
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         steps = count()
-        task = bar.add_task("Demo", total=6)
+        task = bar.add_task("Demo", total=7)
 
         def say(line: str) -> None:
             console.print(f"• {line}")
@@ -222,21 +215,22 @@ def demo(
             "seed": seed,
             "table": records(result.table),
             "maps": [str(path) for path in result.maps],
+            "page": str(result.page),
         },
         outputs=[output],
         as_json=as_json,
         lines=[
-            f"Maps: {', '.join(str(path) for path in result.maps)}",
+            f"Maps, scores and what to do next: {result.page}",
             f"What {output} holds is of the kind that all commands take. Next:",
-            *(f"  strank {command.format(output)}" for command in _NEXT),
+            *(f"  strank {command.format(output)}" for command in NEXT),
         ],
     )
     if not as_json:
-        _show_picture(result.maps[0])
+        _open_page(result.page)
 
 
-def _show_picture(path: Path) -> None:
-    """Open a picture where somebody looks: on a terminal that has a display."""
+def _open_page(path: Path) -> None:
+    """Open a page where somebody looks: on a terminal that has a display."""
     windows = sys.platform in ("win32", "darwin")
     if sys.stdout.isatty() and (windows or {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}):
         typer.launch(str(path))

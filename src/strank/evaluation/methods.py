@@ -174,6 +174,7 @@ def _fit_where_measured(
     """Fit genes on the sections that measure them: those with the same sections together."""
     measured = np.stack([panel.isin(adata.var_names) for adata in train.values()])
     patterns, of_gene = np.unique(measured, axis=1, return_inverse=True)
+    of_gene = of_gene.ravel()  # NumPy 2.0 gives it a second axis.
     fitted = []
     for number, pattern in enumerate(patterns.T):
         sections = {name: train[name] for name in np.array(list(train))[pattern]}

@@ -67,7 +67,10 @@ def deviance_explained(
     gain = list_gain(scores, counts, section=section, library_size=library_size, slope=slope)
     counts = sparse.csr_matrix(counts)
     null = np.stack([null_deviance(counts[r], library_size[r]) for r in rows_of(section)])
-    return np.divide(gain, null, out=np.full(gain.shape, np.nan), where=null > 1e-9)
+    totals = np.stack([counts[r].sum(0).A1 for r in rows_of(section)])
+    # What rounding leaves of terms that cancel grows with the counts.
+    least = np.maximum(1e-9, 16 * np.finfo(np.float64).eps * totals)
+    return np.divide(gain, null, out=np.full(gain.shape, np.nan), where=null > least)
 
 
 def list_gain(

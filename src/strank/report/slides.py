@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-import jinja2
-
 from strank.errors import per_cent
-from strank.files import read_written, write_utf8
+from strank.files import read_written
 from strank.prediction import RUN
+from strank.report.filled import write_filled
 
 # Files of a slide's folder, and what they open in.
 _KINDS = {
@@ -53,15 +52,9 @@ def write_slides_page(folder: Path | str) -> Path:
     text = {"name": str, "slide": str, "warnings": str, "error": str}
     # Slides may be called NA.
     table = read_written(folder / RUN, dtype=text, keep_default_na=False, na_values={"n_tiles": ""})
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("strank.report"), autoescape=True, trim_blocks=True
-    )
     rows = [_row(folder, row) for row in table.to_dict("records")]
-    html = environment.get_template("slides.html").render(
-        rows=rows, table=RUN, failed=sum(bool(row["error"]) for row in rows)
-    )
-    write_utf8(folder / "index.html", html)
-    return folder / "index.html"
+    failed = sum(bool(row["error"]) for row in rows)
+    return write_filled(folder / "index.html", "slides.html", rows=rows, table=RUN, failed=failed)
 
 
 def _row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
