@@ -17,7 +17,7 @@ _MODULES = {
     "hub": "huggingface_hub",
     "images": "cv2 openslide pyvips tifffile",
     "neural": "lightning",
-    "plots": "PIL jinja2 matplotlib plotly pyarrow shapely",
+    "plots": "PIL jinja2 matplotlib plotly shapely",
     "scverse": "geopandas scanpy spatialdata",
 }
 _EXTRAS = {module: extra for extra, modules in _MODULES.items() for module in modules.split()}

@@ -111,14 +111,10 @@ def test_a_command_imports_what_it_needs(place: Path):
 
 
 def test_the_core_needs_no_extras(place: Path):
-    found = run(place, ON_THE_CORE, (*OPTIONAL, "pyarrow", "tensorboard"))
+    found = run(place, ON_THE_CORE, (*OPTIONAL, "tensorboard"))
     told = "is drawn: pip install 'strank[plots]' (matplotlib is absent)"
     assert told in found[ON_THE_CORE[-1]][1]
-    (benchmark,) = (said for command, (_, said) in found.items() if command.startswith("benchmark"))
-    assert "pip install 'strank[plots]' (pyarrow is absent)" in benchmark
-    assert "Wrote results.csv.gz, summary.csv" in " ".join(benchmark.split())
     assert (place / "benchmark/summary.tex").is_file()
-    assert not (place / "benchmark/results.parquet").exists()
 
 
 def test_the_synthetic_study_is_of_the_core(tmp_path: Path):

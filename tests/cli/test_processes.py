@@ -203,7 +203,7 @@ def embedding(root: Path, work: Path) -> tuple[list, str, str]:
 
 def comparing(root: Path, work: Path) -> tuple[list, str, str]:
     command = ["benchmark", root / "cohort", "-o", work / "out", "--jobs", 2, "--genes", 12]
-    return command, "out/**/*.h5ad", "out/results.csv.gz"
+    return command, "out/**/*.h5ad", "out/summary.csv"
 
 
 def training(root: Path, work: Path) -> tuple[list, str, str]:

@@ -15,6 +15,8 @@ from scipy import sparse
 
 from strank.cohort.contract import SectionInfo, counts_checksum, make_section
 from strank.cohort.store import write_h5ad
+from strank.evaluation.results import write_parts
+from strank.evaluation.scores import SCORES as ALL_SCORES
 from strank.files import safe_name, write_json
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -100,7 +102,8 @@ def _tables() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     results["patient_seen"] = results["patient"] == "C"
     results["value"] = rng.uniform(0.01, 0.9, len(results))
     results.loc[(results["gene"] == "G3") & (results["score"] == "scc"), "value"] = np.nan
-    genes = results[["encoder", "genes", "fold", "section", "gene"]].drop_duplicates()
+    facts = ["encoder", "genes", "fold", "section", "patient_seen", "gene"]
+    genes = results[facts].drop_duplicates()
     genes["mean_counts"] = rng.lognormal(1, 1, len(genes))
     for name in ("scc", "pearson", "depth_matched"):
         genes[f"ceiling_{name}"] = rng.uniform(0.3, 1, len(genes))
@@ -115,6 +118,18 @@ def _tables() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     return results, genes, summary.assign(n_sections=3, n_genes=12)
 
 
+def write_dataset(folder: Path, results: pd.DataFrame, genes: pd.DataFrame) -> None:
+    """Results, a row a score, and facts of genes: a partition an encoder, panel and fold."""
+    keys = [name for name in results if name not in ("score", "value")]
+    wide = results.pivot(index=keys, columns="score", values="value").reset_index()  # noqa: PD010
+    wide = wide.reindex(columns=[*keys, *ALL_SCORES]).sort_values(["method", "seed"])
+    names = ["encoder", "genes", "fold"]
+    of_genes = {found: rows.drop(columns=names) for found, rows in genes.groupby(names)}
+    for found, rows in wide.groupby(names):
+        task = dict(zip(names, found, strict=True))
+        write_parts(folder, task, (rows.drop(columns=names), of_genes[found]), {})
+
+
 @pytest.fixture(scope="session")
 def benchmark_folder(tmp_path_factory: pytest.TempPathFactory) -> Written:
     folder, cohort = (tmp_path_factory.mktemp(name) for name in ("benchmark", "cohort"))
@@ -123,9 +138,7 @@ def benchmark_folder(tmp_path_factory: pytest.TempPathFactory) -> Written:
         write_h5ad(adata, cohort / f"{name}.h5ad")
     predictions = _predictions(sections, folder)
     results, genes, summary = _tables()
-    text = results.select_dtypes("object").columns
-    results.astype(dict.fromkeys(text, "category")).to_parquet(folder / "results.parquet")
-    genes.to_parquet(folder / "genes.parquet")
+    write_dataset(folder, results, genes)
     summary.to_csv(folder / "summary.csv", index=False)
     facts = {
         "strank_version": "0.1.0",

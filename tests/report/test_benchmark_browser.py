@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import numpy as np
 import pytest
 
-from strank.report.benchmark import write_report
+from strank.report import benchmark as benchmark_page
+from strank.report.benchmark import data, parts, write_report
 
 EVIL = "<img src=x onerror=alert(1)>"
 TABLE = "#gene-table tbody tr"
@@ -249,6 +251,66 @@ def test_the_browser_runs_no_other_script_and_asks_for_nothing(browser, url):
     )
     assert all("Content Security Policy" in message for message in told)
     assert told
+    context.close()
+
+
+@pytest.fixture
+def apart(benchmark_folder, tmp_path, monkeypatch):
+    """A page whose genes and maps lie in files beside it; of maps, some genes each."""
+    monkeypatch.setattr(parts, "_MOST", 5000)
+    monkeypatch.setattr(data, "GENES", 4)
+    monkeypatch.setattr(benchmark_page, "GENES", 4)
+    folder = tmp_path / "a b#1"
+    shutil.copytree(benchmark_folder.folder, folder)
+    return write_report(folder)
+
+
+def test_what_lies_beside_the_page_is_loaded_when_it_is_asked_for(opened, apart, benchmark_folder):
+    page = opened(apart.path.as_uri())
+    page.locator(TABLE).first.wait_for()
+    page.wait_for_function("document.getElementById('map-predicted').data !== undefined")
+    assert f"lie in {apart.files.name} beside this page" in page.locator(".notes").inner_text()
+    loaded = "Object.keys(page.data.parts).sort()"
+    assert page.evaluate(loaded) == ["genes-0", "map-1", "map-1-0"]
+    page.get_by_label("Panel", exact=True).select_option("all")
+    page.wait_for_function(f"document.querySelectorAll('{TABLE}').length === 12")
+    page.get_by_label("Section", exact=True).select_option(label="B1")
+    page.get_by_label("Gene", exact=True).select_option("G2")
+    page.wait_for_function(
+        "document.getElementById('map-status').textContent.startsWith('G2 in B1 (')"
+    )
+    assert len(page.evaluate(loaded)) == 7
+    assert "map-3-1" in page.evaluate(loaded)
+    expected = benchmark_folder.predictions["mine", "B 1", "linear, list"][:, "G2"].X[:, 0]
+    expected = expected - expected.mean()
+    found = np.array(plotted(page, "map-predicted"))
+    np.testing.assert_allclose(found, expected, atol=np.abs(expected).max() / 200)
+    assert not page.locator("#absent").is_visible()
+
+
+def test_files_that_are_not_beside_the_page_are_told(browser, apart):
+    shutil.rmtree(apart.files)
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(apart.path.as_uri())
+    page.locator("#absent").wait_for()
+    told = page.locator("#absent").inner_text()
+    assert re.match(r"report_files/.*\.js is not there, .*: keep report_files beside this p", told)
+    assert "Best: " in page.locator("#board-finding").inner_text()
+    # A page with files runs those, and still nothing from elsewhere.
+    page.evaluate(
+        """() => {
+          const script = document.createElement("script");
+          script.src = "https://example.org/x.js";
+          script.onerror = () => { window.refused = true; };
+          document.head.append(script);
+          const inline = document.createElement("script");
+          inline.textContent = "window.wrong = true";
+          document.head.append(inline);
+        }"""
+    )
+    page.wait_for_function("window.refused === true")
+    assert page.evaluate("window.wrong") is None
     context.close()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -22,10 +23,12 @@ from strank.evaluation.calibration import calibration_line, change_sums
 from strank.files import read_json, write_json
 from strank.report import benchmark as benchmark_page
 from strank.report.benchmark import data as benchmark_data
+from strank.report.benchmark import parts as benchmark_parts
 from strank.report.benchmark import write_report
 from strank.report.benchmark.data import (
     gene_tables,
     map_of,
+    map_values,
     open_benchmark,
     test_sections,
 )
@@ -69,7 +72,7 @@ def values_of(table):
 
 @pytest.fixture
 def table(benchmark_folder):
-    found = gene_tables(open_benchmark(benchmark_folder.folder))
+    found = list(gene_tables(open_benchmark(benchmark_folder.folder)))
     wanted = {"encoder": "other", "genes": "all", "patients": "new"}
     return next(t for t in found if wanted.items() <= t.items())
 
@@ -112,7 +115,7 @@ def test_chance_is_combined_over_sections(benchmark_folder, table):
 
 
 def test_of_many_genes_some_are_taken_over_all_counts(benchmark_folder, monkeypatch):
-    monkeypatch.setattr(benchmark_data, "_MOST_GENES", 5)
+    monkeypatch.setattr(benchmark_data, "_BUDGET", 1000)
     monkeypatch.setattr(benchmark_data, "_LEAST_GENES", 5)
     for table in gene_tables(open_benchmark(benchmark_folder.folder)):
         assert len(table["names"]) == 5
@@ -125,26 +128,31 @@ def test_of_many_genes_some_are_taken_over_all_counts(benchmark_folder, monkeypa
 
 def test_a_table_lists_the_genes_of_its_own_folds(copied):
     for name in ("results", "genes"):
-        rows = pd.read_parquet(copied / f"{name}.parquet")
-        rows[(rows["gene"] != "G1") | (rows["fold"] == "C")].to_parquet(copied / f"{name}.parquet")
+        for path in (copied / name).rglob("part.parquet"):
+            rows = pd.read_parquet(path, partitioning=None)
+            rows[(rows["gene"] != "G1") | ("fold=C" in str(path))].to_parquet(path, index=False)
     for table in gene_tables(open_benchmark(copied)):
         assert ("G1" in table["names"]) == (table["patients"] == "known")
         assert table["n_genes"] == len(table["names"])
 
 
-def test_maps_are_the_predictions_to_a_byte(benchmark_folder):
+def test_maps_are_the_predictions_to_a_byte(benchmark_folder, monkeypatch):
     benchmark, notes = open_benchmark(benchmark_folder.folder), []
     sections = list(all_sections(benchmark, benchmark_folder.cohort, notes))
     assert notes == []
     assert [s.name for s in sections] == ["A1", "A2", "B1", "C1"]
     assert [s.patients for s in sections] == ["new"] * 3 + ["known"]
     section = sections[1]
-    made = map_of(section, notes)
-    layer = next(p for p in made["predicted"] if (p["encoder"], p["method"]) == ("mine", "ridge"))
+    monkeypatch.setattr(benchmark_data, "GENES", 4)
+    made, blocks = map_of(section, notes), list(map_values(section))
+    at = made["predicted"].index({"encoder": "mine", "method": "ridge"})
     expected = benchmark_folder.predictions["mine", "A", "ridge"].X[40:]
     expected = expected - expected.mean(0)
-    codes = np.frombuffer(b64decode(layer["codes"]), np.uint8).reshape(6, 40).astype(float)
-    limits = np.array(layer["limits"])
+    layers = [block["predicted"][at] for block in blocks]
+    codes = [np.frombuffer(b64decode(layer["codes"]), np.uint8) for layer in layers]
+    assert [len(code) for code in codes] == [4 * 40, 2 * 40]
+    codes = np.concatenate(codes).reshape(6, 40).astype(float)
+    limits = np.concatenate([layer["limits"] for layer in layers])
     found = ((codes - 127) / 127).T * limits
     assert (np.abs(found - expected) <= 0.51 * limits / 127 + 1e-3 * limits).all()
     # Spots lie where they lie on the part of the image that is shown.
@@ -229,7 +237,9 @@ def test_a_page_without_its_cohort_says_so(copied, benchmark_folder, tmp_path):
     assert "No observed counts and no H&amp;E" in made.path.read_text()
     data = data_of(made.path)
     assert data["calibration"] == []
-    assert all(m["observed"] is None and m["unit"] == "px" for m in data["maps"])
+    maps = [data["parts"][m["part"]] for m in data["maps"]]
+    assert all(not m["observed"] and m["unit"] == "px" for m in maps)
+    assert all(data["parts"][m["blocks"][0]]["observed"] is None for m in data["maps"])
     assert write_report(copied, cohort=benchmark_folder.cohort).notes == ()
     with pytest.raises(InputError, match="elsewhere: no such folder"):
         write_report(copied, cohort=tmp_path / "elsewhere")
@@ -257,7 +267,45 @@ def test_maps_of_a_large_cohort_are_left_out_evenly(copied, monkeypatch):
     monkeypatch.setattr(benchmark_page, "_BUDGET", 2 * benchmark_page._PICTURE_BYTES + 9000)
     made = write_report(copied)
     assert [m["section"] for m in data_of(made.path)["maps"]] == ["A2", "C1"]
-    assert made.notes == ("Maps of 2 of 4 sections: a page of all would be too large",)
+    assert made.notes == ("Maps of 2 of 4 sections: those of all would be too large",)
+
+
+def test_what_a_page_cannot_hold_lies_beside_it(copied, made, monkeypatch):
+    """The same, part by part; and gone again where the page holds it."""
+    whole = data_of(made.path)
+    assert (whole["files"], made.files) == ({}, None)
+    monkeypatch.setattr(benchmark_parts, "_MOST", 5000)
+    monkeypatch.setattr(benchmark_data, "GENES", 4)
+    monkeypatch.setattr(benchmark_page, "GENES", 4)
+    apart = write_report(copied)
+    data = data_of(apart.path)
+    assert apart.files == copied / "report_files"
+    assert data["parts"] == {}
+    assert {path.name for path in apart.files.iterdir()} == {*data["files"].values()}
+    total = sum(path.stat().st_size for path in apart.files.iterdir())
+    assert apart.notes == (
+        f"Genes and maps lie in report_files beside this page ({total / 1e6:.0f} MB): keep and "
+        "send both",
+    )
+    assert apart.n_bytes < made.n_bytes
+    read = {}
+    for name, file in data["files"].items():
+        text = (apart.files / file).read_text()
+        assert not {*"<>&"} & {*text}
+        read[name] = json.loads(text.removeprefix(f'page.take("{name}", ').removesuffix(");\n"))
+        assert file.split(".")[1] == hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert [read[t["part"]] for t in data["tables"]] == [
+        whole["parts"][t["part"]] for t in whole["tables"]
+    ]
+    assert [read[m["part"]] for m in data["maps"]] == [
+        whole["parts"][m["part"]] for m in whole["maps"]
+    ]
+    assert [len(m["blocks"]) for m in data["maps"]] == [2] * 4
+    again = write_report(copied)
+    assert {path.name for path in again.files.iterdir()} == {*data["files"].values()}
+    monkeypatch.setattr(benchmark_parts, "_MOST", 10**9)
+    assert write_report(copied).files is None
+    assert not apart.files.exists()
 
 
 def test_a_page_without_predictions_says_so(copied):
@@ -270,8 +318,9 @@ def test_a_page_without_predictions_says_so(copied):
 def test_other_folders_are_refused(copied, tmp_path):
     with pytest.raises(InputError, match=r"no benchmark.json there; make it with"):
         write_report(tmp_path)
-    (copied / "results.parquet").write_bytes(b"PAR1 but no more")
-    with pytest.raises(InputError, match=r"results.parquet: not a readable table"):
+    path = next((copied / "results").rglob("part.parquet"))
+    path.write_bytes(b"PAR1 but no more")
+    with pytest.raises(InputError, match=r"results: no readable table of a benchmark"):
         write_report(copied)
     summary = pd.read_csv(copied / "summary.csv")
     summary.drop(columns="low").to_csv(copied / "summary.csv", index=False)

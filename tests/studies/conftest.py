@@ -17,6 +17,7 @@ from strank.cohort.contract import spots_checksum
 from strank.cohort.folder import features_path
 from strank.cohort.store import write_h5ad
 from strank.evaluation.protocol import Protocol
+from strank.evaluation.scores import SCORES
 from strank.progress import progress
 from strank.studies.benchmark.runner import Grid, run_benchmark
 
@@ -68,7 +69,12 @@ class Bench:
 
     @staticmethod
     def results(out: Path) -> pd.DataFrame:
-        return pd.read_parquet(out / "results.parquet")
+        """Every score in a row of its own."""
+        table = pd.read_parquet(out / "results").astype({"genes": str})
+        order = ["method", "encoder", "genes", "seed", "fold", "section", "patient", "patient_seen"]
+        order += ["gene", "score"]
+        rows = table.melt(order[:-1], list(SCORES), var_name="score").astype({"score": "category"})
+        return rows.sort_values(order, ignore_index=True)
 
 
 @pytest.fixture(scope="session")

@@ -15,17 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from strank.cohort.folds import Fold
-from strank.cohort.store import read_h5ad
+from strank.cohort.store import read_h5ad, write_h5ad
 from strank.errors import InputError
 from strank.evaluation.protocol import Protocol, get_protocol
+from strank.evaluation.results import TABLES
 from strank.fitting.method import Method
 from strank.storage import DamageWarning
 from strank.studies.benchmark import runner
-from strank.studies.benchmark.runner import LOSSES, Cell, Grid, Task
+from strank.studies.benchmark.runner import LOSSES, Cell, Grid, Task, score_task
 
 METHODS = ["linear, list", "ridge", "centred ridge", "linear, poisson"]
 
@@ -54,9 +54,10 @@ def counted(monkeypatch, *, stop_after: int = 10**6) -> list[Cell]:
 def assert_same_results(one: Path, other: Path) -> None:
     for name in ("summary.csv", "summary.md", "summary.tex", "protocol.toml"):
         assert (one / name).read_text() == (other / name).read_text()
-    for name in ("results.parquet", "genes.parquet"):
-        tables = (pd.read_parquet(out / name) for out in (one, other))
-        pd.testing.assert_frame_equal(*tables, check_exact=True)
+    parts = [path.relative_to(one) for name in TABLES for path in (one / name).rglob("*.parquet")]
+    assert parts
+    for part in parts:
+        assert (one / part).read_bytes() == (other / part).read_bytes()
 
 
 def test_grid():
@@ -132,8 +133,14 @@ def test_what_the_folder_says(bench, done):
     assert "linear, mse is ridge" in about["notes"][0]
     assert about["seconds"] > 0
     assert set(files(done)) == {
-        *("benchmark.json", "protocol.toml", "results.parquet", "genes.parquet"),
-        *("results.csv.gz", "summary.csv", "summary.md", "summary.tex"),
+        *("benchmark.json", "protocol.toml", "summary.csv", "summary.md", "summary.tex"),
+        *(f"predictions/mine/{size}/{fold}/scored.json" for size in ("3", "all") for fold in "ABC"),
+        *(
+            f"{table}/encoder=mine/genes={size}/fold={fold}/part.parquet"
+            for table in TABLES
+            for size in ("3", "all")
+            for fold in "ABC"
+        ),
         *(
             str(Cell(Task("mine", size, Fold(fold, (), ())), method).path(Path()))
             for size in (3, None)
@@ -152,7 +159,7 @@ def test_a_run_that_was_stopped_goes_on(bench, done, tmp_path, monkeypatch):
     before = files(out)
     assert sorted(before)[:1] == ["benchmark.json"]
     assert sum(name.endswith(".h5ad") for name in before) == 7
-    assert not any("part" in name or name.startswith("results") for name in before)
+    assert not any("part" in name for name in before)
     with monkeypatch.context() as patch:
         second = counted(patch)
         bench.run(out)
@@ -185,7 +192,8 @@ def test_what_is_done_is_not_done_again(bench, done, tmp_path, monkeypatch):
     assert [(c.method.name, c.task.fold.name, c.task.genes) for c in cells] == [("ridge", "B", "3")]
     assert_same_results(out, done)
     after = files(out)
-    changed = {n for n in before if before[n] != after[n] and n.startswith("predictions")}
+    changed = {n for n in before if before[n] != after[n] and "/" in n}
+    # The same predictions: their scores stand.
     assert changed == {str(gone.relative_to(out))}
     assert json.loads((out / "benchmark.json").read_text())["seconds"] > about["seconds"]
 
@@ -200,6 +208,46 @@ def test_a_damaged_cell_is_named_and_fitted_again(bench, done, tmp_path, place):
     with pytest.warns(DamageWarning, match=r"B/ridge\.h5ad: damaged .*; it is made anew"):
         bench.run(out)
     assert_same_results(out, done)
+
+
+PARTS = {
+    **{f"{name}/encoder=mine/genes=3/fold=B/part.parquet": 0.3 for name in TABLES},
+    **{f"{name}/encoder=mine/genes=3/fold=A/part.parquet": -200 for name in TABLES},
+    "predictions/mine/3/C/scored.json": 30,
+}
+
+
+def test_damaged_partitions_are_named_and_scored_again(bench, done, tmp_path):
+    out = shutil.copytree(done, tmp_path / "out")
+    for part, place in PARTS.items():
+        content = bytearray((out / part).read_bytes())
+        content[int(place * len(content)) if isinstance(place, float) else place] ^= 4
+        (out / part).write_bytes(content)
+    with pytest.warns(DamageWarning) as told:
+        bench.run(out)
+    assert {str(t.message).split(": damaged")[0] for t in told} == {f"{out / p}" for p in PARTS}
+    assert_same_results(out, done)
+
+
+def test_scores_are_of_the_predictions_that_are_there(bench, done, tmp_path):
+    """One that has changed is scored again, and nothing else; what is gone has no scores."""
+    out = shutil.copytree(done, tmp_path / "out")
+    before, cell = files(out), out / "predictions/mine/3/B/ridge.h5ad"
+    adata = read_h5ad(cell)
+    adata.X = adata.X[:, ::-1].copy()
+    write_h5ad(adata, cell)
+    bench.run(out)
+    after = files(out)
+    part = "encoder=mine/genes=3/fold=B/part.parquet"
+    changed = {name for name in before if before[name] != after[name] and "=" in name}
+    assert changed == {f"{table}/{part}" for table in TABLES}
+    assert not any("part" in name and "=" not in name for name in after)
+    old, new = (bench.results(x).query("score == 'scc'") for x in (done, out))
+    differ = new[new["value"].to_numpy() != old["value"].to_numpy()]
+    assert set(differ["method"]) == {"ridge"}
+    assert set(differ["fold"]) == {"B"}
+    score_task(bench.protocol, bench.cohort, out, (Task("mine", 3, Fold("B", (), ())), []))
+    assert not any((out / table / part).exists() for table in TABLES)
 
 
 def test_more_may_be_asked_later(bench, tmp_path, monkeypatch):

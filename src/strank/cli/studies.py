@@ -121,7 +121,6 @@ def benchmark(
     from joblib import cpu_count
 
     from strank.studies.benchmark.runner import benchmark as run
-    from strank.studies.benchmark.tables import has_parquet
 
     result = run(
         cohort,
@@ -151,8 +150,8 @@ def benchmark(
         as_json=as_json,
         lines=[
             f"Protocol {chosen['name']}, SHA-256 {chosen['sha256'][:12]}.",
-            f"Wrote results.csv.gz{' and .parquet' * has_parquet()}, summary.csv, .md and .tex to "
-            f"{output}{f'; strank report {output} makes a page of them' * has_parquet()}.",
+            f"Wrote summary.csv, .md and .tex, and every score into results, to {output}; "
+            f"strank report {output} makes a page of them.",
         ],
     )
     if failed := facts["failed"]:
@@ -303,7 +302,7 @@ def report(
 
     [bold]Example:[/] strank report benchmark
     """
-    need("cv2", "pyvips", "PIL", "jinja2", "plotly", "pyarrow")
+    need("cv2", "pyvips", "PIL", "jinja2", "plotly")
     from strank.report.benchmark import write_report
 
     with working("Making the page"):

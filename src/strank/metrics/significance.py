@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.fft import irfft2, next_fast_len, rfft2
@@ -385,21 +384,6 @@ def combine_sections(p: NDArray) -> _Array:
     scores, known = norm.isf(p.clip(_LEAST_P, 1 - _LEAST_P)), np.isfinite(p).sum(0)
     total = np.where(known > 0, np.nansum(scores, axis=0), np.nan)
     return np.asarray(norm.sf(total / np.sqrt(np.maximum(known, 1))))
-
-
-def combine_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Combine p-values (``method, seed, section, gene, value``) over sections: methods by genes.
-
-    Of several seeds the first stands for a method. What a method does not order, where others do,
-    it does not predict: its p-value there is 1.
-    """
-    rows = rows[rows["seed"] == rows.groupby("method", observed=True)["seed"].transform("min")]
-    wide = rows.pivot_table("value", "method", ["section", "gene"], observed=True, dropna=False)
-    sections, genes = (wide.columns.unique(name) for name in ("section", "gene"))
-    cells = pd.MultiIndex.from_product([sections, genes])
-    p = wide.reindex(columns=cells).to_numpy().reshape(len(wide), len(sections), len(genes))
-    p = np.where(np.isnan(p) & np.isfinite(p).any(0), 1.0, p).swapaxes(0, 1)
-    return pd.DataFrame(combine_sections(p), index=wide.index, columns=genes)
 
 
 def false_discovery_rate(p: NDArray) -> _Array:

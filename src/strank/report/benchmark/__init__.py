@@ -23,18 +23,21 @@ from strank.errors import InputError
 from strank.evaluation.calibration import ChangeSums, calibration_line, change_sums
 from strank.files import claims, write_bytes
 from strank.report.benchmark.data import (
+    GENES,
     Benchmark,
     TestSection,
     gene_tables,
     leaderboard,
     map_of,
+    map_values,
     open_benchmark,
     prediction_files,
     test_sections,
 )
+from strank.report.benchmark.parts import Parts, parts_beside, to_json
 
-# Bytes of all maps together; of a large cohort, sections are left out evenly.
-_BUDGET = 12_000_000
+# Bytes of all maps together; of a cohort with more, sections are left out evenly.
+_BUDGET = 500_000_000
 
 _PICTURE_BYTES = 150_000
 
@@ -48,13 +51,17 @@ class Report:
     path: Path
     n_bytes: int
     notes: tuple[str, ...]
+    #: Folder of genes and maps that would make the page too large; None where it holds all.
+    files: Path | None = None
 
 
 @claims("folder")
 def write_report(folder: Path | str, *, cohort: Path | str | None = None) -> Report:
     """Make one page of a benchmark: methods, depth, ceilings, genes, maps, calibration.
 
-    ``report.html`` in its folder holds all it needs: it opens without a network and sends nothing.
+    ``report.html`` in its folder opens without a network and sends nothing. It holds all it needs;
+    or, where that would be more than 20 MB, genes and maps lie in ``report_files`` beside it, and
+    are loaded when they are asked for: then both belong together.
 
     Parameters
     ----------
@@ -67,7 +74,7 @@ def write_report(folder: Path | str, *, cohort: Path | str | None = None) -> Rep
     Returns
     -------
     Report
-        ``path`` and ``n_bytes`` of the page, and ``notes`` of what it lacks.
+        ``path`` and ``n_bytes`` of the page, ``notes`` of what it lacks, and ``files`` beside it.
 
     Raises
     ------
@@ -82,21 +89,32 @@ def write_report(folder: Path | str, *, cohort: Path | str | None = None) -> Rep
     benchmark = open_benchmark(Path(folder))
     notes: list[str] = []
     counts = _cohort_folder(benchmark, cohort, notes)
-    maps, calibration = _of_sections(benchmark, counts, notes)
-    data = {
-        "reference": benchmark.facts["reference"],
-        "headline": benchmark.facts["protocol"].get("headline", "depth_matched"),
-        "encoders": benchmark.facts["encoders"],
-        "genes": [str(size) for size in benchmark.facts["genes"]],
-        "leaderboard": leaderboard(benchmark),
-        "tables": list(gene_tables(benchmark)),
-        "maps": maps,
-        "calibration": calibration,
-    }
-    html = _render(benchmark, data, notes)
-    path = benchmark.folder / "report.html"
+    path, beside = (benchmark.folder / name for name in ("report.html", "report_files"))
+    with parts_beside(beside) as parts:
+        tables = []
+        for number, table in enumerate(gene_tables(benchmark)):
+            about = {key: table[key] for key in ("encoder", "genes", "patients")}
+            tables.append({**about, "part": parts.add(f"genes-{number}", table)})
+        maps, calibration = _of_sections(benchmark, counts, parts, notes)
+        if parts.files:
+            notes.append(
+                f"Genes and maps lie in {beside.name} beside this page "
+                f"({parts.n_bytes / 1e6:.0f} MB): keep and send both"
+            )
+        data = {
+            "reference": benchmark.facts["reference"],
+            "headline": benchmark.facts["protocol"].get("headline", "depth_matched"),
+            "encoders": benchmark.facts["encoders"],
+            "genes": [str(size) for size in benchmark.facts["genes"]],
+            "leaderboard": leaderboard(benchmark),
+            "tables": tables,
+            **maps,
+            "calibration": calibration,
+            **parts.in_page(beside.name),
+        }
+        html = _render(benchmark, data, notes)
     write_bytes(path, html)
-    return Report(path, len(html), tuple(notes))
+    return Report(path, len(html), tuple(notes), beside if parts.files else None)
 
 
 def _cohort_folder(
@@ -118,22 +136,33 @@ def _cohort_folder(
 
 
 def _of_sections(
-    benchmark: Benchmark, cohort: Path | None, notes: list[str]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    benchmark: Benchmark, cohort: Path | None, parts: Parts, notes: list[str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Make maps and calibration, in one walk through the predictions."""
     maps: list[dict[str, Any]] = []
+    panels: list[list[str]] = []
     sums: dict[tuple[str, str], dict[tuple[str, str, str], ChangeSums]] = defaultdict(dict)
     share, number = _share(benchmark), 0
     for number, section in enumerate(test_sections(benchmark, cohort, notes), start=1):
         for key, found in _changes(section).items():
             sums[key][section.fold, section.name, section.patients] = found
         if int(number * share) > int((number - 1) * share):
-            maps.append(map_of(section, notes))
+            if (panel := section.genes.tolist()) not in panels:
+                panels.append(panel)
+            about = {key: getattr(section, key) for key in ("fold", "patients")}
+            about |= {"section": section.name, "panel": panels.index(panel)}
+            maps.append(about | _map(section, f"map-{number}", parts, notes))
     if number == 0:
         notes.append("No maps and no calibration: there are no predictions for a small panel")
     elif len(maps) < number:
-        notes.append(f"Maps of {len(maps)} of {number} sections: a page of all would be too large")
-    return maps, _calibration(sums)
+        notes.append(f"Maps of {len(maps)} of {number} sections: those of all would be too large")
+    return {"maps": maps, "panels": panels, "block": GENES}, _calibration(sums)
+
+
+def _map(section: TestSection, name: str, parts: Parts, notes: list[str]) -> dict[str, Any]:
+    """Keep a map in parts: of the section, and of some genes each."""
+    blocks = [parts.add(f"{name}-{n}", block) for n, block in enumerate(map_values(section))]
+    return {"part": parts.add(name, map_of(section, notes)), "blocks": blocks}
 
 
 def _share(benchmark: Benchmark) -> float:
@@ -191,10 +220,7 @@ def _render(benchmark: Benchmark, data: Mapping[str, Any], notes: list[str]) -> 
         lstrip_blocks=True,
     )
     scripts = [get_plotlyjs(), *(_source(environment, f"benchmark{part}.js") for part in _SCRIPTS)]
-    content = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    # Nothing in the data may end the element it stands in.
-    for character in "<>&":
-        content = content.replace(character, f"\\u{ord(character):04x}")
+    content = to_json(data)
     n_bytes = sum(map(len, scripts)) + len(content)
     html = environment.get_template("benchmark.html").render(
         facts=benchmark.facts,
@@ -204,6 +230,7 @@ def _render(benchmark: Benchmark, data: Mapping[str, Any], notes: list[str]) -> 
         scripts=[Markup(script) for script in scripts],
         hashes=[_hash(script) for script in scripts],
         data=Markup(content),
+        beside=data["beside"] if data["files"] else "",
         size=f"{n_bytes / 1e6:.1f} MB",
     )
     return html.encode(errors="replace")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -14,8 +14,6 @@ from urllib.parse import unquote
 import h5py
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from anndata import AnnData
 from anndata.io import read_elem
 from numpy.typing import NDArray
@@ -25,18 +23,23 @@ from scipy.spatial import cKDTree
 from strank.cohort.contract import counts_checksum, section_info
 from strank.cohort.store import read_h5ad, read_section
 from strank.errors import InputError, said_by, some
+from strank.evaluation.results import Group, cells_of
+from strank.evaluation.scores import SCORES
 from strank.files import read_facts, read_written
 from strank.hdf5_guard import check_hdf5
 from strank.metrics.correlation import log1p_cp10k
-from strank.metrics.significance import combine_table, false_discovery_rate
+from strank.metrics.significance import false_discovery_rate
 from strank.slides.slide import MASK_UM, slide_of, thumbnail
+from strank.storage import check_seal
 
-# Bytes of the values by gene on a page, and how many genes one table may have.
-_BUDGET = 4_000_000
-
-_LEAST_GENES, _MOST_GENES = 50, 2_000
+# Bytes of the values by gene of all tables, and how many genes a table has in any case.
+_BUDGET = 200_000_000
+_LEAST_GENES = 50
+# Of a map, that are read together.
+GENES = 64
 _FACTS = ("protocol", "sections", "encoders", "genes", "reference")
 _PATIENTS = {"true": "known", "false": "new"}
+_SEEN = {"known": True, "new": False, "all": None}
 _BOARD = (
     *("encoder", "genes", "patients", "method", "score", "n_sections", "n_genes"),
     *("mean", "low", "high", "difference", "difference_low", "difference_high"),
@@ -99,73 +102,53 @@ def encoded(values: NDArray) -> str:
 def gene_tables(benchmark: Benchmark) -> Iterator[dict[str, Any]]:
     """Means over sections and seeds of every score, by gene: one table a panel and encoder.
 
-    Of a panel with too many genes some are taken, evenly over their mean counts. Base64 of float32:
-    ``values`` ``[n_methods, n_scores, n_genes]``, ``mean_counts`` and ``ceilings``.
+    Where all would be too many, some genes are taken, evenly over their mean counts. Base64 of
+    float32: ``values`` ``[n_methods, n_scores, n_genes]``, ``mean_counts`` and ``ceilings``.
     """
     summary = benchmark.summary
     groups = summary.groupby(["encoder", "genes"], sort=False)
     cells = summary["method"].nunique() * (summary["score"].nunique() + 2)
     n_tables = max(len(summary[["encoder", "genes", "patients"]].drop_duplicates()), 1)
-    most = int(np.clip(_BUDGET / (4 * cells * n_tables), _LEAST_GENES, _MOST_GENES))
+    most = max(int(_BUDGET / (4 * cells * n_tables)), _LEAST_GENES)
     for (encoder, genes), rows in groups:
-        yield from _of_panel(benchmark.folder, encoder, genes, rows["patients"].unique(), most)
+        facts = Group(benchmark.folder, encoder, genes, None).facts(["gene", "mean_counts"])
+        by_counts = facts.groupby("gene", observed=True)["mean_counts"].mean()
+        names = by_counts.sort_values(ascending=False).index.astype(str)
+        if len(names) > most:
+            names = names[np.linspace(0, len(names) - 1, most).round().astype(int)]
+        for kind in rows["patients"].unique():
+            yield _of_group(Group(benchmark.folder, encoder, genes, _SEEN[kind]), kind, names)
 
 
-def _of_panel(
-    folder: Path, encoder: str, genes: str, patients: Iterable[str], most: int
-) -> Iterator[dict[str, Any]]:
-    where = [("encoder", "==", encoder), ("genes", "==", genes)]
+def _of_group(group: Group, kind: str, names: pd.Index) -> dict[str, Any]:
     ceilings = ["ceiling_scc", "ceiling_pearson", "ceiling_depth_matched"]
-    facts = _read(
-        folder / "genes.parquet", ["fold", "section", "gene", "mean_counts", *ceilings], where
-    ).astype({"fold": str, "section": str, "gene": str})
-    by_counts = facts.groupby("gene")["mean_counts"].mean().sort_values(ascending=False).index
-    names = by_counts[np.unique(np.linspace(0, len(by_counts) - 1, most).round().astype(int))]
-    results = _read(
-        folder / "results.parquet",
-        ["method", "seed", "fold", "section", "patient_seen", "gene", "score", "value"],
-        [*where, ("gene", "in", list(names))],
-    ).astype(dict.fromkeys(("method", "fold", "section", "gene", "score"), str))
-    for kind in patients:
-        rows = results if kind == "all" else results[results["patient_seen"] == (kind == "known")]
-        if rows.empty:
-            continue
-        tested = rows[["fold", "section"]].drop_duplicates()
-        about = facts.merge(tested).groupby("gene")[["mean_counts", *ceilings]].mean()
-        shown = names[names.isin(about.index)]
-        n_genes, about = len(about), about.reindex(shown).astype(np.float32)
-        yield {
-            **{"encoder": encoder, "genes": genes, "patients": kind},
-            **{"names": shown.tolist(), "n_genes": n_genes},
-            "n_sections": int(tested["section"].nunique()),
-            **_by_gene(rows, shown),
-            "mean_counts": encoded(about["mean_counts"].to_numpy()),
-            "ceilings": {
-                c.removeprefix("ceiling_"): encoded(about[c].to_numpy()) for c in ceilings
-            },
-        }
+    facts = group.facts(["section", "gene", "mean_counts", *ceilings])
+    about = facts.groupby("gene", observed=True)[["mean_counts", *ceilings]].mean()
+    shown, n_genes = names[names.isin(about.index)], len(about)
+    about = about.reindex(shown).astype(np.float32)
+    return {
+        **{"encoder": group.encoder, "genes": group.genes, "patients": kind},
+        **{"names": shown.tolist(), "n_genes": n_genes},
+        "n_sections": int(facts["section"].nunique()),
+        **_by_gene(group, shown, cells_of(facts)),
+        "mean_counts": encoded(about["mean_counts"].to_numpy()),
+        "ceilings": {c.removeprefix("ceiling_"): encoded(about[c].to_numpy()) for c in ceilings},
+    }
 
 
-def _by_gene(rows: pd.DataFrame, names: pd.Index) -> dict[str, Any]:
-    methods, scores = (rows[column].unique().tolist() for column in ("method", "score"))
-    means = rows.groupby(["method", "score", "gene"], sort=False)["value"].mean()
-    cells = pd.MultiIndex.from_product([methods, scores, names])
-    table = means.reindex(cells).to_numpy(np.float64).reshape(len(methods), len(scores), -1)
-    if "p_value" in scores:
-        p = combine_table(rows[rows["score"] == "p_value"]).reindex(methods, columns=names)
-        q = np.stack([false_discovery_rate(row) for row in p.to_numpy()])
-        table[:, scores.index("p_value")] = p
-        table, scores = np.concatenate([table, q[:, None]], axis=1), [*scores, "q_value"]
-    return {"methods": methods, "scores": scores, "values": encoded(table.astype(np.float32))}
-
-
-def _read(path: Path, columns: list[str], where: list[tuple[str, str, Any]]) -> pd.DataFrame:
-    try:
-        return pq.read_table(path, columns=columns, filters=where).to_pandas()
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(
-            f"{path}: not a readable table of a benchmark ({error}); run the benchmark again"
-        ) from error
+def _by_gene(group: Group, names: pd.Index, cells: pd.MultiIndex) -> dict[str, Any]:
+    """Means over sections, folds and seeds, one method in memory at a time."""
+    table = np.full((len(group.methods), len(SCORES) + 1, len(names)), np.nan, dtype=np.float32)
+    at = SCORES.index("p_value")
+    for means, method in zip(table, group.methods, strict=True):
+        rows = group.scores(method, ["gene", *SCORES])
+        found = rows.groupby("gene", observed=True)[list(SCORES)].mean().reindex(names)
+        means[:-1] = found.to_numpy().T
+    for means, (_, p) in zip(table, group.combined_p_values(cells), strict=True):
+        listed = pd.Series(p, cells.levels[1])[names].to_numpy()
+        means[at], means[-1] = listed, false_discovery_rate(listed)
+    scores = [*SCORES, "q_value"]
+    return {"methods": group.methods, "scores": scores, "values": encoded(table)}
 
 
 @dataclass(frozen=True)
@@ -192,41 +175,57 @@ class TestSection:
 def test_sections(
     benchmark: Benchmark, cohort: Path | None, notes: list[str]
 ) -> Iterator[TestSection]:
-    """Go through the test sections with predictions, those of one fold in memory at a time.
+    """Go through the test sections with predictions, those of one section in memory at a time.
 
     Notes of what is missing are added to ``notes``.
     """
     for paths in prediction_files(benchmark):
-        files = sorted(((_about(path), path) for path in paths), key=lambda f: f[0]["seed"])
-        first = read_h5ad(paths[0])
-        scores: dict[tuple[str, str], NDArray[np.float32]] = {}
-        log_rates = set()
-        for about, path in files:
-            found = read_h5ad(path)
-            if not (found.var_names.equals(first.var_names) and found.shape == first.shape):
-                raise InputError(f"{path}: other spots or genes than in {paths[0].name}")
-            # Of several seeds the first stands for the method.
-            key = about["encoder"], about["method"]
-            scores.setdefault(key, np.asarray(found.X))
-            # Other scores have a slope that makes them log rates.
-            if "slope" not in found.var:
-                log_rates.add(key)
-        shared = files[0][0]["shared_patients"]
-        for name in first.obs["section"].astype(str).unique():
-            rows = np.asarray(first.obs["section"] == name)
-            positions = np.asarray(first.obsm["spatial"], dtype=np.float64)[rows]
+        first = read_h5ad(paths[0], backed="r")
+        kept, log_rates = _methods(paths, first)
+        sections = first.obs["section"].astype(str).to_numpy()
+        shared = _about(paths[0])["shared_patients"]
+        for name in dict.fromkeys(sections):
+            rows = np.flatnonzero(sections == name)
             yield TestSection(
                 name=name,
                 fold=unquote(paths[0].parent.name),
                 patients="known" if _patient(benchmark, name) in shared else "new",
                 genes=first.var_names,
-                positions=positions,
-                scores={key: values[rows] for key, values in scores.items()},
+                positions=np.asarray(first.obsm["spatial"], dtype=np.float64)[rows],
+                scores={key: _rows_of(path, rows) for key, path in kept.items()},
                 log_rates=log_rates,
                 observed=None
                 if cohort is None
                 else _observed(benchmark, cohort, name, first.obs_names[rows], notes),
             )
+        first.file.close()
+
+
+def _methods(
+    paths: list[Path], first: AnnData
+) -> tuple[dict[tuple[str, str], Path], set[tuple[str, str]]]:
+    """Of each encoder and method the file of its first seed; and which of them are log rates."""
+    kept: dict[tuple[str, str], Path] = {}
+    log_rates = set()
+    for about, path in sorted(((_about(path), path) for path in paths), key=lambda f: f[0]["seed"]):
+        check_seal(path)
+        found = read_h5ad(path, backed="r")
+        if not (found.var_names.equals(first.var_names) and found.shape == first.shape):
+            raise InputError(f"{path}: other spots or genes than in {paths[0].name}")
+        key = about["encoder"], about["method"]
+        kept.setdefault(key, path)
+        # Other scores have a slope that makes them log rates.
+        if "slope" not in found.var:
+            log_rates.add(key)
+        found.file.close()
+    return kept, log_rates
+
+
+def _rows_of(path: Path, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Read what lies between the first and the last of some rows, which is theirs."""
+    with h5py.File(path) as file:
+        between = file["X"][rows[0] : rows[-1] + 1]
+    return np.asarray(between[rows - rows[0]], dtype=np.float32)
 
 
 def prediction_files(benchmark: Benchmark) -> list[list[Path]]:
@@ -276,29 +275,38 @@ def _observed(
 
 
 def map_of(section: TestSection, notes: list[str]) -> dict[str, Any]:
-    """Values of a section as one byte a spot and gene, and its image, ready for JSON.
+    """Gather what is the same for all genes of a section: places of spots, image, depth.
 
-    All values are about the mean of the gene in the section. A byte is 127 at that mean and 0 or
-    254 at the gene's ``limits``; 255 is no value. Notes of what is missing are added to ``notes``.
+    Notes of what is missing are added to ``notes``.
     """
     observed = section.observed
     picture = None if observed is None else _picture(observed, notes)
     scale = 1.0 if observed is None else section_info(observed).um_per_pixel
     corner = section.positions.min(0) - _MARGIN_UM if picture is None else picture.pop("corner")
     return {
-        **{"section": section.name, "fold": section.fold, "patients": section.patients},
-        "genes": list(section.genes),
         "xy": ((section.positions - corner) * scale).round().astype(int).T.tolist(),
         "unit": "px" if observed is None else "µm",
         "diameter": _diameter(section),
         "image": picture,
-        "observed": None if observed is None else _bytes(_target(observed, section.genes)),
+        "observed": observed is not None,
         "depth": None if observed is None else _bytes(_log_depth(observed)),
-        "predicted": [
-            {"encoder": encoder, "method": method, **_bytes(values)}
-            for (encoder, method), values in section.scores.items()
-        ],
+        "predicted": [{"encoder": encoder, "method": method} for encoder, method in section.scores],
     }
+
+
+def map_values(section: TestSection) -> Iterator[dict[str, Any]]:
+    """Observed and predicted values as one byte a spot and gene, of some genes at a time.
+
+    All values are about the mean of the gene in the section. A byte is 127 at that mean and 0 or
+    254 at the gene's ``limits``; 255 is no value.
+    """
+    observed = None if section.observed is None else _target(section.observed, section.genes)
+    for start in range(0, len(section.genes), GENES):
+        genes = slice(start, start + GENES)
+        yield {
+            "observed": None if observed is None else _bytes(observed[:, genes]),
+            "predicted": [_bytes(values[:, genes]) for values in section.scores.values()],
+        }
 
 
 def _diameter(section: TestSection) -> float:

@@ -34,6 +34,7 @@ from strank.evaluation.methods import (
     without_image,
 )
 from strank.evaluation.protocol import Protocol, fold_facts, get_protocol
+from strank.evaluation.results import drop_parts, has_parts, write_parts
 from strank.evaluation.scores import SCORES, ceilings, score_section
 from strank.files import (
     claim_folder,
@@ -45,17 +46,13 @@ from strank.files import (
 )
 from strank.fitting.method import HEST_RIDGE, OWN_RECIPE, REFERENCE, Method
 from strank.fitting.objectives import OBJECTIVES
-from strank.metrics.significance import as_wide_as_the_tissue
 from strank.neural.recipe import RECIPES
 from strank.progress import Advance, progress
 from strank.shown import as_html, as_text, few_names
-from strank.storage import is_whole
+from strank.storage import is_whole, seal_of
 from strank.studies.benchmark.tables import (
-    NO_PARQUET,
-    disagreements_of,
-    has_parquet,
     short_tables,
-    write_results,
+    write_summary,
 )
 from strank.units import Where, each
 from strank.version import __version__
@@ -80,6 +77,11 @@ class Task:
     def genes(self) -> str:
         """The size in words."""
         return "all" if self.n_genes is None else str(self.n_genes)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What its partition of the tables is called by."""
+        return {"encoder": self.encoder, "genes": self.genes, "fold": self.fold.name}
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> None:
 
     The file has, besides the predictions, the slope of each gene where scores are no log rates.
     """
-    started, task = time.perf_counter(), cell.task
+    task = cell.task
     sections = _cohort(cohort, task.encoder, protocol)
     train = {name: sections[name] for name in task.fold.development}
     panel = _panel(cohort, protocol, task)
@@ -135,14 +137,14 @@ def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> None:
         slope = None if cell.method.log_rates else training_slope(predict, train, panel)
         scores = [predict(sections[name]) for name in task.fold.test]
     tests = [sections[name] for name in task.fold.test]
-    seconds = time.perf_counter() - started
+    # No time: the same predictions are the same file, and so are the scores made of them.
     about = {
         "method": cell.method.name,
         "seed": cell.seed,
         "encoder": task.encoder,
         **asdict(task.fold),
+        "strank_version": __version__,
     }
-    about |= {"seconds": seconds, "strank_version": __version__}
     obs = pd.concat([adata.obs[["section", "patient"]].astype(str) for adata in tests])
     # Spots of different sections may have the same name.
     obs.index = (obs["section"] + ":" + obs.index).to_numpy()
@@ -158,9 +160,25 @@ def run_cell(cell: Cell, protocol: Protocol, cohort: Path, out: Path) -> None:
 
 def score_task(
     protocol: Protocol, cohort: Path, out: Path, of_task: tuple[Task, Sequence[Cell]]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Score all methods of a task: a row a method, gene and score; and facts of every gene."""
+) -> None:
+    """Write the scores of all methods of a task, and facts of its genes, as partitions of tables.
+
+    What is there of these very predictions is left as it is; without any, nothing is kept. The
+    tables are all that comes of it, so that it may run in any process that sees the folder.
+    """
     task, cells = of_task
+    if not cells:
+        drop_parts(out, task.names)
+        return
+    made_of = {f"{cell.method.name} {cell.seed}": seal_of(cell.path(out)) for cell in cells}
+    if not has_parts(out, task.names, made_of):
+        write_parts(out, task.names, _scored(protocol, cohort, out, task, cells), made_of)
+
+
+def _scored(
+    protocol: Protocol, cohort: Path, out: Path, task: Task, cells: Sequence[Cell]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Score all methods of a task: a row a method, section and gene; and facts of every gene."""
     sections = _cohort(cohort, task.encoder, protocol)
     labels = {f"{cell.method.name} {cell.seed}": (cell.method.name, cell.seed) for cell in cells}
     kept = dict(zip(labels, (read_h5ad(cell.path(out)) for cell in cells), strict=True))
@@ -188,26 +206,24 @@ def score_task(
             significance=True,
         )
         tables.append(table.assign(patient_seen=seen))
-        facts.append(ceilings(section, panel, seed=protocol.seed))
+        ceiling = ceilings(section, panel, seed=protocol.seed)
         if protocol.target_depth == "panel":
             # Ceilings are of the target that all genes' depth divides.
-            facts[-1][["ceiling_scc", "ceiling_pearson"]] = np.nan
-    about = {"encoder": task.encoder, "genes": task.genes, "fold": task.fold.name}
-    return _long(pd.concat(tables), labels).assign(**about), pd.concat(facts).assign(**about)
+            ceiling[["ceiling_scc", "ceiling_pearson"]] = np.nan
+        facts.append(ceiling.assign(patient_seen=seen))
+    return _sorted(pd.concat(tables), labels), pd.concat(facts)
 
 
 def _of(predictions: AnnData, section: str) -> NDArray:
     return np.asarray(predictions[predictions.obs["section"] == section].X)
 
 
-def _long(table: pd.DataFrame, labels: Mapping[str, tuple[str, int]]) -> pd.DataFrame:
-    """Turn one column a score into one row a score; text is kept as categories."""
+def _sorted(table: pd.DataFrame, labels: Mapping[str, tuple[str, int]]) -> pd.DataFrame:
+    """Tell seeds from methods; a method's rows stand together."""
     methods, seeds = zip(*(labels.get(label, (label, 0)) for label in table["method"]), strict=True)
-    table = table.assign(method=methods, seed=seeds)
-    text = ["method", "section", "patient", "gene"]
-    table[text] = table[text].astype("category")
     names = ["method", "seed", "section", "patient", "patient_seen", "gene"]
-    return table.melt(names, list(SCORES), var_name="score")
+    table = table.assign(method=methods, seed=seeds)[[*names, *SCORES]]
+    return table.sort_values(names, ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -350,10 +366,10 @@ def benchmark(
     cohort
         Folder with sections and features of all encoders.
     output
-        Folder of the results: ``results.parquet`` and ``results.csv.gz`` (every score),
-        ``genes.parquet`` (noise ceilings, independent spots), ``summary.csv``, ``.md`` and
+        Folder of the results: ``results`` (every score) and ``genes`` (noise ceilings, independent
+        spots), which `pandas.read_parquet` reads as one table each, ``summary.csv``, ``.md`` and
         ``.tex``, ``benchmark.json``, ``protocol.toml`` and the predictions. A run that was stopped
-        goes on; more may be asked of it later.
+        goes on; more may be asked of it later, and the summary is of what was asked last.
     protocol
         ``"strank"``, ``"section"``, ``"hest"``, a task of the paper on HEST such as
         ``"paper-IDC"``, a ``.toml`` file, a folder of a task of HEST-Benchmark, or a
@@ -430,20 +446,16 @@ def run_benchmark(
         fit = partial(_fit, protocol, cohort, out)
         failed = [failure for failure in _each(fit, left, jobs, advance) if failure]
     done = [cell for cell in cells if cell.path(out).is_file()]
-    by_task = [(t, found) for t in tasks if (found := [cell for cell in done if cell.task == t])]
-    if not by_task:
+    if not done:
         raise InputError(f"nothing could be fitted: {failed[0]}")
+    by_task = [(task, [cell for cell in done if cell.task == task]) for task in tasks]
     with bar("Scoring", len(by_task)) as advance:
-        score = partial(score_task, protocol, cohort, out)
-        results, genes = zip(*_each(score, by_task, jobs, advance), strict=True)
-    if told := as_wide_as_the_tissue(pd.concat(genes)["independent_spots"].to_numpy()):
-        facts["notes"] = [*facts["notes"], told]
-    facts |= {"failed": failed, "seconds": facts["seconds"] + time.perf_counter() - started}
+        _each(partial(score_task, protocol, cohort, out), by_task, jobs, advance)
     with bar("Writing", 1) as advance:
-        summary = write_results(out, _joined(results), _joined(genes), protocol.headline)
-        facts["notes"] = [*facts["notes"], *disagreements_of(summary)]
-        facts["notes"] += [] if has_parquet() else [NO_PARQUET]
+        _, notes = write_summary(out, protocol.headline)
         advance(1)
+    facts |= {"failed": failed, "seconds": facts["seconds"] + time.perf_counter() - started}
+    facts["notes"] = [*facts["notes"], *notes]
     write_json(out / "benchmark.json", facts, seal=True)
     return facts
 
@@ -542,13 +554,3 @@ def _filtered(sections: Mapping[str, AnnData], kept: Mapping[str, AnnData]) -> l
         if kept[name].shape != adata.shape
     ]
     return [f"the filter leaves of {'; '.join(told)} genes"] if told else []
-
-
-def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Put tables into one, whose text is kept as categories: millions of rows name few things."""
-    joined = pd.concat([table.astype(_as_text(table)) for table in tables], ignore_index=True)
-    return joined.astype(dict.fromkeys(_as_text(joined), "category"))
-
-
-def _as_text(table: pd.DataFrame) -> dict[str, str]:
-    return dict.fromkeys(table.select_dtypes(["object", "category", "string"]).columns, "str")

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
-from importlib.util import find_spec
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from strank.evaluation.results import Group, cells_of, cube, groups_of
 from strank.evaluation.scores import SCORES, disagreements
-from strank.files import markdown_table, write_table, write_utf8
+from strank.files import markdown_table, read_facts, write_table, write_utf8
 from strank.fitting.method import REFERENCE
-from strank.metrics.significance import combine_table, false_discovery_rate, mean_intervals
-from strank.storage import new_file
+from strank.metrics.significance import (
+    as_wide_as_the_tissue,
+    false_discovery_rate,
+    mean_intervals,
+)
 
-_MEANS = tuple(name for name in SCORES if name != "p_value")
+# In the order of the summary.
+_MEANS = sorted(name for name in SCORES if name != "p_value")
 _WITH_CEILING = ("scc", "pearson", "depth_matched")
 # Below it, what a perfect model could reach is mostly noise itself.
 _LEAST_CEILING = 0.05
 _GROUP = ["encoder", "genes", "patient_seen"]
+_COLUMNS = ["method", "score", *_GROUP, "mean", "low", "high"]
+_COLUMNS += ["difference", "difference_low", "difference_high", "fraction_of_ceiling"]
+_COLUMNS += ["n_sections", "n_genes", "seeds"]
 _SHOWN = ("depth_matched", "lift", "deviance", "slope", "scc", "pearson", "pearson_counts")
 _FALSE_DISCOVERIES = 0.05
 # Scores that fit into 80 columns.
 _FIRST = 5
-NO_PARQUET = (
-    "results.parquet and genes.parquet, of which `strank report` makes its page, are not written: "
-    "pip install 'strank[plots]' (pyarrow is absent), and run again"
-)
 # What LaTeX obeys, or its usual fonts do not have.
 _IN_LATEX = {ord(c): f"\\{c}" for c in "&%$#_{}"}
 _IN_LATEX |= str.maketrans({"\\": r"\textbackslash ", "^": r"\textasciicircum "})
@@ -37,82 +41,89 @@ _IN_LATEX |= str.maketrans({"|": r"\textbar{}", "<": r"\textless{}", ">": r"\tex
 _IN_LATEX |= str.maketrans({"~": r"\textasciitilde "})
 
 
-def summarise_benchmark(results: pd.DataFrame, genes: pd.DataFrame) -> pd.DataFrame:
-    """Mean of every score with its interval, and the paired difference to the reference method."""
-    parts = [_summarise_group(rows, genes, keys) for keys, rows in _groups(results)]
-    return pd.concat(parts, ignore_index=True)
+def summarise_benchmark(out: Path, *, apart: bool = True) -> pd.DataFrame:
+    """Mean of every score with its interval, and the paired difference to the reference method.
+
+    A function of the benchmark's folder, with one method of one group in memory at a time: about
+    300 bytes for each of its sections times genes (and seeds). Known and new patients are groups
+    apart, or one.
+    """
+    groups = groups_of(out, read_facts(out / "benchmark.json"), apart=apart)
+    return pd.concat([_summarise_group(group) for group in groups], ignore_index=True)
 
 
-def _groups(results: pd.DataFrame) -> Iterator[tuple[tuple, pd.DataFrame]]:
-    yield from results.groupby(_GROUP, sort=False, observed=True)
-
-
-def _summarise_group(rows: pd.DataFrame, genes: pd.DataFrame, keys: tuple) -> pd.DataFrame:
-    means = rows[rows["score"].isin(_MEANS)].pivot_table(
-        "value", ["method", "score"], ["section", "gene"], observed=True, dropna=False
-    )
-    cube, sections = _cube(means)
-    methods = means.index.get_level_values("method")
-    patients = rows.drop_duplicates("section").set_index("section")["patient"].astype(str)
-    patient = patients[sections.unique("section")].to_numpy()
-    own = mean_intervals(cube, patient=patient)
-    reference = [(REFERENCE.name, score) for score in means.index.get_level_values("score")]
-    at = means.index.get_indexer(reference)
-    against = mean_intervals(
-        np.where((at >= 0)[:, None, None], cube - cube[at], np.nan), patient=patient
-    )
-    table = pd.DataFrame(dict(zip(_GROUP, keys, strict=True)), index=means.index)
-    table = table.assign(**own._asdict())
-    for name, values in against._asdict().items():
-        column = "difference" if name == "mean" else f"difference_{name}"
-        table[column] = np.where(methods == REFERENCE.name, np.nan, values)
-    table["fraction_of_ceiling"] = _fractions(means, cube, genes, keys, sections)
-    known = np.isfinite(cube)
-    table["n_sections"], table["n_genes"] = known.any(2).sum(1), known.any(1).sum(1)
-    table = pd.concat([table.reset_index(), _predicted(rows, keys)], ignore_index=True)
-    seeds = rows.groupby("method", observed=True)["seed"].nunique()
-    return table.assign(seeds=table["method"].map(seeds).astype(int))
-
-
-def _cube(means: pd.DataFrame) -> tuple[NDArray, pd.MultiIndex]:
-    """``[n_tables, n_sections, n_genes]``, of a table with columns (section, gene)."""
-    levels = [means.columns.unique(name).astype(str) for name in ("section", "gene")]
-    columns = pd.MultiIndex.from_product(levels, names=["section", "gene"])
-    wide = means.reindex(columns=columns)
-    shape = len(wide), *map(len, levels)
-    return wide.to_numpy(dtype=np.float64).reshape(shape), columns
-
-
-def _fractions(
-    means: pd.DataFrame, cube: NDArray, genes: pd.DataFrame, keys: tuple, columns: pd.MultiIndex
-) -> NDArray[np.float64]:
-    """Ratio of mean score to mean ceiling, over the genes that have one worth its name."""
-    mine = genes[(genes["encoder"] == keys[0]) & (genes["genes"] == keys[1])]
+def _summarise_group(group: Group) -> pd.DataFrame:
+    ceilings = [f"ceiling_{name}" for name in _WITH_CEILING]
+    facts = group.facts(["section", "patient", "gene", *ceilings])
+    cells = cells_of(facts)
+    patients = facts.drop_duplicates("section").set_index("section")["patient"].astype(str)
+    patient = patients[cells.levels[0]].to_numpy()
     # Folds that are given may test a section twice.
-    by_gene = mine.groupby(["section", "gene"], observed=True)
-    found = np.full(len(cube), np.nan)
-    for score in _WITH_CEILING:
-        ceiling = by_gene[f"ceiling_{score}"].mean().reindex(columns)
-        top = ceiling.to_numpy().reshape(cube.shape[1:])
-        rows = means.index.get_level_values("score") == score
-        both = np.isfinite(cube[rows]) & (top > _LEAST_CEILING)
-        reached = np.where(both, cube[rows], 0).sum((1, 2))
-        most = np.where(both, top, 0).sum((1, 2))
-        found[rows] = np.divide(reached, most, out=np.full(len(most), np.nan), where=most > 0)
-    return found
+    tops = dict(zip(_WITH_CEILING, cube(facts, ceilings, cells), strict=True))
+    del facts
+    seeds, parts, reference = {}, [], None
+    if REFERENCE.name in group.methods:
+        reference, _ = _means(group, REFERENCE.name, cells)
+    for method in group.methods:
+        values, seeds[method] = _means(group, method, cells)
+        against = None if method == REFERENCE.name else reference
+        parts.append(_summarise_method(values, against, tops, patient).assign(method=method))
+        del values
+    parts.append(_predicted(group, cells))
+    table = pd.concat(parts, ignore_index=True)
+    seen = bool(group.patient_seen)
+    table = table.assign(encoder=group.encoder, genes=group.genes, patient_seen=seen)
+    return table.assign(seeds=table["method"].map(seeds).astype(int)).reindex(columns=_COLUMNS)
 
 
-def _predicted(rows: pd.DataFrame, keys: tuple) -> pd.DataFrame:
+def _means(group: Group, method: str, cells: pd.MultiIndex) -> tuple[NDArray[np.float64], int]:
+    """Every score of a method, as `cube`, and how many seeds it has."""
+    rows = group.scores(method, ["seed", "section", "gene", *_MEANS])
+    return cube(rows, _MEANS, cells), rows["seed"].nunique()
+
+
+def _summarise_method(
+    values: NDArray, reference: NDArray | None, tops: Mapping[str, NDArray], patient: NDArray
+) -> pd.DataFrame:
+    """Give a row a score, of ``[n_scores, n_sections, n_genes]``; one at a time, for room."""
+    rows = []
+    for number, score in enumerate(_MEANS):
+        mine = values[number : number + 1]
+        row: dict[str, Any] = {"score": score}
+        row |= {
+            name: end[0] for name, end in mean_intervals(mine, patient=patient)._asdict().items()
+        }
+        if reference is not None:
+            against = mean_intervals(mine - reference[number : number + 1], patient=patient)
+            names = ("difference", "difference_low", "difference_high")
+            row |= {name: end[0] for name, end in zip(names, against, strict=True)}
+        row["fraction_of_ceiling"] = _fraction(mine[0], tops[score]) if score in tops else np.nan
+        known = np.isfinite(mine[0])
+        row |= {"n_sections": known.any(1).sum(), "n_genes": known.any(0).sum()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _fraction(values: NDArray, ceiling: NDArray) -> float:
+    """Ratio of mean score to mean ceiling, over the genes that have one worth its name."""
+    both = np.isfinite(values) & (ceiling > _LEAST_CEILING)
+    most = np.where(both, ceiling, 0).sum()
+    return float(np.where(both, values, 0).sum() / most) if most > 0 else np.nan
+
+
+def _predicted(group: Group, cells: pd.MultiIndex) -> pd.DataFrame:
     """Share of genes that each method predicts at all."""
-    p_values = rows[rows["score"] == "p_value"]
-    combined = combine_table(p_values)
-    q = np.reshape([false_discovery_rate(p) for p in combined.to_numpy()], combined.shape)
-    known = np.isfinite(q).sum(1)
-    found = (q < _FALSE_DISCOVERIES).sum(1)
-    share = np.divide(found, known, out=np.full(len(q), np.nan), where=known > 0)
-    table = pd.DataFrame({"method": combined.index, "score": "predicted", "mean": share})
-    table = table.assign(**dict(zip(_GROUP, keys, strict=True)))
-    return table.assign(n_sections=p_values["section"].nunique(), n_genes=known)
+    rows = []
+    for method, p in group.combined_p_values(cells):
+        q = false_discovery_rate(p)
+        known = int(np.isfinite(q).sum())
+        share = (q < _FALSE_DISCOVERIES).sum() / known if known else np.nan
+        rows.append({"method": method, "score": "predicted", "mean": share, "n_genes": known})
+    return pd.DataFrame(rows).assign(n_sections=len(cells.levels[0]))
+
+
+def _groups(summary: pd.DataFrame) -> Iterator[tuple[tuple, pd.DataFrame]]:
+    yield from summary.groupby(_GROUP, sort=False, observed=True)
 
 
 def disagreements_of(summary: pd.DataFrame) -> list[str]:
@@ -128,27 +139,14 @@ def disagreements_of(summary: pd.DataFrame) -> list[str]:
     return told
 
 
-def has_parquet() -> bool:
-    """Whether Parquet can be written; who evaluates needs no more than the core."""
-    return find_spec("pyarrow") is not None
-
-
-def write_results(
-    out: Path, results: pd.DataFrame, genes: pd.DataFrame, headline: str
-) -> pd.DataFrame:
-    """Write every score, and the tables for people; returns the summary."""
-    order = ["method", "encoder", "genes", "seed", "fold", "section", "patient", "patient_seen"]
-    order += ["gene", "score", "value"]
-    results = results[order].sort_values(order[:-1], ignore_index=True)
-    for name, table in {"results": results, "genes": genes}.items() if has_parquet() else ():
-        with new_file(out / f"{name}.parquet") as file:
-            table.to_parquet(file, index=False)
-    # Without a time stamp the same results are the same bytes.
-    packed = {"method": "gzip", "mtime": 0}
-    write_table(out / "results.csv.gz", results, float_format="%.6g", compression=packed)
-    summary = summarise_benchmark(results, genes)
+def write_summary(out: Path, headline: str) -> tuple[pd.DataFrame, list[str]]:
+    """Summarise the partitions of a benchmark's folder: the tables for people, and what to note."""
+    summary = summarise_benchmark(out)
     write_tables(out, summary, headline)
-    return summary
+    groups = groups_of(out, read_facts(out / "benchmark.json"), apart=False)
+    spots = [group.facts(["independent_spots"])["independent_spots"] for group in groups]
+    told = as_wide_as_the_tissue(pd.concat(spots).to_numpy())
+    return summary, [*[told] * bool(told), *disagreements_of(summary)]
 
 
 def write_tables(folder: Path, summary: pd.DataFrame, headline: str) -> None:

@@ -17,7 +17,6 @@ from strank.studies.benchmark.tables import summarise_benchmark
 
 # Of the leak-free benchmark, each with its interval.
 LEAK_FREE = ("depth_matched", "lift", "deviance", "slope")
-_EVERY = ("results", "genes")
 MEAN = "mean"
 IMPOSSIBLE = "not possible: one patient"
 
@@ -41,9 +40,8 @@ def as_published(paper: Mapping[str, float], recipe: str) -> dict[str, float]:
 
 def read_published(folder: Path) -> pd.DataFrame:
     """SCC of every method on the paper's split: mean over seeds, and their standard deviation."""
-    results = pd.read_parquet(folder / "results.parquet")
-    scc = results[results["score"] == "scc"].astype({"method": "str"})
-    by_seed = scc.groupby(["method", "seed"])["value"].mean()
+    scc = pd.read_parquet(folder / "results", columns=["method", "seed", "scc"])
+    by_seed = scc.astype({"method": "str"}).groupby(["method", "seed"])["scc"].mean()
     return by_seed.groupby("method").agg(scc="mean", scc_sd="std", seeds="size").reset_index()
 
 
@@ -52,8 +50,7 @@ def read_leak_free(folder: Path) -> pd.DataFrame:
     summary = read_written(folder / "summary.csv")
     if len(set(summary["patient_seen"])) > 1:
         # Sections were held out; what of their patients was seen, the warnings say.
-        results, genes = (pd.read_parquet(folder / f"{name}.parquet") for name in _EVERY)
-        summary = summarise_benchmark(results.assign(patient_seen=False), genes)
+        summary = summarise_benchmark(folder, apart=False)
     columns: dict[str, pd.Series] = {}
     for score in LEAK_FREE:
         rows = summary[summary["score"] == score].set_index("method")

@@ -177,6 +177,25 @@ const page = (() => {
   const parts = [board, shown];
   const update = () => parts.forEach((part) => part());
 
+  // What is not in the page lies in a file beside it, which hands it over; each is asked for once.
+  const held = data.parts, asked = new Set();
+  function part(name) {
+    if (!(name in held) && !asked.has(name)) {
+      asked.add(name);
+      const file = `${data.beside}/${data.files[name]}`, script = element("script", "", { src: file });
+      script.addEventListener("error", () => {
+        find("absent").textContent = `${file} is not there, or of another page: keep ${data.beside} beside this page, or make both again with strank report.`;
+        find("absent").hidden = false;
+      });
+      document.head.append(script);
+    }
+    return held[name];
+  }
+  const take = (name, content) => {
+    held[name] = content;
+    update();
+  };
+
   function start() {
     const all = data.leaderboard;
     fill(find("score"), unique(all.score), label);
@@ -200,6 +219,6 @@ const page = (() => {
 
   return {
     data, find, plain, bytes, floats, number, unique, median, element, fill, row, axis, draw, layout,
-    chosen, label, parts, start, BASELINES, CONFIG, GREY, BLUE, VERMILLION, PATIENTS,
+    chosen, label, parts, part, take, start, BASELINES, CONFIG, GREY, BLUE, VERMILLION, PATIENTS,
   };
 })();

@@ -3,21 +3,27 @@
 (() => {
   const { data, find, plain, floats, number, median, element, axis, draw, chosen, label, BASELINES, GREY, BLUE } = page;
   const CEILINGS = ["depth_matched", "scc", "pearson"];
-  const MAPPED = new Set(data.maps.flatMap((map) => map.genes));
+  const MAPPED = new Set(data.panels.flat());
+  // A browser does not draw more rows, nor more dots, at ease.
+  const MOST = 2000;
   // 0.001, 0.002, 0.005, 0.01, ... as marks of an axis.
   const COUNTS = [-3, -2, -1, 0, 1, 2, 3].flatMap((e) => [1, 2, 5].map((d) => Number(`${d}e${e}`)));
   const CIVIDIS = [[0, "#00224e"], [0.25, "#414d6b"], [0.5, "#7d7c78"], [0.75, "#bcad6c"], [1, "#fee838"]];
 
-  for (const table of data.tables) {
-    table.values = floats(table.values);
-    table.mean_counts = floats(table.mean_counts);
-    for (const score of Object.keys(table.ceilings)) table.ceilings[score] = floats(table.ceilings[score]);
-  }
-
   const tableNow = () => {
     const now = chosen();
-    return data.tables.find((t) => ["genes", "encoder", "patients"].every((key) => t[key] === now[key]));
+    const found = data.tables.find((t) => ["genes", "encoder", "patients"].every((key) => t[key] === now[key]));
+    const table = found && page.part(found.part);
+    if (table && !table.decoded) {
+      table.decoded = true;
+      table.values = floats(table.values);
+      table.mean_counts = floats(table.mean_counts);
+      for (const score of Object.keys(table.ceilings)) table.ceilings[score] = floats(table.ceilings[score]);
+    }
+    return table;
   };
+  // Genes are in the order of their counts, so that these are spread over them.
+  const dots = (list) => list.filter((_, i) => i % Math.ceil(list.length / MOST) === 0);
 
   function values(table, method, score) {
     const m = table.methods.indexOf(method), s = table.scores.indexOf(score), n = table.names.length;
@@ -41,11 +47,12 @@
     for (const name of table ? shown : []) {
       const y = values(table, name, score), color = name === "library size" ? GREY : BLUE;
       if (y.every(Number.isNaN)) continue;
+      const drawn = dots([...y.keys()]);
       traces.push({
-        name: plain(name), type: "scatter", mode: "markers", x: [...table.mean_counts], y: [...y],
+        name: plain(name), type: "scatter", mode: "markers", x: drawn.map((i) => table.mean_counts[i]), y: drawn.map((i) => y[i]),
         marker: { color, size: 6, opacity: table.names.length > 500 ? 0.3 : 0.55, symbol: color === GREY ? "x-thin-open" : "circle", line: { width: color === GREY ? 1.4 : 0 } },
         hoverinfo: "text",
-        hovertext: table.names.map((gene, i) => `${plain(gene)}<br>${plain(name)}: ${number(y[i])}<br>${number(table.mean_counts[i], 2)} counts a spot`),
+        hovertext: drawn.map((i) => `${plain(table.names[i])}<br>${plain(name)}: ${number(y[i])}<br>${number(table.mean_counts[i], 2)} counts a spot`),
       });
       const line = { color, width: 3, dash: color === GREY ? "dash" : "solid" };
       traces.push({ ...running(table.mean_counts, y), mode: "lines", line, hoverinfo: "skip", showlegend: false });
@@ -54,9 +61,9 @@
       height: 400, xaxis: axis("mean counts of the gene in a spot", { type: "log", tickvals: COUNTS, ticktext: COUNTS }),
       yaxis: axis(plain(label(score)), { zeroline: true }),
     });
-    const taken = table && table.names.length < table.n_genes;
+    const n = table ? dots(table.names).length : 0;
     find("depth-note").textContent = !traces.length ? "There are no values for this choice."
-      : taken ? `${table.names.length} of ${table.n_genes} genes, evenly over their mean counts.` : "";
+      : n < table.n_genes ? `${n} of ${table.n_genes} genes, evenly over their mean counts.` : "";
   }
 
   function ceiling() {
@@ -64,13 +71,14 @@
     const score = CEILINGS.includes(now.score) ? now.score : CEILINGS[0];
     const y = table ? values(table, now.method, score) : [], x = table ? table.ceilings[score] ?? [] : [];
     const known = [...x.keys()].filter((i) => !Number.isNaN(x[i]) && !Number.isNaN(y[i]));
+    const drawn = dots(known);
     const top = Math.max(0.1, ...known.map((i) => Math.max(x[i], y[i]))) * 1.05;
     const low = Math.min(-0.02, ...known.map((i) => y[i])) * 1.1;
     draw("ceiling-plot", known.length ? [{
-      type: "scatter", mode: "markers", x: known.map((i) => x[i]), y: known.map((i) => y[i]),
-      marker: { size: 8, opacity: 0.85, line: { width: 0.5, color: "#fff" }, ...byCounts(known.map((i) => table.mean_counts[i])) },
+      type: "scatter", mode: "markers", x: drawn.map((i) => x[i]), y: drawn.map((i) => y[i]),
+      marker: { size: 8, opacity: 0.85, line: { width: 0.5, color: "#fff" }, ...byCounts(drawn.map((i) => table.mean_counts[i])) },
       hoverinfo: "text",
-      hovertext: known.map((i) => `${plain(table.names[i])}<br>${number(y[i])} of at most ${number(x[i])}`),
+      hovertext: drawn.map((i) => `${plain(table.names[i])}<br>${number(y[i])} of at most ${number(x[i])}`),
     }] : [], {
       height: 440, showlegend: false,
       shapes: [{ type: "line", x0: 0, y0: 0, x1: top, y1: top, layer: "below", line: { color: GREY, dash: "dash" } }],
@@ -151,13 +159,13 @@
       cell.setAttribute("aria-sort", cell.dataset.column !== sorted.column ? "none" : sorted.up ? "ascending" : "descending");
     const columns = table ? COLUMNS.map(([name]) => column(table, method, name)) : [];
     const kept = table ? order(column(table, method, sorted.column)).filter((i) => table.names[i].toLowerCase().includes(wanted)) : [];
-    find("gene-table").tBodies[0].replaceChildren(...kept.map((i) => {
+    find("gene-table").tBodies[0].replaceChildren(...kept.slice(0, MOST).map((i) => {
       const made = element("tr", ""), first = element("th", "", { scope: "row" });
       first.append(geneLink(table.names[i]));
       made.append(first, ...columns.slice(1).map((c, k) => element("td", shownNumber(c[i], COLUMNS[k + 1][2]))));
       return made;
     }));
-    find("search-status").textContent = table ? `${kept.length} of ${table.names.length} genes` : "No genes for this choice";
+    find("search-status").textContent = table ? `${kept.length} of ${table.names.length} genes${kept.length > MOST ? `, the first ${MOST} shown` : ""}` : "No genes for this choice";
   }
 
   function geneLink(gene) {

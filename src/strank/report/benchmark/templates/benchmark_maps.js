@@ -15,6 +15,7 @@
     return several ? `${map.section}, fold ${map.fold}` : map.section;
   };
   const mapNow = () => data.maps[Number(find("map-section").value)];
+  const genesOf = (map) => data.panels[map.panel];
 
   function gene(layer, map, number) {
     const n = map.xy[0].length;
@@ -83,9 +84,10 @@
     };
   }
 
-  function predicted(map, method, encoder) {
+  // A layer of some genes, where the section has it.
+  function predicted(map, block, method, encoder) {
     if (method === "library size") return map.depth;
-    return map.predicted.find((layer) => layer.method === method && layer.encoder === encoder);
+    return block.predicted[map.predicted.findIndex((layer) => layer.method === method && layer.encoder === encoder)];
   }
 
   function unitOf(method) {
@@ -95,17 +97,22 @@
   }
 
   function maps() {
-    const map = mapNow();
-    if (!map) return;
-    const { method, encoder } = chosen(), name = find("map-gene").value, number = map.genes.indexOf(name);
-    const layer = predicted(map, method, encoder);
-    const observed = map.observed && gene(map.observed, map, number);
+    const about = mapNow();
+    if (!about) return;
+    const { method, encoder } = chosen(), name = find("map-gene").value, at = genesOf(about).indexOf(name);
+    const map = page.part(about.part), block = page.part(about.blocks[Math.floor(at / data.block)]);
+    if (!map || !block) {
+      find("map-status").textContent = `${name} in ${named(about)} is being loaded`;
+      return;
+    }
+    const number = at % data.block, layer = predicted(map, block, method, encoder);
+    const observed = block.observed && gene(block.observed, map, number);
     const measured = observed && observed.some((v) => v !== null);
     picture("map-image", map, map.image ? "H&amp;E" : "no H&amp;E", null, null);
     picture("map-observed", map, !observed ? "observed: no counts" : measured ? "observed" : "observed: not measured", measured ? observed : null, "log1p(CP10k), minus mean");
     picture("map-predicted", map, layer ? plain(method) : `${plain(method)}: not kept`, layer ? gene(layer, map, number) : null, unitOf(method));
     for (const id of PLACES) linkZoom(find(id), map);
-    find("map-status").textContent = `${name} in ${named(map)} (${page.PATIENTS[map.patients].replace("patients", "patient")}): observed, and by ${method}`
+    find("map-status").textContent = `${name} in ${named(about)} (${page.PATIENTS[about.patients].replace("patients", "patient")}): observed, and by ${method}`
       + (layer ? "" : ", of which no predictions are kept; choose another method");
   }
 
@@ -128,12 +135,12 @@
   }
 
   function genesOfSection() {
-    if (mapNow()) fill(find("map-gene"), mapNow().genes);
+    if (mapNow()) fill(find("map-gene"), genesOf(mapNow()));
   }
 
   page.showGene = (name) => {
-    if (!mapNow().genes.includes(name)) {
-      find("map-section").value = data.maps.findIndex((map) => map.genes.includes(name));
+    if (!genesOf(mapNow()).includes(name)) {
+      find("map-section").value = data.maps.findIndex((map) => genesOf(map).includes(name));
       genesOfSection();
     }
     find("map-gene").value = name;
