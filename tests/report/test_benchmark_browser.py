@@ -268,16 +268,16 @@ def apart(benchmark_folder, tmp_path, monkeypatch):
 def test_what_lies_beside_the_page_is_loaded_when_it_is_asked_for(opened, apart, benchmark_folder):
     page = opened(apart.path.as_uri())
     page.locator(TABLE).first.wait_for()
-    page.wait_for_function("document.getElementById('map-predicted').data !== undefined")
+    page.wait_for_function("() => document.getElementById('map-predicted').data !== undefined")
     assert f"lie in {apart.files.name} beside this page" in page.locator(".notes").inner_text()
     loaded = "Object.keys(page.data.parts).sort()"
     assert page.evaluate(loaded) == ["genes-0", "map-1", "map-1-0"]
     page.get_by_label("Panel", exact=True).select_option("all")
-    page.wait_for_function(f"document.querySelectorAll('{TABLE}').length === 12")
+    page.wait_for_function(f"() => document.querySelectorAll('{TABLE}').length === 12")
     page.get_by_label("Section", exact=True).select_option(label="B1")
     page.get_by_label("Gene", exact=True).select_option("G2")
     page.wait_for_function(
-        "document.getElementById('map-status').textContent.startsWith('G2 in B1 (')"
+        "() => document.getElementById('map-status').textContent.startsWith('G2 in B1 (')"
     )
     assert len(page.evaluate(loaded)) == 7
     assert "map-3-1" in page.evaluate(loaded)
@@ -309,7 +309,7 @@ def test_files_that_are_not_beside_the_page_are_told(browser, apart):
           document.head.append(inline);
         }"""
     )
-    page.wait_for_function("window.refused === true")
+    page.wait_for_function("() => window.refused === true")
     assert page.evaluate("window.wrong") is None
     context.close()
 

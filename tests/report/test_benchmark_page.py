@@ -284,7 +284,7 @@ def test_what_a_page_cannot_hold_lies_beside_it(copied, made, monkeypatch):
     assert {path.name for path in apart.files.iterdir()} == {*data["files"].values()}
     total = sum(path.stat().st_size for path in apart.files.iterdir())
     assert apart.notes == (
-        f"Genes and maps lie in report_files beside this page ({total / 1e6:.0f} MB): keep and "
+        f"Genes and maps lie in report_files beside this page ({total / 1e6:.1f} MB): keep and "
         "send both",
     )
     assert apart.n_bytes < made.n_bytes

@@ -299,6 +299,7 @@ def report(
     """Make one page of a benchmark: methods, depth, ceilings, genes, maps, calibration.
 
     FOLDER/report.html holds all it needs, so it can be sent as it is and opens without a network.
+    Where that would be more than 20 MB, genes and maps lie in FOLDER/report_files beside it.
 
     [bold]Example:[/] strank report benchmark
     """
@@ -311,7 +312,7 @@ def report(
         note(line)
     finish(
         {"report": str(made.path), "bytes": made.n_bytes},
-        outputs=[made.path],
+        outputs=[path for path in (made.path, made.files) if path is not None],
         as_json=as_json,
         lines=[f"Wrote {made.path} ({made.n_bytes / 1e6:.1f} MB); open it in a browser."],
     )

@@ -145,7 +145,7 @@ class Group:
 
     def _p_values(self, method: str, cells: pd.MultiIndex) -> NDArray[np.float64]:
         rows = self.scores(method, ["seed", "section", "gene", "p_value"])
-        return cube(rows[rows["seed"] == rows["seed"].min()], ["p_value"], cells)[0]
+        return cube(rows[rows["seed"] == rows["seed"].min()], "p_value", cells)
 
     def _read(self, table: str, columns: Iterable[str], *where: Any) -> pd.DataFrame:
         with _readable(self.out / table):
@@ -188,14 +188,10 @@ def groups_of(out: Path, facts: Mapping[str, Any], *, apart: bool = True) -> lis
     return found
 
 
-def cube(rows: pd.DataFrame, scores: list[str], cells: pd.MultiIndex) -> NDArray[np.float64]:
-    """Means over seeds and folds: ``[n_scores, n_sections, n_genes]``.
-
-    ``cells`` are all pairs of a section and a gene.
-    """
-    means = rows.groupby(["section", "gene"], observed=True)[scores].mean().reindex(cells)
-    shape = len(scores), *map(len, cells.levels)
-    return np.ascontiguousarray(means.to_numpy(np.float64).T).reshape(shape)
+def cube(rows: pd.DataFrame, column: str, cells: pd.MultiIndex) -> NDArray[np.float64]:
+    """Means over seeds and folds: ``[n_sections, n_genes]``; ``cells`` are all pairs of these."""
+    means = rows.groupby(["section", "gene"], observed=True)[column].mean().reindex(cells)
+    return means.to_numpy(np.float64).reshape([len(level) for level in cells.levels])
 
 
 def cells_of(facts: pd.DataFrame) -> pd.MultiIndex:

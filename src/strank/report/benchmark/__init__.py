@@ -99,7 +99,7 @@ def write_report(folder: Path | str, *, cohort: Path | str | None = None) -> Rep
         if parts.files:
             notes.append(
                 f"Genes and maps lie in {beside.name} beside this page "
-                f"({parts.n_bytes / 1e6:.0f} MB): keep and send both"
+                f"({parts.n_bytes / 1e6:.1f} MB): keep and send both"
             )
         data = {
             "reference": benchmark.facts["reference"],

@@ -34,9 +34,10 @@ class Parts:
     def add(self, name: str, content: Any) -> str:
         """Keep a part; its name."""
         self._held[name] = content
-        self.n_bytes += len(to_json(content))
-        if self._folder is None and self.n_bytes > _MOST:
-            self._folder, self.n_bytes = self._new(), 0
+        if self._folder is None:
+            self.n_bytes += len(to_json(content))
+            if self.n_bytes > _MOST:
+                self._folder, self.n_bytes = self._new(), 0
         if self._folder is not None:
             for part in list(self._held):
                 self._write(self._folder, part)

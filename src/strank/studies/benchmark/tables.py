@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ _IN_LATEX |= str.maketrans({"~": r"\textasciitilde "})
 def summarise_benchmark(out: Path, *, apart: bool = True) -> pd.DataFrame:
     """Mean of every score with its interval, and the paired difference to the reference method.
 
-    A function of the benchmark's folder, with one method of one group in memory at a time: about
-    300 bytes for each of its sections times genes (and seeds). Known and new patients are groups
+    A function of the benchmark's folder, with one score of one method in memory at a time: about
+    400 bytes for each section times gene (and seed). Known and new patients are groups
     apart, or one.
     """
     groups = groups_of(out, read_facts(out / "benchmark.json"), apart=apart)
@@ -53,55 +53,48 @@ def summarise_benchmark(out: Path, *, apart: bool = True) -> pd.DataFrame:
 
 
 def _summarise_group(group: Group) -> pd.DataFrame:
-    ceilings = [f"ceiling_{name}" for name in _WITH_CEILING]
-    facts = group.facts(["section", "patient", "gene", *ceilings])
+    ceilings = {name: f"ceiling_{name}" for name in _WITH_CEILING}
+    facts = group.facts(["section", "patient", "gene", *ceilings.values()])
     cells = cells_of(facts)
     patients = facts.drop_duplicates("section").set_index("section")["patient"].astype(str)
     patient = patients[cells.levels[0]].to_numpy()
     # Folds that are given may test a section twice.
-    tops = dict(zip(_WITH_CEILING, cube(facts, ceilings, cells), strict=True))
+    tops = {name: cube(facts, column, cells) for name, column in ceilings.items()}
     del facts
-    seeds, parts, reference = {}, [], None
-    if REFERENCE.name in group.methods:
-        reference, _ = _means(group, REFERENCE.name, cells)
-    for method in group.methods:
-        values, seeds[method] = _means(group, method, cells)
-        against = None if method == REFERENCE.name else reference
-        parts.append(_summarise_method(values, against, tops, patient).assign(method=method))
-        del values
-    parts.append(_predicted(group, cells))
-    table = pd.concat(parts, ignore_index=True)
+    rows = []
+    for score in _MEANS:
+        reference = None
+        # The reference first: all are compared with it.
+        for method in sorted(group.methods, key=lambda name: name != REFERENCE.name):
+            found = group.scores(method, ["seed", "section", "gene", score])
+            values, seeds = cube(found, score, cells), found["seed"].nunique()
+            del found
+            row = _summarise_score(values, reference, tops.get(score), patient)
+            rows.append({"method": method, "score": score, "seeds": seeds, **row})
+            if method == REFERENCE.name:
+                reference = values
+    table = pd.DataFrame(rows).sort_values(["method", "score"])
+    predicted = _predicted(group, cells)
+    predicted["seeds"] = predicted["method"].map(table.groupby("method")["seeds"].first())
+    table = pd.concat([table, predicted], ignore_index=True)
     seen = bool(group.patient_seen)
     table = table.assign(encoder=group.encoder, genes=group.genes, patient_seen=seen)
-    return table.assign(seeds=table["method"].map(seeds).astype(int)).reindex(columns=_COLUMNS)
+    return table.reindex(columns=_COLUMNS)
 
 
-def _means(group: Group, method: str, cells: pd.MultiIndex) -> tuple[NDArray[np.float64], int]:
-    """Every score of a method, as `cube`, and how many seeds it has."""
-    rows = group.scores(method, ["seed", "section", "gene", *_MEANS])
-    return cube(rows, _MEANS, cells), rows["seed"].nunique()
-
-
-def _summarise_method(
-    values: NDArray, reference: NDArray | None, tops: Mapping[str, NDArray], patient: NDArray
-) -> pd.DataFrame:
-    """Give a row a score, of ``[n_scores, n_sections, n_genes]``; one at a time, for room."""
-    rows = []
-    for number, score in enumerate(_MEANS):
-        mine = values[number : number + 1]
-        row: dict[str, Any] = {"score": score}
-        row |= {
-            name: end[0] for name, end in mean_intervals(mine, patient=patient)._asdict().items()
-        }
-        if reference is not None:
-            against = mean_intervals(mine - reference[number : number + 1], patient=patient)
-            names = ("difference", "difference_low", "difference_high")
-            row |= {name: end[0] for name, end in zip(names, against, strict=True)}
-        row["fraction_of_ceiling"] = _fraction(mine[0], tops[score]) if score in tops else np.nan
-        known = np.isfinite(mine[0])
-        row |= {"n_sections": known.any(1).sum(), "n_genes": known.any(0).sum()}
-        rows.append(row)
-    return pd.DataFrame(rows)
+def _summarise_score(
+    values: NDArray, reference: NDArray | None, ceiling: NDArray | None, patient: NDArray
+) -> dict[str, Any]:
+    """Summarise a score of a method, ``[n_sections, n_genes]``, and compare it."""
+    own = mean_intervals(values[None], patient=patient)
+    found: dict[str, Any] = dict(zip(("mean", "low", "high"), np.concatenate(own), strict=True))
+    if reference is not None:
+        against = mean_intervals((values - reference)[None], patient=patient)
+        names = ("difference", "difference_low", "difference_high")
+        found |= zip(names, np.concatenate(against), strict=True)
+    found["fraction_of_ceiling"] = np.nan if ceiling is None else _fraction(values, ceiling)
+    known = np.isfinite(values)
+    return found | {"n_sections": known.any(1).sum(), "n_genes": known.any(0).sum()}
 
 
 def _fraction(values: NDArray, ceiling: NDArray) -> float:

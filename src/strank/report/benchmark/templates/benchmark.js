@@ -178,10 +178,10 @@ const page = (() => {
   const update = () => parts.forEach((part) => part());
 
   // What is not in the page lies in a file beside it, which hands it over; each is asked for once.
-  const held = data.parts, asked = new Set();
-  function part(name) {
+  const held = data.parts, asked = new Map();
+  function part(name, redraw) {
     if (!(name in held) && !asked.has(name)) {
-      asked.add(name);
+      asked.set(name, redraw);
       const file = `${data.beside}/${data.files[name]}`, script = element("script", "", { src: file });
       script.addEventListener("error", () => {
         find("absent").textContent = `${file} is not there, or of another page: keep ${data.beside} beside this page, or make both again with strank report.`;
@@ -193,7 +193,7 @@ const page = (() => {
   }
   const take = (name, content) => {
     held[name] = content;
-    update();
+    asked.get(name)();
   };
 
   function start() {

@@ -13,7 +13,7 @@
   const tableNow = () => {
     const now = chosen();
     const found = data.tables.find((t) => ["genes", "encoder", "patients"].every((key) => t[key] === now[key]));
-    const table = found && page.part(found.part);
+    const table = found && page.part(found.part, () => [depth, ceiling, genes].forEach((one) => one()));
     if (table && !table.decoded) {
       table.decoded = true;
       table.values = floats(table.values);

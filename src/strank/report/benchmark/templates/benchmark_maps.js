@@ -100,7 +100,7 @@
     const about = mapNow();
     if (!about) return;
     const { method, encoder } = chosen(), name = find("map-gene").value, at = genesOf(about).indexOf(name);
-    const map = page.part(about.part), block = page.part(about.blocks[Math.floor(at / data.block)]);
+    const map = page.part(about.part, maps), block = page.part(about.blocks[Math.floor(at / data.block)], maps);
     if (!map || !block) {
       find("map-status").textContent = `${name} in ${named(about)} is being loaded`;
       return;
