@@ -12,6 +12,15 @@ class InputError(ValueError):
     The command line prints the message and exits with code 2, without a traceback. An argument of
     the function stands between backquotes, `um_per_pixel` or `um_per_pixel=0.5`: the command line
     shows its option there.
+
+    Examples
+    --------
+    >>> import strank
+    >>> try:
+    ...     strank.read_cohort("nowhere", encoder="uni")
+    ... except strank.errors.InputError as error:
+    ...     print(error)
+    nowhere: no such folder; make a cohort with `strank import`
     """
 
 

@@ -17,6 +17,11 @@ class SpotFilter:
     """What is kept of a section; shares are of its counts as they are, before anything is left out.
 
     The library size of a spot stays what it is: all that was measured there.
+
+    Examples
+    --------
+    >>> SpotFilter(min_genes=200, max_mito=0.2, min_spots=3).max_mito
+    0.2
     """
 
     min_genes: int  # that a spot sees

@@ -19,7 +19,13 @@ Aim = Literal["new-patients", "known-patients"]
 
 @dataclass(frozen=True)
 class Fold:
-    """One division of the sections; ``name`` is the section or patient held out, or a number."""
+    """One division of the sections; ``name`` is the section or patient held out, or a number.
+
+    Examples
+    --------
+    >>> Fold("A", train=("B1", "C1"), test=("A1", "A2"), validation=("B2",)).development
+    ('B1', 'B2', 'C1')
+    """
 
     name: str
     train: tuple[str, ...]

@@ -233,6 +233,11 @@ class Protocol:
     ------
     InputError
         For a value that is not allowed.
+
+    Examples
+    --------
+    >>> Protocol("mine", folds=5, n_genes=(50, 200)).facts["folds"]  # strank.benchmark(protocol=…)
+    5
     """
 
     name: str

@@ -30,7 +30,15 @@ _LEAST_SPOTS = 6.0
 
 
 class Intervals(NamedTuple):
-    """Means and the ends of their 95 % intervals, ``[n_tables]`` each."""
+    """Means and the ends of their 95 % intervals, ``[n_tables]`` each.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> lead = Intervals(mean=np.array([0.2]), low=np.array([0.1]), high=np.array([0.3]))
+    >>> lead.low > 0
+    array([ True])
+    """
 
     mean: NDArray[np.float64]
     low: NDArray[np.float64]

@@ -75,7 +75,13 @@ def find_neighbours(
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How an epoch is cut into batches."""
+    """How an epoch is cut into batches.
+
+    Examples
+    --------
+    >>> BatchPlan(sections=4, spots=128).uniform
+    'spots'
+    """
 
     #: Sections a batch; None for any spots, whatever their section, as published.
     sections: int | None = None

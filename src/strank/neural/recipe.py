@@ -19,7 +19,14 @@ Precision = Literal["32-true", "16-mixed", "bf16-mixed", "64-true"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW, and when it stops."""
+    """AdamW, and when it stops.
+
+    Examples
+    --------
+    >>> short = Recipe(max_epochs=20, networks=1)  # strank.fit(..., head="mlp", recipe=short)
+    >>> short.schedule
+    'cosine'
+    """
 
     learning_rate: float = 1e-3
     weight_decay: float = 10.0  #: of matrices, not of levels and norms
@@ -79,7 +86,13 @@ RECIPES: Mapping[str, Recipe] = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What a network is trained on."""
+    """What a network is trained on.
+
+    Examples
+    --------
+    >>> Machine(accelerator="cpu", workers=2).devices
+    1
+    """
 
     #: As in Lightning's `Trainer`; several devices share every batch.
     accelerator: str = "auto"
@@ -93,7 +106,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Finetune:
-    """How an image network is trained together with the head."""
+    """How an image network is trained together with the head.
+
+    Examples
+    --------
+    >>> Finetune(mode="last-2", micro_batch=16).augment
+    True
+    """
 
     mode: str = "lora"  #: full, last-K, lora or frozen
     lora_rank: int = 8
