@@ -146,6 +146,7 @@ found["column"] = regions["a"].tolist()
 found["polygons"] = told(lambda: outlines("absent.geojson"))
 found["encoder"] = told(lambda: strank.encoders.get_encoder("timm:resnet18"))
 found["hub"] = told(lambda: strank.RankModel.from_pretrained("me/model"))
+found["embed"] = told(lambda: strank.embed("absent", encoder="hf:a/b"))
 print(json.dumps(found))
 """
 
@@ -160,6 +161,8 @@ def test_python_says_which_extra_a_name_needs(tmp_path: Path):
     assert found["polygons"] == "this needs shapely: pip install 'strank[plots]'"
     assert "this needs timm" in found["encoder"]
     assert "huggingface_hub: pip install 'strank[hub]'" in found["hub"]
+    network = "this needs cv2, pyvips, transformers: pip install 'strank[encoders,images]'"
+    assert found["embed"] == network
 
 
 @pytest.mark.parametrize(

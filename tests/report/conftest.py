@@ -141,7 +141,7 @@ def benchmark_folder(tmp_path_factory: pytest.TempPathFactory) -> Written:
     write_dataset(folder, results, genes)
     summary.to_csv(folder / "summary.csv", index=False)
     facts = {
-        "strank_version": "0.1.0",
+        "strank_version": "0.2.0",
         "protocol": {"name": "mine & yours", "folds": "patient", "headline": "depth_matched"},
         "cohort": str(cohort),
         "warnings": ["few patients", "<script>alert(3)</script>"],

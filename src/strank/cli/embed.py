@@ -66,10 +66,10 @@ def embed(
     """
     from strank.cohort.folder import count_spots, features_path
     from strank.encoders.embedding import embed as embed_cohort
-    from strank.encoders.registry import get_encoder
+    from strank.encoders.embedding import encoder_to_embed
 
     n_spots = count_spots(cohort)
-    chosen = get_encoder(encoder, weights=weights)
+    chosen = encoder_to_embed(encoder, weights)
     with progress("Embedding", n_spots, unit="tiles") as advance:
         done = embed_cohort(
             cohort,

@@ -12,6 +12,7 @@ import typer
 
 from strank.cli.console import Json, finish, note, split_names
 from strank.errors import InputError, some
+from strank.extras import need
 from strank.progress import progress
 
 if TYPE_CHECKING:
@@ -289,8 +290,13 @@ def spatialdata(
     _import("spatialdata", path="zarr", image_folder=output / "images", **locals())
 
 
+_IMAGES = ("cv2", "openslide", "pyvips", "tifffile")
+_BESIDE = {"spatialdata": ("geopandas", "spatialdata")}
+
+
 def _import(platform: str, *, path: str, output: Path, as_json: bool, **given: Any) -> None:
     """Read what was given by the platform's reader, and write it; ``path`` is what it is called."""
+    need(*_IMAGES, *_BESIDE.get(platform, ()))
     from strank.io import write_sections
     from strank.slides.slide import check_override
 
@@ -435,6 +441,7 @@ def download(
 
     [bold]Example:[/] strank hest download --id TENX99 -o hest_data
     """
+    need("huggingface_hub", *_IMAGES)
     from strank.io import download_hest
 
     tasks, samples = split_names(task), split_names(ids)

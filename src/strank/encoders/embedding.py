@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from strank.cohort.folder import digest_of, features_path, n_spots_of, section_names
 from strank.encoders.base import Encoder
+from strank.encoders.catalogue import library_of
 from strank.encoders.registry import get_encoder
 from strank.encoders.stored import check_dtype, lacks
 from strank.errors import InputError
@@ -31,6 +32,13 @@ class Embedded:
     section: str
     n_spots: int
     done_before: bool
+
+
+def encoder_to_embed(name: str, weights: Path | str | None = None) -> Encoder:
+    """Load an encoder; what its network and the reading of images need is missed at once."""
+    if (library := library_of(name)) is not None:
+        need("cv2", "pyvips", library)
+    return get_encoder(name, weights=None if weights is None else Path(weights))
 
 
 def embed(
@@ -137,7 +145,7 @@ def embed(
     """
     how: dict[str, Any]
     if isinstance(encoder, str):
-        encoder = get_encoder(encoder, weights=None if weights is None else Path(weights))
+        encoder = encoder_to_embed(encoder, weights)
     elif weights is not None:
         raise InputError("`weights` are for an encoder that is given by its name")
     where = Where(jobs, dask, shard)
