@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,11 +21,19 @@ from strank.encoders.base import Encoder, encoder_facts
 from strank.encoders.registry import get_encoder
 from strank.encoders.tiles import check_scale, embed_spots
 from strank.errors import InputError, some
-from strank.files import claims, sha256, write_table
+from strank.files import claims, sha256
 from strank.model.novelty import novelty_of, warning_of
 from strank.model.rank_model import RankModel
 from strank.neural.heads import Traits
 from strank.progress import Advance, Say
+from strank.slide_runs import (
+    SLIDES,
+    SlideEntry,
+    Subject,
+    entries_of,
+    is_many,
+    run_slides,
+)
 from strank.slides.slide import Slide, check_override, open_told, picture_for, slide_of
 from strank.slides.tissue import (
     FLUORESCENCE,
@@ -36,30 +44,25 @@ from strank.slides.tissue import (
     without_ignored,
 )
 from strank.storage import is_whole
+from strank.units import Where
 from strank.version import __version__
 
 # Features of all tiles stand in memory at once, since a head may subtract their mean; this many
 # bytes of them, were the whole slide tissue.
 _MOST_BYTES = 8 * 2**30
-# What is kept of every slide of a run.
-RUN = "slides.csv"
-_TABLE = ["name", "slide", "scores", "n_tiles", "odd_share", "warnings", "seconds", "error"]
 _FLUORESCENCE = f"{FLUORESCENCE}; do not use this map: give the H&E image of the section"
 
 # Share of a tile that may be padding or ink.
 _CUT = 0.1
 
-# A slide, its file, or a section of a cohort, of which the image is taken.
-Subject: TypeAlias = Path | str | Slide | AnnData
-_Kind = TypeVar("_Kind", bound=Subject)
 # Makes what shows the progress of so many tiles: a context that yields what advances it.
 Bar = Callable[[str, int], AbstractContextManager[Advance | None]]
 
 
 @claims("output")
 def predict(
-    slides: Subject | Iterable[Subject] | Mapping[str, Subject],
-    model: RankModel | Path | str,
+    slides: Subject | Iterable[Subject] | Mapping[str, Subject] | pd.DataFrame,
+    model: RankModel | Path | str | None = None,
     output: Path | str | None = None,
     *,
     um_per_pixel: float | None = None,
@@ -67,6 +70,9 @@ def predict(
     stride_um: float | None = None,
     encoder: str | Encoder | None = None,
     weights: Path | str | None = None,
+    jobs: int = 1,
+    dask: str | None = None,
+    shard: str | None = None,
     advance: Advance | None = None,
     say: Say | None = None,
 ) -> Any:
@@ -79,12 +85,15 @@ def predict(
     slides
         A whole-slide image, TIFF, JPEG or PNG; an open `Slide`; a section of a cohort, in memory or
         its ``.h5ad``, whose image is then scored. Or several of these: a mapping of names (such as
-        a cohort), or a list, which is named by its files.
+        a cohort), or a list, which is named by its files; or a table with a row a slide, a ``.csv``
+        or a DataFrame: ``path`` (from the folder of the ``.csv``), and if wanted ``name``, ``mpp``
+        (of that slide), ``model`` (its folder) and others, which ``slides.csv`` will have, too.
     model
-        A trained model, or its folder.
+        A trained model, or its folder; ``None`` where the table says it of every slide.
     output
         Folder for ``scores.h5ad``; of several slides, one folder each in it, and ``slides.csv``,
-        which says what became of each. Files there are whole or absent. Where the scores of the
+        which says what became of each; ``strank collect`` writes it where shards were run. Files
+        there are whole or absent. Where the scores of the
         same image, model folder and stride are there, they are read instead of being made again.
     um_per_pixel
         Size of a pixel of the slides in µm, if the files do not say it.
@@ -99,8 +108,12 @@ def predict(
         The model's encoder, where it is a ``module:callable`` of your own, or made already.
     weights
         File with the encoder's weights, where they are not to come from the hub.
+    jobs, dask, shard
+        Where several slides are scored: in so many processes of one thread each, which share the
+        GPUs; on the workers of a scheduler of Dask (its address or its ``.json``); only a share of
+        them, ``"2/8"``, or ``"slurm"`` for what the array of jobs says. Scores are the same.
     advance
-        Called with the number of tiles done.
+        Called with the number of tiles done, or of several slides with ``output`` of slides.
     say
         Called with what limits the scores, in words, and with what is wrong with a slide that is
         passed over.
@@ -153,89 +166,97 @@ def predict(
     ((64, 1), 50)
     """
     check_override(um_per_pixel, um_per_pixel_override)
-    folder = None if isinstance(model, RankModel) else Path(model)
-    trained = model if isinstance(model, RankModel) else RankModel.load(model)
-    eyes = encoder_of(trained, encoder=encoder, weights=weights)
-    scorer = Scorer(trained, on_gpu(eyes)[0], stride_um, folder)
-    tell = say or (lambda _: None)
-    for told in scorer.warnings:
+    where, tell = Where(jobs, dask, shard), say or (lambda _: None)
+    trained = model if model is None or isinstance(model, RankModel) else Path(model)
+    scale = (um_per_pixel, um_per_pixel_override)
+    scoring = Scoring(trained, encoder, weights, stride_um, *scale)
+    one = None if is_many(slides) else SlideEntry("", slides)
+    if where != Where() and (one or output is None):
+        raise InputError("`jobs`, `dask` and `shard` are for several slides with an `output`")
+    entries = [one] if one else entries_of(slides, output)
+    for told in [] if trained is None else scoring.scorer().warnings:
         tell(told)
 
-    def score(subject: Subject, where: Path | None, name: str = "") -> AnnData:
-        slide, section = open_subject(subject, um_per_pixel, um_per_pixel_override)
-        path = None if where is None else where / "scores.h5ad"
-        name = name or ("" if section is None else name_of(section))
-        scores, _ = scorer.score(slide, path, name, bar=lambda *_: nullcontext(advance))
-        for told in (ignored_part(scores), novelty_warning(scores)):
-            if told:
-                tell(f"{slide.path}: {told}")
-        return scores
+    def score(entry: SlideEntry, path: Path | None = None) -> AnnData:
+        return scoring.score(entry, path, tell, bar=lambda *_: nullcontext(advance))
 
-    if isinstance(slides, (Path, str, Slide, AnnData)):
-        return score(slides, None if output is None else Path(output))
-    named = named_subjects(slides, output)
+    if one is not None:
+        return score(one, None if output is None else Path(output) / "scores.h5ad")
     if output is None:
-        return {name: score(subject, None, str(name)) for name, subject in named.items()}
-    place = Path(output)
-
-    def keep(name: str, subject: Subject) -> dict[str, Any]:
-        scores = score(subject, place / name, name)
-        path = str(place / name / "scores.h5ad")
-        return {"scores": path, **trust_of(scores)}
-
-    done, failed = each_alone(named, keep, place, tell)
+        return {entry.name: score(entry) for entry in entries}
+    place, step = Path(output), advance or (lambda _: None)
+    keep = partial(_keep_scores, scoring, place)
+    done, failed = run_slides(
+        entries, keep, place, where, scoring.facts, tell=tell, advance=step
+    )
     if failed:
-        told = f"{len(failed)} of {len(named)} slides failed: {some(failed, 20)}"
-        raise InputError(f"{told}; {place / RUN} says why")
+        told = f"{len(failed)} of {len(done) + len(failed)} slides failed: {some(failed, 20)}"
+        raise InputError(f"{told}; {place / SLIDES} says why")
     return {name: Path(row["scores"]) for name, row in done.items()}
 
 
-def each_alone(
-    named: Mapping[str, _Kind],
-    work: Callable[[str, _Kind], dict[str, Any]],
-    output: Path,
-    tell: Say,
-    *,
-    explain: Callable[[Exception], str | None] = lambda _: None,
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Work on one slide after another, whatever fails; keep what became of each in a table."""
-    done: dict[str, dict[str, Any]] = {}
-    failed: dict[str, str] = {}
-    rows = []
-    for name, subject in named.items():
-        row: dict[str, Any] = {"name": name, "slide": _file_of(subject), "error": ""}
-        start = time.perf_counter()
-        try:
-            done[name] = work(name, subject)
-            row |= {column: done[name].get(column) for column in _TABLE if column not in row}
-            row["warnings"] = "; ".join(done[name]["warnings"])
-        # A bug, or memory that is short, must not end a night's work any more than a bad file.
-        except Exception as error:
-            failed[name] = row["error"] = _told(error, row["slide"], explain(error))
-            tell(failed[name])
-        rows.append(row | {"seconds": round(time.perf_counter() - start, 1)})
-        # Kept at once, since a run may be killed.
-        last = len(rows) == len(named)
-        with nullcontext() if last else suppress(InputError):
-            table = pd.DataFrame(rows, columns=_TABLE).astype({"n_tiles": "Int64"})
-            write_table(output / RUN, table)
-    return done, failed
+@dataclass(frozen=True)
+class Scoring:
+    """How slides are scored, each by the list's model or this one: what travels to processes."""
+
+    model: RankModel | Path | None
+    encoder: str | Encoder | None = None
+    weights: Path | str | None = None
+    stride_um: float | None = None
+    um_per_pixel: float | None = None
+    override: bool = False
+    _made: dict[Path | None, Scorer] = field(default_factory=dict, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave a model that is read from its folder to be read again."""
+        return {**self.__dict__, "_made": {}}
+
+    def scorer(self, model: str | None = None) -> Scorer:
+        """Load a model and its encoder, once in a process."""
+        given = self.model if model is None else Path(model)
+        key = given if isinstance(given, Path) else None
+        if key not in self._made:
+            if given is None:
+                raise InputError("no `model` is given, nor by the list of slides")
+            trained = given if isinstance(given, RankModel) else RankModel.load(given)
+            eyes = encoder_of(trained, encoder=self.encoder, weights=self.weights)
+            self._made.clear()
+            self._made[key] = Scorer(trained, on_gpu(eyes)[0], self.stride_um, key)
+        return self._made[key]
+
+    def open(self, entry: SlideEntry) -> tuple[Slide, AnnData | None]:
+        """Open a slide at the scale that the list, or the call, says."""
+        scale = self.um_per_pixel if entry.um_per_pixel is None else entry.um_per_pixel
+        return open_subject(entry.subject, scale, self.override)
+
+    def score(
+        self, entry: SlideEntry, path: Path | None, say: Say, bar: Bar = lambda *_: nullcontext()
+    ) -> AnnData:
+        """Score a slide, and say what limits its scores."""
+        slide, _ = self.open(entry)
+        scores, _ = self.scorer(entry.model).score(slide, path, bar=bar)
+        for told in (ignored_part(scores), novelty_warning(scores)):
+            if told:
+                say(f"{slide.path}: {told}")
+        return scores
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What scores depend on, besides slides."""
+        known = None if self.model is None else self.scorer().known.get("model_sha256")
+        return {
+            "model_sha256": known,
+            "stride_um": self.stride_um,
+            "um_per_pixel": self.um_per_pixel,
+            "strank_version": __version__,
+        }
 
 
-def _file_of(subject: Subject) -> str:
-    if isinstance(subject, AnnData):
-        return f"section {name_of(subject)}"
-    return str(subject.path if isinstance(subject, Slide) else subject)
-
-
-def _told(error: Exception, file: str, explained: str | None) -> str:
-    """Say in one line which slide failed, and why."""
-    reason = " ".join((explained or str(error)).split())
-    if explained is None and not isinstance(error, InputError):
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(at.filename).name}, line {at.lineno}"
-        reason = f"{type(error).__name__} in {place}" + (f": {reason}" if reason else "")
-    return reason if file in reason else f"{file}: {reason}"
+def _keep_scores(scoring: Scoring, place: Path, entry: SlideEntry, say: Say) -> dict[str, Any]:
+    """Score one of several slides into its folder."""
+    path = place / entry.name / "scores.h5ad"
+    scores = scoring.score(entry, path, say)
+    return {"scores": str(path), **trust_of(scores)}
 
 
 class Scorer:
@@ -319,41 +340,6 @@ def _before(path: Path, name: str, facts: Mapping[str, Any]) -> AnnData | None:
     called = set(found.obs.get("section", ())) == {name}
     same = called and not older and all(stored.get(key) == facts[key] for key in facts)
     return found if same else None
-
-
-def named_subjects(
-    subjects: Iterable[_Kind] | Mapping[str, _Kind], output: Path | str | None
-) -> dict[str, _Kind]:
-    """Name slides by their files, sections by themselves; what shares a folder is refused."""
-    if not (given := list(subjects)):
-        raise InputError("no slides are given")
-    if isinstance(subjects, Mapping):
-        pairs = list(subjects.items())
-        if output is None:
-            return dict(pairs)
-    else:
-        pairs = [(_name_of(subject), subject) for subject in given]
-    named: dict[str, _Kind] = {}
-    taken = set()
-    for name, subject in pairs:
-        if not name or name == ".." or Path(name).name != name:
-            raise InputError(f"slide {name!r}: no name of a folder in `output`; give it another")
-        # Folders of Windows and macOS do not tell capitals from small letters.
-        if name.casefold() in taken:
-            place = "a name" if output is None else Path(output) / name
-            raise InputError(
-                f"two slides are called {name}, and would share {place}; predict one of them "
-                "apart, with another `output`"
-            )
-        named[name] = subject
-        taken.add(name.casefold())
-    return named
-
-
-def _name_of(subject: Subject) -> str:
-    if isinstance(subject, AnnData):
-        return name_of(subject)
-    return Path(subject.path if isinstance(subject, Slide) else subject).stem
 
 
 def open_subject(

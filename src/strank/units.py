@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import AbstractContextManager, chdir, contextmanager
 from dataclasses import dataclass, field
+from errno import ENOSPC
 from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import count, islice
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from strank.errors import InputError, said_by, some
-from strank.extras import need
+from strank.extras import explain_absence, need
 from strank.processes import follow, starting
 from strank.progress import Say
 from strank.storage import Claim
@@ -155,14 +156,26 @@ class Outcome(Generic[Result]):
     @classmethod
     def of(cls, unit: Any, error: Exception, **about: Any) -> Outcome[Any]:
         """Say in one line what went wrong."""
-        told = " ".join(str(error).split())
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            told = f"{error.filename}: {error.strerror}"
-        elif not isinstance(error, InputError):
+        told = " ".join((explained(error) or str(error)).split())
+        if explained(error) is None:
             at = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
             told = place + (f": {told}" if told else "")
         return cls(unit, error=told, **about)
+
+
+def explained(error: Exception) -> str | None:
+    """Say an error in words that a user can act on; ``None`` for a bug."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return explain_absence(error)
+    if not isinstance(error, OSError):
+        return None
+    if error.errno == ENOSPC or "No space left" in str(error):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}the disk is full; free some space, what was finished is kept"
+    return None if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 def outcomes(

@@ -101,6 +101,7 @@ def test_several_slides_have_a_folder_each(slides, model, tmp_path):
     for name in ("one", "two", "three"):
         assert sorted(p.name for p in (out / name).iterdir()) == [
             "VWF.png",
+            "record.json",
             "scores.h5ad",
             "tissue.png",
         ]

@@ -41,6 +41,7 @@ app.command("embed")(embed.embed)
 app.command("fit")(fit.fit)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("predict")(predict.predict_command)
+app.command("collect")(predict.collect)
 models = typer.Typer(
     help="Cards of models; to and from the Hugging Face hub.", no_args_is_help=True
 )

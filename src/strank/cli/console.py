@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from errno import ENOSPC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +18,8 @@ import typer
 from typer.core import TyperGroup
 
 from strank.errors import InputError, one_line, printable
-from strank.extras import explain_absence
 from strank.processes import heed_parent, told_to_end
+from strank.units import explained
 from strank.version import __version__
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ class ErrorGroup(TyperGroup):
             if told_to_end() or not isinstance(error, Exception):
                 raise typer.Exit(say_stopped(told_to_end() or signal.SIGINT)) from None
             heed_parent()
-            message = explained(error)
+            message = with_options(told) if (told := explained(error)) else None
             if isinstance(error, MemoryError):
                 message = "the memory is not enough; ask for less at once, or take a larger machine"
             if _DEBUG.get():
@@ -163,20 +162,6 @@ def say_stopped(number: int) -> int:
     by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     fail(f"stopped by {by}; what was finished is kept")
     return 128 + number
-
-
-def explained(error: Exception) -> str | None:
-    """Say an error in words that a user can act on; ``None`` for a bug."""
-    if isinstance(error, InputError):
-        return with_options(str(error))
-    if isinstance(error, ModuleNotFoundError):
-        return explain_absence(error)
-    if not isinstance(error, OSError):
-        return None
-    if error.errno == ENOSPC or "No space left" in str(error):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}the disk is full; free some space, what was finished is kept"
-    return None if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 def _bug(error: Exception, ctx: Any) -> str:
@@ -217,6 +202,7 @@ _WORKFLOW = [
     "benchmark",
     "report",
     "predict",
+    "collect",
     "contrast",
     "model",
     "demo",

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from strank.cli.console import Json, explained, fail, finish, note, split_names
+from strank.cli.console import (
+    Dask,
+    FewJobs,
+    Json,
+    Shard,
+    fail,
+    finish,
+    note,
+    split_names,
+)
 from strank.errors import InputError, some
 from strank.extras import need
-from strank.files import claims
-from strank.progress import progress
+from strank.files import claimed, claims
+from strank.progress import Say, progress
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from strank.prediction import Scorer
+    from strank.prediction import Scoring
+    from strank.slide_runs import SlideEntry
     from strank.slides.slide import Slide
 
 _PICTURES = 6
@@ -26,14 +38,18 @@ _WRITTEN = ("scores", "tissue", "geojson", "spatialdata")
 _Slides = Annotated[
     list[Path],
     typer.Argument(
-        help="Slides (whole-slide image, TIFF, JPEG, PNG), or sections' .h5ad of a cohort."
+        help="Slides (whole-slide image, TIFF, JPEG, PNG), or sections' .h5ad of a cohort; or a "
+        ".csv with a row a slide: path, and if wanted name, mpp, model and more."
     ),
 ]
-_Model = Annotated[Path, typer.Option(help="A trained model.")]
+_Model = Annotated[
+    Path | None, typer.Option(help="A trained model; of a list, for slides that name none.")
+]
 _Output = Annotated[
     Path,
     typer.Option("-o", "--output", help="Folder for scores and maps; of several slides, one each."),
 ]
+_Collected = Annotated[Path, typer.Argument(help="Folder that the shares have written.")]
 _Genes = Annotated[
     str | None,
     typer.Option(
@@ -67,8 +83,8 @@ _Geojson = Annotated[bool, typer.Option("--geojson", help="Also write scores.geo
 @claims("output")
 def predict_command(
     slides: _Slides,
-    model: _Model,
     output: _Output,
+    model: _Model = None,
     genes: _Genes = None,
     mpp: _Mpp = None,
     mpp_override: _Override = False,
@@ -77,6 +93,9 @@ def predict_command(
     weights: _Weights = None,
     spatialdata: _Spatialdata = False,
     geojson: _Geojson = False,
+    jobs: FewJobs = 1,
+    dask: Dask = None,
+    shard: Shard = None,
     as_json: Json = False,
 ) -> None:
     """5. Find the tissue of slides, score tiles over it and draw maps.
@@ -89,50 +108,91 @@ def predict_command(
     [bold]Example:[/] strank predict strank-demo/st/images/*.jpg --mpp 0.8 --stride 150
     --model strank-demo/model -o slides
 
+    [bold]Example:[/] strank predict slides.csv --model model -o slides --jobs 4
+
     [bold]Example:[/] strank predict strank-demo/cohort/D1.h5ad --model strank-demo/model -o section
     (observed beside predicted)
     """
     exported = ("geopandas", "shapely", "spatialdata") if geojson or spatialdata else ()
-    page = ["jinja2"] * (len(slides) > 1)
+    table = next((path for path in slides if path.suffix == ".csv"), None)
+    page = ["jinja2"] * (len(slides) > 1 or table is not None)
     need("cv2", "pyvips", "PIL", "matplotlib", *page, *exported)
-    from strank.encoders.backbone import on_gpu
-    from strank.model.rank_model import RankModel
-    from strank.prediction import RUN, Scorer, each_alone, encoder_of, named_subjects
+    from strank.prediction import Scoring
+    from strank.slide_runs import SlideEntry, entries_of, run_slides
     from strank.slides.slide import check_override
+    from strank.units import Where
 
     check_override(mpp, mpp_override)
-    trained = RankModel.load(model)
-    drawn = _genes_to_draw(list(trained.panel.index), split_names(genes))
-    eyes, _ = on_gpu(encoder_of(trained, encoder=encoder, weights=weights))
-    scorer = Scorer(trained, eyes, stride, model)
-    for text in scorer.warnings:
-        note(text)
+    where = Where(jobs, dask, shard)
+    if table is not None and len(slides) > 1:
+        raise InputError(f"{table}: give a list of slides alone, and all of them in it")
+    entries = entries_of(table or slides, output)
+    scoring = Scoring(model, encoder, weights, stride, mpp, mpp_override)
+    drawn = split_names(genes)
+    if any(entry.model is None for entry in entries):
+        scorer = scoring.scorer()
+        _ = _genes_to_draw(list(scorer.model.panel.index), drawn)
+        for text in scorer.warnings:
+            note(text)
     exports = {"geojson": geojson, "spatialdata": spatialdata}
-    named, told = named_subjects(slides, output), (mpp, mpp_override)
-    if len(slides) == 1:
-        result = _predict_one(slides[0], output, scorer, told, drawn, exports)
-        _finish([result], {}, [], as_json, drawn)
+    work = partial(_predict_one, scoring, drawn, exports)
+    if len(slides) == 1 and table is None:
+        result = work(output, progress, SlideEntry("", slides[0]), note)
+        _finish([result], {}, [], as_json)
         return
-    from strank.report.slides import write_slides_page
-
-    def one(name: str, slide: Path) -> dict[str, Any]:
-        return _predict_one(slide, output / name, scorer, told, drawn, exports)
-
-    done, failed = each_alone(named, one, output, note, explain=explained)
-    failures = {str(named[name]): error for name, error in failed.items()}
-    written = [output / RUN, write_slides_page(output)]
-    _finish(list(done.values()), failures, written, as_json, drawn)
+    here = where.dask is None and where.jobs == 1
+    bar = progress if here else partial(progress, hidden=True)
+    every = partial(_predict_in, work, output, bar)
+    facts = {**scoring.facts, "genes": drawn, **exports}
+    n_slides = len(where.mine([entry.name for entry in entries]))
+    with progress("Slides", n_slides, hidden=here) as advance:
+        done, failed = run_slides(entries, every, output, where, facts, tell=note, advance=advance)
+    files = {entry.name: entry.file for entry in entries}
+    failures = {files[name]: error for name, error in failed.items()}
+    _finish(list(done.values()), failures, _pages(output) if shard is None else [], as_json)
     if failed:
-        fail(f"{len(failed)} of {len(slides)} slides failed: {some(failures, 20)}")
+        fail(f"{len(failed)} of {n_slides} slides failed: {some(failures, 20)}")
         raise typer.Exit(1)
 
 
+def collect(output: _Collected, as_json: Json = False) -> None:
+    """Put the shares of a run of [bold]strank predict --shard[/] together: slides.csv and the page.
+
+    What failed or is missing is named, with exit code 1.
+
+    [bold]Example:[/] strank collect slides
+    """
+    need("jinja2")
+    from strank.runs import Records
+    from strank.slide_runs import write_slides
+
+    with claimed(output):
+        records = Records.of(output)
+        table = write_slides(records)
+        pages = _pages(output)
+    bad = table[table["state"] != "done"]
+    states = {str(state): int(n) for state, n in table["state"].value_counts().items()}
+    finish(
+        {"slides": states, "not_done": dict(zip(bad["name"], bad["error"], strict=True))},
+        outputs=pages,
+        as_json=as_json,
+        lines=[f"{states.get('done', 0)} of {len(table)} slides are done. All: {pages[-1]}"],
+    )
+    if len(bad):
+        named = [f"{name} ({state})" for name, state in zip(bad["name"], bad["state"], strict=True)]
+        fail(f"{len(bad)} of {len(table)} slides are not done: {some(named, 20)}")
+        raise typer.Exit(1)
+
+
+def _pages(output: Path) -> list[Path]:
+    from strank.report.slides import write_slides_page
+    from strank.slide_runs import SLIDES
+
+    return [output / SLIDES, write_slides_page(output)]
+
+
 def _finish(
-    done: list[dict[str, Any]],
-    failed: dict[str, str],
-    tables: list[Path],
-    as_json: bool,
-    drawn: list[str],
+    done: list[dict[str, Any]], failed: dict[str, str], tables: list[Path], as_json: bool
 ) -> None:
     written = [result[kind] for result in done for kind in _WRITTEN if kind in result]
     finish(
@@ -140,25 +200,33 @@ def _finish(
         outputs=[*written, *(path for result in done for path in result["maps"]), *tables],
         as_json=as_json,
         lines=[
-            *(_line(result, drawn) for result in done),
+            *(_line(result) for result in done),
             *(f"All: {page}" for page in tables if page.suffix == ".html"),
         ],
     )
 
 
-def _predict_one(
-    path: Path,
-    folder: Path,
-    scorer: Scorer,
-    told: tuple[float | None, bool],
-    genes: list[str],
-    exports: dict[str, bool],
+def _predict_in(
+    work: Callable[..., dict[str, Any]], output: Path, bar: Any, entry: SlideEntry, say: Say
 ) -> dict[str, Any]:
-    from strank.cohort.in_memory import name_of
-    from strank.prediction import ignored_part, novelty_warning, open_subject, trust_of
+    """Predict one of several, in a folder of its own."""
+    return work(output / entry.name, bar, entry, say)
+
+
+def _predict_one(
+    scoring: Scoring,
+    asked: list[str] | None,
+    exports: dict[str, bool],
+    folder: Path,
+    bar: Any,
+    entry: SlideEntry,
+    say: Say,
+) -> dict[str, Any]:
+    from strank.prediction import ignored_part, novelty_warning, trust_of
     from strank.report.maps import write_gene_maps, write_tissue_map
 
-    slide, section = open_subject(path, *told)
+    scorer, (slide, section) = scoring.scorer(entry.model), scoring.open(entry)
+    genes = _genes_to_draw(list(scorer.model.panel.index), asked)
 
     def check(n_tiles: int) -> None:
         if exports["geojson"]:
@@ -166,24 +234,24 @@ def _predict_one(
 
             check_geojson_size(n_tiles, len(genes), scorer.model.uncertainty is not None)
 
-    name = "" if section is None else name_of(section)
-    scores, before = scorer.score(slide, folder / "scores.h5ad", name, check=check, bar=progress)
+    scores, before = scorer.score(slide, folder / "scores.h5ad", check=check, bar=bar)
     if section is not None:
         absent = scores.var_names.difference(section.var_names)
         if len(absent):
-            note(f"{path} has no counts of {some(absent)}: predicted only")
+            say(f"{entry.file} has no counts of {some(absent)}: predicted only")
     ignored = ignored_part(scores)
     for text in (ignored, novelty_warning(scores)):
         if text:
-            note(f"{path}: {text}")
-    with progress(f"Drawing {path.stem}", len(genes)) as advance:
+            say(f"{entry.file}: {text}")
+    with bar(f"Drawing {slide.path.stem}", len(genes)) as advance:
         maps = write_gene_maps(folder, scores, genes, section=section, slide=slide, advance=advance)
     tissue = write_tissue_map(folder, slide)
     return {
-        "slide": str(path),
+        "slide": entry.file,
         "scores": str(folder / "scores.h5ad"),
         "scored_before": before,
         "n_genes": scores.n_vars,
+        "genes": genes,
         "ignored": ignored,
         **trust_of(scores),
         "tissue": str(tissue),
@@ -209,11 +277,11 @@ def _export(
     return written
 
 
-def _line(result: dict[str, Any], genes: list[str]) -> str:
+def _line(result: dict[str, Any]) -> str:
     how = "Scored before:" if result["scored_before"] else "Scored"
     return (
         f"{how} {result['n_tiles']} tiles for {result['n_genes']} genes: {result['scores']}; "
-        f"maps of {some(genes, 10)}."
+        f"maps of {some(result['genes'], 10)}."
     )
 
 

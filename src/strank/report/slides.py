@@ -8,8 +8,8 @@ from urllib.parse import quote, unquote
 
 from strank.errors import per_cent
 from strank.files import read_written
-from strank.prediction import RUN
 from strank.report.filled import write_filled
+from strank.slide_runs import SLIDES
 
 # Files of a slide's folder, and what they open in.
 _KINDS = {
@@ -51,10 +51,14 @@ def write_slides_page(folder: Path | str) -> Path:
     folder = Path(folder)
     text = {"name": str, "slide": str, "warnings": str, "error": str}
     # Slides may be called NA.
-    table = read_written(folder / RUN, dtype=text, keep_default_na=False, na_values={"n_tiles": ""})
+    table = read_written(
+        folder / SLIDES, dtype=text, keep_default_na=False, na_values={"n_tiles": ""}
+    )
     rows = [_row(folder, row) for row in table.to_dict("records")]
     failed = sum(bool(row["error"]) for row in rows)
-    return write_filled(folder / "index.html", "slides.html", rows=rows, table=RUN, failed=failed)
+    return write_filled(
+        folder / "index.html", "slides.html", rows=rows, table=SLIDES, failed=failed
+    )
 
 
 def _row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:

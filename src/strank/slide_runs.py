@@ -1,0 +1,212 @@
+"""Many slides: which they are, by a list, names or a manifest, and what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import pandas as pd
+from anndata import AnnData
+
+from strank.cohort.in_memory import name_of
+from strank.errors import InputError, some
+from strank.files import read_written, write_table
+from strank.progress import Advance, Say
+from strank.runs import Records
+from strank.slides.slide import Slide
+from strank.units import Outcome, Where, outcomes
+
+# A slide, its file, or a section of a cohort, of which the image is taken.
+Subject: TypeAlias = Path | str | Slide | AnnData
+_Kind = TypeVar("_Kind", bound=Subject)
+# What is kept of every slide of a run.
+SLIDES = "slides.csv"
+_KNOWN = ["name", "slide", "state"]
+_FOUND = ["scores", "n_tiles", "odd_share", "warnings", "seconds", "error"]
+
+
+@dataclass(frozen=True)
+class SlideEntry:
+    """A slide of a run, by its name."""
+
+    name: str
+    subject: Subject
+    um_per_pixel: float | None = None  # if the list says it of this one
+    model: str | None = None
+    carried: Mapping[str, Any] = field(default_factory=dict)  # to the table, as it is
+
+    @property
+    def file(self) -> str:
+        """What it is called in messages."""
+        if isinstance(self.subject, AnnData):
+            return f"section {name_of(self.subject)}"
+        return str(self.subject.path if isinstance(self.subject, Slide) else self.subject)
+
+
+def is_many(slides: Any) -> bool:
+    """Whether these are several slides, or the table of some."""
+    if isinstance(slides, (str, Path)):
+        return Path(slides).suffix == ".csv"
+    return not isinstance(slides, (Slide, AnnData))
+
+
+def entries_of(slides: Any, output: Path | str | None) -> list[SlideEntry]:
+    """Name slides: those of a table or its file, or of a list or mapping."""
+    if isinstance(slides, (str, Path, pd.DataFrame)):
+        return slides_of_manifest(slides)
+    return named_slides(slides, output)
+
+
+def slides_of_manifest(given: Path | str | pd.DataFrame) -> list[SlideEntry]:
+    """Read a table with a row a slide; all that is wrong with it is said at once.
+
+    Columns are ``path``, from the table's folder, and if wanted ``name``, ``mpp`` and ``model``.
+    """
+    what = "`slides`" if isinstance(given, pd.DataFrame) else str(given)
+    place = Path() if isinstance(given, pd.DataFrame) else Path(given).parent
+    table = _as_text(given)
+    if "path" not in table:
+        raise InputError(f"{what}: has no column path; it has {some(table.columns, 20)}")
+    if not len(table):
+        raise InputError(f"{what}: lists no slides")
+    rows = table.to_dict("records")
+    entries, wrong = [_entry(row, place) for row in rows], list[str]()
+    bad = [f"{row['mpp']!r} of {row['path']}" for row in rows if not _is_scale(row.get("mpp", ""))]
+    names = [entry.name.casefold() for entry in entries]
+    places = dict.fromkeys(file for e in entries for file in (e.subject, e.model) if file)
+    for told, found in (
+        ("no such file:", [path for path in map(str, places) if not Path(path).exists()]),
+        ("slides of the same name (give a column name):", _twice(names)),
+        ("no name of a folder:", [repr(e.name) for e in entries if not _is_name(e.name)]),
+        ("no µm per pixel: mpp", bad),
+    ):
+        wrong += [f"{told} {some(dict.fromkeys(found), 20)}"] if found else []
+    if wrong:
+        raise InputError(f"{what}: {'; '.join(wrong)}")
+    return entries
+
+
+def _as_text(given: Path | str | pd.DataFrame) -> pd.DataFrame:
+    if isinstance(given, pd.DataFrame):
+        return given.astype(object).where(given.notna(), "").astype(str)
+    path = Path(given)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        return read_written(path, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not a readable table; save it as CSV in UTF-8") from error
+
+
+def _entry(row: Mapping[str, str], place: Path) -> SlideEntry:
+    path, model, scale = place / row["path"], row.get("model", ""), row.get("mpp", "")
+    return SlideEntry(
+        row.get("name") or path.stem,
+        path,
+        float(scale) if scale and _is_scale(scale) else None,
+        str(place / model) if model else None,
+        {k: v for k, v in row.items() if k not in ("path", *_KNOWN, *_FOUND)},
+    )
+
+
+def _is_scale(text: str) -> bool:
+    try:
+        return not text or 0 < float(text) < float("inf")
+    except ValueError:
+        return False
+
+
+def _twice(names: list[str]) -> list[str]:
+    return [name for name in names if names.count(name) > 1]
+
+
+def _is_name(name: str) -> bool:
+    return bool(name) and name != ".." and Path(name).name == name
+
+
+def named_slides(
+    subjects: Iterable[_Kind] | Mapping[str, _Kind], output: Path | str | None
+) -> list[SlideEntry]:
+    """Name slides by their files, sections by themselves; what shares a folder is refused."""
+    if not (given := list(subjects)):
+        raise InputError("no slides are given")
+    if isinstance(subjects, Mapping):
+        entries = [SlideEntry(*pair) for pair in subjects.items()]
+        if output is None:
+            return entries
+    else:
+        entries = [SlideEntry(_name_of(subject), subject) for subject in given]
+    taken = set()
+    for name in (entry.name for entry in entries):
+        if not _is_name(name):
+            raise InputError(f"slide {name!r}: no name of a folder in `output`; give it another")
+        # Folders of Windows and macOS do not tell capitals from small letters.
+        if name.casefold() in taken:
+            place = "a name" if output is None else Path(output) / name
+            raise InputError(
+                f"two slides are called {name}, and would share {place}; predict one of them "
+                "apart, with another `output`"
+            )
+        taken.add(name.casefold())
+    return entries
+
+
+def _name_of(subject: Subject) -> str:
+    if isinstance(subject, AnnData):
+        return name_of(subject)
+    return Path(subject.path if isinstance(subject, Slide) else subject).stem
+
+
+def run_slides(
+    entries: list[SlideEntry],
+    work: Callable[[SlideEntry, Say], dict[str, Any]],
+    output: Path,
+    where: Where,
+    facts: dict[str, Any],
+    *,
+    tell: Say,
+    advance: Advance = lambda _: None,
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Work on slides, whatever fails; keep what became of each, and of a whole run the table."""
+    about = {e.name: {"slide": e.file, "carried": dict(e.carried)} for e in entries}
+    records = Records(output, {"kind": "slides", **facts}, about)
+    records.begin(where)
+    done: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
+    chosen = where.mine(entries, key=lambda entry: entry.name)
+    for outcome in outcomes(work, chosen, where, say=tell, all_threads=True):
+        entry = outcome.unit
+        for line in outcome.said:
+            tell(line)
+        if outcome.error:
+            told = (
+                outcome.error if entry.file in outcome.error else f"{entry.file}: {outcome.error}"
+            )
+            failed[entry.name] = told
+            tell(told)
+            outcome = Outcome(entry, None, told, outcome.said, outcome.seconds, outcome.host)
+        else:
+            done[entry.name] = outcome.result or {}
+        records.keep(entry.name, outcome)
+        advance(1)
+    if where.share is None:
+        write_slides(records)
+    order = [entry.name for entry in chosen]
+    return {name: done[name] for name in order if name in done}, failed
+
+
+def write_slides(records: Records) -> pd.DataFrame:
+    """Make the table of what became of each slide, from the records."""
+    rows = []
+    for name, record in records.read().items():
+        known, found = records.units[name], record["result"] or {}
+        row = {"name": name, "slide": known["slide"], "state": record["state"], **known["carried"]}
+        row |= {column: found.get(column) for column in _FOUND}
+        row |= {"seconds": record["seconds"], "error": record["error"]}
+        rows.append(row | {"warnings": "; ".join(found.get("warnings", ()))})
+    carried = dict.fromkeys(column for row in rows for column in row if column not in _FOUND)
+    table = pd.DataFrame(rows, columns=[*carried, *_FOUND]).astype({"n_tiles": "Int64"})
+    write_table(records.folder / SLIDES, table)
+    return table
