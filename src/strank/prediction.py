@@ -113,7 +113,7 @@ def predict(
         GPUs; on the workers of a scheduler of Dask (its address or its ``.json``); only a share of
         them, ``"2/8"``, or ``"slurm"`` for what the array of jobs says. Scores are the same.
     advance
-        Called with the number of tiles done, or of several slides with ``output`` of slides.
+        Called with the number of tiles done; of slides, where they are scored elsewhere.
     say
         Called with what limits the scores, in words, and with what is wrong with a slide that is
         passed over.
@@ -185,10 +185,10 @@ def predict(
     if output is None:
         return {entry.name: score(entry) for entry in entries}
     place, step = Path(output), advance or (lambda _: None)
-    keep = partial(_keep_scores, scoring, place)
-    done, failed = run_slides(
-        entries, keep, place, where, scoring.facts, tell=tell, advance=step
-    )
+    keep = partial(_keep_scores, scoring, place, None)
+    if where.is_here:
+        keep, step = partial(_keep_scores, scoring, place, advance), lambda _: None
+    done, failed = run_slides(entries, keep, place, where, scoring.facts, tell=tell, advance=step)
     if failed:
         told = f"{len(failed)} of {len(done) + len(failed)} slides failed: {some(failed, 20)}"
         raise InputError(f"{told}; {place / SLIDES} says why")
@@ -252,10 +252,12 @@ class Scoring:
         }
 
 
-def _keep_scores(scoring: Scoring, place: Path, entry: SlideEntry, say: Say) -> dict[str, Any]:
+def _keep_scores(
+    scoring: Scoring, place: Path, advance: Advance | None, entry: SlideEntry, say: Say
+) -> dict[str, Any]:
     """Score one of several slides into its folder."""
     path = place / entry.name / "scores.h5ad"
-    scores = scoring.score(entry, path, say)
+    scores = scoring.score(entry, path, say, bar=lambda *_: nullcontext(advance))
     return {"scores": str(path), **trust_of(scores)}
 
 

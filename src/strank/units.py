@@ -86,6 +86,11 @@ class Where:
             f"`shard={self.shard}`: give its number and how many there are, as in 2/8, or slurm"
         )
 
+    @property
+    def is_here(self) -> bool:
+        """Whether units run in this process."""
+        return self.dask is None and self.jobs == 1
+
     def mine(
         self, units: Iterable[Argument], key: Callable[[Argument], str] = str
     ) -> list[Argument]:

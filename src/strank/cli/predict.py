@@ -140,7 +140,7 @@ def predict_command(
         result = work(output, progress, SlideEntry("", slides[0]), note)
         _finish([result], {}, [], as_json)
         return
-    here = where.dask is None and where.jobs == 1
+    here = where.is_here
     bar = progress if here else partial(progress, hidden=True)
     every = partial(_predict_in, work, output, bar)
     facts = {**scoring.facts, "genes": drawn, **exports}

@@ -51,7 +51,7 @@ def embed_sections(
     run: EmbeddingRun, names: list[str], where: Where, *, advance: Advance, say: Say
 ) -> Iterator[Outcome[Any]]:
     """Embed sections, wherever that is; what fails in one does not stop the others."""
-    if where.dask is None and where.jobs == 1:
+    if where.is_here:
         yield from _one_after_another(run, names, advance, say)
         return
     for outcome in outcomes(partial(_embed_one, run), names, where, say=say):
