@@ -161,15 +161,15 @@ class Outcome(Generic[Result]):
     @classmethod
     def of(cls, unit: Any, error: Exception, **about: Any) -> Outcome[Any]:
         """Say in one line what went wrong."""
-        told = " ".join((explained(error) or str(error)).split())
-        if explained(error) is None:
+        told = " ".join((reason_of(error) or str(error)).split())
+        if reason_of(error) is None:
             at = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
             told = place + (f": {told}" if told else "")
         return cls(unit, error=told, **about)
 
 
-def explained(error: Exception) -> str | None:
+def reason_of(error: Exception) -> str | None:
     """Say an error in words that a user can act on; ``None`` for a bug."""
     if isinstance(error, InputError):
         return str(error)

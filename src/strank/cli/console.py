@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from strank.errors import InputError, one_line, printable
 from strank.processes import heed_parent, told_to_end
-from strank.units import explained
+from strank.units import reason_of
 from strank.version import __version__
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class ErrorGroup(TyperGroup):
             if told_to_end() or not isinstance(error, Exception):
                 raise typer.Exit(say_stopped(told_to_end() or signal.SIGINT)) from None
             heed_parent()
-            message = with_options(told) if (told := explained(error)) else None
+            message = with_options(told) if (told := reason_of(error)) else None
             if isinstance(error, MemoryError):
                 message = "the memory is not enough; ask for less at once, or take a larger machine"
             if _DEBUG.get():
