@@ -142,6 +142,7 @@ def test_slopes_of_scores_that_are_no_log_rates_come_from_training(cohort):
 
     other = cohort["A2"].copy()
     other.X = other.X[::-1].copy()
+    other.obs["library_size"] = other.obs["library_size"].to_numpy()[::-1]
     both = evaluate(model, {"A2": other, "C1": new}, train=train).scores
     again = both[both["section"] == "C1"].reset_index(drop=True)
     pd.testing.assert_frame_equal(again, scores)
@@ -168,6 +169,7 @@ def test_training_sections_are_told_and_needed(cohort):
         evaluate(model, {"C1": cohort["C1"]}, train={"A1": cohort["A1"]})
     changed = cohort["B1"].copy()
     changed.X = changed.X * 2
+    changed.obs["library_size"] *= 2
     with pytest.raises(InputError, match="section B1 has other counts"):
         evaluate(model, {"C1": cohort["C1"]}, train={**train, "B1": changed})
 
