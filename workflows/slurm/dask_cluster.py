@@ -1,6 +1,9 @@
-"""Workers of Dask as jobs of SLURM: python workflows/slurm/dask_cluster.py 20 scheduler.json
+"""Workers of Dask as jobs of SLURM.
 
-Then, from any machine that reads the same files: strank predict slides.csv --model model -o maps --dask scheduler.json
+python workflows/slurm/dask_cluster.py 20 scheduler.json
+
+Then, from any machine that reads the same files:
+strank predict slides.csv --model model -o maps --dask scheduler.json
 """
 
 import json
