@@ -185,13 +185,9 @@ def predict(
     if output is None:
         return {entry.name: score(entry) for entry in entries}
     place, step = Path(output), advance or (lambda _: None)
-<<<<<<< HEAD
     keep = partial(_keep_scores, scoring, place, None)
     if where.is_here:
         keep, step = partial(_keep_scores, scoring, place, advance), lambda _: None
-=======
-    keep = partial(_keep_scores, scoring, place)
->>>>>>> 812499c (Workflows: Snakemake is run by a test, SLURM's script too; Nextflow is parsed)
     done, failed = run_slides(entries, keep, place, where, scoring.facts, tell=tell, advance=step)
     if failed:
         told = f"{len(failed)} of {len(done) + len(failed)} slides failed: {some(failed, 20)}"
