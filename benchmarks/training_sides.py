@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from strank import read_cohort
 from strank.cohort.training_set import TrainingData
-from strank.fitting.networks import TrainingPlan, start_head
+from strank.fitting.networks import TrainingPlan, mean_and_spread, start_head
 from strank.fitting.objectives import OBJECTIVES
 from strank.functional.groups import centre_within
 from strank.losses import SectionLoss
@@ -68,7 +68,7 @@ def simulated(n_spots: int, n_features: int, n_genes: int, n_sections: int) -> T
     positions = 100.0 * np.stack(np.divmod(np.arange(n_spots), side), 1)
     data = TrainingData(features, counts, library_size, code, positions, code)
     names = tuple(map(str, range(n_sections))), pd.Index(range(n_genes)).map(str)
-    return TrainingPlan(data, names[1], names[0], code, [(n_sections - 1,)], {})
+    return TrainingPlan(data, names[1], names[0], code, [(n_sections - 1,)], {}, {})
 
 
 def training_rows(plan: TrainingPlan) -> np.ndarray:
@@ -100,7 +100,12 @@ def start(plan: TrainingPlan, spots: Spots, name: str) -> tuple[Network, Section
     features = torch.from_numpy(spots.inputs[rows])
     counts, offset = spots.counts[rows], spots.offset[rows]
     head, loss = start_head(
-        HEADS[name], OBJECTIVES["list"], recipe_of(name, 1), features, counts, offset
+        HEADS[name],
+        OBJECTIVES["list"],
+        recipe_of(name, 1),
+        mean_and_spread(features),
+        counts,
+        offset,
     )
     return Network(head), loss
 

@@ -169,7 +169,7 @@ def test_counts_on_disk_are_asked_for(tmp_path, plains):
     with pytest.raises(
         InputError, match=r"section A1: its counts are on disk; .* `.to_memory\(\)`"
     ):
-        strank.fit(plains, encoder="mine", n_genes=3)
+        strank.cross_validate(plains, encoder="mine", n_genes=3)
     plains["A1"].file.close()
 
 

@@ -107,7 +107,10 @@ _Borrow = Annotated[
         "--borrow", rich_help_panel=_EXACT, help="Let sparse genes borrow from the others."
     ),
 ]
-_MaxMemory = Annotated[float, typer.Option(rich_help_panel=_EXACT, help="Working memory, GiB.")]
+_MaxMemory = Annotated[
+    float,
+    typer.Option(help="GiB for all of it; what does not fit is read from disk when it is needed."),
+]
 _Validation = Annotated[
     str | None,
     typer.Option(
@@ -187,7 +190,7 @@ def fit(
 
     [bold]Example:[/] strank fit strank-demo/cohort -o published --recipe published --validation C1
     """
-    from strank.cohort.store import read_cohort
+    from strank.cohort.store import open_cohort, read_cohort
     from strank.fitting.method import Method, fit
     from strank.neural.recipe import Finetune, Machine, get_recipe
 
@@ -195,13 +198,18 @@ def fit(
         raise InputError(f"--genes is a number or `all`; got {genes!r}")
     method = Method(head, loss, recipe or ("finetune" if finetune else None), library_size)
     _check_options(context, output, method.is_exact, finetune)
-    features = None if finetune else encoder
-    train = read_cohort(cohort, sections=split_names(sections), encoder=features)
+    names = split_names(sections)
+    train: Mapping[str, AnnData] = (
+        read_cohort(cohort, sections=names)
+        if finetune
+        else open_cohort(cohort, encoder, sections=names)
+    )
     options: dict[str, Any] = {"head": head, "loss": loss, "recipe": method.recipe}
     options |= {"n_genes": None if genes == "all" else int(genes), "encoder": encoder}
     options |= {"union": union, "library_size": library_size, "aim": aim, "verbose": True}
+    options |= {} if finetune else {"max_memory": max_memory}
     if method.is_exact:
-        options |= {"penalty": penalty, "borrow": borrow, "max_memory": max_memory}
+        options |= {"penalty": penalty, "borrow": borrow}
         model = fit(train, **options)
         model.save(output)
         _finish(model, [output], as_json, *_told_of_solver(model, penalty))

@@ -27,6 +27,8 @@ _NUMBERS = ("um_per_pixel", "spot_diameter_um", "spot_pitch_um")
 FLOAT32_COUNTS, MOST_COUNTS = 2**24, 2**53
 # Models are of float32, which holds a little more.
 LEAST_FEATURE, _MOST_FEATURE = 1e-30, 1e30
+# Spots at a time.
+_ROWS = 8192
 
 
 def naming(names: pd.Index) -> Literal["Ensembl ids", "symbols"]:
@@ -269,18 +271,28 @@ def check_depths(adata: AnnData, counts: Any, *, name: str) -> None:
         )
 
 
-def check_features(values: NDArray, spots: pd.Index, what: str) -> None:
-    """Refuse features ``[n_spots, n_features]`` that are not finite, or that no model can hold."""
+def check_features(values: Any, spots: pd.Index, what: str) -> bool:
+    """Refuse features ``[n_spots, n_features]`` that are not finite, or that no model can hold.
+
+    They may be read by rows. Tells whether some are so small that a model cannot hold them, which
+    it need not do beside others.
+    """
     if values.dtype.kind not in "fiub" or values.ndim != 2:
         raise InputError(f"{what} are no array of numbers, a row a spot; `.toarray()` of sparse")
-    if not (finite := np.isfinite(values).all(1)).all():
-        raise InputError(f"{what} of spot {some(spots[~finite])} are not finite")
-    largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))
+    largest, tiny = 0.0, False
+    for rows in (slice(first, first + _ROWS) for first in range(0, len(spots), _ROWS)):
+        part = values[rows]
+        if not (finite := np.isfinite(part).all(1)).all():
+            raise InputError(f"{what} of spot {some(spots[rows][~finite])} are not finite")
+        size = np.abs(part)
+        largest = max(largest, float(size.max(initial=0)))
+        tiny = tiny or bool(((size > 0) & (size < LEAST_FEATURE)).any())
     if largest and not LEAST_FEATURE <= largest <= _MOST_FEATURE:
         raise InputError(
             f"{what} reach {largest:g}; models hold what reaches {LEAST_FEATURE:g} to "
             f"{_MOST_FEATURE:g}: multiply them by a constant"
         )
+    return tiny
 
 
 def known_encoder(adata: AnnData, encoder: str) -> dict[str, Any] | None:

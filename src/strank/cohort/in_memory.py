@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,6 +34,7 @@ from strank.cohort.contract import (
 from strank.cohort.genes import IDS, name_genes
 from strank.cohort.library import scalefactors
 from strank.cohort.names import clean_name, clean_names
+from strank.cohort.on_disk import SectionsOnDisk
 from strank.errors import InputError, some
 
 # One AnnData, divided by ``obs["section"]``; several; or named ones. A table of SpatialData is one.
@@ -52,12 +54,15 @@ _FACTS = frozenset(SectionInfo.__dataclass_fields__)
 _told: set[tuple[str, str]] = set()
 
 
-def as_sections(given: Sections, *, patients: bool = True) -> dict[str, AnnData]:
+def as_sections(
+    given: Sections, *, patients: bool = True, on_disk: bool = False
+) -> Mapping[str, AnnData]:
     """Make sections of the contract of what a user gives, and say once what was filled in.
 
     A section that keeps the contract is handed on as it is. Where ``patients`` play no part, one
-    that is not known is called as the section. Raises an `InputError` that says what
-    to set where something is not known, and for counts that are not raw.
+    that is not known is called as the section. Counts may stay ``on_disk``, and then each is made
+    when it is asked for. Raises an `InputError` that says what to set where something is not known,
+    and for counts that are not raw.
 
     >>> adata = AnnData(np.eye(3), obsm={"spatial": np.eye(3, 2)})
     >>> adata.obs["patient"], adata.obs["library_size"] = "P1", 10
@@ -65,15 +70,31 @@ def as_sections(given: Sections, *, patients: bool = True) -> dict[str, AnnData]
     >>> list(section.obs["section"]), "section" in adata.obs
     (['S1', 'S1', 'S1'], False)
     """
+    if on_disk and isinstance(given, SectionsOnDisk):
+        return given
     notes: _Notes = {}
-    parts = placed(given, notes)
+    parts = placed(given, notes, on_disk=on_disk)
+    if any(adata.isbacked for adata, _ in parts.values()):
+        _tell(notes)
+        return SectionsOnDisk(list(parts), partial(_read, parts, patients))
     sections = {name: _section(name, *part, notes, patients) for name, part in parts.items()}
     check_naming({name: adata.var_names for name, adata in sections.items()})
+    _tell(notes)
+    return sections
+
+
+def _read(parts: Mapping[str, _Place], patients: bool, name: str) -> AnnData:
+    adata, rows = parts[name]
+    part = adata if rows.all() else adata[rows]
+    part = part.to_memory() if adata.isbacked else part
+    return as_sections({name: part}, patients=patients)[name]
+
+
+def _tell(notes: _Notes) -> None:
     for told, names in notes.items():
         if new := [name for name in names if (told, name) not in _told]:
             _told.update((told, name) for name in new)
-            warnings.warn(f"section {some(new)}: {told}", UserWarning, stacklevel=3)
-    return sections
+            warnings.warn(f"section {some(new)}: {told}", UserWarning, stacklevel=4)
 
 
 def name_of(adata: AnnData) -> str:
@@ -84,15 +105,17 @@ def name_of(adata: AnnData) -> str:
     return names[0]
 
 
-def placed(given: Sections, notes: _Notes | None = None) -> dict[str, _Place]:
-    """Name the sections, and find the object and the rows of each."""
+def placed(
+    given: Sections, notes: _Notes | None = None, *, on_disk: bool = False
+) -> dict[str, _Place]:
+    """Name the sections, and find the object and the rows of each; counts may stay ``on_disk``."""
     notes = {} if notes is None else notes
     found: dict[str, _Place] = {}
     if isinstance(given, Mapping):
         for name, each in given.items():
             if str(name) in found:
                 raise InputError(f"two sections are called {name}; give each a name of its own")
-            adata = _table(each, f"section {name}")
+            adata = _table(each, f"section {name}", on_disk)
             if len(held := np.unique(section_labels(adata))) > 1:
                 raise InputError(
                     f"section {name} holds several ({some(held)}); give the AnnData by itself, "
@@ -100,10 +123,10 @@ def placed(given: Sections, notes: _Notes | None = None) -> dict[str, _Place]:
                 )
             found[str(name)] = adata, np.ones(adata.n_obs, bool)
     elif isinstance(given, AnnData) or hasattr(given, "tables"):
-        found = _divided(_table(given, "the object"), "section 1", notes)
+        found = _divided(_table(given, "the object", on_disk), "section 1", notes)
     elif isinstance(given, Iterable) and not isinstance(given, (str, bytes)):
         for number, each in enumerate(given, 1):
-            parts = _divided(_table(each, f"number {number}"), f"section {number}", notes)
+            parts = _divided(_table(each, f"number {number}", on_disk), f"section {number}", notes)
             if twice := sorted(found.keys() & parts.keys()):
                 raise InputError(
                     f'two sections are called {some(twice)}; name them in obs["section"], or give '
@@ -153,7 +176,7 @@ def _divided(adata: AnnData, unnamed: str, notes: _Notes) -> dict[str, _Place]:
     return {name: (adata, labels == name) for name in names}
 
 
-def _table(given: Any, name: str) -> AnnData:
+def _table(given: Any, name: str, on_disk: bool) -> AnnData:
     """Take the AnnData, or the only table of a SpatialData object."""
     tables = getattr(given, "tables", None)
     if isinstance(tables, Mapping) and len(tables) == 1:
@@ -162,7 +185,7 @@ def _table(given: Any, name: str) -> AnnData:
         raise InputError(f"{name}: tables {some(tables) or 'none'}; give one of `.tables`")
     if not isinstance(given, AnnData):
         raise InputError(f"{name}: an AnnData is needed; got {type(given).__name__}")
-    if given.isbacked:
+    if given.isbacked and not on_disk:
         raise InputError(f"{name}: its counts are on disk; read them by `.to_memory()`")
     return given
 

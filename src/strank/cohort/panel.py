@@ -76,17 +76,23 @@ def choose_panel(
     by: PanelRule = "variance",
     *,
     union: bool = False,
+    sums: GeneSums | None = None,
 ) -> pd.Index:
     """Choose genes, highest first and ties in alphabetical order; ``None`` takes all that vary.
 
     With ``union`` a gene counts that only some sections measure, which alone are looked at then.
+    By variance or mean, no counts are looked at where ``sums`` has what they come to.
     """
     if by not in get_args(PanelRule):
         raise InputError(f"panel by {by!r}: choose one of {', '.join(get_args(PanelRule))}")
     if not isinstance(n_genes, Integral | None):
         raise InputError(f"`n_genes` is a whole number; got {n_genes!r}")
     genes = all_genes(cohort) if union else shared_genes(cohort)
-    table = _moments(cohort, genes)
+    if sums is None:
+        sums = GeneSums()
+        for adata in cohort.values():
+            sums.add(adata)
+    table = sums.moments(genes)
     which = "that vary"
     table = table[table["variance"] > 1e-12]
     if by == "moran":
@@ -101,22 +107,36 @@ def choose_panel(
     return table.index[np.argsort(-table[by].to_numpy(), kind="stable")[:n_genes]]
 
 
-def _moments(cohort: Mapping[str, AnnData], genes: pd.Index) -> pd.DataFrame:
-    """Variance of log1p(CP10k), mean share of counts, and how often seen, where measured."""
-    n_spots, total, squares, share, seen = np.zeros((5, len(genes)))
-    for adata in cohort.values():
-        counts, library_size = panel_counts(adata, genes), adata.obs["library_size"].to_numpy()
+class GeneSums:
+    """Sums over the spots of sections, for every gene that any of them measures."""
+
+    def __init__(self) -> None:
+        self._genes = pd.Index([], dtype=object)
+        self._sums = np.zeros((5, 0))
+
+    def add(self, adata: AnnData) -> None:
+        """Look at one more section."""
+        counts = sparse.csr_matrix(adata.X)
+        library_size = adata.obs["library_size"].to_numpy()
         target = log1p_cp10k(counts, library_size)
-        n_spots += adata.n_obs * genes.isin(adata.var_names)
-        of_gene = partial(np.bincount, target.indices, minlength=len(genes))
-        total += of_gene(target.data)
-        squares += of_gene(target.data**2)
-        share += counts.T @ (1 / np.maximum(library_size, 1.0))
-        seen += of_gene(target.data > 0)
-    variance = squares / n_spots - (total / n_spots) ** 2
-    return pd.DataFrame(
-        {"variance": variance, "mean": share / n_spots, "seen": seen / n_spots}, index=genes
-    )
+        of_gene = partial(np.bincount, target.indices, minlength=adata.n_vars)
+        if len(more := adata.var_names.difference(self._genes, sort=False)):
+            self._genes = self._genes.append(more)
+            self._sums = np.pad(self._sums, ((0, 0), (0, len(more))))
+        self._sums[:, self._genes.get_indexer(adata.var_names)] += [
+            np.full(adata.n_vars, adata.n_obs),
+            of_gene(target.data),
+            of_gene(target.data**2),
+            counts.T @ (1 / np.maximum(library_size, 1.0)),
+            of_gene(target.data > 0),
+        ]
+
+    def moments(self, genes: pd.Index) -> pd.DataFrame:
+        """Variance of log1p(CP10k), mean share of counts, and how often seen, where measured."""
+        n_spots, total, squares, share, seen = self._sums[:, self._genes.get_indexer(genes)]
+        variance = squares / n_spots - (total / n_spots) ** 2
+        values = {"variance": variance, "mean": share / n_spots, "seen": seen / n_spots}
+        return pd.DataFrame(values, index=genes)
 
 
 def _mean_moran(cohort: Mapping[str, AnnData], genes: pd.Index) -> NDArray[np.float64]:

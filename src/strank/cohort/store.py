@@ -26,6 +26,8 @@ from strank.cohort.contract import (
     spots_checksum,
 )
 from strank.cohort.folder import features_path, section_names
+from strank.cohort.on_disk import SectionsOnDisk
+from strank.cohort.rows import RowsOnDisk
 from strank.errors import InputError, said_by, some
 from strank.files import write_bytes
 from strank.hdf5_guard import check_hdf5
@@ -65,6 +67,17 @@ def read_cohort(
     strank.errors.InputError: nowhere: no such folder; make a cohort with `strank import`
     """
     folder = Path(folder)
+    wanted = _names_of(folder, sections)
+    cohort = {name: read_section(folder / f"{name}.h5ad") for name in wanted}
+    check_naming({name: adata.var_names for name, adata in cohort.items()})
+    if encoder is not None:
+        for name, adata in cohort.items():
+            found = features_of(adata, features_path(folder, encoder, name), encoder)
+            adata.obsm[encoder] = found[:]
+    return cohort
+
+
+def _names_of(folder: Path, sections: Iterable[str] | None) -> list[str]:
     names = section_names(folder)
     if isinstance(sections, str):
         raise InputError(f"`sections` is a list of names; got {sections!r}")
@@ -72,11 +85,22 @@ def read_cohort(
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise InputError(f"{folder}: no section {some(unknown)}; there are {some(names, 20)}")
-    cohort = {name: read_section(folder / f"{name}.h5ad") for name in wanted}
-    check_naming({name: adata.var_names for name, adata in cohort.items()})
-    if encoder is not None:
-        for name, adata in cohort.items():
-            join_features(adata, features_path(folder, encoder, name), encoder)
+    return wanted
+
+
+def open_cohort(
+    folder: Path | str, encoder: str, *, sections: Iterable[str] | None = None
+) -> SectionsOnDisk:
+    """Open the sections of a cohort, which are checked when they are read; features stay there."""
+    folder = Path(folder)
+
+    def read(name: str) -> AnnData:
+        adata = read_section(folder / f"{name}.h5ad")
+        path = features_path(folder, encoder, name)
+        cohort.features[name] = features_of(adata, path, encoder)
+        return adata
+
+    cohort = SectionsOnDisk(_names_of(folder, sections), read)
     return cohort
 
 
@@ -90,8 +114,8 @@ def read_section(path: Path) -> AnnData:
     return adata
 
 
-def join_features(adata: AnnData, path: Path, encoder: str) -> None:
-    """Add features as ``obsm[encoder]``, and the facts of the encoder as ``uns[encoder]``."""
+def features_of(adata: AnnData, path: Path, encoder: str) -> RowsOnDisk:
+    """Find the features of a section, checked; the facts of the encoder become ``uns[encoder]``."""
     if not path.is_file():
         known = sorted(folder.name for folder in path.parents[1].glob("[!.]*") if folder.is_dir())
         there = f" (there are those of {', '.join(known)})" if known else ""
@@ -99,16 +123,21 @@ def join_features(adata: AnnData, path: Path, encoder: str) -> None:
             f"{path}: no {encoder} features; run `strank embed {path.parents[2]} "
             f"--encoder {encoder}`{there}"
         )
-    features = read_h5ad(path)
-    if features.uns.get("spots_sha256") != spots_checksum(adata):
-        raise InputError(
-            f"{path}: features of other spots or another image; run `strank embed` again"
-        )
-    if features.X is None or np.ndim(features.X) != 2 or features.n_obs != adata.n_obs:
-        raise InputError(f"{path}: holds no features of its spots; run `strank embed` again")
-    values = np.asarray(features.X)
-    check_features(values, adata.obs_names, f"{path}: features")
-    adata.obsm[encoder] = values.astype(np.float32, copy=False)
+    features = read_h5ad(path, backed="r")
+    try:
+        if features.uns.get("spots_sha256") != spots_checksum(adata):
+            raise InputError(
+                f"{path}: features of other spots or another image; run `strank embed` again"
+            )
+        values = features.X
+        if not isinstance(values, h5py.Dataset) or values.shape[:1] != (adata.n_obs,):
+            raise InputError(f"{path}: holds no features of its spots; run `strank embed` again")
+        tiny = check_features(values, adata.obs_names, f"{path}: features")
+        found = RowsOnDisk.of(path, values, tiny=tiny)
+    except (OSError, RuntimeError) as error:  # of what is packed
+        raise _unreadable(path, error) from error
+    finally:
+        features.file.close()
     # Text, as in the file: AnnData writes no lists of mappings.
     adata.uns[encoder] = features.uns.get("encoder")
     try:
@@ -117,6 +146,7 @@ def join_features(adata: AnnData, path: Path, encoder: str) -> None:
         facts = None
     if facts is None:
         raise InputError(f"{path}: does not say which encoder made it; run `strank embed` again")
+    return found
 
 
 def read_h5ad(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
@@ -130,9 +160,7 @@ def read_h5ad(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
     try:
         adata = anndata.read_h5ad(path, backed=backed)
     except Exception as error:  # h5py and anndata raise many kinds for a damaged file
-        raise InputError(
-            f"{path}: not a readable .h5ad file ({said_by(error)}); copy or write it again"
-        ) from error
+        raise _unreadable(path, error) from error
     for slot, table in {"obs": adata.obs, "var": adata.var}.items():
         for name, column in table.items():
             if len(column) and isinstance(column.iloc[0], h5py.Empty):
@@ -140,6 +168,12 @@ def read_h5ad(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
     if backed is None:
         check_matrices(adata, path)
     return adata
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path}: not a readable .h5ad file ({said_by(error)}); copy or write it again"
+    )
 
 
 def check_matrices(adata: AnnData, path: Path) -> None:

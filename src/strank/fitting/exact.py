@@ -18,18 +18,19 @@ from sklearn.preprocessing import StandardScaler
 
 from strank.cohort.folds import Aim
 from strank.cohort.training_set import (
+    Survey,
     TrainingData,
     are_two_patients,
-    encoder_facts_of,
     left_out_together,
     panel_of,
+    same_encoder,
     training_data,
     training_sections,
 )
 from strank.errors import InputError
 from strank.functional.groups import centre_within, deal, rows_of
 from strank.linear.calibration import LEAST, LeftOut, lowest, mostly_as_all, temperature
-from strank.linear.design import few_threads
+from strank.linear.design import TooLittleMemory, few_threads
 from strank.linear.exact import Solution, Status
 from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES
 from strank.linear.regressor import STRankRegressor, STRankRegressorCV
@@ -142,11 +143,16 @@ def _solve(
     again = STRankRegressor(regressor.penalty_, tolerance=_ROUGH, max_memory=options.max_memory)
 
     def refit(kept: NDArray[np.bool_]) -> NDArray[np.float64]:
-        spots = {"section": data.section[kept], "offset": np.log(data.library_size[kept])}
-        again.fit(data.features[kept], data.counts[kept], **spots)
+        part = data.of_sections(kept)
+        spots = {"section": part.section, "offset": np.log(part.library_size)}
+        again.fit(part.features, part.counts, **spots)
         return np.asarray(again.coef_.T * (1.0 if held is None else held))
 
     return replace(solved, refit=refit)
+
+
+#: What never has all features and counts in memory.
+_BY_BLOCKS: tuple[Solve, ...] = (solve_list, solve_pair, solve_negative_binomial)
 
 
 def solve_poisson(data: TrainingData, options: ExactOptions) -> ExactFit:
@@ -453,6 +459,30 @@ def _sure_of(aim: Aim, unit: str, n_groups: int) -> str:
     return f"{counts}, and what differs between {n_groups} {unit}s, each left out"
 
 
+def _room(solve: Solve, survey: Survey, n_features: int, n_genes: int, max_memory: float) -> float:
+    """Find the memory that decides what stays on disk: nothing, of what is solved at once."""
+    if solve in _BY_BLOCKS:
+        return max_memory
+    n_spots = sum(adata.n_obs for adata in survey.known.values())
+    # Features as they are and three times in float64, targets as often.
+    needed = n_spots * (4 * n_features + 24 * (n_features + n_genes)) / 2**30
+    if needed > max_memory:
+        raise InputError(
+            f"`max_memory={max_memory:g}` GiB is too little for this `loss`, which takes all spots "
+            f"at once: about {needed:.2g} GiB; give more, or take the list, pair or nb"
+        )
+    return np.inf
+
+
+def _results(data: TrainingData) -> float:
+    """Estimate what is found, in GiB: weights, and what they may be wrong by in every group."""
+    n_groups, (n_features, n_genes) = (
+        len(set(data.group)),
+        (data.features.shape[1], data.counts.shape[1]),
+    )
+    return 8 * n_genes * (8 * n_features + 10 * n_groups * min(n_features, 64)) / 2**30
+
+
 def fit_exact(
     cohort: Mapping[str, AnnData],
     solve: Solve,
@@ -471,15 +501,23 @@ def fit_exact(
             "borrowing between genes needs two sections, of which one is left out, and chooses the "
             "penalties itself"
         )
-    facts = encoder_facts_of(cohort, encoder)
-    panel, panel_choice = panel_of(cohort, **panel_options)
-    unit, group = left_out_together(cohort, aim)
-    data = training_data(cohort, panel, encoder, group)
-    options = replace(options, alike=are_two_patients(unit, group))
+    survey = Survey.of(cohort, encoder, sums=panel_options["genes"] is None)
+    facts = same_encoder(survey.encoders, encoder)
+    panel, panel_choice = panel_of(survey, **panel_options)
+    unit, group = left_out_together(survey.known, aim)
+    room = _room(solve, survey, facts["n_features"], len(panel), options.max_memory)
+    data = training_data(cohort, panel, encoder, group, max_memory=room)
+    beside = data.gib + _results(data)
     if not method["library_size"]:
         data = data.without_depth()
+    left = options.max_memory - beside
+    alike = are_two_patients(unit, group)
     try:
-        solved = solve(data, options)
+        solved = solve(data, replace(options, alike=alike, max_memory=left))
+    except TooLittleMemory as error:
+        needed = f"{error.needed:.2g} GiB, and spots, counts and results {beside:.2g} GiB"
+        given = f"`max_memory={options.max_memory:g}` GiB is {error.told}"
+        raise InputError(f"{given} needs {needed}") from error
     except ValueError as error:
         raise InputError(str(error)) from error
     left_out = f"leave one {unit} out" + ", genes borrow" * options.borrow
@@ -499,7 +537,7 @@ def fit_exact(
             **_dispersion(solved, unit),
             "calibration": _calibration(solved, aim, unit, n_groups),
             **told,
-            **training_sections(cohort),
+            **training_sections(survey),
         },
         novelty=fit_novelty(data.features, data.group),
         uncertainty=uncertainty,

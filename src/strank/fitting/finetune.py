@@ -22,7 +22,13 @@ from strank.encoders.base import encoder_facts
 from strank.encoders.load import load_encoder
 from strank.errors import InputError
 from strank.files import claims
-from strank.fitting.networks import MakeHead, TrainingPlan, depth_of, start_head
+from strank.fitting.networks import (
+    MakeHead,
+    TrainingPlan,
+    depth_of,
+    mean_and_spread,
+    start_head,
+)
 from strank.fitting.objectives import Objective
 from strank.losses import SectionLoss
 from strank.model.rank_model import RankModel
@@ -124,7 +130,8 @@ def _start(
     with torch.no_grad():
         features = Network(nn.Identity(), source.backbone)(measured)
     counts, offset = spots.counts[rows], spots.offset[rows]
-    head, loss = start_head(make, objective, recipe, features, counts, offset)
+    units = mean_and_spread(features)
+    head, loss = start_head(make, objective, recipe, units, counts, offset)
     backbone = prepare(source.backbone, how.mode, lora_rank=how.lora_rank, seed=seed)
     freeze_unused(backbone)
     if how.recompute:

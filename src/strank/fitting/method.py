@@ -12,6 +12,7 @@ from torch.nn import Module
 
 from strank.cohort.folds import Aim
 from strank.cohort.in_memory import Sections, as_sections
+from strank.cohort.store import open_cohort, read_cohort
 from strank.encoders.catalogue import library_of
 from strank.errors import InputError, no_such
 from strank.extras import need
@@ -172,7 +173,7 @@ RIDGE, CENTRED_RIDGE, HEST_RIDGE = (Method("linear", "mse", recipe) for recipe i
 
 
 def fit(
-    cohort: Sections,
+    cohort: Sections | Path | str,
     *,
     head: str | MakeHead = "linear",
     loss: str = "list",
@@ -206,11 +207,12 @@ def fit(
     Parameters
     ----------
     cohort
-        Training sections with features: from `read_cohort(..., encoder=...)`, or any AnnData with
-        raw counts in ``X`` or ``layers["counts"]``, ``obsm[encoder]``, ``obsm["spatial"]`` and
-        ``obs["patient"]``, in a mapping of names, in a list, or in one that ``obs["section"]``
-        divides. They stay as they are; what is filled in is said in a `UserWarning`. With images to
-        train the encoder. A network needs two.
+        Training sections with features: the folder of a cohort, of which one section is read at a
+        time; from `read_cohort(..., encoder=...)`; or any AnnData with raw counts in ``X`` or
+        ``layers["counts"]``, ``obsm[encoder]``, ``obsm["spatial"]`` and ``obs["patient"]``, in a
+        mapping of names, in a list, or in one that ``obs["section"]`` divides. They stay as they
+        are, and their counts on disk if they are there (``backed="r"``); what is filled in is said
+        in a `UserWarning`. With images to train the encoder. A network needs two.
     head
         ``"linear"``, ``"mlp"``, ``"context"`` (which sees neighbouring spots), ``"mlp+linear"`` or
         ``"context+linear"`` (the mean of the networks' scores and of the exact linear head's, by
@@ -255,8 +257,10 @@ def fit(
         Exact list or pair only: let sparse genes borrow from the others, as `STRankRegressorCV`
         says.
     max_memory
-        Exact only: working memory of the solver in GiB, beside features, counts and model; 4 if
-        ``None``.
+        GiB for features, counts, solver and results, beside the program and what is given; 4 if
+        ``None``. What does not fit is read from disk whenever it is needed: of a network features;
+        of ``"poisson"`` and ``"mse"`` nothing, which take all spots at once. A section at a time is
+        in memory whatever this says. Not with ``finetune``, which reads images.
     finetune
         Train the encoder too: ``"lora"``, ``"last-2"`` (or another number of blocks), ``"full"``,
         ``"frozen"``, or a `strank.neural.recipe.Finetune`. A single network is trained.
@@ -318,18 +322,23 @@ def fit(
     named = head if isinstance(head, str) else OWN_HEAD
     method = Method(named, loss, _recipe_name(recipe, finetune), library_size)
     _check_finetune(method, finetune, union)
-    exact = {"penalty": penalty, "borrow": borrow, "max_memory": max_memory}
+    exact: dict[str, Any] = {"penalty": penalty, "borrow": borrow}
+    if finetune is not None:
+        exact["max_memory"] = max_memory
+    room = 4.0 if max_memory is None else max_memory
     networks: dict[str, Any] = {"validation": validation, "seed": seed, "machine": machine}
     networks |= {"folder": folder, "resume": resume}
     _refuse_ignored(method, exact if method.solver is None else networks)
     _check_given(networks)
-    cohort = as_sections(cohort)
+    if isinstance(cohort, (str, Path)):
+        cohort = read_cohort(cohort) if finetune else open_cohort(cohort, encoder)
+    sections = as_sections(cohort, on_disk=finetune is None)
     _check_union(method, union)
     panel: dict[str, Any] = {"encoder": encoder, "n_genes": n_genes, "genes": genes, **_aimed(aim)}
     if method.solver is not None:
-        options = ExactOptions(penalty, borrow, 4.0 if max_memory is None else max_memory, verbose)
+        options = ExactOptions(penalty, borrow, room, verbose)
         panel["union"] = union
-        return fit_exact(cohort, method.solver, options, method=method.facts, **panel)
+        return fit_exact(sections, method.solver, options, method=method.facts, **panel)
     recipe = recipe if isinstance(recipe, Recipe) else get_recipe(str(method.recipe))
     _check_recipe(method, recipe, machine)
     if recipe.published:
@@ -341,14 +350,14 @@ def fit(
         from strank.fitting.networks import fit_networks
 
         make, with_linear = _maker(head)
-        networks |= {"with_linear": with_linear, "union": union}
-        return fit_networks(cohort, make, method.objective, recipe, **networks)
+        networks |= {"with_linear": with_linear, "union": union, "max_memory": room}
+        return fit_networks(sections, make, method.objective, recipe, **networks)
     from strank.fitting.finetune import fit_finetuned
 
     make, with_linear = _maker(head, centred=False)
     if with_linear:
         raise InputError(f"the features of {head} would not stay: leave +linear or `finetune` out")
-    return fit_finetuned(cohort, how, make, method.objective, recipe, **networks)
+    return fit_finetuned(sections, how, make, method.objective, recipe, **networks)
 
 
 def _packages(encoder: str, how: Finetune | None) -> list[str]:

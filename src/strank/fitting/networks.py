@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from strank.cohort.contract import FLOAT32_COUNTS
 from strank.cohort.folds import Aim
+from strank.cohort.rows import StackedRows
 from strank.cohort.training_set import (
+    Survey,
     TrainingData,
-    encoder_facts_of,
     panel_of,
+    same_encoder,
     taking_turns,
     training_data,
     training_sections,
@@ -45,6 +47,8 @@ from strank.version import __version__
 MakeHead = Callable[[int, int], nn.Module]
 # Counts that may be dense: a quarter of a GiB.
 _FEW_COUNTS = 2**26
+# Spots at a time, of features on disk.
+_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class TrainingPlan:
     section: NDArray[np.int64]  #: of every spot, by its place in `sections`
     turns: list[tuple[int, ...]]  #: sections that each network does not see
     provenance: dict[str, Any]
+    encoder: dict[str, Any]  #: what the features come from; empty without
 
     @classmethod
     def of(
@@ -73,10 +78,18 @@ class TrainingPlan:
         aim: Aim = "new-patients",
         about: Mapping[str, Any],
         depth: DepthOf | None = None,
+        max_memory: float = np.inf,
     ) -> TrainingPlan:
         """Choose panel and turns; without an encoder no features, with a depth no library size."""
-        panel, panel_choice = panel_of(cohort, n_genes, genes, union=union)
-        data = training_data(cohort, panel, encoder, taking_turns(cohort, aim))
+        survey = Survey.of(cohort, encoder, sums=genes is None)
+        panel, panel_choice = panel_of(survey, n_genes, genes, union=union)
+        groups = taking_turns(survey.known, aim)
+        data = training_data(cohort, panel, encoder, groups, max_memory=max_memory)
+        if not sparse.issparse(data.counts):
+            raise InputError(
+                f"`max_memory={max_memory:g}` GiB is too little for a network, which holds the "
+                f"counts of its panel ({8 * data.counts.nnz / 2**30:.2g} GiB): give ten times that"
+            )
         _check_exact(data, panel)
         if depth is not None:
             data = replace(data, library_size=depth(data.counts))
@@ -89,12 +102,13 @@ class TrainingPlan:
             "seed": seed,
             "aim": aim,
             "recipe": asdict(recipe),
-            **training_sections(cohort),
+            **training_sections(survey),
         }
         turns = _turns(data.group, codes, sections, validation, recipe.networks, seed)
         if validation is not None:
             _check_counted(data, turns[0], codes, sections)
-        return cls(data, panel, sections, codes, turns, provenance)
+        facts = {} if encoder is None else same_encoder(survey.encoders, encoder)
+        return cls(data, panel, sections, codes, turns, provenance, facts)
 
     @property
     def names(self) -> SpotNames:
@@ -234,13 +248,13 @@ def fit_networks(
     folder: Path | str | None,
     resume: bool,
     verbose: bool,
+    max_memory: float,
 ) -> RankModel:
     """Train a head on features, one network a turn; the scores are the mean of theirs.
 
     With the linear head, the mean of that and of the exact linear head by the list likelihood.
     """
     recipe = replace(recipe, monitor=recipe.monitor or objective.monitor)
-    facts = encoder_facts_of(cohort, encoder)
     plan = TrainingPlan.of(
         cohort,
         recipe,
@@ -253,11 +267,11 @@ def fit_networks(
         aim=aim,
         about={"method": dict(method)},
         depth=depth_of(objective, recipe, method),
+        max_memory=max_memory,
     )
-    features, like = plan.data.features, make(facts["n_features"], len(plan.panel))
-    if Traits.of(like).centred:
-        features = centre_within(features, plan.section)
-    spots = plan.spots(features.astype(np.float32), like)
+    facts = plan.encoder
+    like = make(facts["n_features"], len(plan.panel))
+    spots = plan.spots(_inputs(plan, centred=Traits.of(like).centred), like)
     folder = plan.claim(folder, like, facts, resume=resume)
     title = "Network" if verbose else None
     run = Run(recipe, machine or Machine(), seed, folder=folder, resume=resume, title=title)
@@ -266,7 +280,7 @@ def fit_networks(
     heads = [network.head for network, _ in trained]
     mean = heads[0] if len(heads) == 1 else MeanHead.of(heads)
     if with_linear:
-        options = ExactOptions(verbose=verbose)
+        options = ExactOptions(max_memory=max_memory, verbose=verbose)
         how: dict[str, Any] = {"method": method, "encoder": encoder, "aim": aim, "union": union}
         panel = list(plan.panel)
         exact = fit_exact(cohort, solve_list, options, n_genes=None, genes=panel, **how)
@@ -282,28 +296,53 @@ def _start(
     recipe: Recipe,
     rows: NDArray[np.int64],
 ) -> tuple[Network, SectionLoss]:
-    features = torch.from_numpy(spots.inputs[rows])
     counts, offset = spots.counts[rows], spots.offset[rows]
-    head, loss = start_head(make, objective, recipe, features, counts, offset)
+    units = _units(spots.inputs, rows)
+    head, loss = start_head(make, objective, recipe, units, counts, offset)
     return Network(head), loss
+
+
+def _inputs(plan: TrainingPlan, *, centred: bool) -> Any:
+    """Take the features as networks have them; those on disk stay there."""
+    features = plan.data.features
+    if isinstance(features, StackedRows):
+        return features.as_float32(centred=centred)
+    features = centre_within(features, plan.section) if centred else features
+    return features.astype(np.float32)
+
+
+def _units(features: Any, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of some rows, ``[n_features]``; block by block from disk."""
+    if isinstance(features, np.ndarray):
+        return mean_and_spread(torch.from_numpy(features[rows]))
+    blocks = np.array_split(np.sort(rows), 1 + len(rows) // _ROWS)
+    mean = sum(features[block].sum(0, dtype=np.float64) for block in blocks) / len(rows)
+    squares = sum(np.square(features[block] - mean).sum(0) for block in blocks)
+    spread = np.sqrt(squares / max(len(rows) - 1, 1))
+    return torch.from_numpy(mean).float(), torch.from_numpy(spread).float()
+
+
+def mean_and_spread(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of features."""
+    return features.mean(0), spread_of(features)
 
 
 def start_head(
     make: MakeHead,
     objective: Objective,
     recipe: Recipe,
-    features: Tensor,
+    units: tuple[Tensor, Tensor],
     counts: sparse.csr_matrix | NDArray[np.float32],
     offset: NDArray[np.float32],
 ) -> tuple[nn.Module, SectionLoss]:
-    """Make a head in the units of some features, and at the level of some counts, with its loss."""
+    """Make a head in the units of features, and at the level of some counts, with its loss."""
+    mean, spread = units
     if recipe.published:
-        return _start_as_published(objective, recipe, features.shape[1], counts.shape[1])
+        return _start_as_published(objective, recipe, len(mean), counts.shape[1])
     loss = objective.module(counts.shape[1], recipe.reduction, **_lists(recipe))
-    head = make(features.shape[1], counts.shape[1])
+    head = make(len(mean), counts.shape[1])
     if isinstance(head, Head):
-        spread = spread_of(features)
-        head.centre.copy_(features.mean(0))
+        head.centre.copy_(mean)
         head.scale.copy_(torch.where(spread > 0, spread, 1.0))
         # Where the objective does not know a level, there is nothing to train.
         head.level.requires_grad_(objective.start_level is not None)

@@ -30,7 +30,8 @@ class Data:
     """Spots to fit on, those of a section together."""
 
     features: Any  #: ``[n_spots, n_features]``; a tensor, an array, or rows that are read by slice
-    counts: sparse.csr_matrix  #: ``[n_spots, n_genes]``
+    #: ``[n_spots, n_genes]``; a CSR matrix, or genes that are read by slice or number
+    counts: Any
     section: NDArray[np.int64]  #: codes from 0, ascending, ``[n_spots]``
     offset: NDArray[np.float64]  #: log library size, ``[n_spots]``
     group: NDArray[np.int64]  #: what is left out together, ``[n_sections]``
@@ -40,13 +41,19 @@ class Data:
         """First row of each section, and the number of rows."""
         return (*np.flatnonzero(np.diff(self.section, prepend=-1)).tolist(), len(self.section))
 
+    @cached_property
+    def by_gene(self) -> Any:
+        """Counts of which genes can be cut out."""
+        return self.counts.tocsc() if sparse.issparse(self.counts) else self.counts
+
 
 def gather(features: Any, counts: Any, section: Any, offset: Any, group: Any = None) -> Data:
     """Check shapes and values, and bring the spots of a section together.
 
     One section, equal depth and one group where ``section``, ``offset`` and ``group`` are ``None``.
     """
-    counts = sparse.csr_matrix(counts if counts.ndim == 2 else counts[:, None])
+    if not is_read_by_genes(counts):
+        counts = sparse.csr_matrix(counts if counts.ndim == 2 else counts[:, None])
     n = features.shape[0]
     section = np.zeros(n) if section is None else as_labels(section)
     offset = np.zeros(n) if offset is None else np.asarray(offset, dtype=np.float64)
@@ -57,10 +64,7 @@ def gather(features: Any, counts: Any, section: Any, offset: Any, group: Any = N
             raise ValueError(f"{name} has {(*values.shape, 1)[0]} rows, but X has {n}")
         if name != "y":
             one_a_spot(name, values)
-    if counts.nnz and counts.data.min() < 0:
-        raise ValueError("y must not be negative: it holds raw counts")
-    if counts.nnz and counts.data.max() >= _MOST_COUNTS:
-        raise ValueError("y must be below 2^53: from there on counts are not exact")
+    _check_size(counts)
     if not np.isfinite(offset).all():
         raise ValueError("offset must be finite; leave out spots without counts")
     check_logarithm(float(offset.min(initial=np.inf)), float(offset.max(initial=-np.inf)))
@@ -80,6 +84,14 @@ def gather(features: Any, counts: Any, section: Any, offset: Any, group: Any = N
     return Data(features[order], counts[order], codes[order], offset[order], group)
 
 
+def _check_size(counts: Any) -> None:
+    values = counts.data if sparse.issparse(counts) else np.empty(0)
+    if len(values) and values.min() < 0:
+        raise ValueError("y must not be negative: it holds raw counts")
+    if len(values) and values.max() >= _MOST_COUNTS:
+        raise ValueError("y must be below 2^53: from there on counts are not exact")
+
+
 def one_a_spot(name: str, values: Any) -> Any:
     """Return values that are one a spot; refuse a column or a table."""
     if len(shape := np.shape(values)) == 1:
@@ -88,7 +100,17 @@ def one_a_spot(name: str, values: Any) -> Any:
     raise ValueError(f"`{name}` must be [n_spots], one value a spot; got {list(shape)}{ravel}")
 
 
-def part_of_a_count(counts: sparse.csr_matrix | NDArray) -> float | None:
+def no_counts(y: Any, counts: Any) -> str | None:
+    """Say what a target holds that is no count, as the given or as checked; ``None`` for counts."""
+    if is_read_by_genes(counts):
+        return None
+    odd = _no_numbers(y)
+    if odd is None and (part := _part_of_a_count(counts)) is not None:
+        odd = f"{part:g}"
+    return odd
+
+
+def _part_of_a_count(counts: sparse.csr_matrix | NDArray) -> float | None:
     """Find a value that is no whole number within rounding; ``None`` if all are."""
     values = counts.data if sparse.issparse(counts) else counts.reshape(-1)
     for start in range(0, len(values), _CHECKED):
@@ -99,7 +121,7 @@ def part_of_a_count(counts: sparse.csr_matrix | NDArray) -> float | None:
     return None
 
 
-def no_numbers(y: Any) -> str | None:
+def _no_numbers(y: Any) -> str | None:
     """Say what a target holds that only becomes numbers, ``None`` for numbers themselves."""
     if isinstance(y, pd.DataFrame) and (y := y.select_dtypes(exclude="number")).empty:
         return None
@@ -116,6 +138,13 @@ def is_read_by_rows(X: Any) -> bool:
         return X.device.type != "cpu"
     return len(getattr(X, "shape", ())) == 2 and not (
         isinstance(X, (np.ndarray, pd.DataFrame)) or sparse.issparse(X)
+    )
+
+
+def is_read_by_genes(y: Any) -> bool:
+    """Whether counts stay on disk, where they were checked before they came there."""
+    return len(getattr(y, "shape", ())) == 2 and not (
+        isinstance(y, (np.ndarray, torch.Tensor, pd.DataFrame)) or sparse.issparse(y)
     )
 
 

@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import ceil
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -48,6 +48,14 @@ _SPOTS_PER_GENE = 60
 _WORTH_THREADS = 100_000_000
 
 
+class TooLittleMemory(ValueError):
+    """Less than a single gene needs."""
+
+    def __init__(self, given: float, told: str, needed: float) -> None:
+        super().__init__(f"`max_memory={given:g}` GiB is {told} needs {needed:.2g} GiB")
+        self.told, self.needed = told, needed
+
+
 @dataclass(frozen=True)
 class Block:
     """Counts of genes that are fitted together, summed once for all fits of them."""
@@ -82,6 +90,7 @@ class Design:
             raise ValueError(f"n_partners must be at least 1, or None; got {n_partners}")
         self.data, self.objective, self.n_partners, self.seed = data, objective, n_partners, seed
         self.max_memory, self.standardize = max_memory, standardize
+        self._genes = np.arange(data.counts.shape[1])
         # Of a negative binomial, until it is given: without any it is a list.
         self.dispersion = np.zeros(self.n_genes)
         self._budget = max_memory * 2**30
@@ -100,7 +109,7 @@ class Design:
     @property
     def n_genes(self) -> int:
         """Number of genes."""
-        return int(self.data.counts.shape[1])
+        return len(self._genes)
 
     @property
     def n_groups(self) -> int:
@@ -138,21 +147,22 @@ class Design:
     def of_genes(self, index: NDArray[np.intp]) -> Design:
         """Return the same with some of the genes."""
         other = copy(self)
-        other.data = replace(self.data, counts=self.data.counts[:, index])
-        other.dispersion = self.dispersion[index]
+        other._genes = self._genes[index]
+        other.dispersion, other.gene_counts = self.dispersion[index], self.gene_counts[index]
         return other
 
     def each_block(
         self, work: Callable[[Block], _T], advance: Callable[[int], object] | None = None
     ) -> Iterator[_T]:
         """Do the work for all genes, in blocks that fit into memory; yields results in order."""
-        n_genes, counts = self.n_genes, self.data.counts
+        n_genes = self.n_genes
         # Blocks of one size, and the same number for every thread.
         rounds = ceil(n_genes / (self._n_threads * self._room))
         width = ceil(n_genes / (self._n_threads * rounds))
         blocks = [slice(start, min(start + width, n_genes)) for start in range(0, n_genes, width)]
         # Genes are cut out of columns, and spots of rows.
-        stored = counts.tocsc() if len(blocks) > 1 else counts
+        whole = len(blocks) == 1 and n_genes == self.data.counts.shape[1]
+        stored = self.data.counts if whole else self.data.by_gene
         each = lambda genes: work(self.block(genes, stored))  # noqa: E731
         results = in_parallel(each, blocks, self._n_threads)
         for genes, result in zip(blocks, results, strict=True):
@@ -160,9 +170,12 @@ class Design:
             if advance is not None:
                 advance(genes.stop - genes.start)
 
-    def block(self, genes: slice, counts: sparse.spmatrix) -> Block:
+    def block(self, genes: slice, counts: Any) -> Block:
         """Sum up the counts of some genes, out of those of all, section by section."""
-        counts, rows = counts[:, genes].tocsr(), replace(self.rows, dtype=torch.float64)
+        counts, rows = (
+            _genes_of(counts, self._genes[genes]),
+            replace(self.rows, dtype=torch.float64),
+        )
         totals = torch.zeros(
             rows.n_sections, counts.shape[1], dtype=torch.float64, device=rows.device
         )
@@ -237,11 +250,15 @@ class Design:
 
     def _section_weight(self) -> list[float]:
         """Part of the counts that a section has of the average gene."""
-        codes = self.data.section
+        codes, counts = self.data.section, self.data.counts
         member = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-        totals = (member @ self.data.counts).tocsc()
-        genes = np.maximum(np.asarray(totals.sum(0)).ravel(), 1.0)
-        weight = np.asarray(totals @ (1 / genes)).ravel()
+        weight, self.gene_counts = np.zeros(member.shape[0]), np.zeros(len(self._genes))
+        width = len(self._genes) if sparse.issparse(counts) else _FEWEST_GENES
+        for start in range(0, len(self._genes), width):
+            genes = slice(start, start + width)
+            totals = (member @ (counts if sparse.issparse(counts) else counts[:, genes])).tocsc()
+            self.gene_counts[genes] = np.asarray(totals.sum(0)).ravel()
+            weight += np.asarray(totals @ (1 / np.maximum(self.gene_counts[genes], 1.0))).ravel()
         return (weight if weight.any() else np.ones_like(weight)).tolist()
 
     def _stored_rows(self) -> Rows:
@@ -287,14 +304,20 @@ class Design:
         each = n_axes * (4 * STEPS_KEPT + 16) + p * (n_groups + 3) + 6 * longest
         if self.objective != "list":
             each += n + 8 * longest
+        if not sparse.issparse(self.data.counts):  # values, spots, and both again as rows
+            each += 3 * self.data.counts.nnz // self.n_genes
         width = int((self._budget - held) // (8 * each * self._n_threads))
         if width < 1:
-            needed = (held + 8 * each) / 2**30
-            raise ValueError(
-                f"`max_memory={self.max_memory:g}` GiB is too little for {p} features and "
-                f"{longest} spots at once: a single gene needs {needed:.2g} GiB"
-            )
+            told = f"too little for {p} features and {longest} spots at once: a single gene"
+            raise TooLittleMemory(self.max_memory, told, (held + 8 * each) / 2**30)
         return min(width, _MOST_GENES.get(rows.device.type, 8192))
+
+
+def _genes_of(counts: Any, index: NDArray[np.intp]) -> sparse.csr_matrix:
+    """Cut genes out of all; those side by side by a slice, which is faster."""
+    beside = len(index) > 0 and index[-1] - index[0] == len(index) - 1
+    genes = slice(int(index[0]), int(index[-1]) + 1) if beside else index
+    return counts[:, genes].tocsr()
 
 
 def dense(counts: sparse.csr_matrix, rows: Rows, section: int) -> Tensor:

@@ -41,8 +41,7 @@ def borrow(
     """
     if design.n_genes < _FEWEST_GENES:
         raise ValueError(f"borrow needs at least {_FEWEST_GENES} genes; got {design.n_genes}")
-    counts = design.data.counts.T @ np.ones(len(design.data.section))
-    choose = partial(pooled_choice, counts=counts)
+    choose = partial(pooled_choice, counts=design.gene_counts)
     alone = choose_penalty(design, penalties, choose, advance=advance)
     given = design.with_prior(estimate_prior(design, alone.penalty, advance=advance))
     together = choose_penalty(given, penalties, choose, advance=advance)

@@ -21,10 +21,10 @@ from strank.linear.data import (
     Data,
     Rows,
     gather,
+    is_read_by_genes,
     is_read_by_rows,
-    no_numbers,
+    no_counts,
     one_a_spot,
-    part_of_a_count,
 )
 from strank.linear.design import Design, few_threads
 from strank.linear.dispersion import PARTS, by_moments, choose_dispersion
@@ -352,13 +352,12 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
         features = self._features(X, reset=reset)
-        counts = check_array(
-            y, accept_sparse="csr", dtype=_PRECISIONS, ensure_2d=False, input_name="y"
-        )
-        odd = no_numbers(y)
-        if odd is None and (part := part_of_a_count(counts)) is not None:
-            odd = f"{part:g}"
-        if odd is not None:
+        counts = y
+        if not is_read_by_genes(y):
+            counts = check_array(
+                y, accept_sparse="csr", dtype=_PRECISIONS, ensure_2d=False, input_name="y"
+            )
+        if (odd := no_counts(y, counts)) is not None:
             warnings.warn(
                 f"y holds {odd}, which is no count: raw counts are expected, neither normalised "
                 "nor logarithms; the depth of spots goes to `offset`",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +32,10 @@ class Novelty:
     whitening: Tensor
 
 
-def fit_novelty(features: ArrayLike, group: NDArray) -> Novelty:
+def fit_novelty(features: Any, group: NDArray) -> Novelty:
     r"""Learn which features ``[n_spots, n_features]`` are usual; a group is left out together.
+
+    They may stay on disk: some rows are taken.
 
     The distance is Mahalanobis', :math:`\sqrt{(x - \mu)^\top \Sigma^{-1} (x - \mu)}`, with the
     covariance of the standardised features shrunken as by Ledoit and Wolf (2004); of more than 384
@@ -47,9 +50,9 @@ def fit_novelty(features: ArrayLike, group: NDArray) -> Novelty:
     """
     # Groups are patients. Where they are sections of one or two, another patient may well lie
     # beyond; of a single group five runs of spots are left out, which lie closer together still.
-    values = np.asarray(features)
-    rows = np.linspace(0, len(values) - 1, min(len(values), _SPOTS)).astype(int)
-    values, group = values[rows].astype(np.float32), np.asarray(group)[rows]
+    n_spots = len(features)
+    rows = np.linspace(0, n_spots - 1, min(n_spots, _SPOTS)).astype(int)
+    values, group = features[rows].astype(np.float32), np.asarray(group)[rows]
     # By powers of two, which are exact: float32 may not hold the squares.
     exponent = np.frexp(np.abs(values).max(0))[1]
     values = np.ldexp(values, -exponent)

@@ -15,7 +15,7 @@ for, and how unsure these are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,17 +99,16 @@ class Fitted:
 
 def fit_uncertainty(data: TrainingData, fitted: Fitted) -> Uncertainty:
     """Learn how unsure the weights are; what differs between groups, if there are two or more."""
-    inverse = np.where(np.ptp(data.features, axis=0) > 0, 1 / fitted.scale, 0.0)
+    inverse = np.where(_varies(data), 1 / fitted.scale, 0.0)
     axes, variances, rest = _main_axes(data, inverse)
     ridge = np.maximum(fitted.penalty, 1e-9) / variances[:, None]
-    here = _sums(data, axes, [fitted.weight], np.zeros(len(data.section), dtype=int))
+    here = _sums(data, axes, lambda _: fitted.weight, np.zeros(len(data.section), dtype=int))
     dispersion = here.dispersion
     within = dispersion / (here.information.sum(0) + ridge)
     between, turn = np.full_like(within, np.nan), np.eye(len(variances))
     if len(here.total) > 1:
         fold = deal(data.group, _FOLDS)
-        without = [fitted.refit(fold != f) for f in range(fold.max() + 1)]
-        left_out = _sums(data, axes, without, fold)
+        left_out = _sums(data, axes, lambda f: fitted.refit(fold != f), fold)
         wanted, unsure = left_out.step, dispersion * left_out.chance + within
         turn = _turn(wanted, unsure)
         axes, wanted = axes @ turn, np.einsum("kj,pkg->pjg", turn, wanted)
@@ -135,9 +134,10 @@ def _main_axes(data: TrainingData, inverse: _Array) -> tuple[_Array, _Array, flo
     """
     covariance = np.zeros((len(inverse), len(inverse)))
     for rows in rows_of(data.section):
-        values = data.features[rows] * inverse
-        values -= values.mean(0)
-        covariance += values.T @ values / len(data.section)
+        mean = sum(part.sum(0) for _, part in _blocks(data, rows, inverse)) / len(rows)
+        for _, part in _blocks(data, rows, inverse):
+            part -= mean
+            covariance += part.T @ part / len(data.section)
     variances, axes = linalg.eigh(covariance)
     variances, axes = variances[::-1], axes[:, ::-1]
     variances = np.maximum(variances, max(1e-9 * variances[0], 1e-9))
@@ -147,6 +147,23 @@ def _main_axes(data: TrainingData, inverse: _Array) -> tuple[_Array, _Array, flo
     rest, variances = variances[n_axes:], variances[:n_axes]
     scaled = axes[:, :n_axes] / np.sqrt(variances) * inverse[:, None]
     return scaled, variances, float(rest.mean()) if len(rest) else 0.0
+
+
+def _varies(data: TrainingData) -> NDArray[np.bool_]:
+    """Tell which features have more than one value."""
+    low, high = np.inf, -np.inf
+    for _, part in _blocks(data, np.arange(len(data.section))):
+        low, high = np.minimum(low, part.min(0)), np.maximum(high, part.max(0))
+    return np.asarray(high > low)
+
+
+def _blocks(
+    data: TrainingData, rows: NDArray, times: NDArray | float = 1.0
+) -> Iterator[tuple[slice, _Array]]:
+    """Yield features of some rows, in float64, times something; and which of the rows they are."""
+    for start in range(0, len(rows), _ROWS):
+        part = slice(start, start + _ROWS)
+        yield part, data.features[rows[part]] * np.asarray(times, np.float64)
 
 
 @dataclass(frozen=True)
@@ -187,24 +204,32 @@ class _Sums:
         return np.maximum((self.miss - explained).sum(0) / np.maximum(left, 1e-9), 1.0)
 
 
-def _sums(data: TrainingData, axes: _Array, weights: Sequence[_Array], which: NDArray) -> _Sums:
+def _sums(
+    data: TrainingData, axes: _Array, weights: Callable[[int], _Array], which: NDArray
+) -> _Sums:
     """Sum up the spots of each group; ``which`` of the weights score a spot, ``[n_spots]``."""
     groups, n_axes, n_genes = rows_of(data.group), axes.shape[1], data.counts.shape[1]
     residual, information = np.zeros((2, len(groups), n_axes, n_genes))
     missed, heavy, total = np.zeros((3, len(groups), n_genes))
     spread = np.zeros((len(groups), n_axes, n_axes))
     n_sections = np.zeros(len(groups), dtype=int)
-    for group, members in enumerate(groups):
+    # Only one of the weights at a time is there.
+    order = np.argsort([which[members[0]] for members in groups], kind="stable")
+    known, weight = -1, np.empty(0)
+    for group in order.tolist():
+        members = groups[group]
+        if known != which[members[0]]:
+            known = int(which[members[0]])
+            weight = weights(known)
         for part in rows_of(data.section[members]):
             rows = members[part]
-            weight = weights[which[rows[0]]]
-            places = data.features[rows] @ axes
+            places = _times(data, rows, axes)
             depth = data.library_size[rows] / data.library_size[rows].sum()
             places -= depth @ places
             counts = data.counts[rows]
             for genes in (slice(g, g + _GENES) for g in range(0, n_genes, _GENES)):
                 observed = counts[:, genes].toarray().astype(np.float64)
-                share = data.features[rows] @ weight[:, genes] + np.log(depth)[:, None]
+                share = _times(data, rows, weight[:, genes]) + np.log(depth)[:, None]
                 share = np.exp(share - share.max(0))
                 share /= share.sum(0)
                 n, mean = observed.sum(0), places.T @ share
@@ -218,6 +243,14 @@ def _sums(data: TrainingData, axes: _Array, weights: Sequence[_Array], which: ND
             n_sections[group] += 1
     spread /= np.maximum(total.sum(1), 1)[:, None, None]
     return _Sums(residual, information, spread, missed, heavy, total, n_sections)
+
+
+def _times(data: TrainingData, rows: NDArray, weights: _Array) -> _Array:
+    """Product of the features of some rows with ``[n_features, n]``."""
+    product = np.empty((len(rows), weights.shape[1]))
+    for part, features in _blocks(data, rows):
+        np.matmul(features, weights, out=product[part])
+    return product
 
 
 def _turn(wanted: _Array, unsure: _Array) -> _Array:
