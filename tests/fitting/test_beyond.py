@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
             info=info,
         )
         write_h5ad(section, place / f"{name}.h5ad")
-        facts = {"name": "mine", "version": "1", "fields": []}
+        facts = {"name": "mine", "version": "1", "fields": [], "n_features": N_FEATURES}
         uns = {"encoder": json.dumps(facts), "spots_sha256": spots_checksum(section)}
         features[3, 7] = 1e-35
         held = AnnData(features.astype(np.float32), obs=section.obs[[]], uns=uns)

@@ -111,7 +111,8 @@ def training_data(
         _Stack(len(panel), _COUNTS * max_memory * 2**30),
     )
     features, depths, positions = [], [], []
-    for name, adata in cohort.items():
+    for name in cohort:
+        adata = cohort[name]
         depth = adata.obs["library_size"].to_numpy()
         kept = None if (depth > 0).all() else np.flatnonzero(depth > 0)
         if kept is not None and not len(kept):
@@ -122,6 +123,7 @@ def training_data(
         depths.append(depth[own])
         positions.append(positions_um(adata)[own])
         names.append(name)
+        del adata, counts  # before the next is read
     n_spots, rows = list(map(len, depths)), StackedRows(features)
     return TrainingData(
         features=rows.in_memory() if rows.nbytes <= _FEATURES * budget else rows,
@@ -188,13 +190,15 @@ class Survey:
     def of(cls, cohort: Mapping[str, AnnData], encoder: str | None, *, sums: bool) -> Survey:
         """Look at the sections, one after the other; with ``sums`` those of the genes, too."""
         known, encoders, sha256, genes = {}, {}, {}, GeneSums() if sums else None
-        for name, adata in cohort.items():
+        for name in cohort:
+            adata = cohort[name]
             if encoder is not None:
                 encoders[name] = _encoder_facts(cohort, name, adata, encoder)
             sha256[name] = counts_checksum(adata)
             if genes is not None:
                 genes.add(adata)
             known[name] = _without_counts(adata) if isinstance(cohort, SectionsOnDisk) else adata
+            del adata  # before the next is read
         if isinstance(cohort, SectionsOnDisk):
             check_naming({name: adata.var_names for name, adata in known.items()})
         return cls(known, encoders, sha256, genes)
