@@ -164,7 +164,6 @@ def test_resume_goes_on_and_changes_nothing_in_what_is_done(cohort, tmp_path):
         (["--devices", "2"], "--devices is for networks"),
         (["--precision", "bf16-mixed"], "--precision is for networks"),
         (["--head", "mlp", "--penalty", "3"], "--penalty is for the exact solver"),
-        (["--head", "mlp", "--max-memory", "4"], "--max-memory is for the exact solver"),
         (["--head", "mlp", "--workers", "1"], "--workers is for training the encoder: give --fine"),
         (["--head", "mlp", "--micro-batch", "8"], "--micro-batch is for training the encoder"),
         (["--head", "mlp", "--sections", "A1"], "only section A1, and a network needs another"),

@@ -118,7 +118,6 @@ def test_a_head_of_ones_own_has_its_name(cohort, monkeypatch):
             {"head": "mlp", "penalty": 3.0},
             "`penalty` is for the exact solver: leave `head`, `loss`, `recipe` out",
         ),
-        ({"head": "mlp", "max_memory": 4.0}, "`max_memory` is for the exact solver"),
         ({"loss": "rank", "borrow": True}, "`borrow` is for the exact solver"),
         (
             {"loss": "mse", "penalty": 3.0},

@@ -511,6 +511,9 @@ def fit_exact(
     if not method["library_size"]:
         data = data.without_depth()
     left = options.max_memory - beside
+    if left <= 0:
+        given = f"`max_memory={options.max_memory:g}` GiB is too little"
+        raise InputError(f"{given}: spots, counts and results take {beside:.2g} GiB")
     alike = are_two_patients(unit, group)
     try:
         solved = solve(data, replace(options, alike=alike, max_memory=left))
