@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -199,11 +200,8 @@ def fit(
     method = Method(head, loss, recipe or ("finetune" if finetune else None), library_size)
     _check_options(context, output, method.is_exact, finetune)
     names = split_names(sections)
-    train: Mapping[str, AnnData] = (
-        read_cohort(cohort, sections=names)
-        if finetune
-        else open_cohort(cohort, encoder, sections=names)
-    )
+    read = read_cohort if finetune else partial(open_cohort, encoder=encoder)
+    train = read(cohort, sections=names)
     options: dict[str, Any] = {"head": head, "loss": loss, "recipe": method.recipe}
     options |= {"n_genes": None if genes == "all" else int(genes), "encoder": encoder}
     options |= {"union": union, "library_size": library_size, "aim": aim, "verbose": True}

@@ -483,6 +483,22 @@ def _results(data: TrainingData) -> float:
     return 8 * n_genes * (8 * n_features + 10 * n_groups * min(n_features, 64)) / 2**30
 
 
+def _solved(data: TrainingData, solve: Solve, options: ExactOptions) -> ExactFit:
+    """Solve with the memory that spots, counts and results leave."""
+    beside = data.gib + _results(data)
+    left = options.max_memory - beside
+    given = f"`max_memory={options.max_memory:g}` GiB is"
+    if left <= 0:
+        raise InputError(f"{given} too little: spots, counts and results take {beside:.2g} GiB")
+    try:
+        return solve(data, replace(options, max_memory=left))
+    except TooLittleMemory as error:
+        needed = f"{error.needed:.2g} GiB, and spots, counts and results {beside:.2g} GiB"
+        raise InputError(f"{given} {error.told} needs {needed}") from error
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
 def fit_exact(
     cohort: Mapping[str, AnnData],
     solve: Solve,
@@ -507,22 +523,9 @@ def fit_exact(
     unit, group = left_out_together(survey.known, aim)
     room = _room(solve, survey, facts["n_features"], len(panel), options.max_memory)
     data = training_data(cohort, panel, encoder, group, max_memory=room)
-    beside = data.gib + _results(data)
     if not method["library_size"]:
         data = data.without_depth()
-    left = options.max_memory - beside
-    if left <= 0:
-        given = f"`max_memory={options.max_memory:g}` GiB is too little"
-        raise InputError(f"{given}: spots, counts and results take {beside:.2g} GiB")
-    alike = are_two_patients(unit, group)
-    try:
-        solved = solve(data, replace(options, alike=alike, max_memory=left))
-    except TooLittleMemory as error:
-        needed = f"{error.needed:.2g} GiB, and spots, counts and results {beside:.2g} GiB"
-        given = f"`max_memory={options.max_memory:g}` GiB is {error.told}"
-        raise InputError(f"{given} needs {needed}") from error
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    solved = _solved(data, solve, replace(options, alike=are_two_patients(unit, group)))
     left_out = f"leave one {unit} out" + ", genes borrow" * options.borrow
     n_groups, uncertainty = len(set(group)), _uncertainty(data, solved)
     told = {} if uncertainty is None else {"uncertainty": _sure_of(aim, unit, n_groups)}

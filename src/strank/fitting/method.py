@@ -322,17 +322,14 @@ def fit(
     named = head if isinstance(head, str) else OWN_HEAD
     method = Method(named, loss, _recipe_name(recipe, finetune), library_size)
     _check_finetune(method, finetune, union)
-    exact: dict[str, Any] = {"penalty": penalty, "borrow": borrow}
-    if finetune is not None:
-        exact["max_memory"] = max_memory
+    exact = {"penalty": penalty, "borrow": borrow}
+    exact |= {"max_memory": max_memory} if finetune else {}
     room = 4.0 if max_memory is None else max_memory
     networks: dict[str, Any] = {"validation": validation, "seed": seed, "machine": machine}
     networks |= {"folder": folder, "resume": resume}
     _refuse_ignored(method, exact if method.solver is None else networks)
     _check_given(networks)
-    if isinstance(cohort, (str, Path)):
-        cohort = read_cohort(cohort) if finetune else open_cohort(cohort, encoder)
-    sections = as_sections(cohort, on_disk=finetune is None)
+    sections = as_sections(_opened(cohort, encoder, finetune), on_disk=finetune is None)
     _check_union(method, union)
     panel: dict[str, Any] = {"encoder": encoder, "n_genes": n_genes, "genes": genes, **_aimed(aim)}
     if method.solver is not None:
@@ -358,6 +355,13 @@ def fit(
     if with_linear:
         raise InputError(f"the features of {head} would not stay: leave +linear or `finetune` out")
     return fit_finetuned(sections, how, make, method.objective, recipe, **networks)
+
+
+def _opened(given: Sections | Path | str, encoder: str, finetune: object) -> Sections:
+    """Open the folder of a cohort, or take sections as they are; images are read by the file."""
+    if not isinstance(given, (str, Path)):
+        return given
+    return open_cohort(given, encoder) if finetune is None else read_cohort(given)
 
 
 def _packages(encoder: str, how: Finetune | None) -> list[str]:
