@@ -20,6 +20,7 @@ from strank.evaluation.protocol import Protocol
 from strank.evaluation.scores import SCORES
 from strank.progress import progress
 from strank.studies.benchmark.runner import Grid, run_benchmark
+from strank.units import Where
 
 BY_PATIENT = Protocol("patients", n_genes=(3, None))
 GRID = Grid(losses=("list", "poisson"), encoders=("mine",), n_genes=(3, None))
@@ -43,11 +44,14 @@ class Bench:
         grid: Grid | None = None,
         *,
         cohort: Path | None = None,
+        jobs: int = 1,
+        shard: str | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         protocol, grid = protocol or self.protocol, grid or self.grid
         options = {"bar": partial(progress, hidden=True), **options}
-        return run_benchmark(cohort or self.cohort, protocol, grid, out, **options)
+        where = Where(jobs, shard=shard)
+        return run_benchmark(cohort or self.cohort, protocol, grid, out, where=where, **options)
 
     def section(self, name: str) -> AnnData:
         return self.section_of(name, patient=name[0])

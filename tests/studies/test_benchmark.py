@@ -271,16 +271,30 @@ def test_several_at_once_find_what_one_finds(bench, done, tmp_path):
         np.testing.assert_array_equal(values.tolist(), expected[name].tolist())
 
 
+def test_shares_fit_what_one_run_scores(bench, done, tmp_path, monkeypatch):
+    cells = counted(monkeypatch)
+    for shard in ("2/2", "1/2"):
+        bench.run(tmp_path, grid=bench.small, shard=shard)
+    assert not (tmp_path / "summary.csv").exists()
+    assert len(cells) == len(set(cells)) == len(list(tmp_path.rglob("predictions/**/*.h5ad")))
+    bench.run(tmp_path, grid=bench.small)
+    assert len(cells) == len(set(cells))
+    expected = bench.results(done).query("genes == '3' and method != 'linear, poisson'")
+    for name, values in bench.results(tmp_path).items():
+        np.testing.assert_array_equal(values.tolist(), expected[name].tolist())
+
+
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(bench, done, tmp_path, monkeypatch):
     script = (
         "import sys; from pathlib import Path; from functools import partial\n"
         "from strank.progress import progress\n"
+        "from strank.units import Where\n"
         "from strank.evaluation.protocol import Protocol\n"
         "from strank.studies.benchmark.runner import Grid, run_benchmark\n"
         "grid = Grid(('list', 'poisson'), encoders=('mine',), n_genes=(3, None))\n"
         "run_benchmark(Path(sys.argv[1]), Protocol('patients', n_genes=(3, None)), grid, "
-        "Path(sys.argv[2]), jobs=2, bar=partial(progress, hidden=True))\n"
+        "Path(sys.argv[2]), where=Where(2), bar=partial(progress, hidden=True))\n"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", script, bench.cohort, tmp_path], start_new_session=True

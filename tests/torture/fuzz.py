@@ -373,8 +373,8 @@ def _forget_peak() -> None:
 
 def outcome(read: Any, folder: Path, out: Path) -> tuple[str, str]:
     """Read one input: "accepted", "refused", or what is wrong with it."""
-    from strank.cli.console import explained
     from strank.errors import InputError
+    from strank.units import reason_of
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
@@ -383,11 +383,11 @@ def outcome(read: Any, folder: Path, out: Path) -> tuple[str, str]:
             warnings.simplefilter("ignore")
             read(folder, out)
     except InputError as error:
-        told = explained(error) or ""
+        told = reason_of(error) or ""
         named = str(folder) in told or str(out) in told or "section " in told
         return "refused" if named else "nameless", told.replace(f"{folder}/", "")[:LONGEST]
     except OSError as error:
-        told = explained(error)
+        told = reason_of(error)
         return ("refused", told) if told else ("traceback", _where(error))
     except BaseException as error:
         return "traceback", _where(error)

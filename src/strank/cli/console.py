@@ -38,9 +38,7 @@ Dask = Annotated[
 ]
 Shard = Annotated[
     str | None,
-    typer.Option(
-        help="Only this share, as 2/8, or slurm for the number of the array; then strank collect."
-    ),
+    typer.Option(help="Only this share, as 2/8, or slurm: that of the array's task."),
 ]
 
 # Arguments of the library whose option is called otherwise.
@@ -210,6 +208,13 @@ _WORKFLOW = [
     "hest-benchmark",
     "reproduce",
 ]
+
+
+def cores(jobs: int | None, dask: str | None) -> int:
+    """How many processes: as asked for, or all cores; none beside workers of Dask."""
+    from joblib import cpu_count
+
+    return jobs or (1 if dask else cpu_count())
 
 
 def working(description: str) -> AbstractContextManager[object]:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from strank.cli.console import Json, finish, note, records, show_table, split_names
+from strank.cli.console import (
+    Dask,
+    Jobs,
+    Json,
+    cores,
+    finish,
+    note,
+    records,
+    show_table,
+    split_names,
+)
 from strank.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,7 +90,6 @@ _SeedsSynthetic = Annotated[
     int | None, typer.Option(min=2, help="Data sets of each function (3; 2 if quick).")
 ]
 _SeedSynthetic = Annotated[int, typer.Option(min=0, help="Seed of data, weights and batches.")]
-_Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; all cores if not given.")]
 
 
 @reproduce.command("hest")
@@ -93,7 +102,8 @@ def hest_command(
     seeds: _Seeds = 3,
     library_size: _LibrarySize = True,
     quick: _Quick = False,
-    jobs: _Jobs = None,
+    jobs: Jobs = None,
+    dask: Dask = None,
     as_json: Json = False,
 ) -> None:
     """Repeat Table 2: seven losses on seven tasks of HEST-1k, and the same without leaks.
@@ -105,8 +115,6 @@ def hest_command(
 
     [bold]Example:[/] strank reproduce hest --tasks IDC,PRAD --data hest_data -o table2 --quick
     """
-    from joblib import cpu_count
-
     from strank.reproduce import hest
 
     result = hest(
@@ -118,7 +126,8 @@ def hest_command(
         seeds=seeds,
         library_size=library_size,
         quick=quick,
-        jobs=jobs or cpu_count(),
+        jobs=cores(jobs, dask),
+        dask=dask,
         say=note,
         verbose=True,
     )
@@ -145,7 +154,8 @@ def genes_command(
     seeds: _SeedsGenes = 1,
     library_size: _LibrarySize = True,
     quick: _QuickGenes = False,
-    jobs: _Jobs = None,
+    jobs: Jobs = None,
+    dask: Dask = None,
     as_json: Json = False,
 ) -> None:
     """Repeat the table of HER2ST by number of genes, 50 to 9,385, and what is better beside it.
@@ -155,8 +165,6 @@ def genes_command(
 
     [bold]Example:[/] strank reproduce genes --data her2st -o genes --genes 50,1000 --quick
     """
-    from joblib import cpu_count
-
     from strank import reproduce as library
 
     sizes = split_names(genes)
@@ -172,7 +180,8 @@ def genes_command(
         seeds=seeds,
         library_size=library_size,
         quick=quick,
-        jobs=jobs or cpu_count(),
+        jobs=cores(jobs, dask),
+        dask=dask,
         say=note,
         verbose=True,
         **given,
@@ -198,7 +207,8 @@ def list_size_command(
     weights: _Weights = None,
     seeds: _SeedsLists = None,
     quick: _QuickLists = False,
-    jobs: _Jobs = None,
+    jobs: Jobs = None,
+    dask: Dask = None,
     as_json: Json = False,
 ) -> None:
     """Repeat Table 3: the list loss on random lists of 2 to 256 spots.
@@ -210,8 +220,6 @@ def list_size_command(
 
     [bold]Example:[/] strank reproduce list-size --data hest_data -o lists
     """
-    from joblib import cpu_count
-
     from strank import reproduce as library
 
     result = library.list_size(
@@ -221,7 +229,8 @@ def list_size_command(
         weights=weights,
         seeds=seeds,
         quick=quick,
-        jobs=jobs or cpu_count(),
+        jobs=cores(jobs, dask),
+        dask=dask,
         say=note,
         verbose=True,
     )
@@ -244,7 +253,8 @@ def synthetic_command(
     quick: _QuickSynthetic = False,
     seeds: _SeedsSynthetic = None,
     seed: _SeedSynthetic = 0,
-    jobs: _Jobs = None,
+    jobs: Jobs = None,
+    dask: Dask = None,
     as_json: Json = False,
 ) -> None:
     """Repeat the paper's synthetic study: objectives on curves of known truth.
@@ -257,7 +267,9 @@ def synthetic_command(
     """
     from strank import reproduce as library
 
-    result = library.synthetic(output, quick=quick, seeds=seeds, seed=seed, jobs=jobs, verbose=True)
+    result = library.synthetic(
+        output, quick=quick, seeds=seeds, seed=seed, jobs=jobs, dask=dask, verbose=True
+    )
     if not as_json:
         shown = result.table1.query("selection != 'truth'").drop(columns=["selection", "seeds"])
         show_table(shown, "Mean SCC against the truth")

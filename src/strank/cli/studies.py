@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from strank.cli.console import Json, fail, finish, note, records, show_table, split_names, working
+from strank.cli.console import (
+    Dask,
+    Jobs,
+    Json,
+    Shard,
+    cores,
+    fail,
+    finish,
+    note,
+    records,
+    show_table,
+    split_names,
+    working,
+)
 from strank.errors import InputError, some
 from strank.extras import need
 
@@ -61,7 +74,6 @@ _LibrarySize = Annotated[
 _Encoders = Annotated[str, typer.Option(help="Image features, separated by commas.")]
 _Genes = Annotated[str | None, typer.Option(help="Sizes of the panel, such as 50,1000,all.")]
 _Seeds = Annotated[int, typer.Option(min=1, help="Of what is trained step by step.")]
-_Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; all cores if not given.")]
 _OutputDemo = Annotated[
     Path, typer.Option("-o", "--output", help="A new folder for all that the demo makes.")
 ]
@@ -107,7 +119,9 @@ def benchmark(
     genes: _Genes = None,
     library_size: _LibrarySize = True,
     seeds: _Seeds = 1,
-    jobs: _Jobs = None,
+    jobs: Jobs = None,
+    dask: Dask = None,
+    shard: Shard = None,
     as_json: Json = False,
 ) -> None:
     """Compare objectives, heads, encoders and panels on the folds of a protocol.
@@ -118,8 +132,6 @@ def benchmark(
 
     [bold]Example:[/] strank benchmark strank-demo/cohort -o heads --heads linear,mlp --losses list
     """
-    from joblib import cpu_count
-
     from strank.studies.benchmark.runner import benchmark as run
 
     result = run(
@@ -133,7 +145,9 @@ def benchmark(
         n_genes=[_size(text) for text in split_names(genes) or ()] or None,
         library_size=library_size,
         seeds=seeds,
-        jobs=jobs or cpu_count(),
+        jobs=cores(jobs, dask),
+        dask=dask,
+        shard=shard,
         verbose=True,
     )
     facts, summary = result.facts, result.summary
@@ -142,7 +156,7 @@ def benchmark(
     for text in facts["failed"]:
         note(f"not done: {text}")
     chosen = facts["protocol"]
-    if not as_json:
+    if not as_json and shard is None:
         _show(summary, chosen["headline"])
     finish(
         {**facts, "summary": records(summary)},
@@ -150,7 +164,9 @@ def benchmark(
         as_json=as_json,
         lines=[
             f"Protocol {chosen['name']}, SHA-256 {chosen['sha256'][:12]}.",
-            f"Wrote summary.csv, .md and .tex, and every score into results, to {output}; "
+            "The share is fitted; when all are, the same without --shard scores them."
+            if shard
+            else f"Wrote summary.csv, .md and .tex, and every score into results, to {output}; "
             f"strank report {output} makes a page of them.",
         ],
     )
@@ -244,7 +260,8 @@ def hest_benchmark(
     encoders: _EncodersHest = None,
     components: _Components = 256,
     seed: _SeedHest = 1,
-    jobs: _Jobs = None,
+    jobs: Jobs = None,
+    dask: Dask = None,
     as_json: Json = False,
 ) -> None:
     """Run HEST-Benchmark: its ridge by its own protocols, and the exact list objective beside it.
@@ -254,8 +271,6 @@ def hest_benchmark(
 
     [bold]Example:[/] strank hest-benchmark bench_data --embeddings ST_data_emb -o hest
     """
-    from joblib import cpu_count
-
     from strank.studies.hest_benchmark import hest_benchmark as run
 
     result = run(
@@ -267,7 +282,8 @@ def hest_benchmark(
         encoders=split_names(encoders),
         n_components=components,
         seed=seed,
-        jobs=jobs or cpu_count(),
+        jobs=cores(jobs, dask),
+        dask=dask,
         verbose=True,
     )
     facts, board = result.facts, result.leaderboard

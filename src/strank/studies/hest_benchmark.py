@@ -253,6 +253,7 @@ def hest_benchmark(
     n_components: int = 256,
     seed: int = 1,
     jobs: int = 1,
+    dask: str | None = None,
     verbose: bool = False,
 ) -> HestBenchmarkResult:
     """Run HEST-Benchmark's tasks: its ridge by every variant of its protocol, and ours beside it.
@@ -276,8 +277,8 @@ def hest_benchmark(
         Which; all that there are if ``None``.
     n_components, seed
         Of the PCA; the benchmark's if not given.
-    jobs
-        Processes, one thread each.
+    jobs, dask
+        Processes, one thread each; or the workers of a scheduler of Dask, its address or ``.json``.
     verbose
         Whether to show progress, on stderr.
 
@@ -311,7 +312,7 @@ def hest_benchmark(
             claim()
     found: dict[_Cell, _Done | str] = {}
     with progress("Tasks", len(cells), hidden=not verbose) as advance:
-        for cell, result, before in each(partial(_run, options), cells, Where(jobs)):
+        for cell, result, before in each(partial(_run, options), cells, Where(jobs, dask)):
             if not (before or isinstance(result, str)):
                 claim()
                 cell.write(result)

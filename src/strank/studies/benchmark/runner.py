@@ -328,7 +328,8 @@ class BenchmarkResult:
     def _shown(self) -> tuple[str, dict[str, str], dict[str, pd.DataFrame], list[str]]:
         protocol = self.facts["protocol"]
         facts = {"sections": few_names(list(self.facts["sections"]))}
-        tables = short_tables(self.summary, protocol["headline"])
+        short = len(self.summary) > 0  # there is none of a share
+        tables = short_tables(self.summary, protocol["headline"]) if short else {}
         return f"Benchmark: {protocol['name']}", facts, tables, list(self.facts["warnings"])
 
     def __repr__(self) -> str:
@@ -352,6 +353,8 @@ def benchmark(
     library_size: bool = True,
     seeds: int = 1,
     jobs: int = 1,
+    dask: str | None = None,
+    shard: str | None = None,
     verbose: bool = False,
 ) -> BenchmarkResult:
     """Compare objectives, heads, encoders and panels on the folds of a protocol.
@@ -389,8 +392,9 @@ def benchmark(
         it, in rows of its own.
     seeds
         How many, of what is trained step by step.
-    jobs
-        Processes, one thread each.
+    jobs, dask, shard
+        Processes, one thread each; or the workers of a scheduler of Dask, its address or ``.json``.
+        Of a share, ``"2/8"`` or ``"slurm"``, only fits are made; a call for all scores them.
     verbose
         Whether to show progress, on stderr.
 
@@ -424,7 +428,10 @@ def benchmark(
         library_size=library_size,
     )
     bar = partial(progress, hidden=not verbose)
-    facts = run_benchmark(Path(cohort), protocol, grid, Path(output), jobs=jobs, bar=bar)
+    where = Where(jobs, dask, shard)
+    facts = run_benchmark(Path(cohort), protocol, grid, Path(output), where=where, bar=bar)
+    if where.share is not None:
+        return BenchmarkResult(pd.DataFrame(), facts)
     return BenchmarkResult(read_written(Path(output) / "summary.csv"), facts)
 
 
@@ -434,23 +441,29 @@ def run_benchmark(
     grid: Grid,
     out: Path,
     *,
-    jobs: int = 1,
+    where: Where,
     bar: Callable[[str, int], Any],
 ) -> dict[str, Any]:
-    """Run what is not done yet, and write all tables; returns what ``benchmark.json`` says."""
+    """Run what is not done yet, and write all tables; returns what ``benchmark.json`` says.
+
+    Of a share it fits only, and says of its own what failed.
+    """
     started = time.perf_counter()
     facts, tasks = _claim(cohort, protocol, grid, out)
     cells = grid.cells(tasks)
-    left = [cell for cell in cells if not is_whole(cell.path(out))]
+    mine = where.mine(cells, key=lambda cell: str(cell.path(out)))
+    left = [cell for cell in mine if not is_whole(cell.path(out))]
     with bar("Fitting", len(left)) as advance:
         fit = partial(_fit, protocol, cohort, out)
-        failed = [failure for failure in _each(fit, left, jobs, advance) if failure]
+        failed = [failure for failure in _each(fit, left, where, advance) if failure]
+    if where.share is not None:
+        return {**facts, "failed": failed}
     done = [cell for cell in cells if cell.path(out).is_file()]
     if not done:
         raise InputError(f"nothing could be fitted: {failed[0]}")
     by_task = [(task, [cell for cell in done if cell.task == task]) for task in tasks]
     with bar("Scoring", len(by_task)) as advance:
-        _each(partial(score_task, protocol, cohort, out), by_task, jobs, advance)
+        _each(partial(score_task, protocol, cohort, out), by_task, where, advance)
     with bar("Writing", 1) as advance:
         _, notes = write_summary(out, protocol.headline)
         advance(1)
@@ -460,9 +473,11 @@ def run_benchmark(
     return facts
 
 
-def _each(work: Callable[[Any], Any], things: Iterable[Any], jobs: int, advance: Advance) -> list:
+def _each(
+    work: Callable[[Any], Any], things: Iterable[Any], where: Where, advance: Advance
+) -> list:
     found = []
-    for result in each(work, things, Where(jobs)):
+    for result in each(work, things, where):
         found.append(result)
         advance(1)
     return found

@@ -18,6 +18,7 @@ from strank.progress import Advance
 from strank.storage import is_whole
 from strank.studies.benchmark.runner import Grid, Task, run_benchmark
 from strank.studies.reproduce.tables import read_leak_free, read_published, task_table
+from strank.units import Where
 
 # What a benchmark says of itself that is told here.
 _SAID = ("folds", "methods", "seeds", "warnings", "notes", "failed", "seconds")
@@ -58,13 +59,13 @@ class Bench:
         cells = self.grid.cells(Task(encoder, n_genes, fold) for fold in folds)
         return len(folds) + sum(not is_whole(cell.path(self.out)) for cell in cells)
 
-    def run(self, jobs: int, advance: Advance) -> pd.DataFrame:
+    def run(self, where: Where, advance: Advance) -> pd.DataFrame:
         """Run what is not done, and read what was found."""
         if is_whole(self.table):
             return read_written(self.table, sealed=True)
         bar, how = partial(_shared_bar, advance), (self.cohort, self.protocol, self.grid, self.out)
         try:
-            facts = run_benchmark(*how, jobs=jobs, bar=bar)
+            facts = run_benchmark(*how, where=where, bar=bar)
         except InputError as error:
             raise InputError(f"{self.what}, {self.part}: {error}") from error
         table = (read_published if self.part == "published" else read_leak_free)(self.out)
@@ -82,14 +83,14 @@ def _shared_bar(advance: Advance, what: str, total: int) -> Iterator[Advance]:
 def compare(
     benches: Sequence[Bench],
     about: Mapping[str, dict[str, Any]],
-    jobs: int,
+    where: Where,
     bar: Callable[[str, int], Any],
 ) -> pd.DataFrame:
     """Run all benchmarks under one bar; what each of them says of itself is added to the facts."""
     found: dict[tuple[str, str], pd.DataFrame] = {}
     with bar("Fitting and scoring", sum(bench.work for bench in benches)) as advance:
         for bench in benches:
-            found[bench.name, bench.part] = bench.run(jobs, advance)
+            found[bench.name, bench.part] = bench.run(where, advance)
     for bench in benches:
         said = read_json(bench.out / "benchmark.json")
         about[bench.name][bench.part] = {key: said[key] for key in _SAID}

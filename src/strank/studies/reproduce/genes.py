@@ -65,6 +65,7 @@ def genes(
     library_size: bool = True,
     quick: bool = False,
     jobs: int = 1,
+    dask: str | None = None,
     say: Callable[[str], object] = lambda _: None,
     verbose: bool = False,
 ) -> Reproduction:
@@ -96,8 +97,8 @@ def genes(
         If false, every method whose likelihood knows the depth of a spot is fitted without it, too.
     quick
         A first look: one seed, few epochs, at most three folds.
-    jobs
-        Processes, one thread each.
+    jobs, dask
+        Processes, one thread each; or the workers of a scheduler of Dask, its address or ``.json``.
     say
         Called with what a user wants to know.
     verbose
@@ -126,6 +127,7 @@ def genes(
     _check_losses(losses)
     if seeds < 1:
         raise InputError(f"`seeds` must be at least 1; got {seeds}")
+    where = Where(jobs, dask)
     names, is_st = _sections(data)
     files = {path.name: path.stat().st_size for path in sorted(_counts(data, is_st))}
     made = needed_encoder(encoder, weights)
@@ -137,13 +139,13 @@ def genes(
     bar = partial(progress, hidden=not verbose)
     cohort = output / "cohort" if is_st else data
     if is_st:
-        _import(data, cohort, names, jobs, bar)
+        _import(data, cohort, names, where, bar)
     with bar("Embedding", count_spots(cohort), unit="spots") as advance:
         embed(cohort, made, advance=advance, say=say)
     sections = read_cohort(cohort)
     about["counts_sha256"] = {name: counts_checksum(found) for name, found in sections.items()}
     found = _benches(sections, sizes, cohort, output, made.name, facts, about)
-    table = compare(found, about["sizes"], jobs, bar).rename(columns={"task": "genes"})
+    table = compare(found, about["sizes"], where, bar).rename(columns={"task": "genes"})
     _say_questionable(about, quick)
     told = read_json(output / "reproduction.json") | about
     write_json(output / "reproduction.json", told, seal=True)
@@ -190,12 +192,12 @@ def _counts(data: Path, is_st: bool) -> Iterable[Path]:
 
 
 def _import(
-    data: Path, cohort: Path, names: Sequence[str], jobs: int, bar: Callable[[str, int], Any]
+    data: Path, cohort: Path, names: Sequence[str], where: Where, bar: Callable[[str, int], Any]
 ) -> None:
     """Write each section that is not there yet."""
     lacking = [name for name in names if not is_whole(cohort / f"{name}.h5ad")]
     with bar("Reading sections", len(lacking)) as advance:
-        for _ in each(partial(_import_section, data, cohort), lacking, Where(jobs)):
+        for _ in each(partial(_import_section, data, cohort), lacking, where):
             advance(1)
 
 

@@ -30,6 +30,7 @@ from strank.studies.reproduce.task_data import (
     task_samples,
     unknown_patients,
 )
+from strank.units import Where
 from strank.version import __version__
 
 # Of a task with more patients; for a first look the first of so many.
@@ -53,6 +54,7 @@ def hest(
     library_size: bool = True,
     quick: bool = False,
     jobs: int = 1,
+    dask: str | None = None,
     say: Callable[[str], object] = lambda _: None,
     verbose: bool = False,
 ) -> Reproduction:
@@ -84,8 +86,8 @@ def hest(
         If false, every method whose likelihood knows the depth of a spot is fitted without it, too.
     quick
         A first look: one seed, few epochs, one network, and without leaks one split by patient.
-    jobs
-        Processes, one thread each.
+    jobs, dask
+        Processes, one thread each; or the workers of a scheduler of Dask, its address or ``.json``.
     say
         Called with what a user wants to know.
     verbose
@@ -140,7 +142,7 @@ def hest(
         for task in wanted
         for bench in _benches(task, about["tasks"][task.name], output, made.name, facts)
     ]
-    table = compare(benches, about["tasks"], jobs, bar)
+    table = compare(benches, about["tasks"], Where(jobs, dask), bar)
     table = with_mean(table) if len(wanted) > 1 else table
     told = read_json(output / "reproduction.json") | about
     write_json(output / "reproduction.json", told, seal=True)

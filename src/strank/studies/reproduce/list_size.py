@@ -79,6 +79,7 @@ def list_size(
     seeds: int | None = None,
     quick: bool = False,
     jobs: int = 1,
+    dask: str | None = None,
     say: Callable[[str], object] = lambda _: None,
     verbose: bool = False,
 ) -> Reproduction:
@@ -101,8 +102,8 @@ def list_size(
         How many, at least 2; if ``None`` 3, or 2 if quick.
     quick
         A first look: N_k of 2 and 16 (on curves also the largest), few steps.
-    jobs
-        Processes, one thread each.
+    jobs, dask
+        Processes, one thread each; or the workers of a scheduler of Dask, its address or ``.json``.
     say
         Called with what a user wants to know.
     verbose
@@ -126,7 +127,7 @@ def list_size(
     ...
     strank.errors.InputError: nowhere: no st/*.h5ad there and no splits/; it is neither ...
     """
-    output, n_seeds = Path(output), check_seeds(seeds, quick)
+    output, n_seeds, where = Path(output), check_seeds(seeds, quick), Where(jobs, dask)
     xenium = None if data is None else _Xenium.of(Path(data), output, encoder, weights, quick)
     facts = {"strank_version": __version__, "table": "list-size", "seeds": n_seeds, "quick": quick}
     about = {"notes": _NOTES}
@@ -134,10 +135,10 @@ def list_size(
     claim_folder(output, facts, kind="reproduction", growing=growing, about=about)
     bar = partial(progress, hidden=not verbose)
     cells = list_size_plan(quick=quick, n_seeds=n_seeds)
-    found = [_of_curves(table3(run_cells(output / "curves", cells, 0, jobs=jobs, bar=bar)))]
+    found = [_of_curves(table3(run_cells(output / "curves", cells, 0, where, bar=bar)))]
     if xenium is not None:
         xenium.prepare(jobs, bar, say)
-        found.append(xenium.run(n_seeds, jobs, bar))
+        found.append(xenium.run(n_seeds, where, bar))
     table = pd.concat(found, ignore_index=True)
     _write(output, table, quick)
     return Reproduction(table, read_json(output / "reproduction.json"))
@@ -219,13 +220,13 @@ class _Xenium:
         with bar("Embedding", count_spots(self.cohort), unit="spots") as advance:
             embed(self.cohort, self.encoder, advance=advance, say=say)
 
-    def run(self, n_seeds: int, jobs: int, bar: Callable[[str, int], Any]) -> pd.DataFrame:
+    def run(self, n_seeds: int, where: Where, bar: Callable[[str, int], Any]) -> pd.DataFrame:
         """Train what is not done, and gather all scores."""
         sizes = _QUICK_SIZES if self.quick else tuple(_PAPER)
         cells = [_Cell(n_k, seed) for n_k in sizes for seed in range(n_seeds)]
         left = [cell for cell in cells if not is_whole(self.folder / cell.name)]
         with bar("Training on Breast Xenium", len(left)) as advance:
-            for _ in each(self.score, left, Where(jobs)):
+            for _ in each(self.score, left, where):
                 advance(1)
         tables = [
             read_written(self.folder / cell.name, sealed=True).assign(n_k=cell.n_k, seed=cell.seed)

@@ -119,6 +119,7 @@ def synthetic(
     seeds: int | None = None,
     seed: int = 0,
     jobs: int | None = None,
+    dask: str | None = None,
     verbose: bool = False,
 ) -> StudyResult:
     """Repeat the paper's synthetic study: objectives on curves of known truth.
@@ -138,6 +139,8 @@ def synthetic(
         Of data, weights and batches.
     jobs
         Processes, one thread and up to 2 GB each; of all cores, up to 8, if ``None``.
+    dask
+        Scheduler whose workers are used instead, its address or ``.json``.
     verbose
         Whether to show progress, on stderr.
 
@@ -163,7 +166,9 @@ def synthetic(
     facts = {"version": __version__, "seed": seed, "seeds": n_seeds, "quick": quick}
     facts["cells"] = [dataclasses.asdict(cell) | {"name": cell.name} for cell in cells]
     claim_folder(folder, facts, kind="study")
-    scores = run_cells(folder, cells, seed, jobs=jobs, bar=partial(progress, hidden=not verbose))
+    usual = min(cpu_count(), _MOST_JOBS) if dask is None else 1
+    where = Where(jobs or usual, dask)
+    scores = run_cells(folder, cells, seed, where, bar=partial(progress, hidden=not verbose))
     return _write_results(folder, cells, scores)
 
 
@@ -178,15 +183,15 @@ def run_cells(
     folder: Path,
     cells: Sequence[CurveCell],
     seed: int,
+    where: Where,
     *,
-    jobs: int | None = None,
     bar: Callable[[str, int], Any],
 ) -> Scores:
     """Run what is missing in the folder, and read all scores."""
     output_folder(folder / "cells")
     left = [cell for cell in cells if not _is_done(folder, cell)]
     with bar("Training (thousand steps)", sum(cell.work for cell in left)) as advance:
-        for cell, result in _run(left, seed, jobs):
+        for cell, result in _run(left, seed, where):
             if cell.study == "table1":
                 write_table(
                     _path(folder, cell, "curves"), result.curves, seal=True, float_format=_DIGITS
@@ -197,14 +202,10 @@ def run_cells(
     return Scores(pd.concat([read_written(_path(folder, cell), sealed=True) for cell in cells]))
 
 
-def _run(
-    cells: list[CurveCell], seed: int, jobs: int | None = None
-) -> Iterator[tuple[CurveCell, CellResult]]:
+def _run(cells: list[CurveCell], seed: int, where: Where) -> Iterator[tuple[CurveCell, CellResult]]:
     """Run cells side by side, longest first; up to 2 GB of memory each."""
-    jobs = min(jobs or min(cpu_count(), _MOST_JOBS), max(len(cells), 1))
-    yield from each(
-        partial(_labelled, seed), sorted(cells, key=lambda cell: -cell.work), Where(jobs)
-    )
+    where = dataclasses.replace(where, jobs=min(where.jobs, max(len(cells), 1)))
+    yield from each(partial(_labelled, seed), sorted(cells, key=lambda cell: -cell.work), where)
 
 
 def _labelled(seed: int, cell: CurveCell) -> tuple[CurveCell, CellResult]:
