@@ -39,7 +39,8 @@ from strank.linear.penalty import PENALTIES as ALL_PENALTIES
 from strank.linear.regressor import STRankRegressor
 from strank.neural.recipe import RECIPES
 from strank.studies.benchmark import runner as cells
-from strank.studies.benchmark.runner import LOSSES, Cell, Task, run_cell
+from strank.studies.benchmark.grid import LOSSES, Cell, Task
+from strank.studies.benchmark.runner import run_cell
 
 PENALTIES = ALL_PENALTIES[::2]
 PANEL = pd.Index(["G3", "G0", "G4"])

@@ -31,7 +31,7 @@ from strank.functional import (
 from strank.losses import SectionLoss
 from strank.neural.heads import Network
 from strank.neural.recipe import RECIPES, Recipe
-from strank.studies.benchmark.runner import LOSSES, Grid
+from strank.studies.benchmark.grid import LOSSES, Grid
 from strank.studies.synthetic.objectives import COMPARED, LISTS, make_loss
 
 # What every name is, written out; those that draw take a generator.

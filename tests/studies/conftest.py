@@ -19,7 +19,8 @@ from strank.cohort.store import write_h5ad
 from strank.evaluation.protocol import Protocol
 from strank.evaluation.scores import SCORES
 from strank.progress import progress
-from strank.studies.benchmark.runner import Grid, run_benchmark
+from strank.studies.benchmark.grid import Grid
+from strank.studies.benchmark.runner import run_benchmark
 from strank.units import Where
 
 BY_PATIENT = Protocol("patients", n_genes=(3, None))

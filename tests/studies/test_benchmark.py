@@ -25,7 +25,8 @@ from strank.evaluation.results import TABLES
 from strank.fitting.method import Method
 from strank.storage import DamageWarning
 from strank.studies.benchmark import runner
-from strank.studies.benchmark.runner import LOSSES, Cell, Grid, Task, score_task
+from strank.studies.benchmark.grid import LOSSES, Cell, Grid, Task
+from strank.studies.benchmark.runner import score_task
 
 METHODS = ["linear, list", "ridge", "centred ridge", "linear, poisson"]
 
@@ -291,7 +292,8 @@ def test_a_run_that_was_killed_goes_on(bench, done, tmp_path, monkeypatch):
         "from strank.progress import progress\n"
         "from strank.units import Where\n"
         "from strank.evaluation.protocol import Protocol\n"
-        "from strank.studies.benchmark.runner import Grid, run_benchmark\n"
+        "from strank.studies.benchmark.grid import Grid\n"
+        "from strank.studies.benchmark.runner import run_benchmark\n"
         "grid = Grid(('list', 'poisson'), encoders=('mine',), n_genes=(3, None))\n"
         "run_benchmark(Path(sys.argv[1]), Protocol('patients', n_genes=(3, None)), grid, "
         "Path(sys.argv[2]), where=Where(2), bar=partial(progress, hidden=True))\n"

@@ -16,7 +16,8 @@ from strank.evaluation.protocol import Protocol
 from strank.files import read_json, read_written, write_table
 from strank.progress import Advance
 from strank.storage import is_whole
-from strank.studies.benchmark.runner import Grid, Task, run_benchmark
+from strank.studies.benchmark.grid import Grid, Task
+from strank.studies.benchmark.runner import run_benchmark
 from strank.studies.reproduce.tables import read_leak_free, read_published, task_table
 from strank.units import Where
 

@@ -24,7 +24,7 @@ from strank.files import claim_folder, claims, read_json, write_json
 from strank.io import find_st, read_st
 from strank.progress import progress
 from strank.storage import is_whole
-from strank.studies.benchmark.runner import Grid
+from strank.studies.benchmark.grid import Grid
 from strank.studies.reproduce.benches import Bench, BenchPart, compare
 from strank.studies.reproduce.tables import Reproduction, write_beside_paper
 from strank.studies.reproduce.task_data import needed_encoder

@@ -17,7 +17,7 @@ from strank.evaluation.protocol import PRESETS
 from strank.files import claim_folder, claims, read_json, write_json
 from strank.fitting.method import Method
 from strank.progress import progress
-from strank.studies.benchmark.runner import Grid
+from strank.studies.benchmark.grid import Grid
 from strank.studies.reproduce.benches import Bench, compare
 from strank.studies.reproduce.page import write_hest_page
 from strank.studies.reproduce.tables import Reproduction, with_mean, write_beside_paper

@@ -12,7 +12,7 @@ import pandas as pd
 
 from strank.files import markdown_table, read_written, write_table, write_utf8
 from strank.fitting.method import Method
-from strank.studies.benchmark.runner import Grid
+from strank.studies.benchmark.grid import Grid
 from strank.studies.benchmark.tables import summarise_benchmark
 
 # Of the leak-free benchmark, each with its interval.
