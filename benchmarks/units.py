@@ -26,7 +26,8 @@ from strank.encoders.base import encoder_facts
 from strank.encoders.registry import get_encoder
 from strank.model.rank_model import RankModel
 from strank.neural.heads import LinearHead
-from strank.units import Where, each
+from strank.units import each
+from strank.where import Where
 
 STRANK = [sys.executable, "-m", "strank"]
 N_TRIVIAL = 500

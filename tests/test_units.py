@@ -13,7 +13,8 @@ import pytest
 
 from strank import units
 from strank.errors import InputError
-from strank.units import Where, each
+from strank.units import each
+from strank.where import Where
 
 # Other processes do not find tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -32,7 +32,7 @@ from strank.storage import (
     remove_rest,
     writing,
 )
-from strank.units import Where
+from strank.where import Where
 
 if TYPE_CHECKING:
     import pandas as pd

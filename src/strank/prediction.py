@@ -44,8 +44,8 @@ from strank.slides.tissue import (
     without_ignored,
 )
 from strank.storage import is_whole
-from strank.units import Where
 from strank.version import __version__
+from strank.where import Where
 
 # Features of all tiles stand in memory at once, since a head may subtract their mean; this many
 # bytes of them, were the whole slide tissue.

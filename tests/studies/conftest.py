@@ -21,7 +21,7 @@ from strank.evaluation.scores import SCORES
 from strank.progress import progress
 from strank.studies.benchmark.grid import Grid
 from strank.studies.benchmark.runner import run_benchmark
-from strank.units import Where
+from strank.where import Where
 
 BY_PATIENT = Protocol("patients", n_genes=(3, None))
 GRID = Grid(losses=("list", "poisson"), encoders=("mine",), n_genes=(3, None))

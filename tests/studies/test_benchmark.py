@@ -290,7 +290,7 @@ def test_a_run_that_was_killed_goes_on(bench, done, tmp_path, monkeypatch):
     script = (
         "import sys; from pathlib import Path; from functools import partial\n"
         "from strank.progress import progress\n"
-        "from strank.units import Where\n"
+        "from strank.where import Where\n"
         "from strank.evaluation.protocol import Protocol\n"
         "from strank.studies.benchmark.grid import Grid\n"
         "from strank.studies.benchmark.runner import run_benchmark\n"

@@ -19,7 +19,6 @@ from typer.core import TyperGroup
 
 from strank.errors import InputError, one_line, printable
 from strank.processes import heed_parent, told_to_end
-from strank.units import reason_of
 from strank.version import __version__
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
 
-# Where units run, as in `strank.units.Where`.
+# Where units run, as in `strank.where.Where`.
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; all cores if not given.")]
 FewJobs = Annotated[
     int, typer.Option("--jobs", min=1, help="Processes, one thread each; they share the GPUs.")
@@ -128,6 +127,8 @@ class ErrorGroup(TyperGroup):
             if told_to_end() or not isinstance(error, Exception):
                 raise typer.Exit(say_stopped(told_to_end() or signal.SIGINT)) from None
             heed_parent()
+            from strank.units import reason_of
+
             message = with_options(told) if (told := reason_of(error)) else None
             if isinstance(error, MemoryError):
                 message = "the memory is not enough; ask for less at once, or take a larger machine"

@@ -120,7 +120,7 @@ def predict_command(
     from strank.prediction import Scoring
     from strank.slide_runs import SlideEntry, entries_of, run_slides
     from strank.slides.slide import check_override
-    from strank.units import Where
+    from strank.where import Where
 
     check_override(mpp, mpp_override)
     where = Where(jobs, dask, shard)
@@ -163,8 +163,7 @@ def collect(output: _Collected, as_json: Json = False) -> None:
     [bold]Example:[/] strank collect slides
     """
     need("jinja2")
-    from strank.runs import Records
-    from strank.slide_runs import write_slides
+    from strank.slide_runs import Records, write_slides
 
     with claimed(output):
         records = Records.of(output)

@@ -18,7 +18,7 @@ from strank.errors import InputError
 from strank.extras import need
 from strank.files import claimed
 from strank.progress import Advance, Say
-from strank.units import Where
+from strank.where import Where
 
 if TYPE_CHECKING:
     from strank.cohort.in_memory import Sections

@@ -27,7 +27,8 @@ from strank.errors import InputError, some
 from strank.files import check_room, sha256
 from strank.progress import Advance, Say
 from strank.slides.slide import Slide, slide_of
-from strank.units import Outcome, Where, outcomes
+from strank.units import Outcome, outcomes
+from strank.where import Where
 
 
 @dataclass(frozen=True)

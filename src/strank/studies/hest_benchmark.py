@@ -38,8 +38,9 @@ from strank.progress import progress
 from strank.shown import as_html, as_text, few_names
 from strank.storage import is_whole
 from strank.studies.hest_task import OURS, RIDGE, RIDGE_CV, HestFeatures, run_task
-from strank.units import Where, each
+from strank.units import each
 from strank.version import __version__
+from strank.where import Where
 
 CAVEATS = (
     "The benchmark chose its genes on all samples, those of the test included.",

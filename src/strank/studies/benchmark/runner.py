@@ -48,8 +48,9 @@ from strank.shown import as_html, as_text, few_names
 from strank.storage import is_whole, seal_of
 from strank.studies.benchmark.grid import LOSSES, Cell, Grid, Task
 from strank.studies.benchmark.tables import short_tables, write_summary
-from strank.units import Where, each
+from strank.units import each
 from strank.version import __version__
+from strank.where import Where
 
 
 @lru_cache(maxsize=1)

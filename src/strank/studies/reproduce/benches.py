@@ -19,7 +19,7 @@ from strank.storage import is_whole
 from strank.studies.benchmark.grid import Grid, Task
 from strank.studies.benchmark.runner import run_benchmark
 from strank.studies.reproduce.tables import read_leak_free, read_published, task_table
-from strank.units import Where
+from strank.where import Where
 
 # What a benchmark says of itself that is told here.
 _SAID = ("folds", "methods", "seeds", "warnings", "notes", "failed", "seconds")

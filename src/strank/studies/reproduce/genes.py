@@ -28,8 +28,9 @@ from strank.studies.benchmark.grid import Grid
 from strank.studies.reproduce.benches import Bench, BenchPart, compare
 from strank.studies.reproduce.tables import Reproduction, write_beside_paper
 from strank.studies.reproduce.task_data import needed_encoder
-from strank.units import Where, each
+from strank.units import each
 from strank.version import __version__
+from strank.where import Where
 
 # SCC that the paper prints, by number of genes.
 _SIZES = (50, 250, 1000, 5000, 9385)

@@ -30,8 +30,8 @@ from strank.studies.reproduce.task_data import (
     task_samples,
     unknown_patients,
 )
-from strank.units import Where
 from strank.version import __version__
+from strank.where import Where
 
 # Of a task with more patients; for a first look the first of so many.
 _FOLDS, _FOLDS_QUICK = 5, 3

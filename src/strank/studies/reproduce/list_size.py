@@ -45,8 +45,9 @@ from strank.studies.reproduce.task_data import (
 )
 from strank.studies.synthetic.study import check_seeds, list_size_plan, run_cells
 from strank.studies.synthetic.tables import table3
-from strank.units import Where, each
+from strank.units import each
 from strank.version import __version__
+from strank.where import Where
 
 _XENIUM = "breast_xenium"
 _TRAIN = ("NCBI783", "NCBI784", "NCBI785", "TENX98", "TENX99")

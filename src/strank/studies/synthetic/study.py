@@ -28,8 +28,9 @@ from strank.storage import is_whole
 from strank.studies.synthetic.cells import CellResult, CurveCell, CurveRecipe, run_curve_cell
 from strank.studies.synthetic.objectives import COMPARED, LISTS, PUBLISHED_CENTRE
 from strank.studies.synthetic.tables import Scores, sweep_table, table1, table3
-from strank.units import Where, each
+from strank.units import each
 from strank.version import __version__
+from strank.where import Where
 
 _MOST_JOBS = 8
 _DIGITS = "%.6g"
