@@ -191,7 +191,8 @@ def predict(
     done, failed = run_slides(entries, keep, place, where, scoring.facts, tell=tell, advance=step)
     if failed:
         told = f"{len(failed)} of {len(done) + len(failed)} slides failed: {some(failed, 20)}"
-        raise InputError(f"{told}; {place / SLIDES} says why")
+        why = place / SLIDES if where.share is None else f"record.json of each in {place}"
+        raise InputError(f"{told}; {why} says why")
     return {name: Path(row["scores"]) for name, row in done.items()}
 
 
