@@ -207,7 +207,8 @@ def write_h5ad(adata: AnnData, path: Path, *, compression: str | None = "gzip") 
     """Write an AnnData file with a seal, whole or absent; an `InputError` on a full disk."""
     adata.strings_to_categoricals()
     # In memory, where no write can fail: HDF5 passes over errors when it closes a file, or crashes.
+    # Without a cache of chunks their order is that of the writes, and not of when Python lets go.
     content = BytesIO()
-    with h5py.File(content, "w") as target:
+    with h5py.File(content, "w", rdcc_nbytes=0) as target:
         write_elem(target, "/", adata, dataset_kwargs={"compression": compression})
     write_bytes(path, content.getbuffer(), seal=True)
