@@ -225,17 +225,18 @@ class Scoring:
             self._made[key] = Scorer(trained, on_gpu(eyes)[0], self.stride_um, key)
         return self._made[key]
 
-    def open(self, entry: SlideEntry) -> tuple[Slide, AnnData | None]:
-        """Open a slide at the scale that the list, or the call, says."""
+    def open(self, entry: SlideEntry) -> tuple[Slide, AnnData | None, str]:
+        """Open a slide at the scale that the list, or the call, says; name it."""
         scale = self.um_per_pixel if entry.um_per_pixel is None else entry.um_per_pixel
-        return open_subject(entry.subject, scale, self.override)
+        slide, section = open_subject(entry.subject, scale, self.override)
+        return slide, section, entry.name or ("" if section is None else name_of(section))
 
     def score(
         self, entry: SlideEntry, path: Path | None, say: Say, bar: Bar = lambda *_: nullcontext()
     ) -> AnnData:
         """Score a slide, and say what limits its scores."""
-        slide, _ = self.open(entry)
-        scores, _ = self.scorer(entry.model).score(slide, path, bar=bar)
+        slide, _, name = self.open(entry)
+        scores, _ = self.scorer(entry.model).score(slide, path, name, bar=bar)
         for told in (ignored_part(scores), novelty_warning(scores)):
             if told:
                 say(f"{slide.path}: {told}")

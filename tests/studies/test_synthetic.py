@@ -21,6 +21,7 @@ from strank.errors import InputError
 from strank.simulate.curves import CurveDesign, curve, draw_curves
 from strank.studies.synthetic import study
 from strank.studies.synthetic.cells import CurveCell, CurveRecipe, fit_spline, run_curve_cell
+from strank.where import Where
 
 POINTWISE = ("mse", "poisson", "nb")
 TINY = CurveRecipe(steps=4, batch=16, checks=2)
@@ -133,10 +134,10 @@ def test_a_stopped_study_continues(tmp_path, monkeypatch):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     for folder in (whole, halves):
         (folder / "cells").mkdir(parents=True)
-    for cell, result in study._run(cells, 0):
+    for cell, result in study._run(cells, 0, Where()):
         study._keep(study._path(whole, cell), result.scores)
     for part in (cells[:1], cells[1:]):
-        for cell, result in study._run(part, 0):
+        for cell, result in study._run(part, 0, Where()):
             study._keep(study._path(halves, cell), result.scores)
     for cell in cells:
         first, second = (study._path(folder, cell).read_text() for folder in (whole, halves))

@@ -224,7 +224,7 @@ def _predict_one(
     from strank.prediction import ignored_part, novelty_warning, trust_of
     from strank.report.maps import write_gene_maps, write_tissue_map
 
-    scorer, (slide, section) = scoring.scorer(entry.model), scoring.open(entry)
+    scorer, (slide, section, name) = scoring.scorer(entry.model), scoring.open(entry)
     genes = _genes_to_draw(list(scorer.model.panel.index), asked)
 
     def check(n_tiles: int) -> None:
@@ -233,7 +233,7 @@ def _predict_one(
 
             check_geojson_size(n_tiles, len(genes), scorer.model.uncertainty is not None)
 
-    scores, before = scorer.score(slide, folder / "scores.h5ad", check=check, bar=bar)
+    scores, before = scorer.score(slide, folder / "scores.h5ad", name, check=check, bar=bar)
     if section is not None:
         absent = scores.var_names.difference(section.var_names)
         if len(absent):
