@@ -29,7 +29,8 @@ from threadpoolctl import threadpool_limits
 from strank.cohort.training_set import training_data
 from strank.functional.groups import centre_within
 from strank.functional.listwise import list_loss
-from strank.linear.regressor import STRankRegressor, STRankRegressorCV
+from strank.linear.regressor import STRankRegressor
+from strank.linear.regressor_cv import STRankRegressorCV
 from strank.metrics.correlation import log1p_cp10k, spearman
 
 # Indicator columns of sections, so large that the penalty of scikit-learn does not reach them:

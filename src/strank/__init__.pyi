@@ -14,7 +14,7 @@ from .evaluation.held_out import cross_validate as cross_validate
 from .evaluation.held_out import evaluate as evaluate
 from .fitting.method import fit as fit
 from .linear.regressor import STRankRegressor as STRankRegressor
-from .linear.regressor import STRankRegressorCV as STRankRegressorCV
+from .linear.regressor_cv import STRankRegressorCV as STRankRegressorCV
 from .model.rank_model import RankModel as RankModel
 from .prediction import predict as predict
 from .studies.benchmark.runner import benchmark as benchmark

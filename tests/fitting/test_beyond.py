@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 
 import anndata
@@ -14,7 +15,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from strank import fit, read_cohort
+from strank import STRankRegressor, fit, read_cohort
 from strank.cohort import training_set
 from strank.cohort.contract import SectionInfo, make_section, spots_checksum
 from strank.cohort.folder import features_path
@@ -23,6 +24,7 @@ from strank.cohort.scratch import CountsOnDisk
 from strank.cohort.store import open_cohort, write_h5ad
 from strank.cohort.training_set import training_data
 from strank.errors import InputError
+from strank.linear import design
 from strank.neural.recipe import get_recipe
 
 N_SPOTS, N_FEATURES, N_GENES = 250, 60, 6
@@ -234,3 +236,49 @@ def test_networks_of_features_on_disk(folder, head):
     scores = [model.predict(read_cohort(folder, encoder="mine")["B2"]).X for model in models]
     np.testing.assert_allclose(*scores, atol=1e-4)
     assert np.ptp(scores[0]) > 0.05
+
+
+@pytest.fixture(scope="module")
+def dask():
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+        yield cluster.scheduler_address
+
+
+def test_genes_are_fitted_on_workers(folder, in_memory, dask, monkeypatch, tmp_path):
+    """They read features from their files, and the counts by their path."""
+    monkeypatch.setattr("strank.linear.design._SENT_GENES", 2)
+    monkeypatch.setattr(training_set, "_COUNTS", 0.05)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(design.Design, "block", None)
+    model = fit(folder, encoder="mine", n_genes=N_GENES, max_memory=BUDGET, dask=dask)
+    assert_same(model, in_memory)
+    assert not list(tmp_path.iterdir())
+
+
+def test_arrays_travel_to_workers(dask, monkeypatch):
+    monkeypatch.setattr("strank.linear.design._SENT_GENES", 3)
+    rng = np.random.default_rng(0)
+    X, section = rng.normal(size=(90, 4)), np.repeat([0, 1, 2], 30)
+    counts = rng.poisson(5 * np.exp(X @ rng.normal(size=(4, 8)) / 3))
+    here = STRankRegressor(5.0).fit(X, counts, section=section)
+    monkeypatch.setattr(design.Design, "block", None)
+    there = STRankRegressor(5.0, dask=dask).fit(X, counts, section=section)
+    np.testing.assert_allclose(there.coef_, here.coef_, rtol=1e-6, atol=1e-9)
+
+
+def test_counts_that_workers_cannot_reach(tmp_path):
+    stored = CountsOnDisk(2, shared=True)
+    stored.append(sparse.csr_matrix(np.eye(2)))
+    sent = pickle.dumps(stored)
+    np.testing.assert_array_equal(pickle.loads(sent)[:, 1:].toarray(), [[0], [1]])
+    del stored
+    with pytest.raises(InputError, match="counts are not within reach of a worker; set TMPDIR"):
+        pickle.loads(sent)
+
+
+@pytest.mark.parametrize("how", [{"loss": "mse"}, {"head": "mlp"}])
+def test_what_is_not_fitted_by_genes_takes_no_workers(folder, how):
+    with pytest.raises(InputError, match="`dask` is for"):
+        fit(folder, encoder="mine", n_genes=3, dask="tcp://nowhere:1", **how)

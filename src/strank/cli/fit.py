@@ -112,6 +112,13 @@ _MaxMemory = Annotated[
     float,
     typer.Option(help="GiB for all of it; what does not fit is read from disk when it is needed."),
 ]
+_Dask = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_EXACT,
+        help="Fit blocks of genes on the workers of this scheduler: tcp://HOST:PORT, or its .json.",
+    ),
+]
 _Validation = Annotated[
     str | None,
     typer.Option(
@@ -165,6 +172,7 @@ def fit(
     library_size: LibrarySize = True,
     borrow: _Borrow = False,
     max_memory: _MaxMemory = 4.0,
+    dask: _Dask = None,
     recipe: RecipeName = None,
     seed: Seed = None,
     validation: _Validation = None,
@@ -199,15 +207,14 @@ def fit(
         raise InputError(f"--genes is a number or `all`; got {genes!r}")
     method = Method(head, loss, recipe or ("finetune" if finetune else None), library_size)
     _check_options(context, output, method.is_exact, finetune)
-    names = split_names(sections)
     read = read_cohort if finetune else partial(open_cohort, encoder=encoder)
-    train = read(cohort, sections=names)
+    train = read(cohort, sections=split_names(sections))
     options: dict[str, Any] = {"head": head, "loss": loss, "recipe": method.recipe}
     options |= {"n_genes": None if genes == "all" else int(genes), "encoder": encoder}
     options |= {"union": union, "library_size": library_size, "aim": aim, "verbose": True}
     options |= {} if finetune else {"max_memory": max_memory}
     if method.is_exact:
-        options |= {"penalty": penalty, "borrow": borrow}
+        options |= {"penalty": penalty, "borrow": borrow, "dask": dask}
         model = fit(train, **options)
         model.save(output)
         _finish(model, [output], as_json, *_told_of_solver(model, penalty))

@@ -1,18 +1,20 @@
-"""Counts that do not fit into memory, in a file without a name that goes with the process."""
+"""Counts that do not fit into memory, in a file that goes with the process."""
 
 from __future__ import annotations
 
+import os
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile, gettempdir
+from tempfile import NamedTemporaryFile, TemporaryFile, gettempdir
 from threading import Lock
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from strank.errors import InputError
 from strank.storage import writing
 
 
@@ -26,8 +28,50 @@ class _Section:
     dtype: np.dtype
 
 
+class _Scratch:
+    """A file without a name, or if it is to be ``shared`` one that is removed with this object.
+
+    Where it is shared, what is pickled is its path.
+    """
+
+    def __init__(self, *, shared: bool) -> None:
+        make = NamedTemporaryFile if shared else TemporaryFile
+        self._file: IO[bytes] = make(prefix="strank-counts-")
+        self._lock = Lock()
+
+    def __getstate__(self) -> str:
+        return self._file.name
+
+    def __setstate__(self, path: str) -> None:
+        try:
+            self._file = Path(path).open("rb")  # noqa: SIM115
+        except OSError as error:
+            raise InputError(
+                f"{path}: counts are not within reach of a worker; set TMPDIR to a folder that all "
+                "workers see, or `max_memory` so that counts fit"
+            ) from error
+        self._lock = Lock()
+
+    def append(self, *parts: NDArray) -> int:
+        """Write more; return where it begins."""
+        with writing(Path(gettempdir())):
+            first = self._file.seek(0, os.SEEK_END)
+            for part in parts:
+                self._file.write(part.data)
+            self._file.flush()
+        return first
+
+    def read(self, first: int, dtype: np.dtype, n: int) -> NDArray:
+        """Read numbers from a byte on."""
+        with self._lock:
+            self._file.seek(first)
+            return np.frombuffer(self._file.read(n * dtype.itemsize), dtype)
+
+
 class CountsOnDisk:
     """Counts ``[n_spots, n_genes]``, section after section, of which genes or sections are read.
+
+    If they are ``shared``, other processes can read them while this one has them.
 
     >>> counts = CountsOnDisk(2)
     >>> counts.append(sparse.csr_matrix(np.array([[0.0, 3.0], [1.0, 2.0]])))
@@ -38,22 +82,18 @@ class CountsOnDisk:
 
     ndim = 2
 
-    def __init__(self, n_genes: int) -> None:
+    def __init__(self, n_genes: int, *, shared: bool = False) -> None:
         self.shape = (0, n_genes)
         self.dtype = np.dtype(np.float32)
         self._sections: list[_Section] = []
-        self._file, self._end, self._lock = TemporaryFile(), 0, Lock()  # noqa: SIM115
+        self._file = _Scratch(shared=shared)
 
     def append(self, counts: sparse.csr_matrix) -> None:
         """Write the counts of one more section."""
         by_gene = counts.tocsc()
-        at = _Section(self._end, counts.shape[0], by_gene.indptr.astype(np.int64), counts.dtype)
-        with writing(Path(gettempdir())):
-            self._file.seek(self._end)
-            for part in (by_gene.data, by_gene.indices.astype(np.int32)):
-                self._file.write(part.data)
-            self._file.flush()
-            self._end = self._file.tell()
+        first = self._file.append(by_gene.data, by_gene.indices.astype(np.int32))
+        starts = by_gene.indptr.astype(np.int64)
+        at = _Section(first, counts.shape[0], starts, counts.dtype)
         self._sections.append(at)
         self.shape = (self.shape[0] + at.n_spots, self.shape[1])
         self.dtype = np.result_type(self.dtype, at.dtype)
@@ -98,15 +138,10 @@ class CountsOnDisk:
         """Read runs of genes of one section."""
         nnz, each = int(at.starts[-1]), at.dtype.itemsize
         spans = [(int(at.starts[run[0]]), int(at.starts[run[-1] + 1])) for run in runs if len(run)]
-        values = [self._part(at.first + a * each, at.dtype, b - a) for a, b in spans]
+        values = [self._file.read(at.first + a * each, at.dtype, b - a) for a, b in spans]
         after = at.first + nnz * each
-        rows = [self._part(after + 4 * a, np.dtype(np.int32), b - a) for a, b in spans]
+        rows = [self._file.read(after + 4 * a, np.dtype(np.int32), b - a) for a, b in spans]
         sizes = np.diff(at.starts)[np.concatenate(runs)]
         parts = np.concatenate(values), np.concatenate(rows), np.concatenate([[0], sizes.cumsum()])
         by_gene = sparse.csc_matrix(parts, shape=(at.n_spots, len(sizes)))
         return by_gene.tocsr().astype(self.dtype, copy=False)
-
-    def _part(self, first: int, dtype: np.dtype, n: int) -> NDArray:
-        with self._lock:
-            self._file.seek(first)
-            return np.frombuffer(self._file.read(n * dtype.itemsize), dtype)

@@ -98,18 +98,16 @@ def training_data(
     group: Sequence[str] | None = None,
     *,
     max_memory: float = np.inf,
+    shared: bool = False,
 ) -> TrainingData:
     """Stack the sections; spots without any count have no exposure and are left out.
 
     ``group`` is that of each section, `taking_turns` if ``None``. What takes too much of
     ``max_memory``, in GiB, stays where it is, or goes to disk: then as much memory is needed as the
-    largest section takes.
+    largest section takes; ``shared``, other processes can read it.
     """
-    budget, names, stacked = (
-        max_memory * 2**30,
-        [],
-        _Stack(len(panel), _COUNTS * max_memory * 2**30),
-    )
+    budget, names = max_memory * 2**30, []
+    stacked = _Stack(len(panel), _COUNTS * budget, shared)
     features, depths, positions = [], [], []
     for name in cohort:
         adata = cohort[name]
@@ -138,15 +136,15 @@ def training_data(
 class _Stack:
     """Counts of sections one after the other: in memory, until they are too many for it."""
 
-    def __init__(self, n_genes: int, budget: float) -> None:
-        self._n_genes, self._budget = n_genes, budget
+    def __init__(self, n_genes: int, budget: float, shared: bool) -> None:
+        self._n_genes, self._budget, self._shared = n_genes, budget, shared
         self._held: list[sparse.csr_matrix] = []
         self._on_disk: CountsOnDisk | None = None
 
     def add(self, counts: sparse.csr_matrix) -> None:
         self._held.append(counts)
         if self._on_disk is None and _COPIES * sum(map(_n_bytes, self._held)) > self._budget:
-            self._on_disk = CountsOnDisk(self._n_genes)
+            self._on_disk = CountsOnDisk(self._n_genes, shared=self._shared)
         while self._on_disk is not None and self._held:
             self._on_disk.append(self._held.pop(0))
 

@@ -27,7 +27,8 @@ from strank.fitting.exact import ExactOptions
 from strank.fitting.method import CENTRED_RIDGE, REFERENCE, RIDGE, Method, fit
 from strank.linear.calibration import lowest, temperature
 from strank.linear.penalty import PENALTIES
-from strank.linear.regressor import STRankRegressor, STRankRegressorCV
+from strank.linear.regressor import STRankRegressor
+from strank.linear.regressor_cv import STRankRegressorCV
 from strank.metrics.deviance import score_slope
 from strank.model.rank_model import RankModel
 from strank.neural.recipe import RECIPES

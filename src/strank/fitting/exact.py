@@ -33,7 +33,8 @@ from strank.linear.calibration import LEAST, LeftOut, lowest, mostly_as_all, tem
 from strank.linear.design import TooLittleMemory, few_threads
 from strank.linear.exact import Solution, Status
 from strank.linear.penalty import DEFAULT_PENALTY, PENALTIES
-from strank.linear.regressor import STRankRegressor, STRankRegressorCV
+from strank.linear.regressor import STRankRegressor
+from strank.linear.regressor_cv import STRankRegressorCV
 from strank.metrics.correlation import log1p_cp10k
 from strank.metrics.deviance import list_gain, score_slope, slope_information
 from strank.model.novelty import fit_novelty
@@ -66,6 +67,8 @@ class ExactOptions:
     borrow: bool = False
     #: Working memory in GiB.
     max_memory: float = 4.0
+    #: The scheduler on whose workers genes are fitted, or this process.
+    dask: str | None = None
     verbose: bool = False
     #: Whether genes choose penalties mostly as all do: of two patients chance has much to say.
     alike: bool = False
@@ -132,7 +135,8 @@ def _solve(
     else:
         regressor = STRankRegressor(_given(options))
     regressor.set_params(objective=objective, n_partners=n_partners)
-    regressor.set_params(max_memory=options.max_memory, verbose=options.verbose)
+    how: dict[str, Any] = {"max_memory": options.max_memory, "dask": options.dask}
+    regressor.set_params(**how, verbose=options.verbose)
     spots = {"section": data.section, "offset": np.log(data.library_size)}
     spots |= {"group": data.group} if chosen else {}
     regressor.fit(data.features, data.counts, **spots)
@@ -140,7 +144,7 @@ def _solve(
     solved = _fit_of(regressor, held, None if chosen else _not_chosen(options))
     if objective != "list" or options.borrow:
         return solved
-    again = STRankRegressor(regressor.penalty_, tolerance=_ROUGH, max_memory=options.max_memory)
+    again = STRankRegressor(regressor.penalty_, tolerance=_ROUGH, **how)
 
     def refit(kept: NDArray[np.bool_]) -> NDArray[np.float64]:
         part = data.of_sections(kept)
@@ -195,7 +199,7 @@ def _pooled(
 ) -> STRankRegressor:
     offset = np.log(data.library_size[rows])
     section = np.zeros(len(offset), dtype=int)
-    return STRankRegressor(penalty, max_memory=options.max_memory).fit(
+    return STRankRegressor(penalty, max_memory=options.max_memory, dask=options.dask).fit(
         data.features[rows], data.counts[rows], section=section, offset=offset
     )
 
@@ -318,9 +322,10 @@ def solve_hest_ridge(data: TrainingData, options: ExactOptions) -> ExactFit:
 
 
 def _refuse_options(options: ExactOptions) -> None:
-    if options.penalty is not None or options.borrow:
-        given = "penalty" if options.penalty is not None else "borrow"
-        raise InputError(f"`{given}` is for count likelihoods: leave it out for the squared error")
+    asked = {"penalty": options.penalty, "borrow": options.borrow or None, "dask": options.dask}
+    for name, given in asked.items():
+        if given is not None:
+            raise InputError(f"`{name}` is for count likelihoods: leave it out for squared error")
 
 
 def hest_components(
@@ -522,7 +527,8 @@ def fit_exact(
     panel, panel_choice = panel_of(survey, **panel_options)
     unit, group = left_out_together(survey.known, aim)
     room = _room(solve, survey, facts["n_features"], len(panel), options.max_memory)
-    data = training_data(cohort, panel, encoder, group, max_memory=room)
+    shared = options.dask is not None
+    data = training_data(cohort, panel, encoder, group, max_memory=room, shared=shared)
     if not method["library_size"]:
         data = data.without_depth()
     solved = _solved(data, solve, replace(options, alike=are_two_patients(unit, group)))

@@ -187,6 +187,7 @@ def fit(
     library_size: bool = True,
     borrow: bool = False,
     max_memory: float | None = None,
+    dask: str | None = None,
     finetune: str | Finetune | None = None,
     validation: Sequence[str] | None = None,
     seed: int | None = None,
@@ -261,6 +262,11 @@ def fit(
         ``None``. What does not fit is read from disk whenever it is needed: of a network features;
         of ``"poisson"`` and ``"mse"`` nothing, which take all spots at once. A section at a time is
         in memory whatever this says. Not with ``finetune``, which reads images.
+    dask
+        Exact count likelihoods only: address of a scheduler of Dask, or its ``.json``, on whose
+        workers blocks of genes are fitted, each in ``max_memory``. They read features on disk where
+        these are, and counts that do not fit from a file in ``TMPDIR``, so both must be on a disk
+        that all see; what fits into memory travels to each.
     finetune
         Train the encoder too: ``"lora"``, ``"last-2"`` (or another number of blocks), ``"full"``,
         ``"frozen"``, or a `strank.neural.recipe.Finetune`. A single network is trained.
@@ -322,7 +328,7 @@ def fit(
     named = head if isinstance(head, str) else OWN_HEAD
     method = Method(named, loss, _recipe_name(recipe, finetune), library_size)
     _check_finetune(method, finetune, union)
-    exact = {"penalty": penalty, "borrow": borrow}
+    exact = {"penalty": penalty, "borrow": borrow, "dask": dask}
     exact |= {"max_memory": max_memory} if finetune else {}
     room = 4.0 if max_memory is None else max_memory
     networks: dict[str, Any] = {"validation": validation, "seed": seed, "machine": machine}
@@ -333,7 +339,7 @@ def fit(
     _check_union(method, union)
     panel: dict[str, Any] = {"encoder": encoder, "n_genes": n_genes, "genes": genes, **_aimed(aim)}
     if method.solver is not None:
-        options = ExactOptions(penalty, borrow, room, verbose)
+        options = ExactOptions(penalty, borrow, room, dask, verbose)
         panel["union"] = union
         return fit_exact(sections, method.solver, options, method=method.facts, **panel)
     recipe = recipe if isinstance(recipe, Recipe) else get_recipe(str(method.recipe))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ from scipy import sparse
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from strank.errors import InputError
 from strank.linear.data import TILE, Data, Rows
 from strank.linear.geometry import Geometry, measure, units_of
 from strank.linear.objective import (
@@ -28,6 +30,8 @@ from strank.linear.objective import (
     Problem,
 )
 from strank.linear.solver import STEPS_KEPT
+from strank.units import each
+from strank.where import Where
 
 _Item = TypeVar("_Item")
 _T = TypeVar("_T")
@@ -39,6 +43,8 @@ _MOST_GENES = {"cpu": 1024, "cuda": 8192}
 _FEWEST_GENES = 128
 # Two copies of the features may take this part of the memory each; a block of rows, that.
 _COPY, _READ = 0.3, 0.02
+# As many travel to a worker: fewer pay less for what all genes share, more balance worse.
+_SENT_GENES = 256
 # Rotating the features pays when at least a gene is fitted for so many spots: in about 15
 # evaluations, turning weights and gradients instead takes as long.
 _SPOTS_PER_GENE = 60
@@ -82,6 +88,7 @@ class Design:
         *,
         seed: int = 0,
         max_memory: float = 4.0,
+        dask: str | None = None,
         standardize: bool = True,
     ) -> None:
         if objective not in _OBJECTIVES:
@@ -89,7 +96,7 @@ class Design:
         if n_partners is not None and n_partners < 1:
             raise ValueError(f"n_partners must be at least 1, or None; got {n_partners}")
         self.data, self.objective, self.n_partners, self.seed = data, objective, n_partners, seed
-        self.max_memory, self.standardize = max_memory, standardize
+        self.max_memory, self.dask, self.standardize = max_memory, dask, standardize
         self._genes = np.arange(data.counts.shape[1])
         # Of a negative binomial, until it is given: without any it is a list.
         self.dispersion = np.zeros(self.n_genes)
@@ -156,15 +163,18 @@ class Design:
     ) -> Iterator[_T]:
         """Do the work for all genes, in blocks that fit into memory; yields results in order."""
         n_genes = self.n_genes
+        at_once = self._room if self.dask is None else min(self._room, _SENT_GENES)
         # Blocks of one size, and the same number for every thread.
-        rounds = ceil(n_genes / (self._n_threads * self._room))
+        rounds = ceil(n_genes / (self._n_threads * at_once))
         width = ceil(n_genes / (self._n_threads * rounds))
         blocks = [slice(start, min(start + width, n_genes)) for start in range(0, n_genes, width)]
         # Genes are cut out of columns, and spots of rows.
         whole = len(blocks) == 1 and n_genes == self.data.counts.shape[1]
-        stored = self.data.counts if whole else self.data.by_gene
-        each = lambda genes: work(self.block(genes, stored))  # noqa: E731
-        results = in_parallel(each, blocks, self._n_threads)
+        call = partial(_of_block, self, work, whole)
+        if self.dask is None:
+            results = in_parallel(call, blocks, self._n_threads)
+        else:
+            results = on_workers(call, blocks, self.dask)
         for genes, result in zip(blocks, results, strict=True):
             yield result
             if advance is not None:
@@ -284,7 +294,7 @@ class Design:
         threads, rows = torch.get_num_threads(), self.rows
         # Each has a rotated copy of the features.
         copies = (1 + threads) * rows.n_bytes
-        alone = rows.device.type != "cpu" or rows.centre is not None
+        alone = rows.device.type != "cpu" or rows.centre is not None or self.dask is not None
         if alone or copies > 2 * _COPY * self._budget:
             return 1
         return max(1, min(threads, self.n_genes // _FEWEST_GENES))
@@ -311,6 +321,11 @@ class Design:
             told = f"too little for {p} features and {longest} spots at once: a single gene"
             raise TooLittleMemory(self.max_memory, told, (held + 8 * each) / 2**30)
         return min(width, _MOST_GENES.get(rows.device.type, 8192))
+
+
+def _of_block(design: Design, work: Callable[[Block], _T], whole: bool, genes: slice) -> _T:
+    stored = design.data.counts if whole else design.data.by_gene
+    return work(design.block(genes, stored))
 
 
 def _genes_of(counts: Any, index: NDArray[np.intp]) -> sparse.csr_matrix:
@@ -366,3 +381,29 @@ def in_parallel(
             yield from pool.map(work, items)
     finally:
         torch.set_num_threads(before)
+
+
+# A fit turns to workers several times.
+_say_once = cache(partial(print, file=sys.stderr))
+
+
+def on_workers(work: Callable[[slice], _T], blocks: Iterable[slice], dask: str) -> Iterator[_T]:
+    """Yield the results of blocks of genes in their order, each from a worker of Dask."""
+
+    def lost(numbered: tuple[int, slice], told: str) -> Any:
+        genes = numbered[1]
+        raise InputError(f"genes {genes.start + 1} to {genes.stop} of the panel: {told}")
+
+    waiting: dict[int, _T] = {}
+    expected, there = 0, Where(dask=dask)
+    found = each(partial(_numbered, work), enumerate(blocks), there, say=_say_once, lost=lost)
+    for number, result in found:
+        waiting[number] = result
+        while expected in waiting:
+            yield waiting.pop(expected)
+            expected += 1
+
+
+def _numbered(work: Callable[[slice], _T], numbered: tuple[int, slice]) -> tuple[int, _T]:
+    number, genes = numbered
+    return number, work(genes)

@@ -40,7 +40,8 @@ from strank.fitting.exact import (
 )
 from strank.functional.groups import centre_within, rows_of
 from strank.io.hest_bench import HestTask
-from strank.linear.regressor import STRankRegressor, STRankRegressorCV
+from strank.linear.regressor import STRankRegressor
+from strank.linear.regressor_cv import STRankRegressorCV
 from strank.metrics.correlation import correlation, log1p_cp10k, rank_correlation
 
 HestFeatures = Literal["pca", "all"]
