@@ -25,6 +25,7 @@ from strank.cohort.store import open_cohort, write_h5ad
 from strank.cohort.training_set import training_data
 from strank.errors import InputError
 from strank.linear import design
+from strank.neural import data as neural_data
 from strank.neural.recipe import get_recipe
 
 N_SPOTS, N_FEATURES, N_GENES = 250, 60, 6
@@ -229,13 +230,22 @@ def test_counts_on_disk_are_the_counts():
 
 
 @pytest.mark.parametrize("head", ["mlp", "context"])
-def test_networks_of_features_on_disk(folder, head):
+@pytest.mark.parametrize("loss", ["list", "poisson"])
+def test_networks_from_disk(folder, head, loss, monkeypatch):
     recipe = replace(get_recipe("default"), max_epochs=2, networks=1)
-    how = {"encoder": "mine", "n_genes": 4, "head": head, "recipe": recipe, "seed": 3}
+    how = {"encoder": "mine", "n_genes": 4, "head": head, "recipe": recipe, "seed": 3, "loss": loss}
+    held = []
+    get = neural_data.Spots.__getitem__
+    monkeypatch.setattr(neural_data.Spots, "__getitem__", lambda *a: held.append(a[0]) or get(*a))
+    monkeypatch.setattr(training_set, "_COUNTS", 0.01)
+    monkeypatch.setattr("strank.fitting.networks._FEW_COUNTS", 0)
     models = [fit(folder, **how, max_memory=room) for room in (4.0, BUDGET)]
     scores = [model.predict(read_cohort(folder, encoder="mine")["B2"]).X for model in models]
     np.testing.assert_allclose(*scores, atol=1e-4)
     assert np.ptp(scores[0]) > 0.05
+    mapped = [isinstance(spots.counts.data, np.memmap) for spots in (held[0], held[-1])]
+    assert mapped == [False, True]
+    assert not isinstance(held[-1].inputs, np.ndarray)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryFile, gettempdir
 from threading import Lock
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,17 @@ class _Section:
     dtype: np.dtype
 
 
-class _Scratch:
+class Scratch(Protocol):
+    """What takes the counts of one section after the other to disk."""
+
+    def append(self, counts: sparse.csr_matrix) -> None:
+        """Take one more section."""
+
+    def whole(self) -> Any:
+        """Return what reads the counts of all."""
+
+
+class _File:
     """A file without a name, or if it is to be ``shared`` one that is removed with this object.
 
     Where it is shared, what is pickled is its path.
@@ -67,6 +77,10 @@ class _Scratch:
             self._file.seek(first)
             return np.frombuffer(self._file.read(n * dtype.itemsize), dtype)
 
+    def mapped(self, dtype: type) -> NDArray:
+        """Map all that was written."""
+        return np.memmap(self._file, dtype, mode="r")
+
 
 class CountsOnDisk:
     """Counts ``[n_spots, n_genes]``, section after section, of which genes or sections are read.
@@ -86,7 +100,7 @@ class CountsOnDisk:
         self.shape = (0, n_genes)
         self.dtype = np.dtype(np.float32)
         self._sections: list[_Section] = []
-        self._file = _Scratch(shared=shared)
+        self._file = _File(shared=shared)
 
     def append(self, counts: sparse.csr_matrix) -> None:
         """Write the counts of one more section."""
@@ -97,6 +111,10 @@ class CountsOnDisk:
         self._sections.append(at)
         self.shape = (self.shape[0] + at.n_spots, self.shape[1])
         self.dtype = np.result_type(self.dtype, at.dtype)
+
+    def whole(self) -> CountsOnDisk:
+        """Return this, which reads them."""
+        return self
 
     @property
     def nnz(self) -> int:
@@ -145,3 +163,34 @@ class CountsOnDisk:
         parts = np.concatenate(values), np.concatenate(rows), np.concatenate([[0], sizes.cumsum()])
         by_gene = sparse.csc_matrix(parts, shape=(at.n_spots, len(sizes)))
         return by_gene.tocsr().astype(self.dtype, copy=False)
+
+
+class SpotCountsOnDisk:
+    """Counts of which spots are read in any order: a CSR matrix whose numbers are mapped from disk.
+
+    >>> counts = SpotCountsOnDisk(2)
+    >>> counts.append(sparse.csr_matrix(np.array([[0.0, 3.0], [1.0, 2.0]])))
+    >>> counts.append(sparse.csr_matrix(np.array([[5.0, 0.0]])))
+    >>> counts.whole()[[2, 0]].toarray().tolist()
+    [[5.0, 0.0], [0.0, 3.0]]
+    """
+
+    def __init__(self, n_genes: int) -> None:
+        self._n_genes, self._sizes = n_genes, [np.zeros(1, np.int64)]
+        self._values, self._genes = _File(shared=False), _File(shared=False)
+
+    def append(self, counts: sparse.csr_matrix) -> None:
+        """Write the counts of one more section."""
+        self._values.append(counts.data.astype(np.float32))
+        # As wide as what says where spots begin, or SciPy would copy them.
+        self._genes.append(counts.indices.astype(np.int64))
+        self._sizes.append(np.diff(counts.indptr))
+
+    def whole(self) -> sparse.csr_matrix:
+        """Return all of them."""
+        starts = np.concatenate(self._sizes).astype(np.int64).cumsum()
+        counts = sparse.csr_matrix((len(starts) - 1, self._n_genes), dtype=np.float32)
+        # What SciPy is given when it makes one, it may copy.
+        counts.data, counts.indptr = self._values.mapped(np.float32), starts
+        counts.indices = self._genes.mapped(np.int64)
+        return counts

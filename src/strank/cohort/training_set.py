@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from strank.cohort.panel import (
     shared_genes,
 )
 from strank.cohort.rows import SectionRows, StackedRows
-from strank.cohort.scratch import CountsOnDisk
+from strank.cohort.scratch import CountsOnDisk, Scratch
 from strank.errors import InputError, some
 from strank.functional.groups import rows_of
 
@@ -98,16 +99,16 @@ def training_data(
     group: Sequence[str] | None = None,
     *,
     max_memory: float = np.inf,
-    shared: bool = False,
+    scratch: Callable[[int], Scratch] = CountsOnDisk,
 ) -> TrainingData:
     """Stack the sections; spots without any count have no exposure and are left out.
 
     ``group`` is that of each section, `taking_turns` if ``None``. What takes too much of
     ``max_memory``, in GiB, stays where it is, or goes to disk: then as much memory is needed as the
-    largest section takes; ``shared``, other processes can read it.
+    largest section takes. ``scratch`` makes of the number of genes what holds counts there.
     """
     budget, names = max_memory * 2**30, []
-    stacked = _Stack(len(panel), _COUNTS * budget, shared)
+    stacked = _Stack(partial(scratch, len(panel)), _COUNTS * budget)
     features, depths, positions = [], [], []
     for name in cohort:
         adata = cohort[name]
@@ -136,20 +137,20 @@ def training_data(
 class _Stack:
     """Counts of sections one after the other: in memory, until they are too many for it."""
 
-    def __init__(self, n_genes: int, budget: float, shared: bool) -> None:
-        self._n_genes, self._budget, self._shared = n_genes, budget, shared
+    def __init__(self, make: Callable[[], Scratch], budget: float) -> None:
+        self._make, self._budget = make, budget
         self._held: list[sparse.csr_matrix] = []
-        self._on_disk: CountsOnDisk | None = None
+        self._on_disk: Scratch | None = None
 
     def add(self, counts: sparse.csr_matrix) -> None:
         self._held.append(counts)
         if self._on_disk is None and _COPIES * sum(map(_n_bytes, self._held)) > self._budget:
-            self._on_disk = CountsOnDisk(self._n_genes, shared=self._shared)
+            self._on_disk = self._make()
         while self._on_disk is not None and self._held:
             self._on_disk.append(self._held.pop(0))
 
     def whole(self) -> Any:
-        return self._on_disk or sparse.vstack(self._held, "csr")
+        return self._on_disk.whole() if self._on_disk else sparse.vstack(self._held, "csr")
 
 
 def _n_bytes(counts: sparse.csr_matrix) -> int:

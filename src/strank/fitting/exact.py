@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from strank.cohort.folds import Aim
+from strank.cohort.scratch import CountsOnDisk
 from strank.cohort.training_set import (
     Survey,
     TrainingData,
@@ -527,8 +529,8 @@ def fit_exact(
     panel, panel_choice = panel_of(survey, **panel_options)
     unit, group = left_out_together(survey.known, aim)
     room = _room(solve, survey, facts["n_features"], len(panel), options.max_memory)
-    shared = options.dask is not None
-    data = training_data(cohort, panel, encoder, group, max_memory=room, shared=shared)
+    scratch = partial(CountsOnDisk, shared=options.dask is not None)
+    data = training_data(cohort, panel, encoder, group, max_memory=room, scratch=scratch)
     if not method["library_size"]:
         data = data.without_depth()
     solved = _solved(data, solve, replace(options, alike=are_two_patients(unit, group)))

@@ -129,9 +129,8 @@ def _start(
     measured = torch.from_numpy(spots.inputs.take(rows[:: -(-len(rows) // _MEASURED)], 0))
     with torch.no_grad():
         features = Network(nn.Identity(), source.backbone)(measured)
-    counts, offset = spots.counts[rows], spots.offset[rows]
     units = mean_and_spread(features)
-    head, loss = start_head(make, objective, recipe, units, counts, offset)
+    head, loss = start_head(make, objective, recipe, units, spots, rows)
     backbone = prepare(source.backbone, how.mode, lora_rank=how.lora_rank, seed=seed)
     freeze_unused(backbone)
     if how.recompute:

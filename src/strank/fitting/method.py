@@ -259,9 +259,9 @@ def fit(
         says.
     max_memory
         GiB for features, counts, solver and results, beside the program and what is given; 4 if
-        ``None``. What does not fit is read from disk whenever it is needed: of a network features;
-        of ``"poisson"`` and ``"mse"`` nothing, which take all spots at once. A section at a time is
-        in memory whatever this says. Not with ``finetune``, which reads images.
+        ``None``. What does not fit is read from disk whenever it is needed, but for ``"poisson"``
+        and ``"mse"``, which take all spots at once. A section at a time is in memory whatever this
+        says. Not with ``finetune``, which reads images.
     dask
         Exact count likelihoods only: address of a scheduler of Dask, or its ``.json``, on whose
         workers blocks of genes are fitted, each in ``max_memory``. They read features on disk where

@@ -13,12 +13,12 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor, nn
 
 from strank.cohort.contract import FLOAT32_COUNTS
 from strank.cohort.folds import Aim
 from strank.cohort.rows import StackedRows
+from strank.cohort.scratch import SpotCountsOnDisk
 from strank.cohort.training_set import (
     Survey,
     TrainingData,
@@ -34,7 +34,7 @@ from strank.files import claim_folder, claims
 from strank.fitting.exact import ExactOptions, fit_exact, solve_list
 from strank.fitting.objectives import DepthOf, Objective
 from strank.fitting.published import torch_start
-from strank.functional.groups import centre_within, deal
+from strank.functional.groups import centre_within, deal, rows_of
 from strank.losses import SectionLoss
 from strank.model.novelty import fit_novelty
 from strank.model.rank_model import RankModel
@@ -45,10 +45,10 @@ from strank.neural.training import Run, SpotNames, Trained, is_first_process, tr
 from strank.version import __version__
 
 MakeHead = Callable[[int, int], nn.Module]
-# Counts that may be dense: a quarter of a GiB.
+# Counts that may be dense: a quarter of a GiB, or an eighth of the memory if that is less.
 _FEW_COUNTS = 2**26
-# Spots at a time, of features on disk.
-_ROWS = 8192
+# Spots at a time, of features on disk; and those that tell the level of genes.
+_ROWS, _MEASURED = 8192, 65536
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class TrainingPlan:
     turns: list[tuple[int, ...]]  #: sections that each network does not see
     provenance: dict[str, Any]
     encoder: dict[str, Any]  #: what the features come from; empty without
+    max_memory: float = np.inf
 
     @classmethod
     def of(
@@ -84,12 +85,8 @@ class TrainingPlan:
         survey = Survey.of(cohort, encoder, sums=genes is None)
         panel, panel_choice = panel_of(survey, n_genes, genes, union=union)
         groups = taking_turns(survey.known, aim)
-        data = training_data(cohort, panel, encoder, groups, max_memory=max_memory)
-        if not sparse.issparse(data.counts):
-            raise InputError(
-                f"`max_memory={max_memory:g}` GiB is too little for a network, which holds the "
-                f"counts of its panel ({8 * data.counts.nnz / 2**30:.2g} GiB): give ten times that"
-            )
+        room: dict[str, Any] = {"max_memory": max_memory, "scratch": SpotCountsOnDisk}
+        data = training_data(cohort, panel, encoder, groups, **room)
         _check_exact(data, panel)
         if depth is not None:
             data = replace(data, library_size=depth(data.counts))
@@ -108,7 +105,7 @@ class TrainingPlan:
         if validation is not None:
             _check_counted(data, turns[0], codes, sections)
         facts = {} if encoder is None else same_encoder(survey.encoders, encoder)
-        return cls(data, panel, sections, codes, turns, provenance, facts)
+        return cls(data, panel, sections, codes, turns, provenance, facts, max_memory)
 
     @property
     def names(self) -> SpotNames:
@@ -138,11 +135,11 @@ class TrainingPlan:
 
     def spots(self, inputs: Any, head: nn.Module, augment: Augment | None = None) -> Spots:
         """Gather what a network with such a head is trained on."""
-        reach = Traits.of(head).n_neighbours
-        counts = self.data.counts.astype(np.float32)
+        reach, few = Traits.of(head).n_neighbours, min(_FEW_COUNTS, self.max_memory * 2**25)
+        counts = self.data.counts.astype(np.float32, copy=False)
         return Spots(
             inputs,
-            counts.toarray() if np.prod(counts.shape) < _FEW_COUNTS else counts,
+            counts.toarray() if np.prod(counts.shape) < few else counts,
             self.section,
             np.log(self.data.library_size).astype(np.float32),
             find_neighbours(self.data.positions, self.section, reach) if reach else None,
@@ -202,7 +199,8 @@ def _turns(
 
 def _check_exact(data: TrainingData, panel: pd.Index) -> None:
     """Refuse counts that float32, in which networks are trained, does not hold."""
-    largest = data.counts.max(0).toarray().ravel()
+    sections = rows_of(data.section)  # a copy of all would be by genes
+    largest = np.max([data.counts[rows].max(0).toarray()[0] for rows in sections], axis=0)
     if (huge := largest >= FLOAT32_COUNTS).any():
         raise InputError(
             f"a network's losses are of float32, in which counts are exact below {FLOAT32_COUNTS}; "
@@ -296,9 +294,8 @@ def _start(
     recipe: Recipe,
     rows: NDArray[np.int64],
 ) -> tuple[Network, SectionLoss]:
-    counts, offset = spots.counts[rows], spots.offset[rows]
     units = _units(spots.inputs, rows)
-    head, loss = start_head(make, objective, recipe, units, counts, offset)
+    head, loss = start_head(make, objective, recipe, units, spots, rows)
     return Network(head), loss
 
 
@@ -332,22 +329,24 @@ def start_head(
     objective: Objective,
     recipe: Recipe,
     units: tuple[Tensor, Tensor],
-    counts: sparse.csr_matrix | NDArray[np.float32],
-    offset: NDArray[np.float32],
+    spots: Spots,
+    rows: NDArray[np.int64],
 ) -> tuple[nn.Module, SectionLoss]:
-    """Make a head in the units of features, and at the level of some counts, with its loss."""
-    mean, spread = units
+    """Make a head in the units of features, and at the level of some spots, with its loss."""
+    (mean, spread), n_genes = units, spots.counts.shape[1]
     if recipe.published:
-        return _start_as_published(objective, recipe, len(mean), counts.shape[1])
-    loss = objective.module(counts.shape[1], recipe.reduction, **_lists(recipe))
-    head = make(len(mean), counts.shape[1])
+        return _start_as_published(objective, recipe, len(mean), n_genes)
+    loss = objective.module(n_genes, recipe.reduction, **_lists(recipe))
+    head = make(len(mean), n_genes)
     if isinstance(head, Head):
         head.centre.copy_(mean)
         head.scale.copy_(torch.where(spread > 0, spread, 1.0))
         # Where the objective does not know a level, there is nothing to train.
         head.level.requires_grad_(objective.start_level is not None)
         if objective.start_level is not None:
-            head.level.data.copy_(objective.start_level(counts, offset))
+            some = rows[:: -(-len(rows) // _MEASURED)]
+            level = objective.start_level(spots.counts[some], spots.offset[some])
+            head.level.data.copy_(level)
     return head, loss
 
 
