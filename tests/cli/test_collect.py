@@ -91,7 +91,7 @@ def test_shares_come_together(root, whole, tmp_path):
     assert not (out / "slides.csv").exists()
     told = run("collect", out, "--json", code=1)
     assert "2 of 5 slides are not done: s1 (missing), s4 (missing)" in told.stderr
-    assert json.loads(told.stdout)["slides"] == {"done": 3, "missing": 2}
+    assert json.loads(told.stdout)["states"] == {"done": 3, "missing": 2}
     error = run(*given, "--shard", "2/4", code=2).stderr
     assert "shards of another number of shards (there are 3)" in " ".join(error.split())
     error = run(*given, "--shard", "2/3", "--stride", 50, code=2).stderr
@@ -171,3 +171,24 @@ def test_a_table_in_memory_with_a_model_a_slide(root, whole):
         predict(pd.DataFrame(rows).drop(columns="model"))
     with pytest.raises(InputError, match="for several slides with an `output`"):
         predict(pd.DataFrame(rows), jobs=2)
+
+
+def test_shares_of_a_cohort_are_looked_through(st_folder, tmp_path):
+    cohort = tmp_path / "cohort"
+    run("import", "st", st_folder, "-o", cohort)
+    names = sorted(path.stem for path in cohort.glob("*.h5ad"))
+    run("embed", cohort, "--shard", "1/2")
+    told = run("collect", cohort, "--json", code=1)
+    found = json.loads(told.stdout)
+    assert found["not_done"] == {f"{name} of morphology": "missing" for name in names[1::2]}
+    assert found["states"] == {"done": len(names[::2]), "missing": len(names[1::2])}
+    run("embed", cohort, "--shard", "2/2")
+    assert f"{len(names)} of {len(names)} sections" in run("collect", cohort).output
+    # Neither is there what is cut short, nor what is of other spots.
+    features = cohort / "features" / "morphology"
+    first, second = (features / f"{name}.h5ad" for name in names[:2])
+    second.write_bytes(first.read_bytes())
+    first.write_bytes(first.read_bytes()[:-2000])
+    told = " ".join(run("collect", cohort, code=1).stderr.split())
+    assert f"{names[0]} of morphology (damaged)" in told
+    assert f"{names[1]} of morphology (its spots or its image changed)" in told

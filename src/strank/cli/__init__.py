@@ -10,7 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from strank.cli import contrast, embed, evaluate, fit, imports, model, predict, reproduce, studies
+from strank.cli import (
+    collect,
+    contrast,
+    embed,
+    evaluate,
+    fit,
+    imports,
+    model,
+    predict,
+    reproduce,
+    studies,
+)
 from strank.cli.console import ErrorGroup, note, say_stopped
 from strank.errors import printable
 from strank.processes import follow_first, heed_signals, told_to_end
@@ -41,7 +52,7 @@ app.command("embed")(embed.embed)
 app.command("fit")(fit.fit)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("predict")(predict.predict_command)
-app.command("collect")(predict.collect)
+app.command("collect")(collect.collect)
 models = typer.Typer(
     help="Cards of models; to and from the Hugging Face hub.", no_args_is_help=True
 )

@@ -21,7 +21,7 @@ from strank.cli.console import (
 )
 from strank.errors import InputError, some
 from strank.extras import need
-from strank.files import claimed, claims
+from strank.files import claims
 from strank.progress import Say, progress
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ _Output = Annotated[
     Path,
     typer.Option("-o", "--output", help="Folder for scores and maps; of several slides, one each."),
 ]
-_Collected = Annotated[Path, typer.Argument(help="Folder that the shares have written.")]
 _Genes = Annotated[
     str | None,
     typer.Option(
@@ -149,41 +148,14 @@ def predict_command(
         done, failed = run_slides(entries, every, output, where, facts, tell=note, advance=advance)
     files = {entry.name: entry.file for entry in entries}
     failures = {files[name]: error for name, error in failed.items()}
-    _finish(list(done.values()), failures, _pages(output) if shard is None else [], as_json)
+    _finish(list(done.values()), failures, pages(output) if shard is None else [], as_json)
     if failed:
         fail(f"{len(failed)} of {n_slides} slides failed: {some(failures, 20)}")
         raise typer.Exit(1)
 
 
-def collect(output: _Collected, as_json: Json = False) -> None:
-    """Put the shares of a run of [bold]strank predict --shard[/] together: slides.csv and the page.
-
-    What failed or is missing is named, with exit code 1.
-
-    [bold]Example:[/] strank collect slides
-    """
-    need("jinja2")
-    from strank.slide_runs import Records, write_slides
-
-    with claimed(output):
-        records = Records.of(output)
-        table = write_slides(records)
-        pages = _pages(output)
-    bad = table[table["state"] != "done"]
-    states = {str(state): int(n) for state, n in table["state"].value_counts().items()}
-    finish(
-        {"slides": states, "not_done": dict(zip(bad["name"], bad["error"], strict=True))},
-        outputs=pages,
-        as_json=as_json,
-        lines=[f"{states.get('done', 0)} of {len(table)} slides are done. All: {pages[-1]}"],
-    )
-    if len(bad):
-        named = [f"{name} ({state})" for name, state in zip(bad["name"], bad["state"], strict=True)]
-        fail(f"{len(bad)} of {len(table)} slides are not done: {some(named, 20)}")
-        raise typer.Exit(1)
-
-
-def _pages(output: Path) -> list[Path]:
+def pages(output: Path) -> list[Path]:
+    """Write the page of several slides; name it, and their table."""
     from strank.report.slides import write_slides_page
     from strank.slide_runs import SLIDES
 

@@ -1,0 +1,75 @@
+"""``strank collect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from strank.cli.console import Json, fail, finish
+from strank.cli.predict import pages
+from strank.errors import some
+from strank.extras import need
+from strank.files import claimed
+
+_Output = Annotated[
+    Path, typer.Argument(help="Folder that the shares have written; a cohort, if they embed it.")
+]
+
+
+def collect(output: _Output, as_json: Json = False) -> None:
+    """Put together what shares ([bold]--shard[/]) have done; name what failed or is missing.
+
+    Of [bold]predict[/] slides.csv and the page are written, of [bold]embed[/] the features of each
+    encoder are looked through. Exit code 1 if something is not done.
+
+    [bold]Example:[/] strank collect slides
+
+    [bold]Example:[/] strank collect strank-demo/cohort
+    """
+    (_look_through if (output / "features").is_dir() else _collect_slides)(output, as_json)
+
+
+def _collect_slides(output: Path, as_json: bool) -> None:
+    need("jinja2")
+    from strank.slide_runs import Records, write_slides
+
+    with claimed(output):
+        table = write_slides(Records.of(output))
+        written = pages(output)
+    states = {str(state): int(n) for state, n in table["state"].value_counts().items()}
+    bad = table[table["state"] != "done"]
+    finish(
+        {"states": states, "not_done": dict(zip(bad["name"], bad["error"], strict=True))},
+        outputs=written,
+        as_json=as_json,
+        lines=[f"{states.get('done', 0)} of {len(table)} slides are done. All: {written[-1]}"],
+    )
+    named = [f"{name} ({state})" for name, state in zip(bad["name"], bad["state"], strict=True)]
+    _fail_of(named, f"of {len(table)} slides are not done")
+
+
+def _look_through(cohort: Path, as_json: bool) -> None:
+    from strank.cohort.folder import features_path, section_names
+    from strank.encoders.stored import what_lacks
+
+    names, lines, done = section_names(cohort), [], []
+    bad: dict[str, str] = {}
+    encoders = sorted(path.name for path in (cohort / "features").iterdir() if path.is_dir())
+    for encoder in encoders:
+        lacking = what_lacks(cohort, encoder, names)
+        whole = [name for name in names if name not in lacking]
+        bad |= {f"{name} of {encoder}": why for name, why in lacking.items()}
+        done += [features_path(cohort, encoder, name) for name in whole]
+        lines.append(f"{encoder}: {len(whole)} of {len(names)} sections have their features.")
+    summary = {"states": {"done": len(done), "missing": len(bad)}, "not_done": bad}
+    finish(summary, outputs=done, as_json=as_json, lines=lines)
+    named = [f"{name} ({why})" for name, why in bad.items()]
+    _fail_of(named, f"of {len(names) * len(encoders)} features of sections are not done")
+
+
+def _fail_of(bad: list[str], told: str) -> None:
+    if bad:
+        fail(f"{len(bad)} {told}: {some(bad, 20)}")
+        raise typer.Exit(1)
