@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import TimeoutError
 
 TELEPHONE, SCREEN, PAPER = 390, 1280, 718  # A4 less its margins
 
@@ -59,7 +61,14 @@ def too_wide(page: Any) -> Iterator[str]:
     """Whether the page scrolls sideways."""
     for width in (TELEPHONE, SCREEN):
         page.set_viewport_size({"width": width, "height": 800})
-        yield from (f"{fault} at {width} px" for fault in page.evaluate(_WIDE))
+        yield from (f"{fault} at {width} px" for fault in _width(page))
+
+
+def _width(page: Any) -> list[str]:
+    """Figures take a moment to follow the window."""
+    with suppress(TimeoutError):
+        page.wait_for_function(f"() => !({_WIDE})().length", timeout=2000)
+    return page.evaluate(_WIDE)
 
 
 def not_for_everyone(page: Any) -> Iterator[str]:
@@ -83,7 +92,7 @@ def cut_on_paper(page: Any) -> Iterator[str]:
     """What printing leaves out since its place is too small."""
     page.set_viewport_size({"width": PAPER, "height": 1000})
     page.emulate_media(media="print")
-    yield from (f"{fault} on paper" for fault in [*page.evaluate(_WIDE), *page.evaluate(_CUT)])
+    yield from (f"{fault} on paper" for fault in [*_width(page), *page.evaluate(_CUT)])
     page.emulate_media(media="screen")
 
 
