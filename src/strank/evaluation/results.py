@@ -7,7 +7,7 @@ more than the columns of one method of one encoder and size of the panel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -190,8 +190,16 @@ def groups_of(out: Path, facts: Mapping[str, Any], *, apart: bool = True) -> lis
 
 def cube(rows: pd.DataFrame, column: str, cells: pd.MultiIndex) -> NDArray[np.float64]:
     """Means over seeds and folds: ``[n_sections, n_genes]``; ``cells`` are all pairs of these."""
-    means = rows.groupby(["section", "gene"], observed=True)[column].mean().reindex(cells)
-    return means.to_numpy(np.float64).reshape([len(level) for level in cells.levels])
+    return cubes(rows, [column], cells)[column]
+
+
+def cubes(
+    rows: pd.DataFrame, columns: Sequence[str], cells: pd.MultiIndex
+) -> dict[str, NDArray[np.float64]]:
+    """Means of several columns, as `cube`."""
+    shape = [len(level) for level in cells.levels]
+    means = rows.groupby(["section", "gene"], observed=True)[list(columns)].mean().reindex(cells)
+    return {name: means[name].to_numpy(np.float64).reshape(shape) for name in columns}
 
 
 def cells_of(facts: pd.DataFrame) -> pd.MultiIndex:

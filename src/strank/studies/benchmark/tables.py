@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from strank.evaluation.results import Group, cells_of, cube, groups_of
+from strank.evaluation.results import Group, cells_of, cubes, groups_of
 from strank.evaluation.scores import SCORES, disagreements
 from strank.files import markdown_table, read_facts, write_table, write_utf8
 from strank.fitting.method import REFERENCE
@@ -44,35 +44,34 @@ _IN_LATEX |= str.maketrans({"~": r"\textasciitilde "})
 def summarise_benchmark(out: Path, *, apart: bool = True) -> pd.DataFrame:
     """Mean of every score with its interval, and the paired difference to the reference method.
 
-    A function of the benchmark's folder, with one score of one method in memory at a time: about
-    400 bytes for each section times gene (and seed). Known and new patients are groups
-    apart, or one.
+    A function of the benchmark's folder, with one method in memory at a time: about 500 bytes for
+    each section times gene (and seed). Known and new patients are groups apart, or one.
     """
     groups = groups_of(out, read_facts(out / "benchmark.json"), apart=apart)
     return pd.concat([_summarise_group(group) for group in groups], ignore_index=True)
 
 
 def _summarise_group(group: Group) -> pd.DataFrame:
-    ceilings = {name: f"ceiling_{name}" for name in _WITH_CEILING}
-    facts = group.facts(["section", "patient", "gene", *ceilings.values()])
+    ceilings = [f"ceiling_{name}" for name in _WITH_CEILING]
+    facts = group.facts(["section", "patient", "gene", *ceilings])
     cells = cells_of(facts)
     patients = facts.drop_duplicates("section").set_index("section")["patient"].astype(str)
     patient = patients[cells.levels[0]].to_numpy()
     # Folds that are given may test a section twice.
-    tops = {name: cube(facts, column, cells) for name, column in ceilings.items()}
+    tops = cubes(facts, ceilings, cells)
     del facts
-    rows = []
-    for score in _MEANS:
-        reference = None
-        # The reference first: all are compared with it.
-        for method in sorted(group.methods, key=lambda name: name != REFERENCE.name):
-            found = group.scores(method, ["seed", "section", "gene", score])
-            values, seeds = cube(found, score, cells), found["seed"].nunique()
-            del found
-            row = _summarise_score(values, reference, tops.get(score), patient)
+    rows, reference = [], dict[str, NDArray]()
+    # The reference first: all are compared with it.
+    for method in sorted(group.methods, key=lambda name: name != REFERENCE.name):
+        found = group.scores(method, ["seed", "section", "gene", *_MEANS])
+        seeds, scores = found["seed"].nunique(), cubes(found, _MEANS, cells)
+        del found
+        for score, values in scores.items():
+            ceiling = tops.get(f"ceiling_{score}")
+            row = _summarise_score(values, reference.get(score), ceiling, patient)
             rows.append({"method": method, "score": score, "seeds": seeds, **row})
-            if method == REFERENCE.name:
-                reference = values
+        if method == REFERENCE.name:
+            reference = scores
     table = pd.DataFrame(rows).sort_values(["method", "score"])
     predicted = _predicted(group, cells)
     predicted["seeds"] = predicted["method"].map(table.groupby("method")["seeds"].first())
