@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import sys
 import time
@@ -13,7 +15,7 @@ import pytest
 
 from strank import units
 from strank.errors import InputError
-from strank.units import each
+from strank.units import each, outcomes
 from strank.where import Where
 
 # Other processes do not find tests.
@@ -101,6 +103,27 @@ def test_an_error_of_a_unit_is_that_of_the_call(name, request):
     where = Where() if name == "here" else engine(name, request)
     with pytest.raises(InputError, match=r"^unit 7 is bad$"):
         list(each(failing, [7], where, say=list))
+
+
+def writing(n: int, say) -> int:
+    say(f"unit {n} begins")
+    if n == 1:
+        raise OSError(errno.ENOSPC, "No space left on device", "/scratch/1")
+    if n == 2:
+        raise ZeroDivisionError("a bug")
+    return n
+
+
+@pytest.mark.parametrize("name", ["here", *ENGINES])
+def test_a_full_disk_or_a_bug_of_one_unit_leaves_the_others(name, request):
+    where = Where() if name == "here" else engine(name, request)
+    found = {outcome.unit: outcome for outcome in outcomes(writing, range(4), where, say=list)}
+    assert [found[n].result for n in range(4)] == [0, None, None, 3]
+    assert found[1].error == (
+        "/scratch/1: the disk is full; free some space, what was finished is kept"
+    )
+    assert re.fullmatch(r"ZeroDivisionError in .+, line \d+: a bug", found[2].error)
+    assert all(outcome.said == (f"unit {n} begins",) for n, outcome in found.items())
 
 
 def test_shares_are_apart_and_all_there_whatever_the_order():
