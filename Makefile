@@ -10,7 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 TORCH ?=
-PIP := $(BIN)/python -m pip install --quiet
+# Python compiles what is imported; of all that is installed that is a small part.
+PIP := $(BIN)/python -m pip install --quiet --no-compile
 TORCH_FIRST = $(if $(TORCH),$(PIP) torch --index-url https://download.pytorch.org/whl/$(TORCH))
 
 .DEFAULT_GOAL := help

@@ -64,9 +64,11 @@ def test_every_link_within_the_site_leads_somewhere(links):
 
 @pytest.mark.slow
 def test_every_page_fits_a_telephone_a_screen_and_paper(opened, page_checks):
+    """Of what is made of docstrings, which are many and alike, every sixth."""
     page = opened(PAGES[0].as_uri())
+    of_docstrings = [path for path in PAGES if path.parent.name == "generated"]
     found = {}
-    for path in PAGES:
+    for path in [path for path in PAGES if path not in of_docstrings] + of_docstrings[::6]:
         page.goto(path.as_uri())
         faults = [*page_checks["too_wide"](page), *page_checks["cut_on_paper"](page)]
         if faults:

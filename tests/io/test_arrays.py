@@ -476,10 +476,13 @@ def bins(um: int, n: int = 60, keep: float = 1.0, suffix: str = "-1") -> AnnData
     return AnnData(counts, obs, obsm={"spatial": positions[:, ::-1] * um + 100.0})
 
 
-@pytest.mark.parametrize("um", [2, 8, 16, 48])
-@pytest.mark.parametrize("keep", [0.1, 1.0])
-@pytest.mark.parametrize("with_array", [False, True])
-@pytest.mark.parametrize("suffix", ["-1", "-1-S1", ""])
+@pytest.mark.parametrize(
+    ("um", "keep", "with_array", "suffix"),
+    [
+        *((um, keep, keep < 1, "-1") for um in (2, 8, 16, 48) for keep in (0.1, 1.0)),
+        *((8, 0.1, with_array, suffix) for with_array in (False, True) for suffix in ("-1-S1", "")),
+    ],
+)
 def test_bins_of_visium_hd_are_told_by_their_names(tmp_path, um, keep, with_array, suffix):
     adata = bins(um, keep=keep, suffix=suffix)
     if not with_array:

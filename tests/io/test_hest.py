@@ -381,11 +381,11 @@ def test_a_task_becomes_a_cohort_with_its_folds(tmp_path):
     assert list(protocol.choose_panel(cohort, folds[0], None)) == ["C", "A"]
 
 
-def check_real(her2st: Path, tmp_path: Path, wanted: slice) -> None:
+def test_real_sections_come_back_identical(her2st, tmp_path):
     """Rewrite sections in both layouts; what comes back is what the ST reader gives."""
     folder, task, names = tmp_path / "hest", tmp_path / "task", []
     expected = {}
-    for name in find_st(her2st)[wanted]:
+    for name in find_st(her2st)[:2]:  # of two patients
         adata = expected[name] = read_st(her2st, section=name)
         info, centres = section_info(adata), adata.obsm["spatial"]
         names.append(name)
@@ -423,15 +423,6 @@ def check_real(her2st: Path, tmp_path: Path, wanted: slice) -> None:
         for x, y in adata.obsm["spatial"][::50].astype(int) - 100:
             shown = [read_region(slide_of(a), x, y, 200, 200) for a in (adata, from_patches[name])]
             np.testing.assert_array_equal(shown[0], shown[1])
-
-
-def test_real_sections_come_back_identical(her2st, tmp_path):
-    check_real(her2st, tmp_path, slice(2))
-
-
-@pytest.mark.slow
-def test_the_other_real_sections_come_back_identical(her2st, tmp_path):
-    check_real(her2st, tmp_path, slice(2, None))
 
 
 def test_the_commands_say_where_patches_stand_in(hest, tmp_path, command):

@@ -15,7 +15,7 @@ import pytest
 HERE = Path(__file__).parent
 ALL = bool(os.environ.get("TORTURE"))
 # About how many places of the whole run, in the ordinary tests.
-QUICK = {"pull": 5, "fit": 2}
+QUICK = {"pull": 2, "fit": 2}
 SLOW = ("import", "import-anndata", "embed", "predict", "evaluate", "contrast", "report")
 SLOW += ("fit-mlp", "benchmark")
 

@@ -325,9 +325,8 @@ def solve_hest_ridge(data: TrainingData, options: ExactOptions) -> ExactFit:
 
 def _refuse_options(options: ExactOptions) -> None:
     asked = {"penalty": options.penalty, "borrow": options.borrow or None, "dask": options.dask}
-    for name, given in asked.items():
-        if given is not None:
-            raise InputError(f"`{name}` is for count likelihoods: leave it out for squared error")
+    for name in (name for name, given in asked.items() if given is not None):
+        raise InputError(f"`{name}` is for count likelihoods: leave it out for the squared error")
 
 
 def hest_components(
