@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,10 @@ from strank.where import Where
 
 STRANK = [sys.executable, "-m", "strank"]
 N_TRIVIAL = 500
-# Each kill is of a run of so many times fewer slides.
-FEW = 10
+# Runs that are disturbed are of so many times fewer slides.
+FEW = 20
 # Seconds that one takes, about: kills are in that time.
-A_SLIDE = 0.15
+A_SLIDE = 0.3
 
 
 def make(root: Path, n_slides: int) -> None:
@@ -119,18 +120,16 @@ def children(parent: int) -> list[int]:
     return found
 
 
-def kills(root: Path, whole: dict[str, str], n_kills: int) -> list[str]:
+def kills(root: Path, whole: dict[str, str], n_kills: int) -> str:
     """Kill a process at random moments; what one call left, the next completes."""
     rng, hit, bad, late, twice = random.Random(0), 0, 0, 0, 0
-    names = set(pd.read_csv(root / "few.csv")["path"].map(lambda path: Path(path).stem))
-    expected = {path: sha for path, sha in whole.items() if Path(path).parts[0] in names}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     for number in range(n_kills):
         out = root / f"killed{number}"
         started = subprocess.Popen(command(root, out, "--jobs", 2, of="few.csv"), **quiet)
         while not list(out.glob("*/scores.h5ad")) and started.poll() is None:
             time.sleep(0.05)
-        time.sleep(rng.uniform(0, 0.8 * len(names) * A_SLIDE / 2))
+        time.sleep(rng.uniform(0, 0.8 * len(whole) / 3 * A_SLIDE / 2))
         if workers := children(started.pid):
             os.kill(rng.choice(workers), signal.SIGKILL)
             hit += 1
@@ -138,12 +137,12 @@ def kills(root: Path, whole: dict[str, str], n_kills: int) -> list[str]:
         begun = {p: p.stat().st_mtime_ns for p in out.glob("*/scores.h5ad")}
         run(*command(root, out, of="few.csv"), check=True)
         twice += sum(p.stat().st_mtime_ns != then for p, then in begun.items())
-        bad += checksums(out) != expected or bool(rest(out))
-    return [
-        f"| a worker killed at {n_kills} random moments, {len(expected) // 3} slides | {hit} met a "
-        f"worker; {late} of the calls ended with an error; after the next call {n_kills - bad} of "
-        f"{n_kills} whole, the same bytes, {twice} slides made twice |"
-    ]
+        bad += checksums(out) != whole or bool(rest(out))
+    return (
+        f"| a worker killed at {n_kills} random moments | – | {hit} met a worker; {late} of the "
+        f"calls ended with an error; after the next call {n_kills - bad} of {n_kills} whole, the "
+        f"same bytes, {twice} slides made twice |"
+    )
 
 
 def trivial(unit: int) -> int:
@@ -158,29 +157,30 @@ def cost(where: Where) -> float:
     return 1000 * (time.perf_counter() - start) / N_TRIVIAL
 
 
-def measured(root: Path, n_slides: int, n_kills: int) -> list[str]:
-    lines = []
+def measured(root: Path, n_slides: int, n_kills: int) -> Iterator[str]:
     whole_time = run(*command(root, root / "whole"))
     whole = checksums(root / "whole")
     assert len(whole) == 3 * n_slides
     told = "| {} | {:.0f} s | {} |"
-    lines.append(told.format("one process", whole_time, f"{len(whole)} files"))
+    yield told.format("one process", whole_time, f"{len(whole)} files")
     seconds = run(*command(root, root / "jobs", "--jobs", 2))
-    lines.append(told.format("2 processes", seconds, same(root / "jobs", whole)))
+    yield told.format("2 processes", seconds, same(root / "jobs", whole))
     with Cluster(root) as cluster:
         seconds = run(*command(root, root / "dask", "--dask", cluster.file))
-        lines.append(told.format("Dask, 2 workers", seconds, same(root / "dask", whole)))
+        yield told.format("Dask, 2 workers", seconds, same(root / "dask", whole))
         dask = cost(Where(dask=str(cluster.file)))
     shares = [run(*command(root, root / "shards", "--shard", f"{i}/8")) for i in range(1, 9)]
     run(*STRANK, "collect", str(root / "shards"))
-    lines.append(told.format("8 shards, collected", sum(shares), same(root / "shards", whole)))
+    yield told.format("8 shares, one after the other", sum(shares), same(root / "shards", whole))
     engines = {"in this process": Where(), "2 processes": Where(jobs=2)}
     own = {name: cost(where) for name, where in engines.items()} | {"Dask": dask}
-    lines += [f"| own cost of a unit, {name} | {ms:.2f} ms | |" for name, ms in own.items()]
-    lines += [line.replace(" | ", " | – | ", 1) for line in kills(root, whole, n_kills)]
-    lines.append(restarted(root, whole))
-    lines.append(stopped(root, whole))
-    return lines
+    yield from (f"| own cost of a unit, {name} | {ms:.2f} ms | |" for name, ms in own.items())
+    names = set(pd.read_csv(root / "few.csv")["path"].map(lambda path: Path(path).stem))
+    few = {path: sha for path, sha in whole.items() if Path(path).parts[0] in names}
+    yield f"| of {len(names)} slides: | | |"
+    yield restarted(root, few)
+    yield stopped(root, few)
+    yield kills(root, few, n_kills)
 
 
 def same(out: Path, whole: dict[str, str]) -> str:
@@ -194,7 +194,7 @@ def restarted(root: Path, whole: dict[str, str]) -> str:
     out = root / "restarted"
     with Cluster(root) as cluster:
         started = subprocess.Popen(
-            command(root, out, "--dask", cluster.file),
+            command(root, out, "--dask", cluster.file, of="few.csv"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -206,7 +206,7 @@ def restarted(root: Path, whole: dict[str, str]) -> str:
     error = next((line for line in said.splitlines() if line.startswith("Error: ")), "no error")
     begun = {p: p.stat().st_mtime_ns for p in out.glob("*/scores.h5ad")}
     with Cluster(root) as cluster:
-        run(*command(root, out, "--dask", cluster.file))
+        run(*command(root, out, "--dask", cluster.file, of="few.csv"))
     twice = sum(p.stat().st_mtime_ns != then for p, then in begun.items())
     found = f"“{error}”; {len(begun)} were done, {twice} of them again; then {same(out, whole)}"
     return f"| scheduler killed, and another started | – | {found} |"
@@ -215,8 +215,9 @@ def restarted(root: Path, whole: dict[str, str]) -> str:
 def stopped(root: Path, whole: dict[str, str]) -> str:
     """Stop one of two shares, and start it again."""
     out = root / "stopped"
-    run(*command(root, out, "--shard", "2/2"))
-    started = subprocess.Popen(command(root, out, "--shard", "1/2"), stderr=subprocess.DEVNULL)
+    half = command(root, out, "--shard", "1/2", of="few.csv")
+    run(*command(root, out, "--shard", "2/2", of="few.csv"))
+    started = subprocess.Popen(half, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     n_before = len(list(out.glob("*/scores.h5ad")))
     while len(list(out.glob("*/scores.h5ad"))) < n_before + 3:
         time.sleep(0.05)
@@ -225,7 +226,7 @@ def stopped(root: Path, whole: dict[str, str]) -> str:
     begun = {p: p.stat().st_mtime_ns for p in out.glob("*/scores.h5ad")}
     told = subprocess.run([*STRANK, "collect", str(out), "--json"], capture_output=True, text=True)
     missing = json.loads(told.stdout)["states"].get("missing", 0)
-    run(*command(root, out, "--shard", "1/2"))
+    run(*half)
     run(*STRANK, "collect", str(out))
     twice = sum(p.stat().st_mtime_ns != then for p, then in begun.items())
     found = f"{missing} missing (code {told.returncode}), {twice} made twice; then"
@@ -240,11 +241,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         make(root, given.slides)
-        lines = measured(root, given.slides, 2 if given.quick else 20)
-    print(
-        f"{given.slides} slides, {os.cpu_count()} cores\n\n| what | time | found |\n|---|---|---|"
-    )
-    print("\n".join(lines))
+        print(f"{given.slides} slides, {os.cpu_count()} cores\n")
+        print("| what | time | found |\n|---|---|---|", flush=True)
+        for line in measured(root, given.slides, 2 if given.quick else 20):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
