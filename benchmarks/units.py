@@ -48,7 +48,7 @@ def make(root: Path, n_slides: int) -> None:
         Image.fromarray(pixels).save(root / f"s{number:04}.png")
         rows.append({"path": f"s{number:04}.png", "mpp": 2, "patient": f"P{number % 7}"})
     pd.DataFrame(rows).to_csv(root / "list.csv", index=False)
-    pd.DataFrame(rows[: n_slides // FEW]).to_csv(root / "few.csv", index=False)
+    pd.DataFrame(rows[: max(20, n_slides // FEW)]).to_csv(root / "few.csv", index=False)
     facts = encoder_facts(get_encoder("morphology"))
     head = LinearHead(facts["n_features"], 1)
     head.weight.data[:] = 0.1
@@ -199,7 +199,7 @@ def restarted(root: Path, whole: dict[str, str]) -> str:
             stderr=subprocess.PIPE,
             text=True,
         )
-        while not list(out.glob("*/scores.h5ad")):
+        while not list(out.glob("*/scores.h5ad")) and started.poll() is None:
             time.sleep(0.05)
         cluster.processes[0].kill()
         said = started.communicate()[1]
@@ -219,7 +219,7 @@ def stopped(root: Path, whole: dict[str, str]) -> str:
     run(*command(root, out, "--shard", "2/2", of="few.csv"))
     started = subprocess.Popen(half, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     n_before = len(list(out.glob("*/scores.h5ad")))
-    while len(list(out.glob("*/scores.h5ad"))) < n_before + 3:
+    while len(list(out.glob("*/scores.h5ad"))) < n_before + 3 and started.poll() is None:
         time.sleep(0.05)
     started.terminate()
     started.wait()

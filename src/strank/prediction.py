@@ -123,9 +123,10 @@ def predict(
     AnnData, or a dict of them by name for several slides
         ``X`` = scores ``[n_tiles, n_genes]`` (natural log, float32, 0 at the mean of a gene),
         ``var`` = the panel, ``obsm["spatial"]`` = centres (x, y) in pixels of the image,
-        ``obs["section"]`` = the name of the section or, of a slide, of its file; ``uns["spatial"]``
-        = what scanpy and squidpy draw over; ``uns["strank"]`` = image, µm per pixel, size and
-        distance of tiles, and what of the image was ``ignored`` as padding or ink, in words;
+        ``obs["section"]`` = the name of the section or slide (if none is given, of its file);
+        ``uns["spatial"]`` = what scanpy and squidpy draw over; ``uns["strank"]`` = image, µm per
+        pixel, size and distance of tiles, and what of the image was ``ignored`` as padding or ink,
+        in words;
         ``obs["ignored"]`` = its share of a tile, which windows see white. For a model that knows
         how far its training features spread, ``obs["novelty"]`` is how far a tile lies outside
         (above 1), ``obs["odd"]`` whether it does though nothing cuts it, and

@@ -30,7 +30,7 @@ _Kind = TypeVar("_Kind", bound=Subject)
 SLIDES = "slides.csv"
 _KNOWN = ["name", "slide", "state"]
 _FOUND = ["scores", "n_tiles", "odd_share", "warnings", "seconds", "error"]
-_RUN, _RECORD = "run.json", "record.json"
+RUN, _RECORD = "run.json", "record.json"
 _MISSING = "not done: no record of this run; start its share again"
 
 
@@ -178,7 +178,7 @@ class Records:
         """Keep it for other shares and for who collects them; refuse shares of another run."""
         shares = None if where.share is None else where.share[1]
         content = {"shards": shares, "facts": self.facts, "units": self.units}
-        path = self.folder / _RUN
+        path = self.folder / RUN
         self.folder.mkdir(parents=True, exist_ok=True)
         # Of shares that begin at once, one writes.
         claim = Claim.take(path, wait=True)
@@ -195,9 +195,9 @@ class Records:
     @classmethod
     def of(cls, folder: Path) -> Records:
         """Read what was begun there."""
-        path = folder / _RUN
+        path = folder / RUN
         if not path.is_file():
-            raise InputError(f"{folder}: no run of units to collect ({_RUN} is not there)")
+            raise InputError(f"{folder}: no run of units to collect ({RUN} is not there)")
         content = read_facts(path)
         try:
             return cls(folder, dict(content["facts"]), dict(content["units"]))

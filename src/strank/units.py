@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import AbstractContextManager, chdir, contextmanager
@@ -22,6 +23,7 @@ from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any, Generic, TypeVar
 
 from strank.errors import InputError, said_by, some
@@ -203,6 +205,19 @@ def _insisting(
                 yield lost(argument, _LOST)
 
 
+def _packed(work: Callable[..., Any]) -> bytes:
+    """Pickle what travels to other processes."""
+    import cloudpickle
+
+    try:
+        return cloudpickle.dumps(work)
+    except (TypeError, PicklingError) as error:
+        raise InputError(
+            f"what is to be done cannot be sent to other processes ({said_by(error)}); give arrays "
+            "or paths of files"
+        ) from error
+
+
 # Processes of this machine.
 
 
@@ -210,11 +225,9 @@ def _insisting(
 def _in_processes(
     work: Callable[[Argument], Result], jobs: int
 ) -> Iterator[_Run[Argument, Result]]:
-    import cloudpickle
-
     # Once for all units, since it may hold a network.
     with tempfile.TemporaryDirectory(prefix="strank-") as place:
-        Path(place, "work").write_bytes(cloudpickle.dumps(work))
+        Path(place, "work").write_bytes(_packed(work))
         # Processes are kept from call to call, and would stay where the first call was.
         yield partial(_pool, partial(_in_process, Path(place, "work"), os.getcwd()), jobs)
 
@@ -314,7 +327,9 @@ def _on_dask(
 
     with _client(scheduler, say) as client:
         # Not with each unit; and known to the scheduler, since a worker that has it may be lost.
-        shared = client.submit(cloudpickle.loads, cloudpickle.dumps(work), pure=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sending large graph")
+            shared = client.submit(cloudpickle.loads, _packed(work), pure=False)
         yield partial(_submitted, client, partial(_on_worker, _versions(), os.getcwd(), shared))
 
 

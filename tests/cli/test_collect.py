@@ -177,6 +177,8 @@ def test_shares_of_a_cohort_are_looked_through(st_folder, tmp_path):
     cohort = tmp_path / "cohort"
     run("import", "st", st_folder, "-o", cohort)
     names = sorted(path.stem for path in cohort.glob("*.h5ad"))
+    (cohort / "features").mkdir()
+    assert "no features of any encoder" in run("collect", cohort, code=2).stderr
     run("embed", cohort, "--shard", "1/2")
     told = run("collect", cohort, "--json", code=1)
     found = json.loads(told.stdout)
@@ -189,6 +191,9 @@ def test_shares_of_a_cohort_are_looked_through(st_folder, tmp_path):
     first, second = (features / f"{name}.h5ad" for name in names[:2])
     second.write_bytes(first.read_bytes())
     first.write_bytes(first.read_bytes()[:-2000])
-    told = " ".join(run("collect", cohort, code=1).stderr.split())
+    told = run("collect", cohort, "--json", code=1)
+    states = {"done": len(names) - 2, "damaged": 1, "of changed spots": 1}
+    assert json.loads(told.stdout)["states"] == states
+    told = " ".join(told.stderr.split())
     assert f"{names[0]} of morphology (damaged)" in told
-    assert f"{names[1]} of morphology (its spots or its image changed)" in told
+    assert f"{names[1]} of morphology (of changed spots)" in told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import anndata
 import h5py
@@ -16,7 +17,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from strank import STRankRegressor, fit, read_cohort
-from strank.cohort import training_set
+from strank.cohort import scratch, training_set
 from strank.cohort.contract import SectionInfo, make_section, spots_checksum
 from strank.cohort.folder import features_path
 from strank.cohort.rows import RowsOnDisk, SectionRows, StackedRows
@@ -262,9 +263,40 @@ def test_genes_are_fitted_on_workers(folder, in_memory, dask, monkeypatch, tmp_p
     monkeypatch.setattr(training_set, "_COUNTS", 0.05)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(design.Design, "block", None)
+    paths, sent = [], scratch._File.__getstate__
+    monkeypatch.setattr(
+        scratch._File, "__getstate__", lambda file: paths.append(sent(file)) or paths[-1]
+    )
     model = fit(folder, encoder="mine", n_genes=N_GENES, max_memory=BUDGET, dask=dask)
     assert_same(model, in_memory)
+    assert {Path(path).parent for path in paths} == {tmp_path}
     assert not list(tmp_path.iterdir())
+
+
+def test_blocks_come_in_order_and_the_first_that_is_lost_is_told(monkeypatch):
+    blocks = [slice(0, 3), slice(3, 6), slice(6, 7)]
+    monkeypatch.setattr(design, "each", lambda work, units, *_, **__: map(work, reversed([*units])))
+    assert list(design.on_workers(lambda genes: genes.start, blocks, "tcp://x")) == [0, 3, 6]
+    monkeypatch.setattr(design, "each", lambda _, units, *__, lost, **___: [lost(next(units), "")])
+    with pytest.raises(InputError, match="workers were lost at a block of 3 genes more than once"):
+        list(design.on_workers(abs, blocks, "tcp://x"))
+
+
+def test_what_workers_cannot_have_is_told(dask, tmp_path, monkeypatch):
+    monkeypatch.setattr("strank.linear.design._SENT_GENES", 1)
+    monkeypatch.setattr("strank.linear.design._COPY", 0)
+    X, counts = np.eye(6), np.ones((6, 2))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = X
+        with pytest.raises(InputError, match=r"cannot be sent to other processes .*h5py"):
+            STRankRegressor(5.0, dask=dask).fit(file["x"], counts)
+    path = tmp_path / "gone.bin"
+    rows = StackedRows([SectionRows(RowsOnDisk(path, "X", (6, 6), np.dtype("f4"), 0, False))])
+    X.astype("f4").tofile(path)
+    read = design.Design.__getstate__
+    monkeypatch.setattr(design.Design, "__getstate__", lambda d: (path.unlink(), read(d))[1])
+    with pytest.raises(InputError, match=r"gone.bin: not within reach of a worker of Dask"):
+        STRankRegressor(5.0, dask=dask).fit(rows, counts)
 
 
 def test_arrays_travel_to_workers(dask, monkeypatch):
@@ -282,13 +314,17 @@ def test_counts_that_workers_cannot_reach(tmp_path):
     stored = CountsOnDisk(2, shared=True)
     stored.append(sparse.csr_matrix(np.eye(2)))
     sent = pickle.dumps(stored)
-    np.testing.assert_array_equal(pickle.loads(sent)[:, 1:].toarray(), [[0], [1]])
+    there = pickle.loads(sent)
+    np.testing.assert_array_equal(there[:, 1:].toarray(), [[0], [1]])
+    Path(there._file._path).write_bytes(b"")
+    with pytest.raises(InputError, match="counts are not within reach of a worker"):
+        there[:, 1:]
     del stored
     with pytest.raises(InputError, match="counts are not within reach of a worker; set TMPDIR"):
         pickle.loads(sent)
 
 
-@pytest.mark.parametrize("how", [{"loss": "mse"}, {"head": "mlp"}])
+@pytest.mark.parametrize("how", [{"loss": "mse"}, {"loss": "poisson"}, {"head": "mlp"}])
 def test_what_is_not_fitted_by_genes_takes_no_workers(folder, how):
     with pytest.raises(InputError, match="`dask` is for"):
         fit(folder, encoder="mine", n_genes=3, dask="tcp://nowhere:1", **how)

@@ -13,10 +13,17 @@ from strank.errors import InputError
 fit = partial(strank.fit, encoder="mine", n_genes=3)
 
 
-@pytest.mark.parametrize("given", ["cohort", ["C2"], None])
-def test_sections_come_as_objects(given):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("cohort", r"^cohort: no such folder|mapping of names, as `strank\.read_"),
+        (["C2"], "got str"),
+        (None, r"mapping of names, as `strank\.read_"),
+    ],
+)
+def test_sections_come_as_objects(given, message):
     for verb in (fit, strank.cross_validate):
-        with pytest.raises(InputError, match=r"mapping of names|got str|no such folder"):
+        with pytest.raises(InputError, match=message):
             verb(given)
     with pytest.raises(InputError, match="no sections are given"):
         fit({})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from strank.cli.console import Json, fail, finish
 from strank.cli.predict import pages
-from strank.errors import some
+from strank.errors import InputError, some
 from strank.extras import need
 from strank.files import claimed
 
@@ -28,7 +29,10 @@ def collect(output: _Output, as_json: Json = False) -> None:
 
     [bold]Example:[/] strank collect strank-demo/cohort
     """
-    (_look_through if (output / "features").is_dir() else _collect_slides)(output, as_json)
+    from strank.slide_runs import RUN
+
+    is_cohort = (output / "features").is_dir() and not (output / RUN).is_file()
+    (_look_through if is_cohort else _collect_slides)(output, as_json)
 
 
 def _collect_slides(output: Path, as_json: bool) -> None:
@@ -51,22 +55,25 @@ def _collect_slides(output: Path, as_json: bool) -> None:
 
 
 def _look_through(cohort: Path, as_json: bool) -> None:
-    from strank.cohort.folder import features_path, section_names
+    from strank.cohort.folder import digest_of, features_path, section_names
     from strank.encoders.stored import what_lacks
 
-    names, lines, done = section_names(cohort), [], []
-    bad: dict[str, str] = {}
     encoders = sorted(path.name for path in (cohort / "features").iterdir() if path.is_dir())
+    if not encoders:
+        raise InputError(f"{cohort}: no features of any encoder; make them with `strank embed`")
+    digests = {name: digest_of(cohort / f"{name}.h5ad") for name in section_names(cohort)}
+    lines, done, bad = [], list[Path](), dict[str, str]()
     for encoder in encoders:
-        lacking = what_lacks(cohort, encoder, names)
-        whole = [name for name in names if name not in lacking]
-        bad |= {f"{name} of {encoder}": why for name, why in lacking.items()}
-        done += [features_path(cohort, encoder, name) for name in whole]
-        lines.append(f"{encoder}: {len(whole)} of {len(names)} sections have their features.")
-    summary = {"states": {"done": len(done), "missing": len(bad)}, "not_done": bad}
-    finish(summary, outputs=done, as_json=as_json, lines=lines)
+        paths = {name: features_path(cohort, encoder, name) for name in digests}
+        lacks = {name: what_lacks(path, digests[name]) for name, path in paths.items()}
+        bad |= {f"{name} of {encoder}": why for name, why in lacks.items() if why}
+        whole = [paths[name] for name, why in lacks.items() if not why]
+        lines.append(f"{encoder}: {len(whole)} of {len(paths)} sections have their features.")
+        done += whole
+    states = {"done": len(done)} | Counter(bad.values())
+    finish({"states": states, "not_done": bad}, outputs=done, as_json=as_json, lines=lines)
     named = [f"{name} ({why})" for name, why in bad.items()]
-    _fail_of(named, f"of {len(names) * len(encoders)} features of sections are not done")
+    _fail_of(named, f"of {len(done) + len(bad)} features of sections are not done")
 
 
 def _fail_of(bad: list[str], told: str) -> None:

@@ -116,7 +116,8 @@ _Dask = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=_EXACT,
-        help="Fit blocks of genes on the workers of this scheduler: tcp://HOST:PORT, or its .json.",
+        help="Fit blocks of 256 genes on the workers of this scheduler, tcp://HOST:PORT or its "
+        ".json: for large panels.",
     ),
 ]
 _Validation = Annotated[

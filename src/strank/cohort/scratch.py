@@ -1,4 +1,4 @@
-"""Counts that do not fit into memory, in a file that goes with the process."""
+"""Counts that do not fit into memory, in files that go with what reads them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import os
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryFile, gettempdir
+from tempfile import TemporaryFile, gettempdir, mkstemp
 from threading import Lock
 from typing import IO, Any, Protocol
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,11 @@ from scipy import sparse
 
 from strank.errors import InputError
 from strank.storage import writing
+
+_UNREACHED = (
+    "counts are not within reach of a worker; set TMPDIR to a folder that all workers see, or "
+    "`max_memory` so that counts fit"
+)
 
 
 @dataclass(frozen=True)
@@ -41,26 +47,29 @@ class Scratch(Protocol):
 class _File:
     """A file without a name, or if it is to be ``shared`` one that is removed with this object.
 
-    Where it is shared, what is pickled is its path.
+    Where it is shared, what is pickled is its path; a process that is killed leaves it.
     """
 
     def __init__(self, *, shared: bool) -> None:
-        make = NamedTemporaryFile if shared else TemporaryFile
-        self._file: IO[bytes] = make(prefix="strank-counts-")
-        self._lock = Lock()
+        self._lock, self._path = Lock(), ""
+        if not shared:
+            self._file: IO[bytes] = TemporaryFile()  # noqa: SIM115
+            return
+        handle, self._path = mkstemp(prefix="strank-counts-")
+        self._file = os.fdopen(handle, "w+b")
+        finalize(self, _remove, self._file, Path(self._path))
 
     def __getstate__(self) -> str:
-        return self._file.name
+        # Other machines see what has come to the disk.
+        os.fsync(self._file.fileno())
+        return self._path
 
     def __setstate__(self, path: str) -> None:
+        self._lock, self._path = Lock(), path
         try:
             self._file = Path(path).open("rb")  # noqa: SIM115
         except OSError as error:
-            raise InputError(
-                f"{path}: counts are not within reach of a worker; set TMPDIR to a folder that all "
-                "workers see, or `max_memory` so that counts fit"
-            ) from error
-        self._lock = Lock()
+            raise InputError(f"{path}: {_UNREACHED}") from error
 
     def append(self, *parts: NDArray) -> int:
         """Write more; return where it begins."""
@@ -75,11 +84,20 @@ class _File:
         """Read numbers from a byte on."""
         with self._lock:
             self._file.seek(first)
-            return np.frombuffer(self._file.read(n * dtype.itemsize), dtype)
+            found = np.frombuffer(self._file.read(n * dtype.itemsize), dtype)
+        if len(found) < n:
+            raise InputError(f"{self._path}: {_UNREACHED}")
+        return found
 
     def mapped(self, dtype: type) -> NDArray:
         """Map all that was written."""
-        return np.memmap(self._file, dtype, mode="r")
+        # Nothing cannot be mapped.
+        return np.memmap(self._file, dtype, mode="r") if self._file.tell() else np.empty(0, dtype)
+
+
+def _remove(file: IO[bytes], path: Path) -> None:
+    file.close()
+    path.unlink(missing_ok=True)
 
 
 class CountsOnDisk:

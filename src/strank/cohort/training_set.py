@@ -57,8 +57,6 @@ class TrainingData:
     @property
     def gene_counts(self) -> np.ndarray:
         """Counts of every gene, ``[n_genes]``; sparse matrices of float32 would sum in it."""
-        if sparse.issparse(self.counts):
-            return self.counts.T @ np.ones(len(self.section))
         total = np.zeros(self.counts.shape[1])
         for rows in rows_of(self.section):
             total += self.counts[rows].T @ np.ones(len(rows))

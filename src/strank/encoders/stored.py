@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
-from strank.cohort.folder import digest_of, features_path, open_h5ad, text_of
+from strank.cohort.folder import open_h5ad, text_of
 from strank.encoders.base import Encoder, encoder_facts
 from strank.errors import InputError
 from strank.storage import check_seal
@@ -47,21 +46,13 @@ def lacks(path: Path, encoder: Encoder, spots_sha256: str | None, dtype: str | N
     return None
 
 
-def what_lacks(cohort: Path, encoder: str, sections: Iterable[str]) -> dict[str, str]:
-    """Say which sections have no whole features of an encoder and of their spots, and why."""
-    found = {}
-    for name in sections:
-        path = features_path(cohort, encoder, name)
-        try:
-            if not path.is_file():
-                found[name] = "missing"
-            elif _spots_of(path) != digest_of(cohort / f"{name}.h5ad"):
-                found[name] = "its spots or its image changed"
-        except _DAMAGE:
-            found[name] = "damaged"
-    return found
-
-
-def _spots_of(path: Path) -> str:
-    with open_h5ad(path, sealed=check_seal(path)) as file:
-        return text_of(file["uns/spots_sha256"])
+def what_lacks(path: Path, spots_sha256: str | None) -> str:
+    """Say whether features are missing, damaged, or of changed spots; empty if they are whole."""
+    if not path.is_file():
+        return "missing"
+    try:
+        with open_h5ad(path, sealed=check_seal(path)) as file:
+            same = text_of(file["uns/spots_sha256"]) == spots_sha256
+    except _DAMAGE:
+        return "damaged"
+    return "" if same else "of changed spots"

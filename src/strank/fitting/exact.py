@@ -168,6 +168,8 @@ def solve_poisson(data: TrainingData, options: ExactOptions) -> ExactFit:
     """
     if options.borrow:
         raise InputError(_BORROWERS)
+    if options.dask is not None:
+        raise InputError("`dask` is for the list, pair and nb, which are fitted by genes")
     fold = deal(data.group, 10)
     rows = [fold != f for f in np.unique(fold)] if len(np.unique(fold)) > 1 else []
     if options.penalty is not None:
@@ -201,7 +203,7 @@ def _pooled(
 ) -> STRankRegressor:
     offset = np.log(data.library_size[rows])
     section = np.zeros(len(offset), dtype=int)
-    return STRankRegressor(penalty, max_memory=options.max_memory, dask=options.dask).fit(
+    return STRankRegressor(penalty, max_memory=options.max_memory).fit(
         data.features[rows], data.counts[rows], section=section, offset=offset
     )
 

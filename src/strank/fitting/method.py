@@ -259,14 +259,15 @@ def fit(
         says.
     max_memory
         GiB for features, counts, solver and results, beside the program and what is given; 4 if
-        ``None``. What does not fit is read from disk whenever it is needed, but for ``"poisson"``
-        and ``"mse"``, which take all spots at once. A section at a time is in memory whatever this
-        says. Not with ``finetune``, which reads images.
+        ``None``. What does not fit is read from disk whenever it is needed, but for the exact
+        ``"poisson"`` and ``"mse"``, which take all spots at once. A section at a time is in memory
+        whatever this says. Not with ``finetune``, which reads images.
     dask
-        Exact count likelihoods only: address of a scheduler of Dask, or its ``.json``, on whose
-        workers blocks of genes are fitted, each in ``max_memory``. They read features on disk where
-        these are, and counts that do not fit from a file in ``TMPDIR``, so both must be on a disk
-        that all see; what fits into memory travels to each.
+        Exact list, pair and nb only, for panels of more than 256 genes: address of a scheduler of
+        Dask, or its ``.json``, on whose workers blocks of so many are fitted, each in
+        ``max_memory``. They read features on disk where these are, and counts that do not fit from
+        a file in ``TMPDIR``, so both must be on a disk that all see; what fits into memory travels
+        to each.
     finetune
         Train the encoder too: ``"lora"``, ``"last-2"`` (or another number of blocks), ``"full"``,
         ``"frozen"``, or a `strank.neural.recipe.Finetune`. A single network is trained.

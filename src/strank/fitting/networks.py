@@ -48,7 +48,7 @@ MakeHead = Callable[[int, int], nn.Module]
 # Counts that may be dense: a quarter of a GiB, or an eighth of the memory if that is less.
 _FEW_COUNTS = 2**26
 # Spots at a time, of features on disk; and those that tell the level of genes.
-_ROWS, _MEASURED = 8192, 65536
+_ROWS, _LEVEL_SPOTS = 8192, 65536
 
 
 @dataclass(frozen=True)
@@ -344,8 +344,8 @@ def start_head(
         # Where the objective does not know a level, there is nothing to train.
         head.level.requires_grad_(objective.start_level is not None)
         if objective.start_level is not None:
-            some = rows[:: -(-len(rows) // _MEASURED)]
-            level = objective.start_level(spots.counts[some], spots.offset[some])
+            sample = rows[:: -(-len(rows) // _LEVEL_SPOTS)]
+            level = objective.start_level(spots.counts[sample], spots.offset[sample])
             head.level.data.copy_(level)
     return head, loss
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import ceil
@@ -43,7 +42,8 @@ _MOST_GENES = {"cpu": 1024, "cuda": 8192}
 _FEWEST_GENES = 128
 # Two copies of the features may take this part of the memory each; a block of rows, that.
 _COPY, _READ = 0.3, 0.02
-# As many travel to a worker: fewer pay less for what all genes share, more balance worse.
+# Genes that a worker fits at a time: of fewer each pays more for what they share, of more some
+# workers wait for others.
 _SENT_GENES = 256
 # Rotating the features pays when at least a gene is fitted for so many spots: in about 15
 # evaluations, turning weights and gradients instead takes as long.
@@ -95,6 +95,8 @@ class Design:
             raise ValueError(f"objective must be one of {_OBJECTIVES}; got {objective!r}")
         if n_partners is not None and n_partners < 1:
             raise ValueError(f"n_partners must be at least 1, or None; got {n_partners}")
+        if dask is not None and str(getattr(data.features, "device", "cpu")) != "cpu":
+            raise ValueError("dask is for features in memory or on disk; X is on a GPU")
         self.data, self.objective, self.n_partners, self.seed = data, objective, n_partners, seed
         self.max_memory, self.dask, self.standardize = max_memory, dask, standardize
         self._genes = np.arange(data.counts.shape[1])
@@ -123,6 +125,18 @@ class Design:
         """Number of groups that can be left out."""
         return len(self.moments)
 
+    def _with(self, **changed: Any) -> Design:
+        other = object.__new__(Design)
+        other.__dict__.update(self.__dict__ | changed)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle what workers need: no features besides the rows, axes but not what tells them."""
+        groups = range(self.n_groups if self.n_groups > 1 else 0)
+        geometry = {left_out: self.geometry(left_out) for left_out in (None, *groups)}
+        state = self.__dict__ | {"_geometry": geometry, "moments": [None] * self.n_groups}
+        return state | {"data": replace(self.data, features=None)}
+
     def geometry(self, left_out: int | None) -> Geometry:
         """Scale and axes of all groups but one."""
         if left_out not in self._geometry:
@@ -132,15 +146,15 @@ class Design:
 
     def with_prior(self, roots: Mapping[int | None, Tensor]) -> Design:
         """Return the same with a prior of the weights along the axes, by what is left out."""
-        other = copy(self)
-        other._geometry = {g: self.geometry(g).with_prior(root) for g, root in roots.items()}
-        return other
+        return self._with(
+            _geometry={g: self.geometry(g).with_prior(root) for g, root in roots.items()}
+        )
 
     def with_dispersion(self, dispersion: ArrayLike) -> Design:
         """Return the same with dispersions of a negative binomial, one value or one a gene."""
         if self.objective != "nb":
             raise ValueError(f"dispersion is of objective 'nb'; {self.objective} has none")
-        other, given = copy(self), np.asarray(dispersion, dtype=np.float64)
+        given = np.asarray(dispersion, dtype=np.float64)
         if given.shape not in ((), (self.n_genes,)):
             raise ValueError(
                 f"dispersion must be one value, or one for each of {self.n_genes} genes; got shape "
@@ -148,15 +162,15 @@ class Design:
             )
         if not (np.isfinite(given).all() and (given >= 0).all()):
             raise ValueError("dispersion must not be negative, and must be finite")
-        other.dispersion = np.broadcast_to(given, self.n_genes)
-        return other
+        return self._with(dispersion=np.broadcast_to(given, self.n_genes))
 
     def of_genes(self, index: NDArray[np.intp]) -> Design:
         """Return the same with some of the genes."""
-        other = copy(self)
-        other._genes = self._genes[index]
-        other.dispersion, other.gene_counts = self.dispersion[index], self.gene_counts[index]
-        return other
+        return self._with(
+            _genes=self._genes[index],
+            dispersion=self.dispersion[index],
+            gene_counts=self.gene_counts[index],
+        )
 
     def each_block(
         self, work: Callable[[Block], _T], advance: Callable[[int], object] | None = None
@@ -171,7 +185,7 @@ class Design:
         # Genes are cut out of columns, and spots of rows.
         whole = len(blocks) == 1 and n_genes == self.data.counts.shape[1]
         call = partial(_of_block, self, work, whole)
-        if self.dask is None:
+        if self.dask is None or len(blocks) == 1:
             results = in_parallel(call, blocks, self._n_threads)
         else:
             results = on_workers(call, blocks, self.dask)
@@ -311,15 +325,15 @@ class Design:
             held += (1 + self._n_threads) * rows.n_bytes
         # Numbers of 8 bytes that a gene needs: of the solver, whose history is there twice while
         # genes leave it, of its sums, and of one section.
-        each = n_axes * (4 * STEPS_KEPT + 16) + p * (n_groups + 3) + 6 * longest
+        numbers = n_axes * (4 * STEPS_KEPT + 16) + p * (n_groups + 3) + 6 * longest
         if self.objective != "list":
-            each += n + 8 * longest
+            numbers += n + 8 * longest
         if not sparse.issparse(self.data.counts):  # values, spots, and both again as rows
-            each += 3 * self.data.counts.nnz // self.n_genes
-        width = int((self._budget - held) // (8 * each * self._n_threads))
+            numbers += 3 * self.data.counts.nnz // self.n_genes
+        width = int((self._budget - held) // (8 * numbers * self._n_threads))
         if width < 1:
             told = f"too little for {p} features and {longest} spots at once: a single gene"
-            raise TooLittleMemory(self.max_memory, told, (held + 8 * each) / 2**30)
+            raise TooLittleMemory(self.max_memory, told, (held + 8 * numbers) / 2**30)
         return min(width, _MOST_GENES.get(rows.device.type, 8192))
 
 
@@ -384,24 +398,33 @@ def in_parallel(
 
 
 # A fit turns to workers several times.
-_say_once = cache(partial(print, file=sys.stderr))
+_say_once = cache(lambda text: print(text, file=sys.stderr))
 
 
 def on_workers(work: Callable[[slice], _T], blocks: Iterable[slice], dask: str) -> Iterator[_T]:
     """Yield the results of blocks of genes in their order, each from a worker of Dask."""
 
-    def lost(numbered: tuple[int, slice], told: str) -> Any:
+    def lost(numbered: tuple[int, slice], _: str) -> Any:
         genes = numbered[1]
-        raise InputError(f"genes {genes.start + 1} to {genes.stop} of the panel: {told}")
+        raise InputError(
+            f"workers were lost at a block of {genes.stop - genes.start} genes more than once "
+            "(killed, or out of memory); start workers with more memory, or lower `max_memory`"
+        )
 
     waiting: dict[int, _T] = {}
-    expected, there = 0, Where(dask=dask)
-    found = each(partial(_numbered, work), enumerate(blocks), there, say=_say_once, lost=lost)
-    for number, result in found:
-        waiting[number] = result
-        while expected in waiting:
-            yield waiting.pop(expected)
-            expected += 1
+    expected, where = 0, Where(dask=dask)
+    found = each(partial(_numbered, work), enumerate(blocks), where, say=_say_once, lost=lost)
+    try:
+        for number, result in found:
+            waiting[number] = result
+            while expected in waiting:
+                yield waiting.pop(expected)
+                expected += 1
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: not within reach of a worker of Dask ({error.strerror}); put "
+            "features on a disk that all workers see"
+        ) from error
 
 
 def _numbered(work: Callable[[slice], _T], numbered: tuple[int, slice]) -> tuple[int, _T]:

@@ -85,9 +85,10 @@ class STRankRegressor(RegressorMixin, BaseEstimator):
         three) and the result. Genes are fitted in blocks that fit, and features that do not fit
         are read whenever they are needed.
     dask
-        Address of a scheduler of Dask, or its file, on whose workers blocks of genes are fitted,
-        each within ``max_memory``; in this process if ``None``. Features and counts in memory
-        travel to each worker; those that are read by rows or genes must be within reach of all.
+        Address of a scheduler of Dask, or its file, on whose workers blocks of 256 genes are
+        fitted, each within ``max_memory``; in this process if ``None``, or where one block is all.
+        Features and counts in memory travel to each worker; those that are read by rows or genes
+        must be within reach of all.
     seed
         Of the draw of partners.
     verbose
