@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import pairwise
 from math import ceil
 from typing import Any, TypeVar
 
@@ -274,15 +275,12 @@ class Design:
 
     def _section_weight(self) -> list[float]:
         """Part of the counts that a section has of the average gene."""
-        codes, counts = self.data.section, self.data.counts
-        member = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-        weight, self.gene_counts = np.zeros(member.shape[0]), np.zeros(len(self._genes))
-        width = len(self._genes) if sparse.issparse(counts) else _FEWEST_GENES
-        for start in range(0, len(self._genes), width):
-            genes = slice(start, start + width)
-            totals = (member @ (counts if sparse.issparse(counts) else counts[:, genes])).tocsc()
-            self.gene_counts[genes] = np.asarray(totals.sum(0)).ravel()
-            weight += np.asarray(totals @ (1 / np.maximum(self.gene_counts[genes], 1.0))).ravel()
+        counts, bounds = self.data.counts, self.data.bounds
+        rows = (slice(*pair) for pair in pairwise(bounds))
+        # Sparse matrices of float32 would sum in it.
+        totals = np.stack([np.ones(r.stop - r.start) @ counts[r] for r in rows])
+        self.gene_counts = totals.sum(0)
+        weight = totals @ (1 / np.maximum(self.gene_counts, 1.0))
         return (weight if weight.any() else np.ones_like(weight)).tolist()
 
     def _stored_rows(self) -> Rows:
