@@ -198,7 +198,7 @@ def contents(folder: Path, pattern: str) -> dict[str, bytes]:
 def embedding(root: Path, work: Path) -> tuple[list, str, str]:
     shutil.copytree(root / "bare", work / "cohort", dirs_exist_ok=True)
     command = ["embed", work / "cohort", "--workers", 2]
-    return command, "cohort/features/*/.*.part.h5ad", "cohort/features/*/*.h5ad"
+    return command, "cohort/features/*/*.h5ad", "cohort/features/*/*.h5ad"
 
 
 def comparing(root: Path, work: Path) -> tuple[list, str, str]:
