@@ -13,18 +13,20 @@ from strank.errors import InputError
 fit = partial(strank.fit, encoder="mine", n_genes=3)
 
 
+@pytest.mark.parametrize("verb", [fit, strank.cross_validate])
 @pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("cohort", r"^cohort: no such folder|mapping of names, as `strank\.read_"),
-        (["C2"], "got str"),
-        (None, r"mapping of names, as `strank\.read_"),
-    ],
+    ("given", "message"), [(["C2"], "got str"), (None, r"mapping of names, as `strank\.read_")]
 )
-def test_sections_come_as_objects(given, message):
-    for verb in (fit, strank.cross_validate):
-        with pytest.raises(InputError, match=message):
-            verb(given)
+def test_sections_come_as_objects(verb, given, message):
+    with pytest.raises(InputError, match=message):
+        verb(given)
+
+
+def test_a_fit_takes_a_folder_and_an_evaluation_objects():
+    with pytest.raises(InputError, match=r"^cohort: no such folder"):
+        fit("cohort")
+    with pytest.raises(InputError, match=r"mapping of names, as `strank\.read_"):
+        strank.cross_validate("cohort")
     with pytest.raises(InputError, match="no sections are given"):
         fit({})
 

@@ -56,7 +56,7 @@ def _collect_slides(output: Path, as_json: bool) -> None:
 
 def _look_through(cohort: Path, as_json: bool) -> None:
     from strank.cohort.folder import digest_of, features_path, section_names
-    from strank.encoders.stored import what_lacks
+    from strank.encoders.stored import fault_of
 
     encoders = sorted(path.name for path in (cohort / "features").iterdir() if path.is_dir())
     if not encoders:
@@ -65,7 +65,7 @@ def _look_through(cohort: Path, as_json: bool) -> None:
     lines, done, bad = [], list[Path](), dict[str, str]()
     for encoder in encoders:
         paths = {name: features_path(cohort, encoder, name) for name in digests}
-        lacks = {name: what_lacks(path, digests[name]) for name, path in paths.items()}
+        lacks = {name: fault_of(path, digests[name]) for name, path in paths.items()}
         bad |= {f"{name} of {encoder}": why for name, why in lacks.items() if why}
         whole = [paths[name] for name, why in lacks.items() if not why]
         lines.append(f"{encoder}: {len(whole)} of {len(paths)} sections have their features.")

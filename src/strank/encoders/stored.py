@@ -46,8 +46,8 @@ def lacks(path: Path, encoder: Encoder, spots_sha256: str | None, dtype: str | N
     return None
 
 
-def what_lacks(path: Path, spots_sha256: str | None) -> str:
-    """Say whether features are missing, damaged, or of changed spots; empty if they are whole."""
+def fault_of(path: Path, spots_sha256: str | None) -> str:
+    """Say what is wrong with features, of whatever encoder; empty for nothing."""
     if not path.is_file():
         return "missing"
     try:
