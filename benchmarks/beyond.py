@@ -46,8 +46,8 @@ class Size(NamedTuple):
     patients: int = 2
 
 
-FULL = Size(96, 1000, 512, 6000, (50, 1000), 0.16)
-QUICK = Size(24, 400, 128, 2000, (50, 200), 0.03)
+FULL = Size(96, 1000, 512, 6000, (50, 1000), 0.2)
+QUICK = Size(24, 400, 128, 2000, (50, 200), 0.05)
 
 
 def simulate(folder: Path, size: Size) -> int:

@@ -249,15 +249,16 @@ class Rows:
         last = self._last
         if last is not None and last[0] == block:
             return last[1]
+        self._last = None  # before another takes memory
         part = self.source[block]
         if not isinstance(part, Tensor):
             part = np.asarray(part)
             # torch shares the memory of an array, and warns where that cannot be written to.
             part = torch.from_numpy(part if part.flags.writeable else part.copy())
-        part = part.to(self.dtype)
-        if self.unit is not None:
-            part = part * self.unit.to(self.dtype)
-        if self.centre is not None:
-            part = part - self.centre.to(self.dtype)
+        copied, part = part.dtype != self.dtype, part.to(self.dtype)
+        for change, values in ((torch.mul, self.unit), (torch.sub, self.centre)):
+            if values is not None:
+                part = change(part, values.to(self.dtype), out=part if copied else None)
+                copied = True
         self._last = (block, part)
         return part

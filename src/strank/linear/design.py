@@ -68,7 +68,7 @@ class Block:
     """Counts of genes that are fitted together, summed once for all fits of them."""
 
     genes: slice  #: columns, among those of all
-    counts: sparse.csr_matrix  #: ``[n_spots, n_genes]``
+    counts: Any  #: ``[n_spots, n_genes]``, of which sections are read
     xtc: Tensor  #: features summed over counts, ``[n_groups, n_features, n_genes]``
     totals: Tensor  #: ``[n_sections, n_genes]``
     expressed: Tensor  #: spots of a section with any count, ``[n_sections, n_genes]``
@@ -197,15 +197,11 @@ class Design:
 
     def block(self, genes: slice, counts: Any) -> Block:
         """Sum up the counts of some genes, out of those of all, section by section."""
-        counts, rows = (
-            _genes_of(counts, self._genes[genes]),
-            replace(self.rows, dtype=torch.float64),
-        )
-        totals = torch.zeros(
-            rows.n_sections, counts.shape[1], dtype=torch.float64, device=rows.device
-        )
+        index, rows = self._genes[genes], replace(self.rows, dtype=torch.float64)
+        counts, shape = _genes_of(counts, index), (rows.n_sections, len(index))
+        totals = torch.zeros(shape, dtype=torch.float64, device=rows.device)
         expressed = totals.clone()
-        xtc = totals.new_zeros(self.n_groups, rows.n_features, counts.shape[1])
+        xtc = totals.new_zeros(self.n_groups, rows.n_features, len(index))
         for s, group in enumerate(self.data.group.tolist()):
             tile = dense(counts, rows, s)
             totals[s], expressed[s] = tile.sum(0), (tile > 0).sum(0)
@@ -259,7 +255,7 @@ class Design:
         every = enumerate(self.data.group.tolist())
         return [s for s, group in every if group in groups and self.rows.size(s) > 1]
 
-    def _likelihood(self, genes: slice, counts: sparse.csr_matrix, totals: Tensor) -> Likelihood:
+    def _likelihood(self, genes: slice, counts: Any, totals: Tensor) -> Likelihood:
         if self.objective == "list":
             return ListLikelihood(self.offset, totals)
         tiles = [dense(counts, self.rows, s) for s in range(self.rows.n_sections)]
@@ -287,8 +283,8 @@ class Design:
         source = self.data.features
         # Features of half precision are stored so; products in it would lose the gradient.
         single = str(source.dtype).removeprefix("torch.") in ("float16", "bfloat16", "float32")
-        block = max(1, int(_READ * self._budget) // (8 * source.shape[1]))
         dtype = torch.float32 if single else torch.float64
+        block = max(1, int(_READ * self._budget) // (dtype.itemsize * source.shape[1]))
         return Rows(source, self.data.bounds, block=block, dtype=dtype)
 
     def _copied(self, rows: Rows) -> Rows:
@@ -319,15 +315,14 @@ class Design:
         n_axes = min(n, p)
         # Moments, axes and prior of each group that can be left out.
         held = (4 * n_groups + 6) * p * n_axes * 8
-        if rows.centre is None:
-            held += (1 + self._n_threads) * rows.n_bytes
+        # Copies of the features; or a block of them, as it is read and in float64.
+        read = 12 * min(rows.block, longest) * p
+        held += read if rows.centre is not None else (1 + self._n_threads) * rows.n_bytes
         # Numbers of 8 bytes that a gene needs: of the solver, whose history is there twice while
         # genes leave it, of its sums, and of one section.
         numbers = n_axes * (4 * STEPS_KEPT + 16) + p * (n_groups + 3) + 6 * longest
         if self.objective != "list":
             numbers += n + 8 * longest
-        if not sparse.issparse(self.data.counts):  # values, spots, and both again as rows
-            numbers += 3 * self.data.counts.nnz // self.n_genes
         width = int((self._budget - held) // (8 * numbers * self._n_threads))
         if width < 1:
             told = f"too little for {p} features and {longest} spots at once: a single gene"
@@ -340,14 +335,27 @@ def _of_block(design: Design, work: Callable[[Block], _T], whole: bool, genes: s
     return work(design.block(genes, stored))
 
 
-def _genes_of(counts: Any, index: NDArray[np.intp]) -> sparse.csr_matrix:
+@dataclass(frozen=True)
+class _GenesOnDisk:
+    """Some genes of all; those of a section are read whenever they are asked for."""
+
+    counts: Any
+    index: NDArray[np.intp]
+
+    def __getitem__(self, spots: slice) -> sparse.csr_matrix:
+        return self.counts[spots, self.index]
+
+
+def _genes_of(counts: Any, index: NDArray[np.intp]) -> Any:
     """Cut genes out of all; those side by side by a slice, which is faster."""
+    if not sparse.issparse(counts):
+        return _GenesOnDisk(counts, index)
     beside = len(index) > 0 and index[-1] - index[0] == len(index) - 1
     genes = slice(int(index[0]), int(index[-1]) + 1) if beside else index
     return counts[:, genes].tocsr()
 
 
-def dense(counts: sparse.csr_matrix, rows: Rows, section: int) -> Tensor:
+def dense(counts: Any, rows: Rows, section: int) -> Tensor:
     """Make the counts of a section dense, on the device of the rows."""
     return torch.as_tensor(np.asarray(counts[rows.of(section)].todense())).to(rows.device).double()
 

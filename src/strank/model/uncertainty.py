@@ -42,7 +42,7 @@ _LEAST_LEFT = 0.2
 # so many scores, but at least and at most so many.
 _DRAWS, _VALUES, _SPOTS = 400, 1_000_000, (200, 2000)
 # Spots at a time, whose features are copied.
-_ROWS = 8192
+_ROWS = 2048
 # What the common size weighs beside a gene's and an axis' own, in values.
 _COMMON = 10.0
 
