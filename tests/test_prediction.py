@@ -21,7 +21,7 @@ from strank.errors import InputError
 from strank.model.novelty import fit_novelty, novelty_of
 from strank.model.rank_model import RankModel
 from strank.neural.heads import ContextHead, LinearHead
-from strank.prediction import grid_facts, novelty_warning, predict, predict_slide, tile_grid
+from strank.prediction import grid_of, novelty_warning, predict, predict_slide, tile_grid
 from strank.slides.pixels import ArrayPixels
 from strank.slides.slide import Slide, open_slide
 
@@ -74,7 +74,7 @@ def test_a_score_is_of_the_window_around_its_tile(slide, model, pixels):
     means = np.array([pixels[y : y + 50, x : x + 50].mean((0, 1)) for x, y in corners])
     expected = (means - means.mean(0))[:, [0, 2]] * [1, -1]
     np.testing.assert_allclose(predictions.X, expected, atol=1e-2)
-    assert predictions.uns["strank"] == grid_facts(slide, model) | {"ignored": ""}
+    assert predictions.uns["strank"] == grid_of(slide, model) | {"ignored": ""}
     assert predictions.uns["strank"]["stride_um"] == 100
 
 
@@ -102,8 +102,8 @@ def test_a_dense_map_changes_no_score(slide, stride):
 
 def test_a_head_that_looks_at_neighbours_gets_them_as_far_as_in_training(slide, model):
     around = RankModel(ContextHead(3, 2), model.panel, model.encoder, PROVENANCE)
-    assert grid_facts(slide, around)["stride_um"] == 200
-    assert grid_facts(slide, around, stride_um=50.0)["stride_um"] == 50
+    assert grid_of(slide, around)["stride_um"] == 200
+    assert grid_of(slide, around, 50.0)["stride_um"] == 50
 
 
 @pytest.mark.parametrize("stride", [0, -5, 1.9, float("nan"), float("inf")])
@@ -111,7 +111,7 @@ def test_a_stride_below_a_pixel_is_refused(slide, model, stride):
     with pytest.raises(
         InputError, match=r"`stride_um` must be at least a pixel of made.png \(2 µm\)"
     ):
-        grid_facts(slide, model, stride_um=stride)
+        grid_of(slide, model, stride_um=stride)
 
 
 def test_more_tiles_than_memory_are_refused(model):
@@ -120,9 +120,9 @@ def test_more_tiles_than_memory_are_refused(model):
     huge = Slide(source, 0.25, Path("huge.svs"))
     wide = RankModel(model.head, model.panel, {**model.encoder, "n_features": 1536}, PROVENANCE)
     with pytest.raises(InputError, match=r"500,000,000 tiles on huge\.svs.* 2861 GiB; 19 µm"):
-        grid_facts(huge, wide, stride_um=1.0)
+        grid_of(huge, wide, stride_um=1.0)
     # What the message offers is possible.
-    assert grid_facts(huge, wide, stride_um=19)["stride_um"] == 19
+    assert grid_of(huge, wide, stride_um=19)["stride_um"] == 19
 
 
 def test_tissue_unlike_the_training_is_told(slide, model, pixels):

@@ -17,6 +17,7 @@ from .linear.regressor import STRankRegressor as STRankRegressor
 from .linear.regressor_cv import STRankRegressorCV as STRankRegressorCV
 from .model.rank_model import RankModel as RankModel
 from .prediction import predict as predict
+from .slide_features import embed_slides as embed_slides
 from .studies.benchmark.runner import benchmark as benchmark
 from .studies.hest_benchmark import hest_benchmark as hest_benchmark
 from .version import __version__ as __version__

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,51 +13,40 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
 
 from strank.cohort.in_memory import name_of
-from strank.cohort.library import add_library
-from strank.cohort.store import read_h5ad, read_section, write_h5ad
+from strank.cohort.store import read_h5ad, write_h5ad
 from strank.encoders.backbone import BackboneEncoder, on_gpu
 from strank.encoders.base import Encoder, encoder_facts
 from strank.encoders.registry import get_encoder
 from strank.encoders.tiles import check_scale, embed_spots
-from strank.errors import InputError, some
+from strank.errors import InputError
 from strank.files import claims, sha256
 from strank.model.novelty import novelty_of, warning_of
 from strank.model.rank_model import RankModel
 from strank.neural.heads import Traits
-from strank.progress import Advance, Say
+from strank.progress import Advance, Bar, Say
+from strank.slide_features import GRID, grid_facts, kept_tiles, lay_tiles
 from strank.slide_runs import (
-    SLIDES,
     SlideEntry,
     Subject,
+    check_done,
     entries_of,
     is_many,
+    open_subject,
     run_slides,
 )
-from strank.slides.slide import Slide, check_override, open_told, picture_for, slide_of
-from strank.slides.tissue import (
-    FLUORESCENCE,
-    find_tissue,
-    is_dark_field,
-    share_within,
-    tile_centres,
-    without_ignored,
-)
+from strank.slides.slide import Slide, check_override
+from strank.slides.tissue import FLUORESCENCE, is_dark_field, without_ignored
 from strank.storage import is_whole
 from strank.version import __version__
 from strank.where import Where
 
-# Features of all tiles stand in memory at once, since a head may subtract their mean; this many
-# bytes of them, were the whole slide tissue.
-_MOST_BYTES = 8 * 2**30
 _FLUORESCENCE = f"{FLUORESCENCE}; do not use this map: give the H&E image of the section"
 
 # Share of a tile that may be padding or ink.
 _CUT = 0.1
-
-# Makes what shows the progress of so many tiles: a context that yields what advances it.
-Bar = Callable[[str, int], AbstractContextManager[Advance | None]]
 
 
 @claims("output")
@@ -68,6 +58,7 @@ def predict(
     um_per_pixel: float | None = None,
     um_per_pixel_override: bool = False,
     stride_um: float | None = None,
+    features: Path | str | None = None,
     encoder: str | Encoder | None = None,
     weights: Path | str | None = None,
     jobs: int = 1,
@@ -104,6 +95,9 @@ def predict(
         µm between tiles; if not given a spot's diameter, or for a head that looks at neighbours the
         distance of spots in training. With a smaller one tiles overlap, and the map is denser: each
         score is still of the window around its own centre.
+    features
+        Folder of `strank.embed_slides`: tiles lie where they lie there, and are scored by these
+        features. No encoder is loaded.
     encoder
         The model's encoder, where it is a ``module:callable`` of your own, or made already.
     weights
@@ -170,7 +164,8 @@ def predict(
     where, tell = Where(jobs, dask, shard), say or (lambda _: None)
     trained = model if model is None or isinstance(model, RankModel) else Path(model)
     scale = (um_per_pixel, um_per_pixel_override)
-    scoring = Scoring(trained, encoder, weights, stride_um, *scale)
+    kept = None if features is None else Path(features)
+    scoring = Scoring(trained, encoder, weights, stride_um, *scale, kept)
     one = None if is_many(slides) else SlideEntry("", slides)
     if where != Where() and (one or output is None):
         raise InputError("`jobs`, `dask` and `shard` are for several slides with an `output`")
@@ -190,10 +185,7 @@ def predict(
     if where.is_here:
         keep, step = partial(_keep_scores, scoring, place, advance), lambda _: None
     done, failed = run_slides(entries, keep, place, where, scoring.facts, tell=tell, advance=step)
-    if failed:
-        told = f"{len(failed)} of {len(done) + len(failed)} slides failed: {some(failed, 20)}"
-        why = place / SLIDES if where.share is None else f"record.json of each in {place}"
-        raise InputError(f"{told}; {why} says why")
+    check_done(done, failed, place, where)
     return {name: Path(row["scores"]) for name, row in done.items()}
 
 
@@ -207,6 +199,7 @@ class Scoring:
     stride_um: float | None = None
     um_per_pixel: float | None = None
     override: bool = False
+    features: Path | None = None
     _made: dict[Path | None, Scorer] = field(default_factory=dict, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -221,10 +214,17 @@ class Scoring:
             if given is None:
                 raise InputError("no `model` is given, nor by the list of slides")
             trained = given if isinstance(given, RankModel) else RankModel.load(given)
-            eyes = encoder_of(trained, encoder=self.encoder, weights=self.weights)
             self._made.clear()
-            self._made[key] = Scorer(trained, on_gpu(eyes)[0], self.stride_um, key)
+            self._made[key] = Scorer(trained, self._seen(trained), self.stride_um, key)
         return self._made[key]
+
+    def _seen(self, model: RankModel) -> Encoder | Path:
+        """Find what gives features: an encoder, or a folder that has them."""
+        if self.features is None:
+            return on_gpu(encoder_of(model, encoder=self.encoder, weights=self.weights))[0]
+        if self.encoder is not None or self.weights is not None:
+            raise InputError("`encoder` and `weights` are not used with `features`: leave them out")
+        return self.features
 
     def open(self, entry: SlideEntry) -> tuple[Slide, AnnData | None, str]:
         """Open a slide at the scale that the list, or the call, says; name it."""
@@ -251,6 +251,7 @@ class Scoring:
             "model_sha256": known,
             "stride_um": self.stride_um,
             "um_per_pixel": self.um_per_pixel,
+            "features": None if self.features is None else str(self.features),
             "strank_version": __version__,
         }
 
@@ -270,11 +271,11 @@ class Scorer:
     def __init__(
         self,
         model: RankModel,
-        encoder: Encoder,
+        source: Encoder | Path,
         stride_um: float | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.model, self.encoder, self.stride_um = model, encoder, stride_um
+        self.model, self.source, self.stride_um = model, source, stride_um
         # A model in memory has no name by which its scores could be known again.
         self.known = {} if folder is None else {"model_sha256": sha256(folder / "model.json")}
 
@@ -309,8 +310,14 @@ class Scorer:
         ``name`` is that of its section, if it is not called as the file. ``check`` is called with
         the number of tiles before the work, and may refuse it.
         """
-        facts = grid_facts(slide, self.model, stride_um=self.stride_um)
-        name = name or slide.path.stem
+        name, source, tiles = name or slide.path.stem, self.source, None
+        if isinstance(source, Path):
+            tiles = kept_tiles(source, name, slide, self.stride_um)
+            grid = {key: tiles.uns["strank"][key] for key in GRID}
+            facts = {"image": str(slide.path.resolve()), **grid}
+        else:
+            check_scale(slide, source)
+            facts = grid_of(slide, self.model, self.stride_um)
         if path is not None:
             facts |= {"image_sha256": sha256(slide.path), **self.known}
             facts["strank_version"] = __version__
@@ -318,19 +325,27 @@ class Scorer:
         if scores is not None:
             check(scores.n_obs)
             return scores, True
-        tiles = tile_grid(
-            slide, self.model, name=name, stride_um=self.stride_um, encoder=self.encoder
-        )
+        tiles = lay_tiles(slide, name, facts) if tiles is None else tiles
         check(tiles.n_obs)
         with bar(f"Scoring tiles of {slide.path.stem}", tiles.n_obs) as advance:
-            clean = without_ignored(slide)
-            scores = predict_slide(clean, self.model, tiles, encoder=self.encoder, advance=advance)
+            scores = self._scored(slide, tiles, advance)
         odd = novelty_warning(scores)
         told = {"warnings": [*self.warnings, *([odd] if odd else [])]}
         scores.uns["strank"] = facts | {"ignored": tiles.uns["strank"]["ignored"]} | told
         if path is not None:
             write_h5ad(scores, path)
         return scores, False
+
+    def _scored(self, slide: Slide, tiles: AnnData, advance: Advance | None) -> AnnData:
+        if not isinstance(self.source, Path):
+            clean = without_ignored(slide)
+            return predict_slide(clean, self.model, tiles, encoder=self.source, advance=advance)
+        encoder = json.loads(tiles.uns["encoder"])
+        self.model.check_encoder(encoder)
+        features, places = np.asarray(tiles.X, np.float32), tiles[:, []].copy()
+        if advance is not None:
+            advance(tiles.n_obs)
+        return score_tiles(slide, self.model, places, features, encoder)
 
 
 def _before(path: Path, name: str, facts: Mapping[str, Any]) -> AnnData | None:
@@ -345,26 +360,6 @@ def _before(path: Path, name: str, facts: Mapping[str, Any]) -> AnnData | None:
     called = set(found.obs.get("section", ())) == {name}
     same = called and not older and all(stored.get(key) == facts[key] for key in facts)
     return found if same else None
-
-
-def open_subject(
-    subject: Subject, um_per_pixel: float | None = None, override: bool = False
-) -> tuple[Slide, AnnData | None]:
-    """Open a slide; of a section, its image and itself."""
-    if isinstance(subject, Slide):
-        if um_per_pixel is not None:
-            raise InputError(f"{subject.path} is open at its scale; leave `um_per_pixel` out")
-        return subject, None
-    if not isinstance(subject, AnnData):
-        path = Path(subject)
-        if path.suffix != ".h5ad":
-            return open_told(path, um_per_pixel, override), None
-        subject = read_section(path)
-    if um_per_pixel is not None:
-        raise InputError(
-            f"section {name_of(subject)} knows its µm per pixel; leave `um_per_pixel` out"
-        )
-    return slide_of(subject), subject
 
 
 def novelty_warning(scores: AnnData) -> str:
@@ -387,34 +382,18 @@ def ignored_part(scores: AnnData) -> str:
     return str(scores.uns["strank"].get("ignored", ""))
 
 
-def grid_facts(slide: Slide, model: RankModel, *, stride_um: float | None = None) -> dict[str, Any]:
-    """State what a grid of tiles hangs on; it becomes ``uns["strank"]``."""
+def grid_of(slide: Slide, model: RankModel, stride_um: float | None = None) -> dict[str, Any]:
+    """State the grid of tiles that a model asks for; it becomes ``uns["strank"]``."""
     diameter = _size_of(model, "spot_diameter_um")
     # A head that looks at neighbours expects them as far away as in training.
     around = Traits.of(model.head).n_neighbours > 0
     usual = _size_of(model, "spot_pitch_um") if around else diameter
-    stride = usual if stride_um is None else stride_um
-    if stride_um is not None and not slide.um_per_pixel <= stride < float("inf"):
-        raise InputError(
-            f"`stride_um` must be at least a pixel of {slide.path} ({slide.um_per_pixel:g} µm); "
-            f"got {stride:g}"
-        )
-    width, height = slide.size
-    positions = width * height * (slide.um_per_pixel / stride) ** 2
-    n_bytes = 4 * positions * int(model.encoder["n_features"])
-    if n_bytes > _MOST_BYTES:
-        raise InputError(
-            f"`stride_um={stride:g}`: up to {positions:,.0f} tiles on {slide.path}, whose features "
-            f"would take {n_bytes / 2**30:.0f} GiB; "
-            f"{np.ceil(10 * stride * (n_bytes / _MOST_BYTES) ** 0.5) / 10:g} µm is possible there"
-        )
-    return {
-        "image": str(slide.path.resolve()),
-        "um_per_pixel": slide.um_per_pixel,
-        # Side of the area that must hold tissue.
-        "tile_um": diameter,
-        "stride_um": stride,
-    }
+    return grid_facts(
+        slide,
+        tile_um=diameter,
+        stride_um=usual if stride_um is None else stride_um,
+        n_features=int(model.encoder["n_features"]),
+    )
 
 
 def _size_of(model: RankModel, what: str) -> float:
@@ -436,25 +415,9 @@ def tile_grid(
     stride_um: float | None = None,
     encoder: Encoder | None = None,
 ) -> AnnData:
-    """Lay tiles of the model's spot size over the tissue: no counts, `grid_facts` in ``uns``."""
+    """Lay tiles of the model's spot size over the tissue: no counts, `grid_of` in ``uns``."""
     check_scale(slide, encoder or encoder_of(model))
-    facts = grid_facts(slide, model, stride_um=stride_um)
-    tissue, tile_um = find_tissue(slide), facts["tile_um"]
-    centres = tile_centres(tissue, stride_um=facts["stride_um"], tile_um=tile_um)
-    if not len(centres):
-        raise InputError(f"{slide.path}: no tile of {tile_um:g} µm is half full of tissue")
-    unseen = share_within(tissue.ignored, tissue.um_per_pixel, centres, tile_um)
-    name = name or slide.path.stem
-    tiles = AnnData(
-        obs=pd.DataFrame(
-            {"section": pd.Categorical([name] * len(centres)), "ignored": unseen},
-            index=pd.Index([f"tile{i}" for i in range(len(centres))]),
-        ),
-        obsm={"spatial": centres / slide.um_per_pixel},
-        uns={"strank": facts | {"ignored": "; ".join(tissue.notes)}},
-    )
-    add_library(tiles, name, picture_for(slide, facts["stride_um"]))
-    return tiles
+    return lay_tiles(slide, name or slide.path.stem, grid_of(slide, model, stride_um))
 
 
 def predict_slide(
@@ -468,9 +431,20 @@ def predict_slide(
     """Embed and score places of a slide: tiles, or spots, with ``obsm["spatial"]`` in pixels."""
     encoder = encoder or encoder_of(model)
     features = embed_spots(slide, np.asarray(tiles.obsm["spatial"]), encoder, advance=advance)
+    return score_tiles(slide, model, tiles, features, encoder_facts(encoder))
+
+
+def score_tiles(
+    slide: Slide,
+    model: RankModel,
+    tiles: AnnData,
+    features: NDArray,
+    facts: Mapping[str, Any],
+) -> AnnData:
+    """Score places of a slide by features, and the facts of what gave these."""
     spots = tiles.copy()
-    spots.obsm[encoder.name] = features
-    spots.uns[encoder.name] = encoder_facts(encoder)
+    spots.obsm[facts["name"]] = features
+    spots.uns[facts["name"]] = dict(facts)
     predictions = model.predict(spots)
     if model.novelty is not None:
         far = novelty_of(features, model.novelty)

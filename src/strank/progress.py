@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from strank.errors import printable
 
 Advance = Callable[[int], object]
+# Makes what shows the progress of so many tiles: a context that yields what advances it.
+Bar = Callable[[str, int], AbstractContextManager[Advance | None]]
 Say = Callable[[str], object]
 
 

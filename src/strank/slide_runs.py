@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -14,10 +15,11 @@ import pandas as pd
 from anndata import AnnData
 
 from strank.cohort.in_memory import name_of
+from strank.cohort.store import read_section
 from strank.errors import InputError, some
 from strank.files import read_facts, read_written, write_json, write_table
 from strank.progress import Advance, Say
-from strank.slides.slide import Slide
+from strank.slides.slide import Slide, open_told, slide_of
 from strank.storage import Claim
 from strank.units import Outcome, outcomes
 from strank.version import __version__
@@ -29,7 +31,10 @@ _Kind = TypeVar("_Kind", bound=Subject)
 # What is kept of every slide of a run.
 SLIDES = "slides.csv"
 _KNOWN = ["name", "slide", "state"]
-_FOUND = ["scores", "n_tiles", "odd_share", "warnings", "seconds", "error"]
+_FOUND = {
+    "slides": ["scores", "n_tiles", "odd_share", "warnings", "seconds", "error"],
+    "features": ["features", "n_tiles", "warnings", "seconds", "error"],
+}
 RUN, _RECORD = "run.json", "record.json"
 _MISSING = "not done: no record of this run; start its share again"
 
@@ -63,6 +68,14 @@ def entries_of(slides: Any, output: Path | str | None) -> list[SlideEntry]:
     """Name slides: those of a table or its file, or of a list or mapping."""
     if isinstance(slides, (str, Path, pd.DataFrame)):
         return slides_of_manifest(slides)
+    if not isinstance(slides, Mapping):
+        slides = list(slides)
+        files = (Path(given) for given in slides if isinstance(given, (str, Path)))
+        table = next((path for path in files if path.suffix == ".csv"), None)
+        if table is not None and len(slides) > 1:
+            raise InputError(f"{table}: give a list of slides alone, and all of them in it")
+        if table is not None:
+            return slides_of_manifest(table)
     return named_slides(slides, output)
 
 
@@ -114,7 +127,7 @@ def _entry(row: Mapping[str, str], place: Path) -> SlideEntry:
         path,
         float(scale) if scale and _is_scale(scale) else None,
         str(place / model) if model else None,
-        {k: v for k, v in row.items() if k not in ("path", *_KNOWN, *_FOUND)},
+        {k: v for k, v in row.items() if k not in ("path", *_KNOWN, *chain(*_FOUND.values()))},
     )
 
 
@@ -166,6 +179,26 @@ def _name_of(subject: Subject) -> str:
     return Path(subject.path if isinstance(subject, Slide) else subject).stem
 
 
+def open_subject(
+    subject: Subject, um_per_pixel: float | None = None, override: bool = False
+) -> tuple[Slide, AnnData | None]:
+    """Open a slide; of a section, its image and itself."""
+    if isinstance(subject, Slide):
+        if um_per_pixel is not None:
+            raise InputError(f"{subject.path} is open at its scale; leave `um_per_pixel` out")
+        return subject, None
+    if not isinstance(subject, AnnData):
+        path = Path(subject)
+        if path.suffix != ".h5ad":
+            return open_told(path, um_per_pixel, override), None
+        subject = read_section(path)
+    if um_per_pixel is not None:
+        raise InputError(
+            f"section {name_of(subject)} knows its µm per pixel; leave `um_per_pixel` out"
+        )
+    return slide_of(subject), subject
+
+
 @dataclass(frozen=True)
 class Records:
     """What a run in a folder is made from, and what became of each unit, in a folder of its own."""
@@ -200,7 +233,9 @@ class Records:
             raise InputError(f"{folder}: no run of units to collect ({RUN} is not there)")
         content = read_facts(path)
         try:
-            return cls(folder, dict(content["facts"]), dict(content["units"]))
+            facts = dict(content["facts"])
+            _ = _FOUND[facts["kind"]]
+            return cls(folder, facts, dict(content["units"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: not as a run writes it; run again") from error
 
@@ -292,16 +327,26 @@ def run_slides(
     return {name: done[name] for name in order if name in done}, failed
 
 
+def check_done(
+    done: Mapping[str, Any], failed: Mapping[str, str], output: Path, where: Where
+) -> None:
+    """Raise if slides of a run failed, after all others."""
+    if failed:
+        told = f"{len(failed)} of {len(done) + len(failed)} slides failed: {some(failed, 20)}"
+        why = output / SLIDES if where.share is None else f"{_RECORD} of each in {output}"
+        raise InputError(f"{told}; {why} says why")
+
+
 def write_slides(records: Records) -> pd.DataFrame:
     """Make the table of what became of each slide, from the records."""
-    rows = []
+    rows, columns = [], _FOUND[records.facts["kind"]]
     for name, record in records.read().items():
         known, found = records.units[name], record["result"] or {}
         row = {"name": name, "slide": known["slide"], "state": record["state"], **known["carried"]}
-        row |= {column: found.get(column) for column in _FOUND}
+        row |= {column: found.get(column) for column in columns}
         row |= {"seconds": record["seconds"], "error": record["error"]}
         rows.append(row | {"warnings": "; ".join(found.get("warnings", ()))})
-    carried = dict.fromkeys(column for row in rows for column in row if column not in _FOUND)
-    table = pd.DataFrame(rows, columns=[*carried, *_FOUND]).astype({"n_tiles": "Int64"})
+    carried = dict.fromkeys(column for row in rows for column in row if column not in columns)
+    table = pd.DataFrame(rows, columns=[*carried, *columns]).astype({"n_tiles": "Int64"})
     write_table(records.folder / SLIDES, table)
     return table

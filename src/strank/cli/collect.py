@@ -22,8 +22,8 @@ _Output = Annotated[
 def collect(output: _Output, as_json: Json = False) -> None:
     """Put together what shares ([bold]--shard[/]) have done; name what failed or is missing.
 
-    Of [bold]predict[/] slides.csv and the page are written, of [bold]embed[/] the features of each
-    encoder are looked through. Exit code 1 if something is not done.
+    Of [bold]predict[/] slides.csv and the page are written; of [bold]embed[/] slides.csv, or of a
+    cohort the features of each encoder are looked through. Exit code 1 if something is not done.
 
     [bold]Example:[/] strank collect slides
 
@@ -37,11 +37,13 @@ def collect(output: _Output, as_json: Json = False) -> None:
 
 def _collect_slides(output: Path, as_json: bool) -> None:
     need("jinja2")
-    from strank.slide_runs import Records, write_slides
+    from strank.slide_runs import SLIDES, Records, write_slides
 
     with claimed(output):
-        table = write_slides(Records.of(output))
-        written = pages(output)
+        records = Records.of(output)
+        table = write_slides(records)
+        scored = records.facts["kind"] == "slides"
+        written = pages(output) if scored else [output / SLIDES]
     states = {str(state): int(n) for state, n in table["state"].value_counts().items()}
     bad = table[table["state"] != "done"]
     finish(

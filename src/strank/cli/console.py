@@ -39,6 +39,12 @@ Shard = Annotated[
     str | None,
     typer.Option(help="Only this share, as 2/8, or slurm: that of the array's task."),
 ]
+Mpp = Annotated[
+    float | None, typer.Option(help="µm per pixel of the slides, if the files do not say it.")
+]
+MppOverride = Annotated[
+    bool, typer.Option("--mpp-override", help="Take --mpp even where the files say another scale.")
+]
 
 # Arguments of the library whose option is called otherwise.
 _OPTIONS = {

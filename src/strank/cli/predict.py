@@ -13,6 +13,8 @@ from strank.cli.console import (
     Dask,
     FewJobs,
     Json,
+    Mpp,
+    MppOverride,
     Shard,
     fail,
     finish,
@@ -56,15 +58,13 @@ _Genes = Annotated[
         f"the first {_PICTURES} if not given."
     ),
 ]
-_Mpp = Annotated[
-    float | None, typer.Option(help="µm per pixel of the slides, if the files do not say it.")
-]
-_Override = Annotated[
-    bool, typer.Option("--mpp-override", help="Take --mpp even where the files say another scale.")
-]
 _Stride = Annotated[
     float | None,
     typer.Option(help="µm between tiles; a spot's diameter if not given, less is denser."),
+]
+_Features = Annotated[
+    Path | None,
+    typer.Option(help="Folder of `strank embed SLIDES`: score its tiles by their features."),
 ]
 _Encoder = Annotated[
     str | None,
@@ -85,9 +85,10 @@ def predict_command(
     output: _Output,
     model: _Model = None,
     genes: _Genes = None,
-    mpp: _Mpp = None,
-    mpp_override: _Override = False,
+    mpp: Mpp = None,
+    mpp_override: MppOverride = False,
     stride: _Stride = None,
+    features: _Features = None,
     encoder: _Encoder = None,
     weights: _Weights = None,
     spatialdata: _Spatialdata = False,
@@ -109,6 +110,8 @@ def predict_command(
 
     [bold]Example:[/] strank predict slides.csv --model model -o slides --jobs 4
 
+    [bold]Example:[/] strank predict slides.csv --features tiles --model model -o slides
+
     [bold]Example:[/] strank predict strank-demo/cohort/D1.h5ad --model strank-demo/model -o section
     (observed beside predicted)
     """
@@ -123,10 +126,8 @@ def predict_command(
 
     check_override(mpp, mpp_override)
     where = Where(jobs, dask, shard)
-    if table is not None and len(slides) > 1:
-        raise InputError(f"{table}: give a list of slides alone, and all of them in it")
-    entries = entries_of(table or slides, output)
-    scoring = Scoring(model, encoder, weights, stride, mpp, mpp_override)
+    entries = entries_of(slides, output)
+    scoring = Scoring(model, encoder, weights, stride, mpp, mpp_override, features)
     drawn = split_names(genes)
     if any(entry.model is None for entry in entries):
         scorer = scoring.scorer()

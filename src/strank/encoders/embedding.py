@@ -34,11 +34,15 @@ class Embedded:
     done_before: bool
 
 
-def encoder_to_embed(name: str, weights: Path | str | None = None) -> Encoder:
+def encoder_to_embed(encoder: str | Encoder, weights: Path | str | None = None) -> Encoder:
     """Load an encoder; what its network and the reading of images need is missed at once."""
-    if (library := library_of(name)) is not None:
+    if not isinstance(encoder, str):
+        if weights is not None:
+            raise InputError("`weights` are for an encoder that is given by its name")
+        return encoder
+    if (library := library_of(encoder)) is not None:
         need("cv2", "pyvips", library)
-    return get_encoder(name, weights=None if weights is None else Path(weights))
+    return get_encoder(encoder, weights=None if weights is None else Path(weights))
 
 
 def embed(
@@ -144,10 +148,7 @@ def embed(
     True
     """
     how: dict[str, Any]
-    if isinstance(encoder, str):
-        encoder = encoder_to_embed(encoder, weights)
-    elif weights is not None:
-        raise InputError("`weights` are for an encoder that is given by its name")
+    encoder = encoder_to_embed(encoder, weights)
     where = Where(jobs, dask, shard)
     check_dtype(dtype)
     if not isinstance(cohort, (Path, str)):
