@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -114,9 +113,7 @@ def run(folder: Path, n_genes: int, budget: float) -> tuple[dict[str, float], Ra
     """Fit in a process of its own."""
     out = folder / f"model-{n_genes}-{budget:g}"
     command = [sys.executable, __file__, str(folder), "--one", str(n_genes), str(budget), str(out)]
-    # Freed memory goes back, so that the peak is that of what is held.
-    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "1000000"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1]), RankModel.load(out)
 
 

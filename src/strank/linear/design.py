@@ -318,9 +318,9 @@ class Design:
         # Copies of the features; or a block of them, as it is read and in float64.
         read = 12 * min(rows.block, longest) * p
         held += read if rows.centre is not None else (1 + self._n_threads) * rows.n_bytes
-        # Numbers of 8 bytes that a gene needs: of the solver, whose history is there twice while
-        # genes leave it, of its sums, and of one section.
-        numbers = n_axes * (4 * STEPS_KEPT + 16) + p * (n_groups + 3) + 6 * longest
+        # Numbers of 8 bytes that a gene needs: of the solver and its history, of its sums, and of
+        # one section.
+        numbers = n_axes * (2 * STEPS_KEPT + 18) + p * (n_groups + 3) + 6 * longest
         if self.objective != "list":
             numbers += n + 8 * longest
         width = int((self._budget - held) // (8 * numbers * self._n_threads))

@@ -122,7 +122,7 @@ def descend(
         if (~going).sum() >= _WORTH_SELECTING * len(going):
             result.put(active[~going], now.genes(~going))
             active, problem, now = active[going], problem.genes(going), now.genes(going)
-            search = search.genes(going)
+            search.keep(going)
     result.put(active, now)
     return result
 
@@ -147,17 +147,13 @@ class _Search:
         slope = vecdot(direction, now.gradient, dim=0)
         return cls(inverse, direction, slope, torch.ones_like(slope), [], [], [])
 
-    def genes(self, index: Tensor) -> Self:
-        return replace(
-            self,
-            inverse=self.inverse[:, index],
-            direction=self.direction[:, index],
-            slope=self.slope[index],
-            length=self.length[index],
-            steps=[step[:, index] for step in self.steps],
-            changes=[change[:, index] for change in self.changes],
-            curvatures=[curvature[index] for curvature in self.curvatures],
-        )
+    def keep(self, index: Tensor) -> None:
+        """Keep some of the genes; one after the other, so that nothing is there twice."""
+        for name in ("inverse", "direction", "slope", "length"):
+            setattr(self, name, getattr(self, name)[..., index])
+        for memory in (self.steps, self.changes, self.curvatures):
+            for place, past in enumerate(memory):
+                memory[place] = past[..., index]
 
     def step(self, problem: Problem, now: Optimum) -> None:
         """Try the step of every gene; take it where it did not go too far."""
