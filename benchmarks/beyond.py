@@ -46,7 +46,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(96, 1000, 512, 6000, (50, 1000), 0.2)
-QUICK = Size(24, 400, 128, 2000, (50, 200), 0.05)
+QUICK = Size(24, 400, 128, 2000, (50, 200), 0.08)
 
 
 def simulate(folder: Path, size: Size) -> int:

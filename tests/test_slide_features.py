@@ -146,10 +146,14 @@ def test_a_slide_that_fails_does_not_stop_the_others(files, tmp_path):
     ("change", "how", "told"),
     [
         ("image", {}, r"features.h5ad: features of another image than .*a.png; embed again$"),
-        ("", {"um_per_pixel": 2.5}, r"features at 2 µm per pixel, and 2.5 are asked for"),
-        ("", {"stride_um": 50.0}, r"features of tiles every 100 µm, and 50 are asked for"),
+        ("", {"um_per_pixel": 2.5}, r"features at 2 µm per pixel, and .*a.png is at 2.5; embed"),
+        ("", {"stride_um": 50.0}, r"features of tiles every 100 µm, and not 50; embed again, or"),
         ("none", {}, r"a.features.h5ad: no such file; embed the slide with `strank embed"),
-        ("other", {}, r"no features of tiles as `strank embed` writes them of slides"),
+        ("other", {}, r"no features of tiles, as `strank embed` writes them of slides"),
+        ("no JSON", {}, r"no features of tiles, as `strank embed` writes them of slides"),
+        ("no places", {}, r"no features of tiles, as `strank embed` writes them of slides"),
+        ("width", {}, r"has 3 features, but the model was trained on 4"),
+        ("NaN", {}, r"mean-colour features"),
         ("damaged", {}, r"features.h5ad"),
         ("version", {}, r"another mean-colour than the model's \(version differ\)"),
         ("", {"encoder": MeanColour()}, "`encoder` and `weights` are not used with `features`"),
@@ -163,6 +167,15 @@ def test_features_of_something_else_are_refused(files, model, tmp_path, change, 
         found["a"].unlink()
     elif change == "other":
         write_h5ad(anndata.AnnData(np.ones((3, 4), np.float32)), found["a"])
+    elif change in ("no JSON", "no places", "width", "NaN"):
+        held = anndata.read_h5ad(found["a"])
+        if change == "no JSON":
+            held.uns["encoder"] = "[" * 10_000
+        elif change == "no places":
+            del held.obsm["spatial"]
+        elif change == "NaN":
+            held.X[3, 1] = np.nan
+        write_h5ad(held if change != "width" else held[:, :3].copy(), found["a"])
     elif change == "damaged":
         found["a"].write_bytes(found["a"].read_bytes()[:5000])
     elif change == "version":

@@ -311,8 +311,10 @@ class Scorer:
         the number of tiles before the work, and may refuse it.
         """
         name, source, tiles = name or slide.path.stem, self.source, None
+        encoder: dict[str, Any] = {}
         if isinstance(source, Path):
-            tiles = kept_tiles(source, name, slide, self.stride_um)
+            tiles, encoder = kept_tiles(source, name, slide, self.stride_um)
+            self.model.check_encoder(encoder)
             grid = {key: tiles.uns["strank"][key] for key in GRID}
             facts = {"image": str(slide.path.resolve()), **grid}
         else:
@@ -328,7 +330,7 @@ class Scorer:
         tiles = lay_tiles(slide, name, facts) if tiles is None else tiles
         check(tiles.n_obs)
         with bar(f"Scoring tiles of {slide.path.stem}", tiles.n_obs) as advance:
-            scores = self._scored(slide, tiles, advance)
+            scores = self._scored(slide, tiles, encoder, advance)
         odd = novelty_warning(scores)
         told = {"warnings": [*self.warnings, *([odd] if odd else [])]}
         scores.uns["strank"] = facts | {"ignored": tiles.uns["strank"]["ignored"]} | told
@@ -336,16 +338,18 @@ class Scorer:
             write_h5ad(scores, path)
         return scores, False
 
-    def _scored(self, slide: Slide, tiles: AnnData, advance: Advance | None) -> AnnData:
+    def _scored(
+        self, slide: Slide, tiles: AnnData, encoder: dict[str, Any], advance: Advance | None
+    ) -> AnnData:
+        """Score tiles; of kept features the ``encoder`` is what gave them."""
         if not isinstance(self.source, Path):
             clean = without_ignored(slide)
             return predict_slide(clean, self.model, tiles, encoder=self.source, advance=advance)
-        encoder = json.loads(tiles.uns["encoder"])
-        self.model.check_encoder(encoder)
-        features, places = np.asarray(tiles.X, np.float32), tiles[:, []].copy()
+        features = np.asarray(tiles.X, np.float32)
+        scores = score_tiles(slide, self.model, tiles[:, []].copy(), features, encoder)
         if advance is not None:
             advance(tiles.n_obs)
-        return score_tiles(slide, self.model, places, features, encoder)
+        return scores
 
 
 def _before(path: Path, name: str, facts: Mapping[str, Any]) -> AnnData | None:

@@ -44,7 +44,9 @@ from strank.where import Where
 # bytes of them, were the whole slide tissue.
 _MOST_BYTES = 8 * 2**30
 FEATURES = "features.h5ad"
-GRID = ("um_per_pixel", "tile_um", "stride_um")  # in `grid_facts`
+# What may be asked for beside features, and all that a grid hangs on.
+_FREE = ("um_per_pixel", "stride_um")
+GRID = (*_FREE, "tile_um")
 
 
 def grid_facts(
@@ -309,16 +311,17 @@ def _made_before(path: Path, facts: Mapping[str, Any], encoder: str, dtype: str)
         return None
     found = read_h5ad(path)
     stored = found.uns.get("strank", {})
-    # A file that was moved is still the same.
-    same = all(stored.get(key) == value for key, value in facts.items() if key != "image")
+    same = all(stored.get(key) == facts[key] for key in (*GRID, "image_sha256"))
     same &= found.uns.get("encoder") == encoder and found.X.dtype == dtype
     return found if same else None
 
 
-def kept_tiles(folder: Path, name: str, slide: Slide, stride_um: float | None) -> AnnData:
-    """Read the tiles of a slide with their features; refuse those of another image or stride.
+def kept_tiles(
+    folder: Path, name: str, slide: Slide, stride_um: float | None
+) -> tuple[AnnData, dict[str, Any]]:
+    """Read the tiles of a slide, with features in ``X``, and the facts of what gave these.
 
-    Features are in ``X``, and what they come from in ``uns["encoder"]``, a text in JSON.
+    Those of another image, scale or stride are refused.
     """
     path = folder / name / FEATURES
     if not path.is_file():
@@ -327,19 +330,25 @@ def kept_tiles(folder: Path, name: str, slide: Slide, stride_um: float | None) -
             "or leave `features` out"
         )
     tiles = read_h5ad(path)
-    facts = tiles.uns.get("strank")
-    if not isinstance(facts, Mapping) or "encoder" not in tiles.uns:
-        raise InputError(f"{path}: no features of tiles as `strank embed` writes them of slides")
-    if facts["image_sha256"] != sha256(slide.path):
+    try:
+        facts, encoder = tiles.uns["strank"], dict(json.loads(tiles.uns["encoder"]))
+        image, um_per_pixel, stride = facts["image_sha256"], *(float(facts[key]) for key in _FREE)
+        _ = float(facts["tile_um"]), str(facts["ignored"]), tiles.obs["ignored"].astype(float)
+        whole = np.shape(tiles.obsm["spatial"]) == (tiles.n_obs, 2) and tiles.n_obs > 0
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path}: no features of tiles, as `strank embed` writes them of slides")
+    if image != sha256(slide.path):
         raise InputError(f"{path}: features of another image than {slide.path}; embed again")
-    for key, told, now in (
-        ("um_per_pixel", "at", slide.um_per_pixel),
-        ("stride_um", "of tiles every", stride_um),
-    ):
-        if now is not None and facts[key] != now:
-            unit = "µm per pixel" if key == "um_per_pixel" else "µm"
-            raise InputError(
-                f"{path}: features {told} {facts[key]:g} {unit}, and {now:g} are asked for; "
-                "embed again, or leave that out"
-            )
-    return tiles
+    if um_per_pixel != slide.um_per_pixel:
+        raise InputError(
+            f"{path}: features at {um_per_pixel:g} µm per pixel, and {slide.path} is at "
+            f"{slide.um_per_pixel:g}; embed again, or give the scale that was meant there"
+        )
+    if stride_um not in (None, stride):
+        raise InputError(
+            f"{path}: features of tiles every {stride:g} µm, and not {stride_um:g}; embed again, "
+            "or leave `stride_um` out"
+        )
+    return tiles, encoder
