@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from strank.model.novelty import novelty_of, warning_of
 from strank.model.rank_model import RankModel
 from strank.neural.heads import Traits
 from strank.progress import Advance, Bar, Say
-from strank.slide_features import GRID, grid_facts, kept_tiles, lay_tiles
+from strank.slide_features import GRID_FACTS, grid_facts, kept_tiles, lay_tiles
 from strank.slide_runs import (
     SlideEntry,
     Subject,
@@ -315,7 +314,7 @@ class Scorer:
         if isinstance(source, Path):
             tiles, encoder = kept_tiles(source, name, slide, self.stride_um)
             self.model.check_encoder(encoder)
-            grid = {key: tiles.uns["strank"][key] for key in GRID}
+            grid = {key: tiles.uns["strank"][key] for key in GRID_FACTS}
             facts = {"image": str(slide.path.resolve()), **grid}
         else:
             check_scale(slide, source)

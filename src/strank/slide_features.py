@@ -46,7 +46,7 @@ _MOST_BYTES = 8 * 2**30
 FEATURES = "features.h5ad"
 # What may be asked for beside features, and all that a grid hangs on.
 _FREE = ("um_per_pixel", "stride_um")
-GRID = (*_FREE, "tile_um")
+GRID_FACTS = (*_FREE, "tile_um")
 
 
 def grid_facts(
@@ -311,7 +311,7 @@ def _made_before(path: Path, facts: Mapping[str, Any], encoder: str, dtype: str)
         return None
     found = read_h5ad(path)
     stored = found.uns.get("strank", {})
-    same = all(stored.get(key) == facts[key] for key in (*GRID, "image_sha256"))
+    same = all(stored.get(key) == facts[key] for key in (*GRID_FACTS, "image_sha256"))
     same &= found.uns.get("encoder") == encoder and found.X.dtype == dtype
     return found if same else None
 
