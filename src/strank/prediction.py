@@ -236,10 +236,10 @@ class Scoring:
     ) -> AnnData:
         """Score a slide, and say what limits its scores."""
         slide, _, name = self.open(entry)
-        scores, _ = self.scorer(entry.model).score(slide, path, name, bar=bar)
-        for told in (ignored_part(scores), novelty_warning(scores)):
-            if told:
-                say(f"{slide.path}: {told}")
+        scorer = self.scorer(entry.model)
+        scores, _ = scorer.score(slide, path, name, bar=bar)
+        for told in scorer.limits_of(scores):
+            say(f"{slide.path}: {told}")
         return scores
 
     @property
@@ -283,17 +283,22 @@ class Scorer:
         """Say what to know of all maps: of this distance of tiles, of sizes that mean nothing."""
         calibration = self.model.provenance.get("calibration") or {"size": True}
         order_only = "" if calibration["size"] else str(calibration["told"])
-        return [told for told in (self._near(), order_only) if told]
+        return [told for told in (self._near(self.stride_um), order_only) if told]
 
-    def _near(self) -> str:
-        if self.stride_um is None or Traits.of(self.model.head).n_neighbours == 0:
+    def _near(self, stride_um: float | None) -> str:
+        if stride_um is None or Traits.of(self.model.head).n_neighbours == 0:
             return ""
-        if self.stride_um == (pitch := _size_of(self.model, "spot_pitch_um")):
+        if stride_um == (pitch := _size_of(self.model, "spot_pitch_um")):
             return ""
         return (
             f"the model looks at neighbours, {pitch:g} µm away in training and "
-            f"{self.stride_um:g} µm here: a map without `stride_um` is closer to what was evaluated"
+            f"{stride_um:g} µm here: a map without `stride_um` is closer to what was evaluated"
         )
+
+    def limits_of(self, scores: AnnData) -> list[str]:
+        """Say what limits the scores of a slide, besides what is to know of all maps."""
+        own = [told for told in scores.uns["strank"]["warnings"] if told not in self.warnings]
+        return [told for told in (ignored_part(scores), *own) if told]
 
     def score(
         self,
@@ -320,8 +325,9 @@ class Scorer:
             check_scale(slide, source)
             facts = grid_of(slide, self.model, self.stride_um)
         if path is not None:
-            facts |= {"image_sha256": sha256(slide.path), **self.known}
-            facts["strank_version"] = __version__
+            # That of kept tiles is known to be the slide's.
+            image = sha256(slide.path) if tiles is None else tiles.uns["strank"]["image_sha256"]
+            facts |= {"image_sha256": image, **self.known, "strank_version": __version__}
         scores = _before(path, name, facts) if path is not None and self.known else None
         if scores is not None:
             check(scores.n_obs)
@@ -330,9 +336,10 @@ class Scorer:
         check(tiles.n_obs)
         with bar(f"Scoring tiles of {slide.path.stem}", tiles.n_obs) as advance:
             scores = self._scored(slide, tiles, encoder, advance)
-        odd = novelty_warning(scores)
-        told = {"warnings": [*self.warnings, *([odd] if odd else [])]}
-        scores.uns["strank"] = facts | {"ignored": tiles.uns["strank"]["ignored"]} | told
+        own = (self._near(facts["stride_um"]), novelty_warning(scores))
+        told = dict.fromkeys([*self.warnings, *(warning for warning in own if warning)])
+        about = {"ignored": tiles.uns["strank"]["ignored"], "warnings": list(told)}
+        scores.uns["strank"] = facts | about
         if path is not None:
             write_h5ad(scores, path)
         return scores, False

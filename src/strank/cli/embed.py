@@ -112,7 +112,8 @@ def embed(
     how: dict[str, Any] = {"dtype": dtype, "precision": precision, "batch_size": batch_size}
     how |= {"workers": workers}
     if _is_cohort(inputs):
-        given = {"--output": output, "--mpp": mpp, "--stride": stride}
+        given: dict[str, Any] = {"--output": output, "--mpp": mpp, "--stride": stride}
+        given |= {"--mpp-override": mpp_override or None}
         if odd := [name for name, value in given.items() if value is not None]:
             raise InputError(f"{some(odd)}: for slides; {inputs[0]} is taken for a cohort")
         _embed_cohort(

@@ -194,7 +194,7 @@ def _predict_one(
     entry: SlideEntry,
     say: Say,
 ) -> dict[str, Any]:
-    from strank.prediction import ignored_part, novelty_warning, trust_of
+    from strank.prediction import ignored_part, trust_of
     from strank.report.maps import write_gene_maps, write_tissue_map
 
     scorer, (slide, section, name) = scoring.scorer(entry.model), scoring.open(entry)
@@ -211,10 +211,8 @@ def _predict_one(
         absent = scores.var_names.difference(section.var_names)
         if len(absent):
             say(f"{entry.file} has no counts of {some(absent)}: predicted only")
-    ignored = ignored_part(scores)
-    for text in (ignored, novelty_warning(scores)):
-        if text:
-            say(f"{entry.file}: {text}")
+    for text in scorer.limits_of(scores):
+        say(f"{entry.file}: {text}")
     with bar(f"Drawing {slide.path.stem}", len(genes)) as advance:
         maps = write_gene_maps(folder, scores, genes, section=section, slide=slide, advance=advance)
     tissue = write_tissue_map(folder, slide)
@@ -224,7 +222,7 @@ def _predict_one(
         "scored_before": before,
         "n_genes": scores.n_vars,
         "genes": genes,
-        "ignored": ignored,
+        "ignored": ignored_part(scores),
         **trust_of(scores),
         "tissue": str(tissue),
         "maps": [str(drawn) for drawn in maps],
