@@ -12,6 +12,8 @@ PYTEST_ARGS ?=
 TORCH ?=
 # Python compiles what is imported; of all that is installed that is a small part.
 PIP := $(BIN)/python -m pip install --quiet --no-compile
+# And keeps it: where PYTHONDONTWRITEBYTECODE is set, every process would compile torch anew (20 s).
+export PYTHONDONTWRITEBYTECODE :=
 TORCH_FIRST = $(if $(TORCH),$(PIP) torch --index-url https://download.pytorch.org/whl/$(TORCH))
 
 .DEFAULT_GOAL := help
