@@ -31,6 +31,7 @@ from strank.errors import InputError
 from strank.evaluation.paper_tasks import PAPER_TASKS
 from strank.evaluation.protocol import PRESETS
 from strank.fitting.method import fit
+from strank.neural.recipe import RECIPES
 from strank.reproduce import hest
 from strank.studies.reproduce.task_data import import_task, task_samples, unknown_patients
 
@@ -325,14 +326,16 @@ def test_killed_at_any_moment_it_goes_on_without_repeating(paad, tmp_path):
 
 @pytest.mark.slow
 def test_seven_tasks_from_files_to_the_table(tmp_path, monkeypatch):
-    """In less than a minute on two cores; the two large tasks with six of their samples."""
+    """The two large tasks with six of their samples, and networks of a few epochs."""
     for name in ("PRAD", "ccRCC"):
         task = replace(PAPER_TASKS[name], samples=PAPER_TASKS[name].samples[:6])
         monkeypatch.setitem(PAPER_TASKS, name, task)
         smaller = replace(PRESETS[f"paper-{name}"], folds=(task.fold,))
         monkeypatch.setitem(PRESETS, f"paper-{name}", smaller)
+    for name in ("published-quick", "quick"):
+        monkeypatch.setitem(RECIPES, name, replace(RECIPES[name], max_epochs=5))
     folder = write_tasks(tmp_path / "hest", *PAPER_TASKS, n_spots=12)
-    found = hest(tmp_path / "out", folder, encoder=Colour(), quick=True, jobs=2)
+    found = hest(tmp_path / "out", folder, encoder=Colour(), quick=True)
     table = found.table.set_index(["task", "method"])
     assert list(dict.fromkeys(found.table["task"])) == [*PAPER_TASKS, "mean"]
     for name, task in PAPER_TASKS.items():
