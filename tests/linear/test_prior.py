@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -30,7 +32,9 @@ def correlation(a, b):
     return np.divide((a * b).sum(0), norm, out=np.zeros(len(norm)), where=norm > 0).mean()
 
 
+@cache
 def both(kind, seed):
+    """Models that borrow and that do not, and how near they come; fitted once for all tests."""
     features, counts, section, scores = simulate(kind, seed)
     train = section < 3
     models = [

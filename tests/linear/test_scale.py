@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import h5py
 import numpy as np
 import pytest
@@ -27,11 +29,17 @@ def fitted(kind, features, **options):
     return clone(MODELS[kind]).set_params(**options).fit(features, COUNTS, section=SECTION)
 
 
+@cache
+def plain(kind):
+    """Fit the features as they are, once for all tests."""
+    return fitted(kind, X)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(-900, 900), min_size=5, max_size=5))
 def test_a_power_of_two_changes_no_digit(exponents):
     factor = np.ldexp(1.0, exponents)
-    one = fitted("list", X)
+    one = plain("list")
     scores, weights, centre, scale = one.predict(X), one.coef_, one.centre_, one.scale_
     other = fitted("list", X * factor)
     np.testing.assert_array_equal(other.predict(X * factor), scores)
@@ -46,7 +54,7 @@ def test_a_power_of_two_changes_no_digit(exponents):
 @pytest.mark.parametrize("exponent", [-280, -200, -15, 15, 200, 280])
 def test_any_factor_changes_the_last_digits(kind, exponent):
     factor = 10.0**exponent
-    one = fitted(kind, X)
+    one = plain(kind)
     scores, weights, penalty = one.predict(X), one.coef_, one.penalty_
     other = fitted(kind, X * factor)
     assert other.converged_.all()
@@ -64,7 +72,7 @@ def test_features_of_float32_as_far_as_it_goes(exponent):
 
 
 def test_features_on_disk(tmp_path):
-    scores = fitted("list", X).predict(X)
+    scores = plain("list").predict(X)
     with h5py.File(tmp_path / "X.h5", "w") as file:
         stored = file.create_dataset("X", data=X * 1e200)
         for max_memory in (7e-6, 1.0):
