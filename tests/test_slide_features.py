@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy import sparse
 from typer.testing import CliRunner
 
 from strank import embed_slides
@@ -158,17 +160,39 @@ def test_a_slide_that_fails_does_not_stop_the_others(files, tmp_path):
     assert not (tmp_path / "tiles/a/features.h5ad").exists()
 
 
+def with_(held: anndata.AnnData, part: str, key: str, value: Any) -> anndata.AnnData:
+    getattr(held, part)[key] = value
+    return held
+
+
+def of(held: anndata.AnnData, X: Any) -> anndata.AnnData:
+    return anndata.AnnData(X, obs=held.obs, var=held.var, obsm=held.obsm, uns=held.uns)
+
+
+UNLIKE = r"a.features.h5ad: no features of tiles of .*a.png, as `strank embed` writes them of sli"
+# What files of others may hold, or those of ours become.
+STRANGE: dict[str, Callable[[anndata.AnnData], anndata.AnnData]] = {
+    "another": lambda _: anndata.AnnData(np.ones((3, 4), np.float32)),
+    "no JSON": lambda held: with_(held, "uns", "encoder", "[" * 10_000),
+    "two sums": lambda held: with_(held, "uns", "strank", {"image_sha256": np.array(["a", "b"])}),
+    "elsewhere": lambda held: with_(held, "obsm", "spatial", 100 * held.obsm["spatial"]),
+    "nowhere": lambda held: with_(held, "obsm", "spatial", np.nan * held.obsm["spatial"]),
+    "narrower": lambda held: held[:, :3].copy(),
+    "turned": lambda held: held[:, ::-1].copy(),
+    "sparse": lambda held: of(held, sparse.csr_matrix(held.X)),
+    "whole numbers": lambda held: of(held, held.X.astype(int)),
+    "none": lambda held: of(held, None),
+}
+
+
 @pytest.mark.parametrize(
     ("change", "how", "told"),
     [
         ("image", {}, r"features.h5ad: features of another image than .*a.png; embed again$"),
         ("", {"um_per_pixel": 2.5}, r"features at 2 µm per pixel, and .*a.png is at 2.5; embed"),
         ("", {"stride_um": 50.0}, r"features of tiles every 100 µm, and not 50; embed again, or"),
-        ("none", {}, r"a.features.h5ad: no such file; embed the slide with `strank embed"),
-        ("other", {}, r"no features of tiles, as `strank embed` writes them of slides"),
-        ("no JSON", {}, r"no features of tiles, as `strank embed` writes them of slides"),
-        ("no places", {}, r"no features of tiles, as `strank embed` writes them of slides"),
-        ("width", {}, r"has 3 features, but the model was trained on 4"),
+        ("absent", {}, r"a.features.h5ad: no such file; embed .*a.png, called a, with `strank em"),
+        *((change, {}, UNLIKE) for change in STRANGE),
         ("NaN", {}, r"mean-colour features"),
         ("damaged", {}, r"features.h5ad"),
         ("version", {}, r"another mean-colour than the model's \(version differ\)"),
@@ -179,25 +203,48 @@ def test_features_of_something_else_are_refused(files, model, tmp_path, change, 
     found = embed_slides(files, tmp_path / "tiles", MeanColour(), um_per_pixel=UM, stride_um=100.0)
     if change == "image":
         files[0].write_bytes(files[1].read_bytes())
-    elif change == "none":
+    elif change == "absent":
         found["a"].unlink()
-    elif change == "other":
-        write_h5ad(anndata.AnnData(np.ones((3, 4), np.float32)), found["a"])
-    elif change in ("no JSON", "no places", "width", "NaN"):
+    elif change in STRANGE:
+        write_h5ad(STRANGE[change](anndata.read_h5ad(found["a"])), found["a"])
+    elif change == "NaN":
         held = anndata.read_h5ad(found["a"])
-        if change == "no JSON":
-            held.uns["encoder"] = "[" * 10_000
-        elif change == "no places":
-            del held.obsm["spatial"]
-        elif change == "NaN":
-            held.X[3, 1] = np.nan
-        write_h5ad(held if change != "width" else held[:, :3].copy(), found["a"])
+        held.X[3, 1] = np.nan
+        write_h5ad(held, found["a"])
     elif change == "damaged":
         found["a"].write_bytes(found["a"].read_bytes()[:5000])
     elif change == "version":
         model.encoder["version"] = "2"
     with pytest.raises(InputError, match=told):
         predict(files[0], model, features=tmp_path / "tiles", **({"um_per_pixel": UM} | how))
+
+
+def test_scores_are_made_again_where_features_changed(files, model, tmp_path):
+    model.save(tmp_path / "model")
+    how = {"um_per_pixel": UM, "stride_um": 100.0}
+    embed_slides(files, tmp_path / "tiles", MeanColour(), **how)
+
+    def first(**given) -> np.ndarray:
+        given = {"um_per_pixel": UM} | given
+        found = predict(files, tmp_path / "model", tmp_path / "out", **given)
+        return anndata.read_h5ad(found["a"]).X
+
+    exact = first(features=tmp_path / "tiles")
+    embed_slides(files, tmp_path / "tiles", MeanColour(), dtype="float16", **how)
+    assert (first(features=tmp_path / "tiles") != exact).any()
+    np.testing.assert_array_equal(first(encoder=MeanColour()), exact)
+
+
+def test_features_and_scores_have_folders_of_their_own(files, model, tmp_path):
+    how = {"um_per_pixel": UM, "stride_um": 100.0}
+    embed_slides(files, tmp_path / "tiles", MeanColour(), **how)
+    before = (tmp_path / "tiles/slides.csv").read_text()
+    with pytest.raises(InputError, match=r"tiles: holds features of slides; choose another `outpu"):
+        predict(files, model, tmp_path / "tiles", um_per_pixel=UM, features=tmp_path / "tiles")
+    assert (tmp_path / "tiles/slides.csv").read_text() == before
+    predict(files, model, tmp_path / "maps", um_per_pixel=UM, features=tmp_path / "tiles")
+    with pytest.raises(InputError, match=r"maps: holds scores of slides; choose another `output`"):
+        embed_slides(files, tmp_path / "maps", MeanColour(), **how)
 
 
 def test_features_that_are_not_finite_are_named(files, tmp_path):
@@ -269,6 +316,11 @@ def test_a_map_is_drawn_from_kept_features(files, tmp_path):
         (["embed", ".", "-o", "t"], "--output: for slides; . is taken for a cohort"),
         (["embed", "list.csv", "a.png", "-o", "t"], "list.csv: give a list of slides alone"),
         (["embed", "a.png", "-o", "t", "--dtype", "int8"], "dtype 'int8': choose one of"),
+        (["embed", "a.png", "-o", "t", "--stride", "0"], "--stride must be above 0, in µm; got 0"),
+        (["embed", "a.png", "-o", "t", "--stride", "nan"], "--stride must be above 0, in µm; got"),
+        (["embed", "a.png", "-o", "t", "--precision", "fp8"], "no precision 'fp8'; choose one of"),
+        (["embed", "nowhere", "-o", "t"], "nowhere: no such folder; make a cohort with"),
+        (["embed", ".", "."], "give one cohort, or slides"),
         (["embed", "a.png", "-o", "t", "--mpp-override"], "--mpp-override takes --mpp in the"),
     ],
 )

@@ -26,7 +26,7 @@ from strank.model.novelty import novelty_of, warning_of
 from strank.model.rank_model import RankModel
 from strank.neural.heads import Traits
 from strank.progress import Advance, Bar, Say
-from strank.slide_features import GRID_FACTS, grid_facts, kept_tiles, lay_tiles
+from strank.slide_features import FEATURES, GRID_FACTS, grid_facts, kept_tiles, lay_tiles
 from strank.slide_runs import (
     SlideEntry,
     Subject,
@@ -290,9 +290,13 @@ class Scorer:
             return ""
         if stride_um == (pitch := _size_of(self.model, "spot_pitch_um")):
             return ""
+        kept = isinstance(self.source, Path)
+        closer = (
+            f"features of tiles every {pitch:g} µm are" if kept else "a map without `stride_um` is"
+        )
         return (
             f"the model looks at neighbours, {pitch:g} µm away in training and "
-            f"{stride_um:g} µm here: a map without `stride_um` is closer to what was evaluated"
+            f"{stride_um:g} µm here: {closer} closer to what was evaluated"
         )
 
     def limits_of(self, scores: AnnData) -> list[str]:
@@ -328,6 +332,8 @@ class Scorer:
             # That of kept tiles is known to be the slide's.
             image = sha256(slide.path) if tiles is None else tiles.uns["strank"]["image_sha256"]
             facts |= {"image_sha256": image, **self.known, "strank_version": __version__}
+            if isinstance(source, Path):
+                facts["features_sha256"] = sha256(source / name / FEATURES)
         scores = _before(path, name, facts) if path is not None and self.known else None
         if scores is not None:
             check(scores.n_obs)
@@ -369,6 +375,7 @@ def _before(path: Path, name: str, facts: Mapping[str, Any]) -> AnnData | None:
     older = "warnings" not in stored or "spatial" not in found.uns
     called = set(found.obs.get("section", ())) == {name}
     same = called and not older and all(stored.get(key) == facts[key] for key in facts)
+    same &= stored.get("features_sha256") == facts.get("features_sha256")
     return found if same else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from strank.cohort.store import read_h5ad, write_h5ad
 from strank.encoders.backbone import on_gpu
 from strank.encoders.base import Encoder, encoder_facts
 from strank.encoders.embedding import encoder_to_embed
+from strank.encoders.run import known_of
 from strank.encoders.stored import check_dtype
 from strank.encoders.tiles import check_scale, embed_spots, usual_workers
 from strank.errors import InputError
@@ -44,9 +46,7 @@ from strank.where import Where
 # bytes of them, were the whole slide tissue.
 _MOST_BYTES = 8 * 2**30
 FEATURES = "features.h5ad"
-# What may be asked for beside features, and all that a grid hangs on.
-_FREE = ("um_per_pixel", "stride_um")
-GRID_FACTS = (*_FREE, "tile_um")
+GRID_FACTS = ("um_per_pixel", "stride_um", "tile_um")  # of `grid_facts`
 
 
 def grid_facts(
@@ -138,8 +138,9 @@ def embed_slides(
         Take ``um_per_pixel`` even where a file says another scale (by more than 5 %).
     stride_um
         µm between tiles, and side of the area that must be half full of tissue. For the map that
-        `strank.predict` draws by itself, a spot's diameter of the model; if ``None``, the smallest
-        window of the encoder, so that windows lie side by side.
+        `strank.predict` draws by itself, a spot's diameter of the model (of a head that looks at
+        neighbours the distance of its spots, where tiles at the border may be others); if ``None``,
+        the smallest window of the encoder, so that windows lie side by side.
     weights, precision, batch_size, workers
         As in `strank.embed`.
     dtype
@@ -212,8 +213,19 @@ class TileEmbedding:
     workers: int | None
 
     def __post_init__(self) -> None:
+        """Refuse what no slide could be embedded with, before any is opened."""
         check_override(self.um_per_pixel, self.override)
         check_dtype(self.dtype)
+        if self.stride_um is not None and not 0 < self.stride_um < float("inf"):
+            raise InputError(f"`stride_um` must be above 0, in µm; got {self.stride_um:g}")
+        for name, value, least in (
+            ("batch_size", self.batch_size, 1),
+            ("workers", self.workers or 0, 0),
+        ):
+            if value < least:
+                raise InputError(f"`{name}` must be at least {least}; got {value}")
+        if self.precision is not None:
+            _ = on_gpu(self.encoder, self.precision)
 
     @property
     def stride(self) -> float:
@@ -262,6 +274,7 @@ def _embed_one(
     width = len(encoder.feature_names)
     facts = grid_facts(slide, tile_um=how.stride, stride_um=how.stride, n_features=width)
     facts |= {"image_sha256": sha256(slide.path), "strank_version": __version__}
+    facts["feature_names_sha256"] = _names_digest(encoder.feature_names)
     known = json.dumps(encoder_facts(encoder))
     tiles = _made_before(path, facts, known, how.dtype)
     before = tiles is not None
@@ -271,7 +284,7 @@ def _embed_one(
         with bar(f"Embedding tiles of {slide.path.stem}", laid.n_obs) as advance:
             features = _features_at(how, slide, np.asarray(laid.obsm["spatial"]), advance, say)
         names = pd.DataFrame(index=pd.Index(encoder.feature_names))
-        about = {**laid.uns, "encoder": known}
+        about = {**laid.uns, "encoder": known, **known_of(encoder)}
         tiles = AnnData(features, obs=laid.obs, var=names, obsm=dict(laid.obsm), uns=about)
         # Not compressed: features hardly shrink, and a GPU would wait for it.
         write_h5ad(tiles, path, compression=None)
@@ -280,6 +293,10 @@ def _embed_one(
         say(f"{entry.file}: {told}")
     found = {"features": str(path), "n_tiles": tiles.n_obs, "warnings": [told] if told else []}
     return found | {"embedded_before": before}
+
+
+def _names_digest(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()
 
 
 def _features_at(
@@ -311,7 +328,8 @@ def _made_before(path: Path, facts: Mapping[str, Any], encoder: str, dtype: str)
         return None
     found = read_h5ad(path)
     stored = found.uns.get("strank", {})
-    same = all(stored.get(key) == facts[key] for key in (*GRID_FACTS, "image_sha256"))
+    keys = (*GRID_FACTS, "image_sha256", "feature_names_sha256")
+    same = all(stored.get(key) == facts[key] for key in keys)
     same &= found.uns.get("encoder") == encoder and found.X.dtype == dtype
     return found if same else None
 
@@ -326,19 +344,26 @@ def kept_tiles(
     path = folder / name / FEATURES
     if not path.is_file():
         raise InputError(
-            f"{path}: no such file; embed the slide with `strank embed {slide.path} -o {folder}`, "
-            "or leave `features` out"
+            f"{path}: no such file; embed {slide.path}, called {name}, with `strank embed -o "
+            f"{folder}` and the model's encoder, or leave `features` out"
         )
     tiles = read_h5ad(path)
     try:
         facts, encoder = tiles.uns["strank"], dict(json.loads(tiles.uns["encoder"]))
-        image, um_per_pixel, stride = facts["image_sha256"], *(float(facts[key]) for key in _FREE)
-        _ = float(facts["tile_um"]), str(facts["ignored"]), tiles.obs["ignored"].astype(float)
-        whole = np.shape(tiles.obsm["spatial"]) == (tiles.n_obs, 2) and tiles.n_obs > 0
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        um_per_pixel, stride, _ = (float(facts[key]) for key in GRID_FACTS)
+        image, _ = str(facts["image_sha256"]), str(facts["ignored"])
+        tiles.obs["ignored"] = tiles.obs["ignored"].astype(np.float32)
+        whole = facts["feature_names_sha256"] == _names_digest(tiles.var_names)
+        whole &= isinstance(tiles.X, np.ndarray) and tiles.X.dtype.kind == "f" and tiles.n_obs > 0
+        places = np.asarray(tiles.obsm["spatial"], np.float64)
+        whole &= places.shape == (tiles.n_obs, 2) and bool((places >= 0).all())
+        whole &= bool((places <= slide.size).all())
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError):
         whole = False
     if not whole:
-        raise InputError(f"{path}: no features of tiles, as `strank embed` writes them of slides")
+        raise InputError(
+            f"{path}: no features of tiles of {slide.path}, as `strank embed` writes them of slides"
+        )
     if image != sha256(slide.path):
         raise InputError(f"{path}: features of another image than {slide.path}; embed again")
     if um_per_pixel != slide.um_per_pixel:

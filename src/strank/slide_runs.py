@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -127,7 +126,7 @@ def _entry(row: Mapping[str, str], place: Path) -> SlideEntry:
         path,
         float(scale) if scale and _is_scale(scale) else None,
         str(place / model) if model else None,
-        {k: v for k, v in row.items() if k not in ("path", *_KNOWN, *chain(*_FOUND.values()))},
+        {k: v for k, v in row.items() if k not in ("path", *_KNOWN, *_FOUND["slides"])},
     )
 
 
@@ -166,7 +165,7 @@ def named_slides(
         if name.casefold() in taken:
             place = "a name" if output is None else Path(output) / name
             raise InputError(
-                f"two slides are called {name}, and would share {place}; predict one of them "
+                f"two slides are called {name}, and would share {place}; give one of them "
                 "apart, with another `output`"
             )
         taken.add(name.casefold())
@@ -216,8 +215,12 @@ class Records:
         # Of shares that begin at once, one writes.
         claim = Claim.take(path, wait=True)
         try:
-            before = read_facts(path) if path.is_file() and shares else {}
-            if before.get("shards"):
+            before: dict[str, Any] = {}
+            # A damaged one is made anew, but not under the hands of other shares.
+            with nullcontext() if shares else suppress(InputError):
+                before = read_facts(path) if path.is_file() else {}
+            _check_kind(self.folder, before, self.facts["kind"])
+            if shares and before.get("shards"):
                 _check_same(path, before, content)
             else:
                 write_json(path, content)
@@ -270,6 +273,15 @@ class Records:
 
 def _digest(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_kind(folder: Path, before: Mapping[str, Any], kind: str) -> None:
+    """Refuse a folder that holds results of another kind, which would lose its table."""
+    facts = before.get("facts")
+    held = facts.get("kind", kind) if isinstance(facts, Mapping) else kind
+    if held != kind:
+        what = "scores of slides" if held == "slides" else "features of slides"
+        raise InputError(f"{folder}: holds {what}; choose another `output`")
 
 
 def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

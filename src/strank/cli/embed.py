@@ -132,8 +132,15 @@ def embed(
 
 
 def _is_cohort(inputs: list[Path]) -> bool:
-    """Take a folder for a cohort, and what has no ending of a file, so that it is missed as one."""
-    return len(inputs) == 1 and (inputs[0].is_dir() or not inputs[0].suffix)
+    """Tell a cohort's folder from slides; what has no ending of a file is missed as either."""
+    first = inputs[0]
+    if len(inputs) > 1 and any(path.is_dir() for path in inputs):
+        raise InputError(f"{some(map(str, inputs))}: give one cohort, or slides")
+    if not (first.suffix or first.exists()):
+        raise InputError(
+            f"{first}: no such folder; make a cohort with `strank import`, or give slides"
+        )
+    return first.is_dir()
 
 
 def _embed_cohort(
@@ -188,7 +195,9 @@ def _embed_slides(
         lines=[
             f"{encoder.name} {encoder.version}: {len(encoder.feature_names)} features a tile, "
             f"every {looking.stride:g} µm; {len(names[0])} slides embedded, {len(names[1])} were "
-            f"done before. Next: strank predict SLIDES --features {output} --model MODEL -o maps"
+            "done before."
+            + f" Next: strank predict SLIDES --features {output} --model MODEL -o maps"
+            * bool(done)
         ],
     )
     if failed:

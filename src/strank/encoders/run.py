@@ -180,7 +180,7 @@ def _finish(work: _Work, encoder: Encoder) -> None:
         X=work.features,
         obs=pd.DataFrame(index=section.obs_names),
         var=pd.DataFrame(index=pd.Index(encoder.feature_names)),
-        uns=_facts(section, encoder) | _known(encoder),
+        uns=_facts(section, encoder) | known_of(encoder),
     )
     # Not compressed: features hardly shrink, and a GPU would wait for it.
     write_h5ad(features, work.path, compression=None)
@@ -191,7 +191,7 @@ def _facts(section: AnnData, encoder: Encoder) -> dict[str, Any]:
     return {"encoder": facts, "spots_sha256": spots_checksum(section)}
 
 
-def _known(encoder: Encoder) -> dict[str, str]:
+def known_of(encoder: Encoder) -> dict[str, str]:
     """List what is worth knowing of an encoder, but makes no other features."""
     known = {name: getattr(encoder, name, None) for name in ("revision", "precision")}
     return {name: str(value) for name, value in known.items() if value is not None}

@@ -315,8 +315,8 @@ class Design:
         n_axes = min(n, p)
         # Moments, axes and prior of each group that can be left out.
         held = (4 * n_groups + 6) * p * n_axes * 8
-        # Copies of the features; or a block of them, as it is read and in float64.
-        read = 12 * min(rows.block, longest) * p
+        # Copies of the features; or a block of them as it is read, and those of the last two.
+        read = 16 * min(rows.block, longest) * p
         held += read if rows.centre is not None else (1 + self._n_threads) * rows.n_bytes
         # Numbers of 8 bytes that a gene needs: of the solver and its history, of its sums, and of
         # one section.
