@@ -235,6 +235,20 @@ def test_scores_are_made_again_where_features_changed(files, model, tmp_path):
     np.testing.assert_array_equal(first(encoder=MeanColour()), exact)
 
 
+@pytest.mark.parametrize("given", [{"batch_size": 0}, {"workers": -1}, {"stride_um": -5.0}])
+def test_what_no_slide_could_be_embedded_with_is_refused_at_once(files, tmp_path, given):
+    (name,) = given
+    with pytest.raises(InputError, match=rf"^`{name}` must be "):
+        embed_slides(files, tmp_path / "tiles", MeanColour(), um_per_pixel=UM, **given)
+    assert not (tmp_path / "tiles/run.json").exists()
+
+
+def test_a_column_called_as_a_result_of_the_other_kind_is_carried(files, model, tmp_path):
+    slides = pd.DataFrame({"path": [str(f) for f in files], "mpp": UM, "features": ["old", "new"]})
+    predict(slides, model, tmp_path / "out", encoder=MeanColour())
+    assert pd.read_csv(tmp_path / "out/slides.csv")["features"].tolist() == ["old", "new"]
+
+
 def test_features_and_scores_have_folders_of_their_own(files, model, tmp_path):
     how = {"um_per_pixel": UM, "stride_um": 100.0}
     embed_slides(files, tmp_path / "tiles", MeanColour(), **how)

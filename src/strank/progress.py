@@ -13,6 +13,10 @@ Bar = Callable[[str, int], AbstractContextManager[Advance | None]]
 Say = Callable[[str], object]
 
 
+def ignore(_: object) -> None:
+    """Hear of progress, or of what is said, and do nothing."""
+
+
 @contextmanager
 def progress(
     description: str, total: int, *, unit: str = "", hidden: bool = False

@@ -26,7 +26,7 @@ from strank.encoders.stored import check_dtype
 from strank.encoders.tiles import check_scale, embed_spots, usual_workers
 from strank.errors import InputError
 from strank.files import check_room, claims, sha256
-from strank.progress import Advance, Bar, Say
+from strank.progress import Advance, Bar, Say, ignore
 from strank.slide_runs import (
     SlideEntry,
     Subject,
@@ -192,9 +192,9 @@ def embed_slides(
     )
     where, place = Where(jobs, dask, shard), Path(output)
     entries = entries_of(slides if is_many(slides) else [slides], place)
-    inside, step = (advance, _ignore) if where.is_here else (None, advance or _ignore)
+    inside, step = (advance, ignore) if where.is_here else (None, advance or ignore)
     bar = partial(_within, inside)
-    done, failed = looking.run(entries, place, where, bar=bar, tell=say or _ignore, advance=step)
+    done, failed = looking.run(entries, place, where, bar=bar, tell=say or ignore, advance=step)
     check_done(done, failed, place, where)
     return {name: Path(row["features"]) for name, row in done.items()}
 
@@ -253,10 +253,6 @@ class TileEmbedding:
             "strank_version": __version__,
         }
         return run_slides(entries, work, place, where, facts, **heard)
-
-
-def _ignore(_: object) -> None:
-    pass
 
 
 def _within(advance: Advance | None, *_: Any) -> AbstractContextManager[Advance | None]:

@@ -17,7 +17,7 @@ from strank.encoders.stored import check_dtype, lacks
 from strank.errors import InputError
 from strank.extras import need
 from strank.files import claimed
-from strank.progress import Advance, Say
+from strank.progress import Advance, Say, ignore
 from strank.where import Where
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def embed(
         return [Embedded(name, n, done_before=False) for name, n in done.items()]
     if image is not None or um_per_pixel is not None or um_per_pixel_override:
         raise InputError("`image` and its scale are of sections in memory: a folder has its own")
-    advance, say, folder = advance or _ignore, say or _ignore, Path(cohort)
+    advance, say, folder = advance or ignore, say or ignore, Path(cohort)
     names = where.mine(section_names(folder))
     n_spots = {name: n_spots_of(folder / f"{name}.h5ad") for name in names}
     todo = [name for name in names if not _is_done(folder, encoder, name, dtype, say)]
@@ -191,7 +191,3 @@ def _is_done(folder: Path, encoder: Encoder, name: str, dtype: str | None, say: 
     if reason:
         say(f"section {name}: embedded again, because {reason}")
     return reason is None
-
-
-def _ignore(_: object) -> None:
-    pass
